@@ -1,0 +1,37 @@
+"""What an atlas is: its words, its layout, its tables and the meaning of its numbers.
+
+Shared by the builder, which writes atlases, and the query package, which reads them. Needs neither torch nor faiss.
+"""
+
+from paramdex_schemas.addresses import Address
+from paramdex_schemas.errors import (
+    AddressError,
+    AtlasError,
+    BuildError,
+    CheckpointError,
+    FamilyError,
+    ParamdexError,
+    QueryError,
+    TokenError,
+)
+from paramdex_schemas.layout import KINDS, Block, Kind, ModelShape
+
+__all__ = [
+    "FORMAT_VERSION",
+    "KINDS",
+    "Address",
+    "AddressError",
+    "AtlasError",
+    "Block",
+    "BuildError",
+    "CheckpointError",
+    "FamilyError",
+    "Kind",
+    "ModelShape",
+    "ParamdexError",
+    "QueryError",
+    "TokenError",
+]
+
+FORMAT_VERSION = 1
+"""Raised whenever a name or column of the tables is renamed or dropped, or a stored number changes its meaning."""

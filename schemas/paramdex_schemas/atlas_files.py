@@ -1,0 +1,65 @@
+"""The files of an atlas: where they lie, and how they are checked.
+
+    NAME.atlas/
+      atlas.duckdb                      everything SQL can see
+      models/MODEL/KIND.faiss           normalized isometric coordinates, row i = the i-th parameter of that kind
+      models/MODEL/space.safetensors    the embedding, its column means, the root R of its Gram matrix and its inverse
+      models/MODEL/transfer.safetensors from each earlier model of the vocabulary into this one's coordinates
+
+DuckDB checks its own blocks when it reads them; the other files have their SHA-256 in the table ``store.files``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from importlib import resources
+from pathlib import Path
+
+from paramdex_schemas.errors import AtlasError
+
+DATABASE = "atlas.duckdb"
+SPACE = "space.safetensors"
+TRANSFER = "transfer.safetensors"
+STORAGE_VERSION = "v1.2.0"
+"""DuckDB's storage version: clients from 1.2 on can read the file."""
+
+
+def database(atlas: Path) -> Path:
+    return atlas / DATABASE
+
+
+def model_folder(atlas: Path, model: str) -> Path:
+    return atlas / "models" / model
+
+
+def index_name(kind: str) -> str:
+    return f"{kind}.faiss"
+
+
+def sha256(*paths: Path) -> str:
+    """The SHA-256, in hexadecimal, of the files' bytes one after the other."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def check(atlas: Path, path: str, n_bytes: int, digest: str) -> Path:
+    """The full path of a file of the atlas, once its size and SHA-256 are what was recorded.
+
+    Raises AtlasError where the file is missing or differs.
+    """
+    full = atlas / path
+    if not full.is_file():
+        raise AtlasError(f"{atlas} is damaged: {path} is missing; copy the atlas again or rebuild it")
+    if full.stat().st_size != n_bytes or sha256(full) != digest:
+        raise AtlasError(f"{atlas} is damaged: {path} is not what was written; copy the atlas again or rebuild it")
+    return full
+
+
+def ddl() -> list[str]:
+    """The statements that make an empty atlas database, in order."""
+    folder = resources.files(__package__) / "sql"
+    return [(folder / name).read_text("utf-8") for name in ("store.sql", "views.sql")]

@@ -1,0 +1,63 @@
+"""The errors a user can meet. Each message says what was wrong, where, and what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ParamdexError(Exception):
+    """Base of every error that paramdex raises on purpose.
+
+    ParamdexError
+    ├── AtlasError          the folder is no atlas, is damaged, or is of a newer format
+    ├── AddressError        no such model, layer, head, kind or parameter
+    ├── TokenError          no such word or token in the vocabulary
+    ├── QueryError          SQL or options that cannot be answered
+    └── BuildError          an atlas cannot be built
+        ├── FamilyError     the model's family is not known, or its tensors do not fit it
+        └── CheckpointError the model's files are missing, damaged or hold bad numbers
+    """
+
+
+class AtlasError(ParamdexError):
+    """The folder is no atlas, is damaged, or is of a newer format."""
+
+
+class AddressError(ParamdexError):
+    """No such model, layer, head, kind or parameter."""
+
+
+class TokenError(ParamdexError):
+    """No such word or token in the vocabulary."""
+
+
+class QueryError(ParamdexError):
+    """SQL or options that cannot be answered."""
+
+
+class BuildError(ParamdexError):
+    """An atlas cannot be built."""
+
+
+class FamilyError(BuildError):
+    """The model's family is not known, or its tensors do not fit it."""
+
+
+class CheckpointError(BuildError):
+    """The model's files are missing, damaged or hold bad numbers."""
+
+
+def nearest(word: str, choices: Iterable[str], n: int = 3) -> str:
+    """The end of an error message: the choices nearest to ``word``, or all of them where they are few.
+
+    >>> nearest("ff_valu", ["ff_key", "ff_value", "attn_output"])
+    'did you mean ff_value or ff_key?'
+    """
+    names = list(dict.fromkeys(choices))
+    close = difflib.get_close_matches(word, names, n=n, cutoff=0.6)
+    if close:
+        return f"did you mean {' or '.join(close)}?"
+    if len(names) <= 12:
+        return f"there {'is' if len(names) == 1 else 'are'} {', '.join(names) or 'none'}"
+    return f"there are {', '.join(names[:12])}, ..."

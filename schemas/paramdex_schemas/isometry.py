@@ -1,0 +1,101 @@
+"""Isometric coordinates: what the numbers in an atlas's vector indexes mean.
+
+A parameter w (d) has the V scores E w. Nobody needs to keep them: with Ec = E less its column means,
+G = Ec^T Ec and any R with R^T R = G, the coordinates c = R w satisfy
+
+    <c1, c2> = w1^T G w2 = <Ec w1, Ec w2>,
+
+so the inner product of two *normalized* coordinate vectors is the Pearson correlation of the two V-long score
+vectors, exactly. R is taken from the eigendecomposition G = U diag(l) U^T as R = diag(sqrt(l)) U^T without the null
+space (r x d, r the rank), and R^+ = U diag(1 / sqrt(l)) is its right inverse.
+
+Across two models A and B with the same rows of E, the transfer matrix
+
+    T = (Ec_B R_B^+)^T (Ec_A R_A^+) = R_B^+T (Ec_B^T Ec_A) R_A^+         (r_B x r_A)
+
+is the Gram matrix of two orthonormal bases. For normalized coordinates a of A and b of B, <T a, b> is the Pearson
+correlation of the two score vectors, exactly and whatever the widths; T^T goes the other way.
+
+All functions are pure, in NumPy and float64 inside.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class Root:
+    """A root of a Gram matrix: ``root`` R (r x d) and ``inverse`` R^+ (d x r), both float64."""
+
+    root: Array
+    inverse: Array
+    condition: float
+
+    @property
+    def rank(self) -> int:
+        return self.root.shape[0]
+
+
+def gram_root(gram: Array, n_rows: int) -> Root:
+    """The root of G = Ec^T Ec (d x d), by eigendecomposition, its null space dropped.
+
+    An eigenvalue counts as null below ``max(n_rows, d) * eps * l_max``, the size of the rounding errors in a float64
+    sum of ``n_rows`` outer products. ``condition`` is l_max over the smallest eigenvalue kept.
+
+    >>> r = gram_root(np.diag([4.0, 1.0, 0.0]), 10)
+    >>> r.rank, r.condition, np.allclose(r.root.T @ r.root, np.diag([4.0, 1.0, 0.0]))
+    (2, 4.0, True)
+    """
+    values, vectors = np.linalg.eigh(np.asarray(gram, np.float64))
+    values, vectors = values[::-1], vectors[:, ::-1]
+    cutoff = max(n_rows, len(values)) * np.finfo(np.float64).eps * max(values[0], 0.0)
+    kept = values > cutoff
+    values, vectors = values[kept], vectors[:, kept]
+    scale = np.sqrt(values)
+    condition = float(values[0] / values[-1]) if len(values) else 0.0
+    return Root(scale[:, None] * vectors.T, vectors / scale, condition)
+
+
+def normalize(rows: Array) -> Array:
+    """Each row over its norm; a zero row stays zero, so that its correlation with anything is 0 by rule."""
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 0)
+
+
+def transfer(cross_gram: Array, source: Root, target: Root) -> Array:
+    """T (r_target x r_source) from the cross-Gram Ec_target^T Ec_source (d_target x d_source)."""
+    return target.inverse.T @ np.asarray(cross_gram, np.float64) @ source.inverse
+
+
+def mean_absolute(a: Array, b: Array) -> float:
+    """Mean |<a_i, b_j>| over all pairs of rows of ``a`` (n x r) and ``b`` (m x r): the paper's layer similarity."""
+    return float(np.abs(a @ b.T).mean(dtype=np.float64))
+
+
+def layer_scores(a: list[Array], b: list[Array]) -> Array:
+    """mean_absolute of every layer of ``a`` with every layer of ``b``, in the same coordinates (len(a) x len(b))."""
+    return np.array([[mean_absolute(x, y) for y in b] for x in a])
+
+
+def match_layers(scores: Array) -> npt.NDArray[np.bool_]:
+    """The Hungarian assignment of rows to columns that maximizes the sum of ``scores``, as a mask of its shape.
+
+    >>> match_layers(np.array([[0.1, 0.9], [0.8, 0.7]])).tolist()
+    [[False, True], [True, False]]
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    matched = np.zeros(scores.shape, dtype=bool)
+    matched[linear_sum_assignment(scores, maximize=True)] = True
+    return matched
+
+
+def feature_rows(rows: Array) -> Array:
+    """Raw weight vectors (n x d) as rows whose inner product is their Pearson correlation over the d features."""
+    return normalize(rows - rows.mean(axis=1, keepdims=True))

@@ -1,0 +1,146 @@
+-- The physical tables: narrow, numbered, in the order that makes look-ups fast. Readers use the views of views.sql.
+
+CREATE SCHEMA store;
+
+-- One row: what wrote this atlas. Checked before anything else is read.
+CREATE TABLE store.atlas (
+    format_version INTEGER NOT NULL,
+    created_by VARCHAR NOT NULL
+);
+
+-- One row a file beside this database, so that damage is found before a wrong number is shown.
+CREATE TABLE store.files (
+    model VARCHAR NOT NULL,
+    path VARCHAR NOT NULL,
+    bytes BIGINT NOT NULL,
+    sha256 VARCHAR NOT NULL
+);
+
+-- One row a model.
+CREATE TABLE store.models (
+    model_id INTEGER NOT NULL,
+    model VARCHAR NOT NULL,
+    source VARCHAR NOT NULL,
+    revision VARCHAR,
+    family VARCHAR NOT NULL,
+    model_type VARCHAR NOT NULL,
+    n_layers INTEGER NOT NULL,
+    d_model INTEGER NOT NULL,
+    n_heads INTEGER NOT NULL,
+    n_kv_heads INTEGER NOT NULL,
+    d_head INTEGER NOT NULL,
+    d_ff INTEGER NOT NULL,
+    gated BOOLEAN NOT NULL,
+    vocabulary VARCHAR NOT NULL,
+    vocabulary_size INTEGER NOT NULL,
+    embedding VARCHAR NOT NULL,
+    tied BOOLEAN NOT NULL,
+    embedding_rank INTEGER NOT NULL,
+    embedding_condition DOUBLE NOT NULL,
+    rotary_left_out BOOLEAN NOT NULL,
+    dtype VARCHAR NOT NULL,
+    top_k INTEGER NOT NULL,
+    pair_k INTEGER NOT NULL,
+    neighbor_k INTEGER NOT NULL,
+    n_parameters BIGINT NOT NULL,
+    first_param_id BIGINT NOT NULL,
+    first_head_id BIGINT NOT NULL,
+    weights_sha256 VARCHAR NOT NULL,
+    tokenizer_sha256 VARCHAR NOT NULL,
+    plan_sha256 VARCHAR NOT NULL,
+    built_at TIMESTAMP NOT NULL,
+    builder_version VARCHAR NOT NULL
+);
+
+-- One row a vocabulary item; `folded` is what a typed word is compared with.
+CREATE TABLE store.tokens (
+    vocabulary VARCHAR NOT NULL,
+    token_id INTEGER NOT NULL,
+    token VARCHAR NOT NULL,
+    text VARCHAR NOT NULL,
+    folded VARCHAR NOT NULL,
+    is_special BOOLEAN NOT NULL,
+    is_ascii BOOLEAN NOT NULL,
+    is_alnum BOOLEAN NOT NULL,
+    is_word_start BOOLEAN NOT NULL
+);
+
+-- One row a parameter, by param_id; the lists hold its strongest tokens, strongest first, for look-ups by parameter.
+CREATE TABLE store.parameters (
+    param_id BIGINT NOT NULL,
+    address VARCHAR NOT NULL,
+    model_id INTEGER NOT NULL,
+    layer SMALLINT NOT NULL,
+    kind VARCHAR NOT NULL,
+    head SMALLINT,
+    kv_head SMALLINT,
+    idx INTEGER NOT NULL,
+    norm FLOAT NOT NULL,
+    mean FLOAT NOT NULL,
+    std FLOAT NOT NULL,
+    projected_norm FLOAT NOT NULL,
+    top_tokens INTEGER[] NOT NULL,
+    top_scores FLOAT[] NOT NULL,
+    bottom_tokens INTEGER[] NOT NULL,
+    bottom_scores FLOAT[] NOT NULL
+);
+
+-- One row a parameter, side and rank, in the order (token_id, side, score) within a model, for look-ups by token.
+CREATE TABLE store.postings (
+    token_id INTEGER NOT NULL,
+    is_top BOOLEAN NOT NULL,
+    score FLOAT NOT NULL,
+    rank SMALLINT NOT NULL,
+    param_id BIGINT NOT NULL
+);
+
+-- One row a head.
+CREATE TABLE store.heads (
+    head_id BIGINT NOT NULL,
+    address VARCHAR NOT NULL,
+    model_id INTEGER NOT NULL,
+    layer SMALLINT NOT NULL,
+    head SMALLINT NOT NULL,
+    kv_head SMALLINT NOT NULL,
+    qk_norm FLOAT NOT NULL,
+    vo_norm FLOAT NOT NULL,
+    qk_mean FLOAT NOT NULL,
+    qk_std FLOAT NOT NULL,
+    vo_mean FLOAT NOT NULL,
+    vo_std FLOAT NOT NULL
+);
+
+-- One row a head's token pair, by head_id, matrix and side.
+CREATE TABLE store.pairs (
+    head_id BIGINT NOT NULL,
+    matrix VARCHAR NOT NULL,
+    is_top BOOLEAN NOT NULL,
+    rank SMALLINT,
+    rank_distinct SMALLINT,
+    same_word BOOLEAN NOT NULL,
+    source_id INTEGER NOT NULL,
+    target_id INTEGER NOT NULL,
+    score FLOAT NOT NULL
+);
+
+-- One row a parameter's near one in another model.
+CREATE TABLE store.neighbors (
+    param_id BIGINT NOT NULL,
+    neighbor_id BIGINT NOT NULL,
+    neighbor_model_id INTEGER NOT NULL,
+    rank SMALLINT NOT NULL,
+    similarity FLOAT NOT NULL
+);
+
+-- One row a pair of layers of two models; feature_score is the same measure on the raw weights, where widths agree.
+CREATE TABLE store.layer_alignments (
+    model_a VARCHAR NOT NULL,
+    model_b VARCHAR NOT NULL,
+    kind VARCHAR NOT NULL,
+    layer_a SMALLINT NOT NULL,
+    layer_b SMALLINT NOT NULL,
+    score FLOAT NOT NULL,
+    matched BOOLEAN NOT NULL,
+    feature_score FLOAT,
+    feature_matched BOOLEAN
+);

@@ -1,0 +1,68 @@
+-- The public tables. Names and columns here are an interface: columns may be added, never renamed or dropped.
+
+-- The models of the atlas.
+CREATE VIEW models AS
+SELECT
+    model, source, revision, family, model_type, n_layers, d_model, n_heads, n_kv_heads, d_head, d_ff, gated,
+    vocabulary, vocabulary_size, embedding, tied, embedding_rank, embedding_condition, rotary_left_out, dtype,
+    top_k, pair_k, neighbor_k, n_parameters, weights_sha256, tokenizer_sha256, built_at, builder_version
+FROM store.models;
+
+-- The vocabularies of the models.
+CREATE VIEW tokens AS
+SELECT vocabulary, token_id, token, text, is_special, is_ascii, is_alnum, is_word_start
+FROM store.tokens;
+
+-- Every vector that reads from or writes to the residual stream.
+CREATE VIEW parameters AS
+SELECT
+    p.param_id, p.address, m.model, p.layer, p.kind, p.head, p.kv_head, p.idx,
+    p.norm, p.mean, p.std, p.projected_norm
+FROM store.parameters AS p
+JOIN store.models AS m USING (model_id);
+
+-- The strongest tokens of every parameter, both sides.
+CREATE VIEW parameter_tokens AS
+SELECT
+    t.param_id, p.address, m.model, p.layer, p.kind, p.head, p.idx,
+    CASE WHEN t.is_top THEN 'top' ELSE 'bottom' END AS side,
+    t.rank, t.token_id, v.token, v.text, t.score
+FROM store.postings AS t
+JOIN store.parameters AS p USING (param_id)
+JOIN store.models AS m USING (model_id)
+JOIN store.tokens AS v ON v.vocabulary = m.vocabulary AND v.token_id = t.token_id;
+
+-- The heads, with the sizes of their two matrices.
+CREATE VIEW heads AS
+SELECT
+    h.head_id, h.address, m.model, h.layer, h.head, h.kv_head,
+    h.qk_norm, h.vo_norm, h.qk_mean, h.qk_std, h.vo_mean, h.vo_std
+FROM store.heads AS h
+JOIN store.models AS m USING (model_id);
+
+-- The strongest token pairs of every head's two matrices, both sides.
+CREATE VIEW head_pairs AS
+SELECT
+    r.head_id, h.address, m.model, h.layer, h.head, r.matrix,
+    CASE WHEN r.is_top THEN 'top' ELSE 'bottom' END AS side,
+    r.rank, r.rank_distinct, r.same_word,
+    r.source_id, s.text AS source, r.target_id, g.text AS target, r.score
+FROM store.pairs AS r
+JOIN store.heads AS h USING (head_id)
+JOIN store.models AS m USING (model_id)
+JOIN store.tokens AS s ON s.vocabulary = m.vocabulary AND s.token_id = r.source_id
+JOIN store.tokens AS g ON g.vocabulary = m.vocabulary AND g.token_id = r.target_id;
+
+-- The nearest parameters of the same kind in the other models of one vocabulary.
+CREATE VIEW neighbors AS
+SELECT
+    n.param_id, p.address, n.neighbor_id, q.address AS neighbor, m.model AS neighbor_model, n.rank, n.similarity
+FROM store.neighbors AS n
+JOIN store.parameters AS p ON p.param_id = n.param_id
+JOIN store.parameters AS q ON q.param_id = n.neighbor_id
+JOIN store.models AS m ON m.model_id = n.neighbor_model_id;
+
+-- How alike the layers of two models of one vocabulary are, each unordered pair of models once.
+CREATE VIEW layer_alignments AS
+SELECT model_a, model_b, kind, layer_a, layer_b, score, matched, feature_score, feature_matched
+FROM store.layer_alignments;
