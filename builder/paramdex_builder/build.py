@@ -1,0 +1,284 @@
+"""Building: models in, atlas out. Everything is checked before any work is done; finished work is kept and resumed."""
+
+from __future__ import annotations
+
+import errno
+import math
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import torch
+from filelock import FileLock, Timeout
+
+from paramdex_builder.checkpoint import Checkpoint
+from paramdex_builder.pairs import same_words
+from paramdex_builder.progress import Progress
+from paramdex_builder.publish import FinishedModel, database, publish
+from paramdex_builder.space import make_space, pick_device
+from paramdex_builder.units import Units, head_units, parameter_unit
+from paramdex_builder.vocabulary import Vocabulary, read_vocabulary
+from paramdex_schemas import FORMAT_VERSION, AtlasError, BuildError, atlas_files
+from paramdex_schemas.addresses import MODEL_NAME
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a build keeps and where it computes."""
+
+    top_k: int = 50
+    """strongest tokens kept for each parameter, on each side"""
+    pair_k: int = 200
+    """strongest token pairs kept for each head and matrix, on each side"""
+    neighbor_k: int = 5
+    """nearest parameters kept for each parameter, in each other model of its vocabulary"""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N; auto takes a GPU where there is one"""
+
+    def check(self) -> torch.device:
+        """The device. Raises BuildError where an option cannot be met."""
+        for name, largest in (("top_k", 1000), ("pair_k", 10_000), ("neighbor_k", 1000)):
+            if not 1 <= getattr(self, name) <= largest:
+                raise BuildError(f"{name} must be from 1 to {largest:,}, not {getattr(self, name)}")
+        try:
+            device = pick_device(self.device)
+            torch.zeros(1, device=device)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise BuildError(f"device {self.device!r} cannot be used here ({reason}); try --device cpu") from error
+        return device
+
+
+def build(
+    sources: Sequence[str], output: str | Path, options: Options | None = None, progress: Progress | None = None
+) -> Path:
+    """Build an atlas of ``sources`` at ``output``, or add them to the atlas that is there.
+
+    A source is a local folder or a Hugging Face name, or ``NAME=SOURCE`` to name it; without a name, the last part of
+    the source is its name. Run again after an interruption, the build goes on where it was.
+
+    Raises BuildError, CheckpointError, FamilyError or AtlasError; nothing is left behind for bad input.
+    """
+    options, progress = options or Options(), progress or Progress()
+    device = options.check()
+    atlas = Path(output)
+    named = _names(sources)
+    if not named:
+        raise BuildError("give at least one model to build")
+    try:
+        with ExitStack() as stack:
+            present = _present(atlas)
+            checkpoints = {name: stack.enter_context(Checkpoint.open(source)) for name, source in named.items()}
+            plans = {name: _plan(name, checkpoint, options, progress) for name, checkpoint in checkpoints.items()}
+            _check_space(atlas, [checkpoint for name, checkpoint in checkpoints.items() if name not in present], options)
+            staging = stack.enter_context(_staging(atlas))
+            present = _present(atlas)  # another build may have ended since
+            for name, checkpoint in checkpoints.items():
+                plan, vocabulary = plans[name]
+                fingerprint = _fingerprint(plan)
+                if name in present:
+                    if present[name] != fingerprint:
+                        raise BuildError(
+                            f"{atlas} already has a model {name}, built from other weights or with other options; "
+                            f"give this one another name: NEWNAME={checkpoint.source}"
+                        )
+                    progress.say(f"{name}: already in {atlas}")
+                    continue
+                model = _make(name, checkpoint, vocabulary, plan, options, staging, device, progress)
+                publish(model, atlas, staging, device, progress)
+                shutil.rmtree(model.units.folder)
+                progress.say(f"{name}: {model.shape.n_parameters:,} parameters in {atlas}")
+    except (OSError, duckdb.IOException) as error:
+        raise BuildError(_reason(error, atlas)) from error
+    return atlas
+
+
+def _names(sources: Sequence[str]) -> dict[str, str]:
+    """name -> source. Raises BuildError for a name that cannot be or stands twice."""
+    named: dict[str, str] = {}
+    for given in sources:
+        name, equals, source = given.partition("=")
+        if not equals or not MODEL_NAME.fullmatch(name):
+            source, name = given, Path(given.rstrip("/")).name
+        if not MODEL_NAME.fullmatch(name):
+            raise BuildError(f"{name!r} cannot name a model; write NAME={source} with letters, digits, . _ + or -")
+        if name in named:
+            raise BuildError(f"two models would be called {name}; name one of them: OTHER={source}")
+        named[name] = source
+    return named
+
+
+def _present(atlas: Path) -> dict[str, str]:
+    """name -> plan hash of the models in the atlas. Raises AtlasError where the path holds something else."""
+    if not atlas.exists():
+        return {}
+    file = atlas_files.database(atlas)
+    if not file.is_file():
+        raise AtlasError(f"{atlas} exists and is no atlas; give another path with -o")
+    try:
+        with duckdb.connect(str(file), read_only=True) as connection:
+            found = [row[0] for row in connection.execute("SELECT format_version FROM store.atlas").fetchall()]
+            if found != [FORMAT_VERSION]:
+                raise AtlasError(
+                    f"{atlas} has format {found}, this paramdex writes format {FORMAT_VERSION}; "
+                    "build into a new atlas"
+                )
+            return dict(connection.execute("SELECT model, plan_sha256 FROM store.models").fetchall())
+    except duckdb.Error as error:
+        raise AtlasError(f"{atlas} is no atlas or is damaged ({_first_line(error)})") from error
+
+
+def _plan(name: str, checkpoint: Checkpoint, options: Options, progress: Progress) -> tuple[dict[str, Any], Vocabulary]:
+    """All that decides the numbers of a model, and its vocabulary; every tensor is checked on the way."""
+    E, embedding, tied = checkpoint.embedding()
+    vocabulary = read_vocabulary(checkpoint.source, checkpoint.folder, len(E))
+    with progress.step(f"{name}: checking weights", checkpoint.shape.n_layers) as advance:
+        checkpoint.check_layers(advance)
+    plan = {
+        "format": FORMAT_VERSION,
+        "weights_sha256": checkpoint.sha256(),
+        "tokenizer_sha256": vocabulary.tokenizer_sha256,
+        "vocabulary": vocabulary.name,
+        "vocabulary_size": len(vocabulary),
+        "family": checkpoint.family.name,
+        "shape": asdict(checkpoint.shape),
+        "embedding": embedding,
+        "tied": tied,
+        "top_k": options.top_k,
+        "pair_k": options.pair_k,
+        "neighbor_k": options.neighbor_k,
+    }
+    return plan, vocabulary
+
+
+def _fingerprint(plan: dict[str, Any]) -> str:
+    import hashlib
+    import json
+
+    return hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
+
+
+def _make(
+    name: str, checkpoint: Checkpoint, vocabulary: Vocabulary, plan: dict[str, Any], options: Options,
+    staging: Path, device: torch.device, progress: Progress,
+) -> FinishedModel:  # fmt: skip
+    """Do the units of a model that are not done yet."""
+    shape = checkpoint.shape
+    units = Units(staging / name, plan)
+    E, embedding, tied = checkpoint.embedding()
+    space = make_space(E[: len(vocabulary)], device)
+    words = same_words(vocabulary.words(), device)
+    layers = range(shape.n_layers)
+    with progress.step(f"{name}: projecting parameters", shape.n_parameters) as advance:
+        for kind in shape.kinds:
+            for layer in layers:
+                if not units.has(kind, layer):
+                    rows = checkpoint.rows(kind, layer)
+                    table, coordinates = parameter_unit(rows, kind, layer, shape, space, options.top_k)
+                    units.write_coordinates(kind, layer, coordinates)
+                    units.write(kind, layer, table)
+                advance(shape.rows_per_layer(kind))
+    with progress.step(f"{name}: pairing tokens", 2 * shape.n_heads * shape.n_layers) as advance:
+        for layer in layers:
+            if units.has("heads", layer):
+                advance(2 * shape.n_heads)
+                continue
+            vectors = {kind: checkpoint.rows(kind, layer) for kind in shape.kinds if kind.startswith("attn_")}
+            heads, pairs = head_units(vectors, layer, shape, space, words, options.pair_k, advance)
+            units.write("pairs", layer, pairs)
+            units.write("heads", layer, heads)  # last: it stands for the whole layer
+    row = {
+        "source": checkpoint.source,
+        "revision": checkpoint.revision,
+        "family": checkpoint.family.name,
+        "model_type": checkpoint.config.model_type,
+        **asdict(shape),
+        "vocabulary": vocabulary.name,
+        "vocabulary_size": len(vocabulary),
+        "embedding": embedding,
+        "tied": tied,
+        "embedding_rank": space.root.rank,
+        "embedding_condition": space.root.condition,
+        "rotary_left_out": checkpoint.family.rotary,
+        "dtype": checkpoint.dtype(),
+        "top_k": options.top_k,
+        "pair_k": options.pair_k,
+        "neighbor_k": options.neighbor_k,
+        "n_parameters": shape.n_parameters,
+        "weights_sha256": plan["weights_sha256"],
+        "tokenizer_sha256": plan["tokenizer_sha256"],
+        "plan_sha256": _fingerprint(plan),
+        "builder_version": version("paramdex"),
+    }
+    return FinishedModel(name, row, shape, space, vocabulary, units)
+
+
+def _estimate(checkpoint: Checkpoint, options: Options) -> int:
+    """About how many bytes a model takes while it is built, staging included."""
+    shape = checkpoint.shape
+    postings = shape.n_parameters * 2 * options.top_k
+    vectors = shape.n_parameters * shape.d_model * 4
+    pairs = shape.n_layers * shape.n_heads * 8 * options.pair_k
+    embedding = sum(file.stat().st_size for file in checkpoint.files) // 2
+    return 24 * postings + 2 * vectors + 60 * pairs + embedding
+
+
+def _check_space(atlas: Path, checkpoints: list[Checkpoint], options: Options) -> None:
+    """Raises BuildError where the disk at the output path has clearly too little room."""
+    parent = atlas.parent
+    if not parent.is_dir():
+        raise BuildError(f"there is no folder {parent} to put {atlas.name} in; make it first")
+    needed, free = sum(_estimate(c, options) for c in checkpoints), shutil.disk_usage(parent).free
+    if needed > free:
+        raise BuildError(f"the build needs about {_size(needed)} at {parent}, only {_size(free)} are free")
+
+
+def _size(n_bytes: int) -> str:
+    unit = min(3, int(math.log(max(n_bytes, 1), 1024)))
+    return f"{n_bytes / 1024**unit:.0f} {('bytes', 'KiB', 'MiB', 'GiB')[unit]}"
+
+
+@contextmanager
+def _staging(atlas: Path) -> Iterator[Path]:
+    """The staging folder beside the atlas, held by this build alone; removed at the end if nothing is left in it.
+
+    Raises BuildError where another build holds it.
+    """
+    staging = atlas.with_name(atlas.name + ".building")
+    existed = staging.is_dir()
+    staging.mkdir(exist_ok=True)
+    lock = FileLock(staging / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise BuildError(f"another build is writing to {atlas}; wait for it to end, then run this again") from error
+    finished = False
+    try:
+        yield staging
+        finished = True
+    except BuildError:
+        finished = not existed and not any(path.is_dir() for path in staging.iterdir())
+        raise
+    finally:
+        if finished:
+            shutil.rmtree(staging, ignore_errors=True)
+        lock.release()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _reason(error: Exception, atlas: Path) -> str:
+    """A system's error as one line that says what to do."""
+    number = getattr(error, "errno", None)
+    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "space" in str(error).lower():
+        return f"no space left at {atlas.parent}; free some and run the same command again: finished work is kept"
+    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"no permission to write at {atlas.parent}; give another path with -o"
+    return f"cannot write {atlas}: {_first_line(error)}"

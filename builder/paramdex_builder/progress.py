@@ -1,0 +1,60 @@
+"""Progress of long steps: a bar with rate and time left in a terminal, a line a step elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+Advance = Callable[[int], None]
+
+
+class Progress:
+    """Says nothing; the base of the others."""
+
+    @contextmanager
+    def step(self, what: str, total: int) -> Iterator[Advance]:
+        """A step of ``total`` units; the caller reports finished units to what it gets."""
+        del what, total
+        yield lambda _: None
+
+    def say(self, line: str) -> None:
+        """A line about something finished."""
+
+
+class TerminalProgress(Progress):
+    """Bars on standard error where it is a terminal; else one line for each step that took over two seconds."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+
+        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+    @contextmanager
+    def step(self, what: str, total: int) -> Iterator[Advance]:
+        started = time.monotonic()
+        if sys.stderr.isatty():
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import Progress as Bars
+
+            columns = (
+                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"), TimeRemainingColumn(),
+            )  # fmt: skip
+            with Bars(*columns, console=self._console, transient=True) as bars:
+                task = bars.add_task(what, total=total, rate="")
+
+                def advance(n: int) -> None:
+                    done = bars.tasks[0].completed + n
+                    bars.update(task, advance=n, rate=f"{done / max(time.monotonic() - started, 1e-3):,.0f}/s")
+
+                yield advance
+        else:
+            yield lambda _: None
+        seconds = time.monotonic() - started
+        if seconds > 2:
+            self.say(f"  {what}: {total:,} in {seconds:.0f} s ({total / seconds:,.0f}/s)")
+
+    def say(self, line: str) -> None:
+        self._console.print(line)

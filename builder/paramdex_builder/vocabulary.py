@@ -1,0 +1,169 @@
+"""Vocabularies: what each row of the embedding stands for, as the tokenizer has it and as a person reads it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from paramdex_schemas import CheckpointError
+
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+
+@cache
+def byte_alphabet() -> dict[str, int]:
+    """Character -> byte in the alphabet of byte-level BPE: printable bytes stand for themselves, the rest follow 256."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+def readable(data: bytes) -> str:
+    r"""UTF-8 as text, with bytes that are none written as \\xNN."""
+    return data.decode("utf-8", errors="backslashreplace")
+
+
+def _types(node: Any) -> Iterator[str]:
+    """Every ``type`` in a part of a tokenizer.json."""
+    if isinstance(node, dict):
+        if isinstance(node.get("type"), str):
+            yield node["type"]
+        for value in node.values():
+            yield from _types(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from _types(value)
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a tokenizer writes word boundaries and bytes."""
+
+    byte_level: bool
+    metaspace: bool
+    continuation: str | None
+    word_end: str | None
+
+    @classmethod
+    def of(cls, spec: dict[str, Any]) -> Style:
+        """From a parsed tokenizer.json."""
+        model = spec["model"]
+        outside = {*_types(spec.get("decoder")), *_types(spec.get("pre_tokenizer"))}
+        byte_level = "ByteLevel" in outside
+        metaspace = not byte_level and (
+            "Metaspace" in outside or "▁" in json.dumps([spec.get("normalizer"), spec.get("decoder")], ensure_ascii=False)
+        )
+        continuation = model.get("continuing_subword_prefix") or None
+        return cls(byte_level, metaspace, continuation, model.get("end_of_word_suffix") or None)
+
+    def read(self, token: str) -> tuple[str, bool]:
+        """(text, starts a word) of one ordinary token.
+
+        >>> Style(True, False, None, None).read("ĠCanada")
+        (' Canada', True)
+        """
+        if self.byte_level and all(character in byte_alphabet() for character in token):
+            text = readable(bytes(byte_alphabet()[character] for character in token))
+            return text, text.startswith(" ")
+        if self.metaspace:
+            byte = _BYTE_TOKEN.fullmatch(token)
+            if byte:
+                return readable(bytes([int(byte.group(1), 16)])), False
+            return token.replace("▁", " "), token.startswith("▁")
+        if self.continuation and token.startswith(self.continuation):
+            return token[len(self.continuation) :], False
+        if self.word_end:
+            return token.removesuffix(self.word_end) + (" " if token.endswith(self.word_end) else ""), True
+        return token, True
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The items of a vocabulary, by id. ``folded`` is what a typed word is compared with."""
+
+    tokens: list[str]
+    texts: list[str]
+    folded: list[str]
+    special: list[bool]
+    word_start: list[bool]
+    tokenizer_sha256: str
+
+    @property
+    def name(self) -> str:
+        """A hash of the id -> token list itself."""
+        return hashlib.sha256(json.dumps(self.tokens, ensure_ascii=True).encode()).hexdigest()[:16]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def words(self) -> npt.NDArray[np.int64]:
+        """A number for each token, equal where two tokens are one word (after stripping and case-folding)."""
+        numbers: dict[str, int] = {}
+        return np.array(
+            [numbers.setdefault(text.strip().casefold() or text, len(numbers)) for text in self.texts], dtype=np.int64
+        )
+
+    def table(self) -> pa.Table:
+        """The rows of the table ``tokens``."""
+        return pa.table(
+            {
+                "vocabulary": pa.array([self.name] * len(self), pa.string()),
+                "token_id": pa.array(range(len(self)), pa.int32()),
+                "token": self.tokens,
+                "text": self.texts,
+                "folded": self.folded,
+                "is_special": self.special,
+                "is_ascii": [text.isascii() for text in self.texts],
+                "is_alnum": [text.strip().isalnum() for text in self.texts],
+                "is_word_start": self.word_start,
+            }
+        )
+
+
+def read_vocabulary(source: str, folder: Path, embedding_rows: int) -> Vocabulary:
+    """The vocabulary of the tokenizer in ``folder``.
+
+    Raises CheckpointError where there is no fast tokenizer or it has more entries than the embedding has rows.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        spec = json.loads(tokenizer.backend_tokenizer.to_str())
+    except Exception as error:  # transformers and tokenizers raise many kinds of errors here
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(f"{source}: its tokenizer cannot be read ({reason})") from error
+    size = len(tokenizer)
+    if size > embedding_rows:
+        raise CheckpointError(
+            f"{source}: the tokenizer has {size} entries but the embedding only {embedding_rows} rows; "
+            "they do not belong together"
+        )
+    if size == 0:
+        raise CheckpointError(f"{source}: its tokenizer has no entries")
+    style = Style.of(spec)
+    added = {int(i): token for i, token in tokenizer.added_tokens_decoder.items()}
+    special = set(tokenizer.all_special_ids) | {i for i, token in added.items() if token.special}
+    tokens, texts, folded, word_start = [], [], [], []
+    for i, token in enumerate(tokenizer.convert_ids_to_tokens(list(range(size)))):
+        name = f"<unused {i}>" if token is None else token
+        text, starts = (name, False) if token is None or i in added else style.read(name)
+        continued = style.continuation is not None and i not in added and name.startswith(style.continuation)
+        tokens.append(name)
+        texts.append(text)
+        folded.append((name if continued else text.strip() or text).casefold())
+        word_start.append(starts and i not in special)
+    return Vocabulary(
+        tokens, texts, folded, [i in special for i in range(size)], word_start,
+        hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
+    )  # fmt: skip
