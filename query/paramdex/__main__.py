@@ -1,0 +1,5 @@
+"""``python -m paramdex``."""
+
+from paramdex.cli import main
+
+main()

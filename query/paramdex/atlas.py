@@ -1,0 +1,481 @@
+"""The atlas: one noun, whose methods are the verbs of the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from paramdex.alignment import Alignment, alignment_from_rows
+from paramdex.database import Database
+from paramdex.result import Result, visible
+from paramdex.vectors import SharedSpace, Vectors
+from paramdex.words import Wanted, resolve
+from paramdex_schemas import KINDS, Address, AddressError, ModelShape, QueryError, isometry
+from paramdex_schemas.errors import nearest
+from paramdex_schemas.isometry import Array
+
+_SHOWN_TOKENS = 5
+"""Tokens by which a parameter is described in a list."""
+_SIDES = {"top": (1,), "bottom": (-1,), "both": (1, -1)}
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model of the atlas, with its place in the numbering."""
+
+    model_id: int
+    name: str
+    vocabulary: str
+    vocabulary_size: int
+    first_param_id: int
+    first_head_id: int
+    shape: ModelShape
+
+    def param_id(self, address: Address) -> int:
+        return self.first_param_id + self.shape.row(address)
+
+    def head_id(self, address: Address) -> int:
+        return self.first_head_id + self.shape.head_row(address)
+
+
+def open(path: str | Path) -> Atlas:  # noqa: A001  # `paramdex.open` reads as `gzip.open` does
+    """Open an atlas for reading. Raises AtlasError where it is none, is damaged or is of a newer format."""
+    return Atlas(path)
+
+
+class Atlas:
+    """A database of what the weights of models say; see ``paramdex.open``. Not for use by several threads at once."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._database = Database(self.path)
+        self.models = {
+            name: Model(number, name, vocabulary, size, first, first_head, ModelShape(*shape))
+            for number, name, vocabulary, size, first, first_head, *shape in self._database.rows(
+                "SELECT model_id, model, vocabulary, vocabulary_size, first_param_id, first_head_id, "
+                "n_layers, d_model, n_heads, n_kv_heads, d_head, d_ff, gated FROM store.models ORDER BY model_id"
+            )
+        }
+
+    def __repr__(self) -> str:
+        return f"<Atlas {self.path}: {', '.join(self.models)}>"
+
+    def close(self) -> None:
+        """Close the database; the atlas cannot be asked any more."""
+        self._database.connection.close()
+
+    def __enter__(self) -> Atlas:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @cached_property
+    def _vectors(self) -> Vectors:
+        files = self._database.rows("SELECT path, bytes, sha256 FROM store.files ORDER BY path")
+        return Vectors(self.path, {path: (size, digest) for path, size, digest in files})
+
+    # ---- the verbs
+
+    def info(self) -> Result:
+        """The models of the atlas, one row each."""
+        table = self._database.named("info")
+        few = table.select(["model", "family", "layers", "width", "heads", "neurons", "tokens", "parameters", "matrices"])
+        size = sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file())
+        return Result(table, f"{self.path}: {len(table)} models, {size / 2**20:.0f} MiB", shown=few)
+
+    def check(self) -> Result:
+        """Read every file and table and compare them with their checksums. Raises AtlasError where one differs."""
+        rows = []
+        for (name,) in self._database.rows(
+            "SELECT table_name FROM duckdb_tables() WHERE schema_name = 'store' ORDER BY table_name"
+        ):
+            ((count, _),) = self._database.rows(f"SELECT count(*), bit_xor(hash(t)) FROM store.{name} AS t")
+            rows.append({"what": f"table {name}", "rows": count})
+        n_files = self._vectors.check_all()
+        return Result(pa.Table.from_pylist(rows), notes=[f"{n_files} files beside the database are as they were written"])
+
+    def sql(self, query: str, values: Sequence[Any] | dict[str, Any] | None = None) -> Result:
+        """The rows of one SELECT over the atlas's tables; ``values`` fill ``?`` or ``$name``.
+
+        Raises QueryError for SQL that fails or would write.
+        """
+        return Result(self._database.user_query(query, values))
+
+    def show(self, address: str, k: int = 10, *, distinct: bool = True) -> Result:
+        """The k strongest tokens of a parameter, both sides; of a head the k strongest pairs of QK and VO.
+
+        ``distinct`` leaves out a head's pairs of one word with itself. Raises AddressError.
+        """
+        where = self.address(address)
+        model = self.models[where.model]
+        if where.is_parameter:
+            return self._show_parameter(model, where, k)
+        if where.is_head:
+            return self._show_head(model, where, k, distinct=distinct)
+        if where.layer is not None:
+            raise AddressError(
+                f"{where} is a layer; show takes a parameter or a head, {where}/ff_value/0 or {where}/H0, say"
+            )
+        table = self._database.named("info")
+        row = table.filter(pc.equal(table["model"], model.name))
+        pairs = {"property": row.column_names, "value": [_text(value) for value in row.to_pylist()[0].values()]}
+        return Result(row, shown=pa.table(pairs))
+
+    def find(
+        self, tokens: str | Iterable[str], k: int = 10, *, model: str | None = None, kind: str | None = None,
+        layer: int | None = None,
+    ) -> Result:  # fmt: skip
+        """Parameters and heads that have these tokens among their strongest: k of each, those with most of them first.
+
+        ``kind`` is a parameter kind, QK or VO. ``z`` is how many standard deviations of all the vector's (or
+        matrix's) scores the tokens (or the strongest pair) lie from their mean, averaged over the words.
+        Raises TokenError for a word that no vocabulary has.
+        """
+        words = [tokens] if isinstance(tokens, str) else list(tokens)
+        chosen = self._choose(model)
+        self._check_kind(kind, chosen, matrices=True)
+        wanted = self._resolve(chosen, words)
+        parameters: list[dict[str, Any]] = []
+        heads: list[dict[str, Any]] = []
+        for item in wanted:
+            for one in chosen:
+                if one.vocabulary != item.vocabulary:
+                    continue
+                if kind not in ("QK", "VO"):
+                    parameters += self._find("find_parameters", one, item, k, kind, layer)
+                if kind in (None, "QK", "VO"):
+                    heads += self._find("find_heads", one, item, k, kind, layer)
+        order = lambda row: (-row["words"], -row.pop("linked", 0), -(row["z"] or 0))  # noqa: E731
+        rows = [*sorted(parameters, key=order)[:k], *sorted(heads, key=order)[:k]]
+        schema = pa.schema(
+            [("address", pa.string()), ("kind", pa.string()), ("side", pa.string()), ("words", pa.int32()),
+             ("rank", pa.int32()), ("z", pa.float32()), ("tokens", pa.list_(pa.string()))]
+        )  # fmt: skip
+        return Result(pa.Table.from_pylist(rows, schema=schema), notes=self._missing(wanted, chosen))
+
+    def search(
+        self, words: str | Iterable[str], k: int = 10, *, model: str | None = None, kind: str | None = None,
+        layer: int | None = None, side: str = "top",
+    ) -> Result:  # fmt: skip
+        """The k parameters nearest to a set of words: by the Pearson correlation of a parameter's V scores with the
+        indicator of the words' tokens, exactly. A string is split at white space.
+
+        ``side`` asks for the largest correlations (top), the most negative (bottom) or the largest in size (both).
+        Raises TokenError for a word that no vocabulary has.
+        """
+        chosen = self._choose(model)
+        self._check_kind(kind, chosen)
+        wanted = self._resolve(chosen, words.split() if isinstance(words, str) else list(words))
+        hits: list[tuple[float, int]] = []
+        for item in wanted:
+            for one in chosen:
+                if one.vocabulary == item.vocabulary:
+                    query = self._indicator(one, sorted(set(item.ids)))
+                    for each in one.shape.kinds if kind is None else [kind]:
+                        if each in one.shape.kinds:
+                            hits += self._nearest(one, each, query, k, layer, side)
+        hits = _strongest(hits, k, side)
+        return self._list(hits, None, self._missing(wanted, chosen))
+
+    def similar(
+        self, address: str, k: int = 10, *, model: str | None = None, kind: str | None = None,
+        layer: int | None = None, side: str = "top",
+    ) -> Result:  # fmt: skip
+        """The k parameters nearest to one: by the Pearson correlation of their V scores, exactly.
+
+        In the same model unless ``model`` names another (or "all"), of the same kind unless ``kind`` names another.
+        Between models of different vocabularies, scores are compared on the tokens whose text both have.
+        ``side`` as in search. Raises AddressError.
+        """
+        where = self.address(address)
+        if where.kind is None or where.is_head:
+            raise AddressError(f"similar takes the address of a parameter, {where}/ff_value/0, say, not {where}")
+        own = self.models[where.model]
+        chosen = [own] if model is None else self._choose(None if model == "all" else model)
+        kind = where.kind if kind is None else kind
+        self._check_kind(kind, chosen)
+        row = own.shape.row(where) - own.shape.blocks[where.kind].first
+        vector = self._vectors.index(own.name, where.kind).reconstruct(row)
+        hits: list[tuple[float, int]] = []
+        notes: list[str] = []
+        for one in chosen:
+            if kind not in one.shape.kinds:
+                continue
+            if one.vocabulary == own.vocabulary:
+                query = self._vectors.transfer(own, one) @ vector
+                found = self._nearest(one, kind, query, k + 1, layer, side)
+                hits += [hit for hit in found if hit[1] != own.first_param_id + own.shape.row(where)]
+            else:
+                shared, flipped = self._shared(own, one)
+                hits += self._nearest_shared(own, vector, one, kind, shared, flipped, k, layer, side)
+                notes.append(_shared_note(own, one, shared))
+        hits = _strongest(hits, k, side)
+        return self._list(hits, f"nearest to {where}: {self._describe(own.param_id(where))}", notes)
+
+    def align(self, model_a: str, model_b: str, kind: str | None = None) -> Alignment:
+        """How alike the layers of two models are: for every kind and pair of layers the mean |Pearson correlation| over
+        all pairs of their vectors, and the one-to-one matching of layers that maximizes its sum.
+
+        Beside it the same on the raw weights, where the widths agree. Raises AddressError for an unknown model.
+        """
+        a, b = self._model(model_a), self._model(model_b)
+        if a is b:
+            raise QueryError(f"align takes two different models, not {a.name} twice")
+        self._check_kind(kind, [a, b])
+        kinds = [each for each in a.shape.kinds if each in b.shape.kinds and kind in (None, each)]
+        if a.vocabulary == b.vocabulary:
+            first, second = sorted((a, b), key=lambda model: model.model_id)
+            rows = self._database.rows(
+                "SELECT kind, layer_a, layer_b, score, matched, feature_score, feature_matched "
+                "FROM store.layer_alignments WHERE model_a = ? AND model_b = ?",
+                [first.name, second.name],
+            )
+            if first is b:
+                rows = [(each, lb, la, *rest) for each, la, lb, *rest in rows]
+            rows = sorted((row for row in rows if row[0] in kinds), key=lambda row: (kinds.index(row[0]), *row[1:3]))
+            return alignment_from_rows(a.name, b.name, rows)
+        shared, flipped = self._shared(a, b)
+        root_a, root_b = reversed(shared.roots) if flipped else shared.roots
+        T = shared.transfer.T if flipped else shared.transfer
+        rows = []
+        for each in kinds:
+            in_b = (self._vectors.shared_rows(a.name, each, root_a, None) @ T.T).astype(np.float32)
+            own = self._vectors.shared_rows(b.name, each, root_b, a.name)
+            scores = isometry.layer_scores(np.split(in_b, a.shape.n_layers), np.split(own, b.shape.n_layers))
+            matched = isometry.match_layers(scores)
+            rows += [
+                (each, i, j, float(scores[i, j]), bool(matched[i, j]), None, None) for i, j in np.ndindex(*scores.shape)
+            ]
+        return alignment_from_rows(a.name, b.name, rows, [_shared_note(a, b, shared)])
+
+    # ---- what they are made of
+
+    def address(self, text: str) -> Address:
+        """Read an address and check that the atlas has it. Raises AddressError, naming the nearest there are."""
+        where = Address.parse(text)
+        model = self._model(where.model)
+        if where.kind is not None:
+            model.shape.row(where)
+        elif where.head is not None:
+            model.shape.head_row(where)
+        elif where.layer is not None:
+            model.shape.check_layer(where)
+        return where
+
+    def _model(self, name: str) -> Model:
+        if name not in self.models:
+            raise AddressError(f"{self.path} has no model {name!r}; {nearest(name, self.models)}")
+        return self.models[name]
+
+    def _choose(self, name: str | None) -> list[Model]:
+        return list(self.models.values()) if name is None else [self._model(name)]
+
+    def _check_kind(self, kind: str | None, models: list[Model], *, matrices: bool = False) -> None:
+        known = [each for each in KINDS if any(each in model.shape.kinds for model in models)]
+        known += ["QK", "VO"] if matrices else []
+        if kind is not None and kind not in known:
+            raise QueryError(f"there is no kind {kind!r} here; {nearest(kind, known)}")
+
+    def _resolve(self, models: list[Model], words: list[str]) -> list[Wanted]:
+        return resolve(self._database.connection, list(dict.fromkeys(model.vocabulary for model in models)), words)
+
+    def _missing(self, wanted: list[Wanted], models: list[Model]) -> list[str]:
+        notes = []
+        for item in wanted:
+            if item.missing:
+                names = ", ".join(model.name for model in models if model.vocabulary == item.vocabulary)
+                notes.append(f"the vocabulary of {names} has no {', '.join(item.missing)}")
+        silent = [m.name for m in models if all(m.vocabulary != item.vocabulary for item in wanted)]
+        if silent:
+            notes.append(f"the vocabulary of {', '.join(silent)} has none of these words")
+        return notes
+
+    def _texts(self, vocabulary: str, ids: Iterable[int]) -> dict[int, str]:
+        return dict(
+            self._database.rows(
+                "SELECT token_id, text FROM store.tokens WHERE vocabulary = ? AND token_id IN (SELECT unnest(?))",
+                [vocabulary, sorted(set(ids))],
+            )
+        )
+
+    def _find(
+        self, query: str, model: Model, wanted: Wanted, k: int, kind: str | None, layer: int | None
+    ) -> list[dict[str, Any]]:
+        shape = model.shape
+        values: dict[str, Any] = {"ids": wanted.ids, "words": wanted.words, "k": k, "kind": kind, "layer": layer}
+        if query == "find_heads":
+            values |= {"first": model.first_head_id, "shown": 3}
+            values["last"] = model.first_head_id + shape.n_layers * shape.n_heads - 1
+        else:
+            values |= {"first": model.first_param_id, "last": model.first_param_id + shape.n_parameters - 1}
+        rows = self._database.named(query, values).to_pylist()
+        if query == "find_heads":
+            texts = self._texts(model.vocabulary, [i for row in rows for i in row["sources"] + row["targets"]])
+            for row in rows:
+                pairs = zip(row.pop("sources"), row.pop("targets"), strict=True)
+                row["tokens"] = [_pair(texts[s], texts[t]) for s, t in pairs]
+        else:
+            texts = self._texts(model.vocabulary, [i for row in rows for i in row["ids"]])
+            for row in rows:
+                row["tokens"] = [texts[i] for i in row.pop("ids")]
+        return rows
+
+    def _show_parameter(self, model: Model, where: Address, k: int) -> Result:
+        param_id = model.param_id(where)
+        ((address, norm, mean, std),) = self._database.rows(
+            "SELECT address, norm, mean, std FROM store.parameters WHERE param_id = ?", [param_id]
+        )
+        table = self._database.named("parameter", {"param_id": param_id, "k": k})
+        sides = {side: table.filter(pc.equal(table["side"], side)) for side in ("top", "bottom")}
+        shown: dict[str, Any] = {"rank": sides["top"]["rank"]}
+        for side, rows in sides.items():
+            shown |= {side: rows["text"], f"{side} score": rows["score"], f"{side} z": rows["z"]}
+        title = f"{address}: {KINDS[str(where.kind)].says}"
+        numbers = f"norm {norm:.4g}; scores over {model.vocabulary_size:,} tokens: mean {mean:.4g}, std {std:.4g}"
+        return Result(table, f"{title}\n{numbers}", shown=pa.table(shown))
+
+    def _show_head(self, model: Model, where: Address, k: int, *, distinct: bool) -> Result:
+        head_id = model.head_id(where)
+        table = self._database.named("head", {"head_id": head_id, "k": k, "distinct": distinct})
+        shown: list[dict[str, Any]] = []
+        for matrix in ("QK", "VO"):
+            lines: list[dict[str, Any]] = [{"matrix": matrix, "rank": n} for n in range(1, k + 1)]
+            for side in ("top", "bottom"):
+                rows = [row for row in table.to_pylist() if (row["matrix"], row["side"]) == (matrix, side)]
+                for line, row in zip(lines, rows, strict=False):
+                    line |= {side: _pair(row["source"], row["target"]), f"{side} score": row["score"]}
+            shown += [line for line in lines if len(line) > 2]
+        counts = self._database.rows(
+            "SELECT matrix, count(*) FILTER (same_word), count(*) FROM store.pairs "
+            "WHERE head_id = ? AND is_top AND rank IS NOT NULL GROUP BY matrix ORDER BY matrix",
+            [head_id],
+        )
+        notes = [f"{matrix}: {same} of its top {count} pairs are of a word with itself" for matrix, same, count in counts]
+        sharing = "" if model.shape.group == 1 else f", sharing key/value head {model.shape.kv_head(int(where.head or 0))}"
+        title = f"{where}: QK pairs are query → key, VO pairs read → written{sharing}"
+        names = ("matrix", "rank", "top", "top score", "bottom", "bottom score")
+        return Result(table, title, notes, pa.table({name: [line.get(name) for line in shown] for name in names}))
+
+    def _indicator(self, model: Model, ids: list[int]) -> Array:
+        """R^-T Ec^T v / ||v_c|| for the indicator v of tokens ``ids``: its inner product with normalized coordinates is
+        the Pearson correlation with v. ||v_c||^2 = m (1 - m / V) for m tokens.
+        """
+        space = self._vectors.space(model.name)
+        m, V = len(ids), model.vocabulary_size
+        total = (space.rows(ids) - space.means).sum(axis=0)
+        norm = (m * (1 - m / V)) ** 0.5
+        return space.root.inverse.T @ total / norm if norm else np.zeros(space.root.rank)
+
+    def _span(self, model: Model, kind: str, layer: int | None) -> tuple[int, int] | None:
+        if layer is None:
+            return None
+        model.shape.check_layer(Address(model.name, layer))
+        rows = model.shape.blocks[kind].rows_per_layer
+        return layer * rows, (layer + 1) * rows
+
+    def _nearest(
+        self, model: Model, kind: str, query: Array, k: int, layer: int | None, side: str
+    ) -> list[tuple[float, int]]:
+        """(similarity, param_id) of the k parameters of a kind nearest to a query in the model's own coordinates."""
+        first, span = model.first_param_id + model.shape.blocks[kind].first, self._span(model, kind, layer)
+        hits: list[tuple[float, int]] = []
+        for sign in _signs(side):
+            found = self._vectors.nearest(model.name, kind, sign * query, k, span)
+            hits += [(sign * similarity, first + row) for similarity, row in found]
+        return _strongest(list(dict.fromkeys(hits)), k, side)
+
+    def _nearest_shared(
+        self, own: Model, vector: Array, other: Model, kind: str, shared: SharedSpace, flipped: bool, k: int,
+        layer: int | None, side: str,
+    ) -> list[tuple[float, int]]:  # fmt: skip
+        """As _nearest, for a model of another vocabulary, on the shared tokens."""
+        root_own, root_other = reversed(shared.roots) if flipped else shared.roots
+        T = shared.transfer.T if flipped else shared.transfer
+        moved = root_own.root @ (self._vectors.space(own.name).root.inverse @ vector.astype(np.float64))
+        query = T @ isometry.normalize(moved[None, :])[0]
+        scores = self._vectors.shared_rows(other.name, kind, root_other, own.name) @ query.astype(np.float32)
+        start, end = self._span(other, kind, layer) or (0, len(scores))
+        first = other.first_param_id + other.shape.blocks[kind].first
+        return _strongest([(float(scores[row]), first + row) for row in range(start, end)], k, side)
+
+    def _shared(self, a: Model, b: Model) -> tuple[SharedSpace, bool]:
+        """The shared space of two models of different vocabularies, and whether it is kept the other way round."""
+        first, second = sorted((a, b), key=lambda model: model.model_id)
+        rows = self._database.rows(
+            "WITH items AS (SELECT vocabulary, trim(text) AS text, is_word_start, min(token_id) AS token_id "
+            "FROM store.tokens WHERE NOT is_special AND trim(text) <> '' AND vocabulary IN ($a, $b) GROUP BY ALL) "
+            "SELECT x.token_id, y.token_id FROM items AS x JOIN items AS y USING (text, is_word_start) "
+            "WHERE x.vocabulary = $a AND y.vocabulary = $b ORDER BY ALL",
+            {"a": first.vocabulary, "b": second.vocabulary},
+        )
+        if len(rows) < 2:
+            raise QueryError(f"{a.name} and {b.name} share {len(rows)} tokens: too few to compare them on")
+        left, right = zip(*rows, strict=True)
+        return self._vectors.shared(first, second, (list(left), list(right))), first is b
+
+    def _describe(self, param_id: int) -> str:
+        return ", ".join(self._tokens([param_id])[param_id][1])
+
+    def _tokens(self, param_ids: list[int]) -> dict[int, tuple[str, list[str], list[str]]]:
+        """param_id -> (address, its strongest tokens on top, and at the bottom)."""
+        rows = self._database.rows(
+            "SELECT p.param_id, p.address, m.vocabulary, p.top_tokens[:$n], p.bottom_tokens[:$n] "
+            "FROM store.parameters AS p JOIN store.models AS m USING (model_id) "
+            "WHERE p.param_id IN (SELECT unnest($ids))",
+            {"ids": param_ids, "n": _SHOWN_TOKENS},
+        )
+        texts: dict[str, dict[int, str]] = {}
+        for vocabulary in {row[2] for row in rows}:
+            ids = [i for row in rows if row[2] == vocabulary for i in (*row[3], *row[4])]
+            texts[vocabulary] = self._texts(vocabulary, ids)
+        return {
+            param_id: (address, [texts[v][i] for i in top], [texts[v][i] for i in bottom])
+            for param_id, address, v, top, bottom in rows
+        }
+
+    def _list(self, hits: list[tuple[float, int]], title: str | None, notes: Sequence[str]) -> Result:
+        """Parameters in order of similarity, each with its strongest tokens."""
+        tokens = self._tokens([param_id for _, param_id in hits])
+        rows = [
+            {"rank": n, "similarity": similarity, "address": tokens[i][0], "top": tokens[i][1], "bottom": tokens[i][2]}
+            for n, (similarity, i) in enumerate(hits, start=1)
+        ]
+        schema = pa.schema(
+            [("rank", pa.int32()), ("similarity", pa.float32()), ("address", pa.string()),
+             ("top", pa.list_(pa.string())), ("bottom", pa.list_(pa.string()))]
+        )  # fmt: skip
+        return Result(pa.Table.from_pylist(rows, schema=schema), title, list(notes))
+
+
+def _signs(side: str) -> tuple[int, ...]:
+    """By which signs a query is multiplied so that the largest inner products are what ``side`` asks for."""
+    if side not in _SIDES:
+        raise QueryError(f"side is one of {', '.join(_SIDES)}, not {side!r}")
+    return _SIDES[side]
+
+
+def _strongest(hits: list[tuple[float, int]], k: int, side: str) -> list[tuple[float, int]]:
+    """The k (similarity, param_id) that ``side`` asks for, ties by param_id."""
+    signs = _signs(side)
+    return sorted(hits, key=lambda hit: (-max(sign * hit[0] for sign in signs), hit[1]))[:k]
+
+
+def _shared_note(a: Model, b: Model, shared: SharedSpace) -> str:
+    sizes = f"{shared.n_tokens / a.vocabulary_size:.0%} of {a.name}'s, {shared.n_tokens / b.vocabulary_size:.0%} of {b.name}'s"
+    return f"{a.name} and {b.name} are compared on the {shared.n_tokens:,} tokens whose text both have ({sizes})"
+
+
+def _pair(source: str, target: str) -> str:
+    return f"{visible(source)} → {visible(target)}"
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else str(value)

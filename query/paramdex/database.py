@@ -1,0 +1,103 @@
+"""The database of an atlas: opened read-only and fenced, with errors in plain words."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from paramdex_schemas import FORMAT_VERSION, AtlasError, QueryError, atlas_files
+
+_READING = {duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN}
+_DAMAGE = ("checksum", "corrupt", "not a valid DuckDB", "deserialize", "INTERNAL")
+
+
+@cache
+def named_query(name: str) -> str:
+    """The text of ``sql/NAME.sql``."""
+    return (resources.files("paramdex") / "sql" / f"{name}.sql").read_text("utf-8")
+
+
+def first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+class Database:
+    """A read-only connection to an atlas's DuckDB file: no other file can be reached through it."""
+
+    def __init__(self, atlas: Path) -> None:
+        """Raises AtlasError where ``atlas`` is no atlas, is damaged or is of a newer format."""
+        self.atlas = atlas
+        file = atlas_files.database(atlas)
+        if not file.is_file():
+            what = "there is no such folder" if not atlas.exists() else f"it holds no {atlas_files.DATABASE}"
+            raise AtlasError(f"{atlas} is no atlas: {what}; make one with: paramdex build MODEL -o {atlas}")
+        self.connection = duckdb.connect()
+        try:
+            quoted = str(file).replace("'", "''")
+            self.connection.execute(f"ATTACH '{quoted}' AS atlas (READ_ONLY)")
+            self.connection.execute("USE atlas")
+            self.connection.execute("SET enable_external_access = false")
+            self.connection.execute("SET lock_configuration = true")
+            found = self.connection.execute("SELECT format_version FROM store.atlas").fetchall()
+        except duckdb.Error as error:
+            self.connection.close()
+            if isinstance(error, duckdb.CatalogException):
+                raise AtlasError(f"{atlas} is no atlas: its database has no table store.atlas") from error
+            raise self._damaged(error) from error
+        if found != [(FORMAT_VERSION,)]:
+            self.connection.close()
+            version = found[0][0] if found else "unknown"
+            raise AtlasError(
+                f"{atlas} has format {version}, this paramdex reads format {FORMAT_VERSION}; "
+                "install a newer one with: pip install -U paramdex"
+            )
+
+    def _damaged(self, error: Exception) -> AtlasError:
+        return AtlasError(
+            f"{self.atlas} is damaged: {first_line(error)}; copy the atlas again or rebuild it"
+        )
+
+    def rows(self, sql: str, values: Any = None) -> list[tuple[Any, ...]]:
+        """The rows of one of paramdex's own queries. Raises AtlasError where the database cannot be read."""
+        try:
+            return self.connection.execute(sql, values or []).fetchall()
+        except duckdb.Error as error:
+            raise self._damaged(error) from error
+
+    def named(self, name: str, values: Any = None) -> pa.Table:
+        """The rows of the query ``sql/NAME.sql``. Raises AtlasError where the database cannot be read."""
+        try:
+            return _arrow(self.connection, named_query(name), values)
+        except duckdb.Error as error:
+            raise self._damaged(error) from error
+
+    def user_query(self, sql: str, values: Any = None) -> pa.Table:
+        """The rows of a user's SQL: one statement that reads.
+
+        Raises QueryError for SQL that fails or would write, AtlasError for a damaged database.
+        """
+        try:
+            statements = duckdb.extract_statements(sql)
+            if len(statements) != 1:
+                raise QueryError(f"give one SQL statement, not {len(statements)}")
+            if statements[0].type not in _READING:
+                kind = str(statements[0].type).rsplit(".", 1)[-1].replace("_", " ")
+                raise QueryError(f"an atlas is read-only: {kind} is not allowed, only SELECT and EXPLAIN are")
+            return _arrow(self.connection, sql, values)
+        except duckdb.Error as error:
+            text = str(error)
+            if any(sign in text for sign in _DAMAGE):
+                raise self._damaged(error) from error
+            lines = [line for line in text.strip().splitlines() if line.strip()]
+            raise QueryError("\n".join(lines) if lines else type(error).__name__) from error
+
+
+def _arrow(connection: duckdb.DuckDBPyConnection, sql: str, values: Any) -> pa.Table:
+    relation = connection.sql(sql, params=values) if values else connection.sql(sql)
+    return pa.table({}) if relation is None else relation.to_arrow_table()

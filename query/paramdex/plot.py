@@ -1,0 +1,69 @@
+"""Pictures, drawn with matplotlib where it is installed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from paramdex_schemas import QueryError
+
+if TYPE_CHECKING:
+    from paramdex.alignment import Alignment
+
+
+def _figure_class() -> Any:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise QueryError("pictures need matplotlib; install it with: pip install 'paramdex[plot]'") from error
+    return Figure
+
+
+def alignment_figure(alignment: Alignment) -> Any:
+    """Heat maps of an alignment: a column a kind, embedding space above and raw weights, where known, below."""
+    Figure = _figure_class()
+    kinds = alignment.kinds
+    known = not np.isnan(alignment.scores(kinds[0], feature=True)).all()
+    a, b = (alignment.table[name][0].as_py() for name in ("model_a", "model_b"))
+    rows = 2 if known else 1
+    figure = Figure(figsize=(2.3 * len(kinds) + 1.2, 2.5 * rows + 0.9), layout="constrained")
+    axes = figure.subplots(rows, len(kinds), squeeze=False)
+    for row, feature in enumerate([False, True][:rows]):
+        for column, kind in enumerate(kinds):
+            axis = axes[row, column]
+            scores = alignment.scores(kind, feature=feature)
+            picture = axis.imshow(scores, cmap="viridis", origin="lower")
+            matched = "feature_matched" if feature else "matched"
+            for entry in alignment.table.to_pylist():
+                if entry["kind"] == kind and entry[matched]:
+                    axis.plot(entry["layer_b"], entry["layer_a"], "o", color="white", markeredgecolor="black")
+            axis.set_xticks(_ticks(scores.shape[1]))
+            axis.set_yticks(_ticks(scores.shape[0]))
+            if row == 0:
+                axis.set_title(kind)
+            if row == rows - 1:
+                axis.set_xlabel(f"layer of {b}")
+            if column == 0:
+                axis.set_ylabel(f"{'raw weights' if feature else 'embedding space'}\nlayer of {a}")
+            bar = figure.colorbar(picture, ax=axis, shrink=0.75)
+            bar.ax.tick_params(labelsize=7)
+    figure.suptitle(f"{a} and {b}: mean |correlation| of the layers' vectors (dots: best one-to-one matching)")
+    return figure
+
+
+def _ticks(n: int) -> list[int]:
+    return list(range(0, n, max(1, -(-n // 8))))
+
+
+def save(figure: Any, path: Path) -> Path:
+    """Write a figure; the ending of the name chooses the format. Raises QueryError where that cannot be."""
+    known = sorted(figure.canvas.get_supported_filetypes())
+    if path.suffix.removeprefix(".") not in known:
+        raise QueryError(f"{path} has no ending that names a picture format; write one of .{', .'.join(known)}")
+    try:
+        figure.savefig(path, dpi=150)
+    except OSError as error:
+        raise QueryError(f"cannot write {path}: {error.strerror}") from error
+    return path

@@ -1,0 +1,78 @@
+"""From what a person types to vocabulary items.
+
+A bare word finds every item that reads as it, whatever the case and whether or not a space comes before it; a word
+typed with a marker of its own (a leading space, ``Ġ``, ``▁`` or ``##``) finds just that item where there is one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import duckdb
+
+from paramdex_schemas import TokenError
+
+_MARKERS = (" ", "Ġ", "▁", "##")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Items of one vocabulary that were asked for: ``ids[i]`` stands for ``words[i]``; ``missing`` words have none."""
+
+    vocabulary: str
+    ids: list[int]
+    words: list[str]
+    missing: list[str]
+
+
+def _bare(word: str) -> str:
+    for marker in _MARKERS:
+        word = word.removeprefix(marker)
+    return (word.strip() or word).casefold()
+
+
+def _items(connection: duckdb.DuckDBPyConnection, vocabulary: str, word: str) -> list[int]:
+    rows = connection.execute(
+        "SELECT token_id, token = $word OR text = $word FROM store.tokens "
+        "WHERE vocabulary = $vocabulary AND (token = $word OR text = $word OR folded = $bare) ORDER BY token_id",
+        {"word": word, "vocabulary": vocabulary, "bare": _bare(word)},
+    ).fetchall()
+    exact = [token_id for token_id, same in rows if same]
+    if word.startswith(_MARKERS) and exact:
+        return exact
+    return [token_id for token_id, _ in rows]
+
+
+def _nearest(connection: duckdb.DuckDBPyConnection, vocabularies: list[str], word: str) -> list[str]:
+    rows = connection.execute(
+        "SELECT folded, max(jaro_winkler_similarity(folded, $bare)) AS likeness FROM store.tokens "
+        "WHERE vocabulary IN (SELECT unnest($vocabularies)) AND NOT is_special AND length(folded) > 1 "
+        "GROUP BY folded ORDER BY likeness DESC, folded LIMIT 5",
+        {"bare": _bare(word), "vocabularies": vocabularies},
+    ).fetchall()
+    return [folded for folded, _ in rows]
+
+
+def resolve(connection: duckdb.DuckDBPyConnection, vocabularies: list[str], words: list[str]) -> list[Wanted]:
+    """The items of each vocabulary for ``words``; vocabularies that know none of them are left out.
+
+    Raises TokenError for a word that no vocabulary knows, naming the nearest words there are.
+    """
+    words = list(dict.fromkeys(word for word in words if word.strip() or word))
+    if not words:
+        raise TokenError("give at least one word")
+    found = {v: {word: _items(connection, v, word) for word in words} for v in vocabularies}
+    for word in words:
+        if not any(found[v][word] for v in vocabularies):
+            near = ", ".join(_nearest(connection, vocabularies, word))
+            raise TokenError(f"no vocabulary here has {word!r}; the nearest words are {near}")
+    return [
+        Wanted(
+            v,
+            [i for word in words for i in items[word]],
+            [word for word in words for _ in items[word]],
+            [word for word in words if not items[word]],
+        )
+        for v, items in found.items()
+        if any(items.values())
+    ]
