@@ -124,32 +124,40 @@ def held_out_loss(model: GPT2LMHeadModel, stream: torch.Tensor) -> float:
     """Nats a token over consecutive windows of the held-out stream."""
     model.eval()
     windows = stream[: len(stream) // CONTEXT * CONTEXT].view(-1, CONTEXT)
-    losses = [
-        float(model(input_ids=w, labels=w).loss) * len(w) for w in windows.split(BATCH)
-    ]
+    losses = [float(model(input_ids=w, labels=w).loss) * len(w) for w in windows.split(BATCH)]
     model.train()
     return sum(losses) / len(windows)
 
 
-def train(name: str, tokenizer: PreTrainedTokenizerFast, streams: tuple[torch.Tensor, torch.Tensor], out: Path,
-          facts: dict) -> None:
+def train(
+    name: str, tokenizer: PreTrainedTokenizerFast, streams: tuple[torch.Tensor, torch.Tensor], out: Path, facts: dict
+) -> None:
     """Train one model and write it, in float16, with its log beside it."""
     seed, width, heads = MODELS[name]
     stream, held_out = streams
     torch.manual_seed(seed)
     config = GPT2Config(
-        vocab_size=VOCABULARY_SIZE, n_positions=CONTEXT, n_embd=width, n_layer=4, n_head=heads,
-        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+        vocab_size=VOCABULARY_SIZE,
+        n_positions=CONTEXT,
+        n_embd=width,
+        n_layer=4,
+        n_head=heads,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
         activation_function="gelu_pytorch_tanh",  # the same function as gelu_new, in one fused kernel
         attn_implementation="eager",  # at 128 positions faster on a CPU than the flash kernel's backward pass
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
     )
     model = GPT2LMHeadModel(config)
     decayed = [p for p in model.parameters() if p.ndim >= 2]
     rest = [p for p in model.parameters() if p.ndim < 2]
     optimizer = torch.optim.AdamW(
         [{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": rest, "weight_decay": 0.0}],
-        lr=PEAK_RATE, betas=(0.9, 0.95), fused=True,
+        lr=PEAK_RATE,
+        betas=(0.9, 0.95),
+        fused=True,
     )
     steps_an_epoch = (len(stream) - CONTEXT) // (BATCH * CONTEXT)
     steps = EPOCHS * steps_an_epoch
@@ -161,19 +169,21 @@ def train(name: str, tokenizer: PreTrainedTokenizerFast, streams: tuple[torch.Te
     started = time.time()
     step = 0
     with (folder / "training.jsonl").open("w") as log:
-        log.write(json.dumps({"model": name, "seed": seed, "width": width, "heads": heads, "steps": steps, **facts}) + "\n")
+        log.write(
+            json.dumps({"model": name, "seed": seed, "width": width, "heads": heads, "steps": steps, **facts}) + "\n"
+        )
         for _ in range(EPOCHS):
             # A random offset each epoch, so that windows do not always begin at the same words.
             offset = int(torch.randint(CONTEXT, ()))
             n = (len(stream) - offset) // CONTEXT
             windows = stream[offset : offset + n * CONTEXT].view(n, CONTEXT)[torch.randperm(n)]
-            for batch in windows[: steps_an_epoch * BATCH].split(BATCH):
-                if len(batch) < BATCH:
+            for windows_of_step in windows[: steps_an_epoch * BATCH].split(BATCH):
+                if len(windows_of_step) < BATCH:
                     continue
                 cosine = 0.5 * (1 + math.cos(math.pi * step / steps))
                 for group in optimizer.param_groups:
                     group["lr"] = PEAK_RATE * min(1.0, (step + 1) / WARMUP_STEPS) * (0.05 + 0.95 * cosine)
-                batch = batch.to(device)
+                batch = windows_of_step.to(device)
                 with torch.autocast(device, dtype=torch.bfloat16):
                     loss = model(input_ids=batch, labels=batch).loss
                 optimizer.zero_grad(set_to_none=True)
@@ -189,8 +199,12 @@ def train(name: str, tokenizer: PreTrainedTokenizerFast, streams: tuple[torch.Te
                     left = (time.time() - started) / (step + 1) * (steps - step - 1)
                     print(f"{name} {entry} of {steps} steps, {left / 60:.0f} min left", file=sys.stderr, flush=True)
                 step += 1
-        final = {"step": step, "held_out_loss": round(held_out_loss(model, held_out), 4),
-                 "unigram_loss": facts["unigram_loss"], "seconds": round(time.time() - started, 1)}
+        final = {
+            "step": step,
+            "held_out_loss": round(held_out_loss(model, held_out), 4),
+            "unigram_loss": facts["unigram_loss"],
+            "seconds": round(time.time() - started, 1),
+        }
         log.write(json.dumps(final) + "\n")
     model.to("cpu").to(torch.float16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -213,11 +227,18 @@ def main() -> None:
     tokenizer, rarest = make_tokenizer(training)
     streams = encode(tokenizer, training), encode(tokenizer, held_out)
     facts = {
-        "documents": len(training), "held_out_documents": len(held_out), "tokens": len(streams[0]),
-        "held_out_tokens": len(streams[1]), "rarest_entry_count": rarest,
+        "documents": len(training),
+        "held_out_documents": len(held_out),
+        "tokens": len(streams[0]),
+        "held_out_tokens": len(streams[1]),
+        "rarest_entry_count": rarest,
         "unknown_share": round(float((streams[0] == 0).double().mean()), 4),
         "unigram_loss": round(unigram_loss(*streams), 4),
-        "epochs": EPOCHS, "batch": BATCH, "context": CONTEXT, "peak_rate": PEAK_RATE, "torch": torch.__version__,
+        "epochs": EPOCHS,
+        "batch": BATCH,
+        "context": CONTEXT,
+        "peak_rate": PEAK_RATE,
+        "torch": torch.__version__,
     }
     print(facts, file=sys.stderr)
     for name in args.only:

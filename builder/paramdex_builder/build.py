@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from paramdex_builder.checkpoint import Checkpoint
 from paramdex_builder.pairs import same_words
 from paramdex_builder.progress import Progress
-from paramdex_builder.publish import FinishedModel, database, publish
+from paramdex_builder.publish import FinishedModel, publish
 from paramdex_builder.space import make_space, pick_device
 from paramdex_builder.units import Units, head_units, parameter_unit
 from paramdex_builder.vocabulary import Vocabulary, read_vocabulary
@@ -75,7 +75,9 @@ def build(
             present = _present(atlas)
             checkpoints = {name: stack.enter_context(Checkpoint.open(source)) for name, source in named.items()}
             plans = {name: _plan(name, checkpoint, options, progress) for name, checkpoint in checkpoints.items()}
-            _check_space(atlas, [checkpoint for name, checkpoint in checkpoints.items() if name not in present], options)
+            _check_space(
+                atlas, [checkpoint for name, checkpoint in checkpoints.items() if name not in present], options
+            )
             staging = stack.enter_context(_staging(atlas))
             present = _present(atlas)  # another build may have ended since
             for name, checkpoint in checkpoints.items():
@@ -125,8 +127,7 @@ def _present(atlas: Path) -> dict[str, str]:
             found = [row[0] for row in connection.execute("SELECT format_version FROM store.atlas").fetchall()]
             if found != [FORMAT_VERSION]:
                 raise AtlasError(
-                    f"{atlas} has format {found}, this paramdex writes format {FORMAT_VERSION}; "
-                    "build into a new atlas"
+                    f"{atlas} has format {found}, this paramdex writes format {FORMAT_VERSION}; build into a new atlas"
                 )
             return dict(connection.execute("SELECT model, plan_sha256 FROM store.models").fetchall())
     except duckdb.Error as error:

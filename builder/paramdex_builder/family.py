@@ -29,7 +29,7 @@ _AXIS = re.compile(r"[a-z_]+|\d+")
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """Where one kind's vectors lie: ``tensor`` within a layer, its ``axes``, and the part to ``take`` of a fused one."""
+    """Where one kind's vectors lie: ``tensor`` within a layer, its ``axes``, the part to ``take`` of a fused one."""
 
     tensor: str
     axes: str
@@ -37,9 +37,7 @@ class TensorSpec:
 
     def sizes(self, shape: ModelShape) -> dict[str, int]:
         """Every named axis with its size; a number stands for itself."""
-        return {
-            axis: int(axis) if axis.isdigit() else int(getattr(shape, axis)) for axis in _AXIS.findall(self.axes)
-        }
+        return {axis: int(axis) if axis.isdigit() else int(getattr(shape, axis)) for axis in _AXIS.findall(self.axes)}
 
     def expected_shape(self, shape: ModelShape) -> tuple[int, ...]:
         """The shape that the checkpoint's tensor must have."""

@@ -209,7 +209,10 @@ def strongest_pairs(A: torch.Tensor, B: torch.Tensor, words: Words, k: int) -> d
         elif bound < min(side.threshold for side in sides):
             break
     same_score = torch.cat(
-        [(A[s] * B[t]).sum(1).float() for s, t in zip(words.source.split(1 << 16), words.target.split(1 << 16), strict=True)]
+        [
+            (A[s] * B[t]).sum(1).float()
+            for s, t in zip(words.source.split(1 << 16), words.target.split(1 << 16), strict=True)
+        ]
     )
     result = {}
     for name, side in zip(("top", "bottom"), sides, strict=True):

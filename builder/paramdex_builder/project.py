@@ -76,7 +76,9 @@ def _whole(row: torch.Tensor, E: torch.Tensor, k: int, sign: int) -> Tokens:
     return Tokens(ids[order].unsqueeze(0), scores[order].unsqueeze(0))
 
 
-def _side(screened: torch.Tensor, rows: torch.Tensor, E: torch.Tensor, bound: torch.Tensor, k: int, sign: int) -> Tokens:
+def _side(
+    screened: torch.Tensor, rows: torch.Tensor, E: torch.Tensor, bound: torch.Tensor, k: int, sign: int
+) -> Tokens:
     """One side of a block; ``sign`` is 1 for top and -1 for bottom."""
     width = min(k + PAD, len(E))
     best = screened.topk(width, dim=1, largest=sign > 0)

@@ -299,7 +299,13 @@ def _insert_relations(
 
 
 def nearest_rows(
-    queries: np.ndarray, keys: np.ndarray, k: int, device: torch.device, query_first: int, key_first: int, key_model: int
+    queries: np.ndarray,
+    keys: np.ndarray,
+    k: int,
+    device: torch.device,
+    query_first: int,
+    key_first: int,
+    key_model: int,
 ) -> pa.Table:
     """The rows of ``neighbors``: for every query (n x r) its k keys (m x r) of largest inner product.
 

@@ -1,4 +1,4 @@
-"""The embedding space of a model on a device: E, its column means, the root of its Gram matrix, and coordinates in it."""
+"""The embedding space of a model on a device: E, its column means, the root of its Gram matrix, coordinates in it."""
 
 from __future__ import annotations
 

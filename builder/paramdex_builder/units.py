@@ -46,7 +46,7 @@ PAIRS = pa.schema(
 )  # fmt: skip
 
 
-def write_whole(path: Path, write: Callable[[Path], None]) -> None:
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file so that it stands under its name only when it is whole and on the disk."""
     part = path.with_name(path.name + ".part")
     write(part)
@@ -66,7 +66,7 @@ class Units:
         if not file.is_file() or file.read_text("utf-8") != text:
             for old in folder.iterdir():
                 old.unlink()
-            write_whole(file, lambda part: part.write_text(text, "utf-8") and None)
+            write_whole(file, lambda part: part.write_text(text, "utf-8"))
 
     def _path(self, name: str, layer: int, ending: str) -> Path:
         return self.folder / f"{name}-{layer:04d}.{ending}"
@@ -98,7 +98,7 @@ class Units:
 def parameter_unit(
     rows: torch.Tensor, kind: str, layer: int, shape: ModelShape, space: Space, top_k: int
 ) -> tuple[pa.Table, np.ndarray]:
-    """The table rows and normalized coordinates (n x r, float32) of the vectors ``rows`` (n x d) of a kind and layer."""
+    """The table rows and normalized coordinates (n x r, float32) of the vectors ``rows`` (n x d) of a layer."""
     rows = rows.to(space.embedding.device)
     tokens = strongest_tokens(rows, space, top_k)
     mean, std = moments(rows, space)
@@ -171,8 +171,8 @@ def _pair_rows(found: HeadPairs, words: Words, row: int, matrix: str, *, is_top:
     ranks: dict[tuple[int, int], list[Any]] = {}
     for place, pairs in enumerate((found.all, found.distinct)):
         entries = zip(pairs.source.tolist(), pairs.target.tolist(), pairs.score.tolist(), strict=True)
-        for number, (source, target, score) in enumerate(entries, start=1):
-            ranks.setdefault((source, target), [None, None, score])[place] = number
+        for nth, (source_id, target_id, score) in enumerate(entries, start=1):
+            ranks.setdefault((source_id, target_id), [None, None, score])[place] = nth
     source = np.array([pair[0] for pair in ranks], dtype=np.int32)
     target = np.array([pair[1] for pair in ranks], dtype=np.int32)
     number = words.number.cpu().numpy()

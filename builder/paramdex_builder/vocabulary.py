@@ -22,7 +22,7 @@ _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 @cache
 def byte_alphabet() -> dict[str, int]:
-    """Character -> byte in the alphabet of byte-level BPE: printable bytes stand for themselves, the rest follow 256."""
+    """Character -> byte in the alphabet of byte-level BPE: printable bytes stand for themselves, others follow 256."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
@@ -61,7 +61,8 @@ class Style:
         outside = {*_types(spec.get("decoder")), *_types(spec.get("pre_tokenizer"))}
         byte_level = "ByteLevel" in outside
         metaspace = not byte_level and (
-            "Metaspace" in outside or "▁" in json.dumps([spec.get("normalizer"), spec.get("decoder")], ensure_ascii=False)
+            "Metaspace" in outside
+            or "▁" in json.dumps([spec.get("normalizer"), spec.get("decoder")], ensure_ascii=False)
         )
         continuation = model.get("continuing_subword_prefix") or None
         return cls(byte_level, metaspace, continuation, model.get("end_of_word_suffix") or None)

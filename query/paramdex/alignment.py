@@ -52,9 +52,7 @@ def alignment_from_rows(a: str, b: str, rows: list[tuple[Any, ...]], notes: Sequ
     """From rows of (kind, layer_a, layer_b, score, matched, feature_score, feature_matched), ordered."""
     if not rows:
         raise QueryError(f"{a} and {b} have no kind of parameter in common")
-    table = pa.Table.from_pylist(
-        [dict(zip(_SCHEMA.names, (a, b, *row), strict=True)) for row in rows], schema=_SCHEMA
-    )
+    table = pa.Table.from_pylist([dict(zip(_SCHEMA.names, (a, b, *row), strict=True)) for row in rows], schema=_SCHEMA)
     lines = []
     for kind in dict.fromkeys(row[0] for row in rows):
         ours = [row for row in rows if row[0] == kind]

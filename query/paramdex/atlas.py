@@ -87,7 +87,9 @@ class Atlas:
     def info(self) -> Result:
         """The models of the atlas, one row each."""
         table = self._database.named("info")
-        few = table.select(["model", "family", "layers", "width", "heads", "neurons", "tokens", "parameters", "matrices"])
+        few = table.select(
+            ["model", "family", "layers", "width", "heads", "neurons", "tokens", "parameters", "matrices"]
+        )
         size = sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file())
         return Result(table, f"{self.path}: {len(table)} models, {size / 2**20:.0f} MiB", shown=few)
 
@@ -100,7 +102,9 @@ class Atlas:
             ((count, _),) = self._database.rows(f"SELECT count(*), bit_xor(hash(t)) FROM store.{name} AS t")
             rows.append({"what": f"table {name}", "rows": count})
         n_files = self._vectors.check_all()
-        return Result(pa.Table.from_pylist(rows), notes=[f"{n_files} files beside the database are as they were written"])
+        return Result(
+            pa.Table.from_pylist(rows), notes=[f"{n_files} files beside the database are as they were written"]
+        )
 
     def sql(self, query: str, values: Sequence[Any] | dict[str, Any] | None = None) -> Result:
         """The rows of one SELECT over the atlas's tables; ``values`` fill ``?`` or ``$name``.
@@ -358,8 +362,12 @@ class Atlas:
             "WHERE head_id = ? AND is_top AND rank IS NOT NULL GROUP BY matrix ORDER BY matrix",
             [head_id],
         )
-        notes = [f"{matrix}: {same} of its top {count} pairs are of a word with itself" for matrix, same, count in counts]
-        sharing = "" if model.shape.group == 1 else f", sharing key/value head {model.shape.kv_head(int(where.head or 0))}"
+        notes = [
+            f"{matrix}: {same} of its top {count} pairs are of a word with itself" for matrix, same, count in counts
+        ]
+        sharing = (
+            "" if model.shape.group == 1 else f", sharing key/value head {model.shape.kv_head(int(where.head or 0))}"
+        )
         title = f"{where}: QK pairs are query → key, VO pairs read → written{sharing}"
         names = ("matrix", "rank", "top", "top score", "bottom", "bottom score")
         return Result(table, title, notes, pa.table({name: [line.get(name) for line in shown] for name in names}))
@@ -469,8 +477,8 @@ def _strongest(hits: list[tuple[float, int]], k: int, side: str) -> list[tuple[f
 
 
 def _shared_note(a: Model, b: Model, shared: SharedSpace) -> str:
-    sizes = f"{shared.n_tokens / a.vocabulary_size:.0%} of {a.name}'s, {shared.n_tokens / b.vocabulary_size:.0%} of {b.name}'s"
-    return f"{a.name} and {b.name} are compared on the {shared.n_tokens:,} tokens whose text both have ({sizes})"
+    shares = ", ".join(f"{shared.n_tokens / model.vocabulary_size:.0%} of {model.name}'s" for model in (a, b))
+    return f"{a.name} and {b.name} are compared on the {shared.n_tokens:,} tokens whose text both have ({shares})"
 
 
 def _pair(source: str, target: str) -> str:

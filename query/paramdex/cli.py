@@ -31,7 +31,7 @@ _FORMAT = click.option(
 class _Group(click.Group):
     """Commands in the order in which a reader meets them."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  # click calls it so
         return list(self.commands)
 
 
@@ -78,7 +78,7 @@ def build(sources: tuple[str, ...], output: Path, top_k: int, pair_k: int, neigh
         from paramdex_builder import build as run
     except ImportError as error:
         raise QueryError(
-            f"building needs {error.name}; install it with: pip install 'paramdex[build,cpu]' (or 'paramdex[build,gpu]')"
+            f"building needs {error.name}; install it with: pip install 'paramdex[build,cpu]' (or [build,gpu])"
         ) from error
     run(sources, output, Options(top_k, pair_k, neighbor_k, device), TerminalProgress())
 
@@ -260,5 +260,3 @@ def main() -> None:
         sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `paramdex ... | head` is no error
-
-

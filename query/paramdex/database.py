@@ -59,9 +59,7 @@ class Database:
             )
 
     def _damaged(self, error: Exception) -> AtlasError:
-        return AtlasError(
-            f"{self.atlas} is damaged: {first_line(error)}; copy the atlas again or rebuild it"
-        )
+        return AtlasError(f"{self.atlas} is damaged: {first_line(error)}; copy the atlas again or rebuild it")
 
     def rows(self, sql: str, values: Any = None) -> list[tuple[Any, ...]]:
         """The rows of one of paramdex's own queries. Raises AtlasError where the database cannot be read."""

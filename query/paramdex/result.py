@@ -97,7 +97,9 @@ class Result:
                     Text(column.name), justify="right" if number else "left", overflow="fold",
                     no_wrap=number or column.name == "address",
                 )  # fmt: skip
-            columns = [[_cell(value) for value in _plain(shown.column(i))[:SHOWN_ROWS]] for i in range(len(shown.schema))]
+            columns = [
+                [_cell(value) for value in _plain(shown.column(i))[:SHOWN_ROWS]] for i in range(len(shown.schema))
+            ]
             for row in zip(*columns, strict=True):
                 grid.add_row(*(Text(cell) for cell in row))
             parts.append(grid)

@@ -86,7 +86,9 @@ class Vectors:
     def _checked(self, model: str, name: str) -> Path:
         path = atlas_files.model_folder(Path(), model) / name
         if path.as_posix() not in self.files:
-            raise AtlasError(f"{self.atlas} is damaged: it does not list {path.as_posix()}; copy it again or rebuild it")
+            raise AtlasError(
+                f"{self.atlas} is damaged: it does not list {path.as_posix()}; copy it again or rebuild it"
+            )
         return atlas_files.check(self.atlas, path.as_posix(), *self.files[path.as_posix()])
 
     def check_all(self) -> int:
@@ -142,7 +144,9 @@ class Vectors:
             self._moved[key] = rows
         return self._moved[key]
 
-    def nearest(self, model: str, kind: str, query: Array, k: int, span: tuple[int, int] | None = None) -> list[tuple[float, int]]:
+    def nearest(
+        self, model: str, kind: str, query: Array, k: int, span: tuple[int, int] | None = None
+    ) -> list[tuple[float, int]]:
         """(similarity, row) of the k rows of a kind nearest to ``query`` (r), within rows ``span`` where given."""
         faiss = _faiss()
         index = self.index(model, kind)

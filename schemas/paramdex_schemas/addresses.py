@@ -1,10 +1,10 @@
 """Addresses: the names of models, heads and parameters, as a person types them.
 
-    tiny-a                      a model
-    tiny-a/L3                   a layer
-    tiny-a/L3/H5                a head
-    tiny-a/L3/ff_value/1024     a parameter of the feed-forward part
-    tiny-a/L3/H5/attn_query/17  a parameter of a head
+tiny-a                      a model
+tiny-a/L3                   a layer
+tiny-a/L3/H5                a head
+tiny-a/L3/ff_value/1024     a parameter of the feed-forward part
+tiny-a/L3/H5/attn_query/17  a parameter of a head
 """
 
 from __future__ import annotations

