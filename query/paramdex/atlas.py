@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from paramdex.alignment import Alignment, alignment_from_rows
 from paramdex.database import Database
@@ -129,7 +128,7 @@ class Atlas:
                 f"{where} is a layer; show takes a parameter or a head, {where}/ff_value/0 or {where}/H0, say"
             )
         table = self._database.named("info")
-        row = table.filter(pc.equal(table["model"], model.name))
+        row = table.slice(table["model"].to_pylist().index(model.name), 1)
         pairs = {"property": row.column_names, "value": [_text(value) for value in row.to_pylist()[0].values()]}
         return Result(row, shown=pa.table(pairs))
 
@@ -338,7 +337,8 @@ class Atlas:
             "SELECT address, norm, mean, std FROM store.parameters WHERE param_id = ?", [param_id]
         )
         table = self._database.named("parameter", {"param_id": param_id, "k": k})
-        sides = {side: table.filter(pc.equal(table["side"], side)) for side in ("top", "bottom")}
+        n_top = table["side"].to_pylist().count("top")  # the rows come with the top side first
+        sides = {"top": table.slice(0, n_top), "bottom": table.slice(n_top)}
         shown: dict[str, Any] = {"rank": sides["top"]["rank"]}
         for side, rows in sides.items():
             shown |= {side: rows["text"], f"{side} score": rows["score"], f"{side} z": rows["z"]}
