@@ -90,7 +90,8 @@ class Atlas:
             ["model", "family", "layers", "width", "heads", "neurons", "tokens", "parameters", "matrices"]
         )
         size = sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file())
-        return Result(table, f"{self.path}: {len(table)} models, {size / 2**20:.0f} MiB", shown=few)
+        models = f"{len(table)} model" + ("" if len(table) == 1 else "s")
+        return Result(table, f"{self.path}: {models}, {size / 2**20:.0f} MiB", shown=few)
 
     def check(self) -> Result:
         """Read every file and table and compare them with their checksums. Raises AtlasError where one differs."""
@@ -118,6 +119,7 @@ class Atlas:
         ``distinct`` leaves out a head's pairs of one word with itself. Raises AddressError.
         """
         where = self.address(address)
+        _check_k(k)
         model = self.models[where.model]
         if where.is_parameter:
             return self._show_parameter(model, where, k)
@@ -143,7 +145,8 @@ class Atlas:
         Raises TokenError for a word that no vocabulary has.
         """
         words = [tokens] if isinstance(tokens, str) else list(tokens)
-        chosen = self._choose(model)
+        _check_k(k)
+        chosen = self._with_layer(self._choose(model), layer)
         self._check_kind(kind, chosen, matrices=True)
         wanted = self._resolve(chosen, words)
         parameters: list[dict[str, Any]] = []
@@ -174,7 +177,8 @@ class Atlas:
         ``side`` asks for the largest correlations (top), the most negative (bottom) or the largest in size (both).
         Raises TokenError for a word that no vocabulary has.
         """
-        chosen = self._choose(model)
+        _check_k(k)
+        chosen = self._with_layer(self._choose(model), layer)
         self._check_kind(kind, chosen)
         wanted = self._resolve(chosen, words.split() if isinstance(words, str) else list(words))
         hits: list[tuple[float, int]] = []
@@ -200,9 +204,11 @@ class Atlas:
         """
         where = self.address(address)
         if where.kind is None or where.is_head:
-            raise AddressError(f"similar takes the address of a parameter, {where}/ff_value/0, say, not {where}")
+            example = Address(where.model, where.layer or 0, kind="ff_value", idx=0)
+            raise AddressError(f"similar takes the address of a parameter, {example}, say, not {where}")
+        _check_k(k)
         own = self.models[where.model]
-        chosen = [own] if model is None else self._choose(None if model == "all" else model)
+        chosen = self._with_layer([own] if model is None else self._choose(None if model == "all" else model), layer)
         kind = where.kind if kind is None else kind
         self._check_kind(kind, chosen)
         row = own.shape.row(where) - own.shape.blocks[where.kind].first
@@ -285,10 +291,21 @@ class Atlas:
         known = [each for each in KINDS if any(each in model.shape.kinds for model in models)]
         known += ["QK", "VO"] if matrices else []
         if kind is not None and kind not in known:
-            raise QueryError(f"there is no kind {kind!r} here; {nearest(kind, known)}")
+            where = f"{models[0].name} has no parameters of" if len(models) == 1 else "there is no"
+            raise QueryError(f"{where} kind {kind!r}; {nearest(kind, known)}")
+
+    def _with_layer(self, models: list[Model], layer: int | None) -> list[Model]:
+        """The models that have this layer. Raises AddressError where none has."""
+        if layer is None:
+            return models
+        found = [model for model in models if 0 <= layer < model.shape.n_layers]
+        if not found:
+            most = max(models, key=lambda model: model.shape.n_layers)
+            raise AddressError(f"there is no layer {layer}; {most.name} has layers L0 to L{most.shape.n_layers - 1}")
+        return found
 
     def _resolve(self, models: list[Model], words: list[str]) -> list[Wanted]:
-        return resolve(self._database.connection, list(dict.fromkeys(model.vocabulary for model in models)), words)
+        return resolve(self._database, list(dict.fromkeys(model.vocabulary for model in models)), words)
 
     def _missing(self, wanted: list[Wanted], models: list[Model]) -> list[str]:
         notes = []
@@ -385,7 +402,6 @@ class Atlas:
     def _span(self, model: Model, kind: str, layer: int | None) -> tuple[int, int] | None:
         if layer is None:
             return None
-        model.shape.check_layer(Address(model.name, layer))
         rows = model.shape.blocks[kind].rows_per_layer
         return layer * rows, (layer + 1) * rows
 
@@ -394,11 +410,11 @@ class Atlas:
     ) -> list[tuple[float, int]]:
         """(similarity, param_id) of the k parameters of a kind nearest to a query in the model's own coordinates."""
         first, span = model.first_param_id + model.shape.blocks[kind].first, self._span(model, kind, layer)
-        hits: list[tuple[float, int]] = []
+        hits: dict[int, float] = {}
         for sign in _signs(side):
             found = self._vectors.nearest(model.name, kind, sign * query, k, span)
-            hits += [(sign * similarity, first + row) for similarity, row in found]
-        return _strongest(list(dict.fromkeys(hits)), k, side)
+            hits |= {first + row: sign * similarity for similarity, row in found}
+        return _strongest([(similarity, param_id) for param_id, similarity in hits.items()], k, side)
 
     def _nearest_shared(
         self, own: Model, vector: Array, other: Model, kind: str, shared: SharedSpace, flipped: bool, k: int,
@@ -430,7 +446,7 @@ class Atlas:
         return self._vectors.shared(first, second, (list(left), list(right))), first is b
 
     def _describe(self, param_id: int) -> str:
-        return ", ".join(self._tokens([param_id])[param_id][1])
+        return ", ".join(visible(text) for text in self._tokens([param_id])[param_id][1])
 
     def _tokens(self, param_ids: list[int]) -> dict[int, tuple[str, list[str], list[str]]]:
         """param_id -> (address, its strongest tokens on top, and at the bottom)."""
@@ -468,6 +484,11 @@ def _signs(side: str) -> tuple[int, ...]:
     if side not in _SIDES:
         raise QueryError(f"side is one of {', '.join(_SIDES)}, not {side!r}")
     return _SIDES[side]
+
+
+def _check_k(k: int) -> None:
+    if k < 1:
+        raise QueryError(f"k is how many to give: at least 1, not {k}")
 
 
 def _strongest(hits: list[tuple[float, int]], k: int, side: str) -> list[tuple[float, int]]:

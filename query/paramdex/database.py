@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from contextlib import suppress
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -13,7 +15,10 @@ import pyarrow as pa
 from paramdex_schemas import FORMAT_VERSION, AtlasError, QueryError, atlas_files
 
 _READING = {duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN}
-_DAMAGE = ("checksum", "corrupt", "not a valid DuckDB", "deserialize", "INTERNAL")
+_DAMAGE = (duckdb.IOException, duckdb.InternalException, duckdb.FatalException, duckdb.SerializationException)
+"""Errors that no SQL can cause on an undamaged file."""
+_UNCLEAR = {"CALL", "LOAD", "MULTI", "PRAGMA", "SET"}
+"""Statement types under which DuckDB gathers several statements."""
 
 
 @cache
@@ -76,26 +81,63 @@ class Database:
             raise self._damaged(error) from error
 
     def user_query(self, sql: str, values: Any = None) -> pa.Table:
-        """The rows of a user's SQL: one statement that reads.
+        """The rows of a user's SQL: one statement that reads. Columns of one name are numbered.
 
         Raises QueryError for SQL that fails or would write, AtlasError for a damaged database.
         """
         try:
+            _check_encodable(sql)
             statements = duckdb.extract_statements(sql)
             if len(statements) != 1:
                 raise QueryError(f"give one SQL statement, not {len(statements)}")
             if statements[0].type not in _READING:
-                kind = str(statements[0].type).rsplit(".", 1)[-1].replace("_", " ")
+                kind = _statement_name(statements[0])
                 raise QueryError(f"an atlas is read-only: {kind} is not allowed, only SELECT and EXPLAIN are")
-            return _arrow(self.connection, sql, values)
+            # EXPLAIN ANALYZE runs what it explains; this way not even the scratch database beside the atlas changes
+            self.connection.execute("BEGIN TRANSACTION READ ONLY")
+            try:
+                table = _arrow(self.connection, sql, values)
+            finally:
+                with suppress(duckdb.Error):  # after damage there is none left to roll back
+                    self.connection.execute("ROLLBACK")
+        except _DAMAGE as error:
+            raise self._damaged(error) from error
         except duckdb.Error as error:
-            text = str(error)
-            if any(sign in text for sign in _DAMAGE):
-                raise self._damaged(error) from error
-            lines = [line for line in text.strip().splitlines() if line.strip()]
+            lines = [line for line in str(error).strip().splitlines() if line.strip()]
             raise QueryError("\n".join(lines) if lines else type(error).__name__) from error
+        return table.rename_columns(_distinct(table.column_names))
 
 
 def _arrow(connection: duckdb.DuckDBPyConnection, sql: str, values: Any) -> pa.Table:
     relation = connection.sql(sql, params=values) if values else connection.sql(sql)
     return pa.table({}) if relation is None else relation.to_arrow_table()
+
+
+def _statement_name(statement: duckdb.Statement) -> str:
+    """What a person calls a statement: INSERT, COPY, INSTALL, ..."""
+    kind = str(statement.type).rsplit(".", 1)[-1]
+    word = re.match(r"\s*([A-Za-z]+)", statement.query)
+    return word[1].upper() if kind in _UNCLEAR and word else kind.replace("_", " ")
+
+
+def _check_encodable(sql: str) -> None:
+    try:
+        sql.encode()
+    except UnicodeEncodeError as error:
+        raise QueryError(f"this SQL is not valid UTF-8 text: {sql!r}") from error
+
+
+def _distinct(names: list[str]) -> list[str]:
+    """Names of which no two are the same: the second ``x`` becomes ``x_2``.
+
+    >>> _distinct(["x", "y", "x"])
+    ['x', 'y', 'x_2']
+    """
+    distinct: list[str] = []
+    for name in names:
+        number, unique = 1, name
+        while unique in distinct:
+            number += 1
+            unique = f"{name}_{number}"
+        distinct.append(unique)
+    return distinct

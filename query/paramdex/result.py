@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 
 if TYPE_CHECKING:
@@ -21,9 +23,10 @@ SHOWN_ROWS = 200
 """Rows that are printed as a table; the other formats give all."""
 WIDTH = 100
 """Columns of a table where the output is no terminal."""
-_ESCAPES = {ord("\n"): "\\n", ord("\t"): "\\t", ord("\r"): "\\r"} | {
-    code: f"\\x{code:02x}" for code in [*range(32), *range(127, 160)] if chr(code) not in "\n\t\r"
-}
+_LEAST_TEXT = 12
+"""Columns that a text keeps in a narrow terminal."""
+_GAP = 3
+"""Columns between two columns of a table."""
 
 
 @dataclass(frozen=True)
@@ -58,19 +61,19 @@ class Result:
         return [dict(zip(self.columns, row, strict=True)) for row in zip(*columns, strict=True)]
 
     def to_json(self) -> str:
-        """One JSON array of row objects, a row a line."""
-        rows = [json.dumps(row, ensure_ascii=False, default=str) for row in self.to_rows()]
+        """One JSON array of row objects, a row a line; null stands for NaN and infinity, which JSON does not have."""
+        rows = [_json(row) for row in self.to_rows()]
         return "[" + ",\n ".join(rows) + "]"
 
     def to_csv(self) -> str:
-        """Comma-separated values with a header; lists are joined by a space."""
+        """Comma-separated values with a header; a list or a struct is written as JSON."""
         import csv
 
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(self.columns)
         for row in self.to_rows():
-            writer.writerow([" ".join(map(str, value)) if isinstance(value, list) else value for value in row.values()])
+            writer.writerow([_json(value) if isinstance(value, (list, dict)) else value for value in row.values()])
         return text.getvalue().rstrip("\n")
 
     def render(self, output: str) -> str:
@@ -92,15 +95,9 @@ class Result:
         if shown.num_rows:
             grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
             for column in shown.schema:
-                number = pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
-                grid.add_column(
-                    Text(column.name), justify="right" if number else "left", overflow="fold",
-                    no_wrap=number or column.name == "address",
-                )  # fmt: skip
-            columns = [
-                [_cell(value) for value in _plain(shown.column(i))[:SHOWN_ROWS]] for i in range(len(shown.schema))
-            ]
-            for row in zip(*columns, strict=True):
+                justify: Any = "right" if _is_number(column) else "left"
+                grid.add_column(Text(column.name), justify=justify, overflow="fold", no_wrap=_is_whole(column))
+            for row in zip(*_cells(shown), strict=True):
                 grid.add_row(*(Text(cell) for cell in row))
             parts.append(grid)
         else:
@@ -109,39 +106,87 @@ class Result:
             parts.append(Text(f"... {shown.num_rows - SHOWN_ROWS:,} more rows; --format csv or json gives all"))
         return Group(*parts, *(Text(note) for note in self.notes))
 
+    def _least_width(self) -> int:
+        """The columns that a table needs so that no number and no address is cut; texts fold."""
+        from rich.cells import cell_len
+
+        shown = self.table if self.shown is None else self.shown
+        widths = [
+            max(map(cell_len, [name, *cells])) for name, cells in zip(shown.column_names, _cells(shown), strict=True)
+        ]
+        needed = [
+            width if _is_whole(column) else min(width, _LEAST_TEXT)
+            for width, column in zip(widths, shown.schema, strict=True)
+        ]
+        return sum(needed) + _GAP * len(needed)
+
     def __str__(self) -> str:
         from rich.console import Console
 
         text = io.StringIO()
-        Console(file=text, width=shutil.get_terminal_size((WIDTH, 24)).columns, no_color=True).print(self._rich())
-        return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+        width = max(shutil.get_terminal_size((WIDTH, 24)).columns, self._least_width())
+        # Plain text whatever the surroundings: rich would draw into a notebook itself, and in bold where it is forced to.
+        console = Console(file=text, width=width, color_system=None, force_terminal=False, force_jupyter=False)
+        console.print(self._rich())
+        return "\n".join(line.rstrip() for line in text.getvalue().split("\n")).rstrip("\n")
 
     def _repr_html_(self) -> str:
         from html import escape
 
-        shown = (self.table if self.shown is None else self.shown).slice(0, SHOWN_ROWS)
+        whole = self.table if self.shown is None else self.shown
+        shown = whole.slice(0, SHOWN_ROWS)
         head = "".join(f"<th>{escape(name)}</th>" for name in shown.column_names)
-        columns = [[escape(_cell(value)) for value in _plain(shown.column(i))] for i in range(shown.num_columns)]
         body = "".join(
-            "<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in zip(*columns, strict=True)
+            "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>"
+            for row in zip(*_cells(shown), strict=True)
         )
         title = f"<p>{escape(self.title)}</p>" if self.title else ""
-        notes = "".join(f"<p>{escape(note)}</p>" for note in self.notes)
+        more = [f"... {len(whole) - len(shown):,} more rows"] if len(whole) > len(shown) else []
+        notes = "".join(f"<p>{escape(note)}</p>" for note in [*more, *self.notes])
         return f"{title}<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{notes}"
+
+
+def _is_number(column: pa.Field) -> bool:
+    return pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
+
+
+def _is_whole(column: pa.Field) -> bool:
+    """Whether the values of a column are never folded."""
+    return _is_number(column) or column.name == "address"
+
+
+def _cells(shown: pa.Table) -> list[list[str]]:
+    """The columns of a table as they are printed, the first SHOWN_ROWS rows."""
+    return [[_cell(value) for value in _plain(shown.column(i).slice(0, SHOWN_ROWS))] for i in range(shown.num_columns)]
 
 
 def _plain(column: pa.ChunkedArray) -> list[Any]:
     """A column's values as plain Python: float32 in its own shortest form, whole decimals as integers."""
     values = column.to_pylist()
     if pa.types.is_float32(column.type):
-        return [None if value is None else float(f"{value:.7g}") for value in values]
+        return [None if value is None else float(str(np.float32(value))) for value in values]
     if pa.types.is_decimal(column.type):
         return [int(v) if isinstance(v, Decimal) and v == int(v) else (None if v is None else float(v)) for v in values]
     return values
 
 
+def _json(value: Any) -> str:
+    return json.dumps(_finite(value), ensure_ascii=False, default=str)
+
+
+def _finite(value: Any) -> Any:
+    """The value with None for every NaN and infinity in it."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value
+
+
 def visible(text: str) -> str:
-    r"""Text as it is printed: a space at either end as ␣, control characters escaped.
+    r"""Text as it is printed: a space at either end as ␣, characters that would not be seen as themselves escaped.
 
     >>> visible(" Canada"), visible("a\nb")
     ('␣Canada', 'a\\nb')
@@ -150,7 +195,9 @@ def visible(text: str) -> str:
     if inner != text:
         start = len(text) - len(text.lstrip(" "))
         text = "␣" * start + inner + "␣" * (len(text) - start - len(inner))
-    return text.translate(_ESCAPES)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def _cell(value: Any) -> str:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import duckdb
-
+from paramdex.database import Database
 from paramdex_schemas import TokenError
 
 _MARKERS = (" ", "Ġ", "▁", "##")
@@ -31,29 +30,29 @@ def _bare(word: str) -> str:
     return (word.strip() or word).casefold()
 
 
-def _items(connection: duckdb.DuckDBPyConnection, vocabulary: str, word: str) -> list[int]:
-    rows = connection.execute(
+def _items(database: Database, vocabulary: str, word: str) -> list[int]:
+    rows = database.rows(
         "SELECT token_id, token = $word OR text = $word FROM store.tokens "
         "WHERE vocabulary = $vocabulary AND (token = $word OR text = $word OR folded = $bare) ORDER BY token_id",
         {"word": word, "vocabulary": vocabulary, "bare": _bare(word)},
-    ).fetchall()
+    )
     exact = [token_id for token_id, same in rows if same]
     if word.startswith(_MARKERS) and exact:
         return exact
     return [token_id for token_id, _ in rows]
 
 
-def _nearest(connection: duckdb.DuckDBPyConnection, vocabularies: list[str], word: str) -> list[str]:
-    rows = connection.execute(
+def _nearest(database: Database, vocabularies: list[str], word: str) -> list[str]:
+    rows = database.rows(
         "SELECT folded, max(jaro_winkler_similarity(folded, $bare)) AS likeness FROM store.tokens "
         "WHERE vocabulary IN (SELECT unnest($vocabularies)) AND NOT is_special AND length(folded) > 1 "
         "GROUP BY folded ORDER BY likeness DESC, folded LIMIT 5",
         {"bare": _bare(word), "vocabularies": vocabularies},
-    ).fetchall()
+    )
     return [folded for folded, _ in rows]
 
 
-def resolve(connection: duckdb.DuckDBPyConnection, vocabularies: list[str], words: list[str]) -> list[Wanted]:
+def resolve(database: Database, vocabularies: list[str], words: list[str]) -> list[Wanted]:
     """The items of each vocabulary for ``words``; vocabularies that know none of them are left out.
 
     Raises TokenError for a word that no vocabulary knows, naming the nearest words there are.
@@ -61,10 +60,13 @@ def resolve(connection: duckdb.DuckDBPyConnection, vocabularies: list[str], word
     words = list(dict.fromkeys(word for word in words if word.strip() or word))
     if not words:
         raise TokenError("give at least one word")
-    found = {v: {word: _items(connection, v, word) for word in words} for v in vocabularies}
+    for word in words:
+        if any("\ud800" <= character <= "\udfff" for character in word):
+            raise TokenError(f"{word!r} is not valid UTF-8 text; type the word again")
+    found = {v: {word: _items(database, v, word) for word in words} for v in vocabularies}
     for word in words:
         if not any(found[v][word] for v in vocabularies):
-            near = ", ".join(_nearest(connection, vocabularies, word))
+            near = ", ".join(_nearest(database, vocabularies, word))
             raise TokenError(f"no vocabulary here has {word!r}; the nearest words are {near}")
     return [
         Wanted(
