@@ -235,7 +235,9 @@ def demo(models: Path, output: Path) -> None:
 
     build.callback(demo_sources(models), output, 50, 200, 5, "auto")  # type: ignore[misc]
     for command in tour(output):
-        click.secho(f"\n$ {command.text}", bold=True)
+        click.echo()
+        click.secho(f"# {command.question}", fg="green")
+        click.secho(f"$ {command.text}", bold=True)
         cli.main(command.arguments, standalone_mode=False)
 
 

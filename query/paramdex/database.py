@@ -16,7 +16,7 @@ from paramdex_schemas import FORMAT_VERSION, AtlasError, QueryError, atlas_files
 
 _READING = {duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN}
 _DAMAGE = (duckdb.IOException, duckdb.InternalException, duckdb.FatalException, duckdb.SerializationException)
-"""Errors that no SQL can cause on an undamaged file."""
+"""Errors that no SQL causes on an undamaged file."""
 _UNCLEAR = {"CALL", "LOAD", "MULTI", "PRAGMA", "SET"}
 """Statement types under which DuckDB gathers several statements."""
 
@@ -100,9 +100,9 @@ class Database:
             finally:
                 with suppress(duckdb.Error):  # after damage there is none left to roll back
                     self.connection.execute("ROLLBACK")
-        except _DAMAGE as error:
-            raise self._damaged(error) from error
         except duckdb.Error as error:
+            if _is_damage(error):
+                raise self._damaged(error) from error
             lines = [line for line in str(error).strip().splitlines() if line.strip()]
             raise QueryError("\n".join(lines) if lines else type(error).__name__) from error
         return table.rename_columns(_distinct(table.column_names))
@@ -111,6 +111,11 @@ class Database:
 def _arrow(connection: duckdb.DuckDBPyConnection, sql: str, values: Any) -> pa.Table:
     relation = connection.sql(sql, params=values) if values else connection.sql(sql)
     return pa.table({}) if relation is None else relation.to_arrow_table()
+
+
+def _is_damage(error: duckdb.Error) -> bool:
+    """Whether the file is to blame, not the SQL. DuckDB 2.0 raises a bad checksum as a bare Error."""
+    return isinstance(error, _DAMAGE) or (type(error) is duckdb.Error and "corrupt" in str(error).lower())
 
 
 def _statement_name(statement: duckdb.Statement) -> str:

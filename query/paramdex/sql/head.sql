@@ -1,7 +1,7 @@
 -- The strongest pairs of one head, both matrices and sides, strongest first.
 SELECT
     r.matrix, CASE WHEN r.is_top THEN 'top' ELSE 'bottom' END AS side, r.rank, r.rank_distinct, r.same_word,
-    s.text AS source, g.text AS target, r.score
+    r.source_id, s.text AS source, r.target_id, g.text AS target, r.score
 FROM store.pairs AS r
 JOIN store.heads AS h USING (head_id)
 JOIN store.models AS m USING (model_id)
