@@ -15,11 +15,12 @@ from typing import Any
 import duckdb
 import torch
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 
 from paramdex_builder.checkpoint import Checkpoint
 from paramdex_builder.pairs import same_words
 from paramdex_builder.progress import Progress
-from paramdex_builder.publish import FinishedModel, publish
+from paramdex_builder.publish import FinishedModel, database, publish
 from paramdex_builder.space import make_space, pick_device
 from paramdex_builder.units import Units, head_units, parameter_unit
 from paramdex_builder.vocabulary import Vocabulary, read_vocabulary
@@ -95,7 +96,7 @@ def build(
                 publish(model, atlas, staging, device, progress)
                 shutil.rmtree(model.units.folder)
                 progress.say(f"{name}: {model.shape.n_parameters:,} parameters in {atlas}")
-    except (OSError, duckdb.IOException) as error:
+    except (OSError, SafetensorError, duckdb.IOException) as error:
         raise BuildError(_reason(error, atlas)) from error
     return atlas
 
@@ -123,7 +124,9 @@ def _present(atlas: Path) -> dict[str, str]:
     if not file.is_file():
         raise AtlasError(f"{atlas} exists and is no atlas; give another path with -o")
     try:
-        with duckdb.connect(str(file), read_only=True) as connection:
+        # Attached to a connection of its own: DuckDB gives every other one in this process the file as a reader that
+        # opened it earlier still sees it, and refuses where that reader has other settings.
+        with database(file, read_only=True) as connection:
             found = [row[0] for row in connection.execute("SELECT format_version FROM store.atlas").fetchall()]
             if found != [FORMAT_VERSION]:
                 raise AtlasError(
@@ -170,7 +173,7 @@ def _make(
 ) -> FinishedModel:  # fmt: skip
     """Do the units of a model that are not done yet."""
     shape = checkpoint.shape
-    units = Units(staging / name, plan)
+    units = Units(staging / name, plan | {"builder_version": version("paramdex")})
     E, embedding, tied = checkpoint.embedding()
     space = make_space(E[: len(vocabulary)], device)
     words = same_words(vocabulary.words(), device)
@@ -253,7 +256,7 @@ def _staging(atlas: Path) -> Iterator[Path]:
     staging = atlas.with_name(atlas.name + ".building")
     existed = staging.is_dir()
     staging.mkdir(exist_ok=True)
-    lock = FileLock(staging / "lock")
+    lock = FileLock(staging / ".lock")
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
@@ -278,7 +281,7 @@ def _first_line(error: Exception) -> str:
 def _reason(error: Exception, atlas: Path) -> str:
     """A system's error as one line that says what to do."""
     number = getattr(error, "errno", None)
-    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "space" in str(error).lower():
+    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "no space left" in str(error).lower():
         return f"no space left at {atlas.parent}; free some and run the same command again: finished work is kept"
     if number in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"no permission to write at {atlas.parent}; give another path with -o"

@@ -92,6 +92,10 @@ class Checkpoint:
     def _open_files(self) -> None:
         for file in self.files:
             try:
+                file.open("rb").close()  # safe_open takes every failure for a missing file
+            except OSError as error:
+                raise CheckpointError(f"{self.source}: {file.name} cannot be read ({error.strerror})") from error
+            try:
                 handle = self._stack.enter_context(safe_open(file, framework="pt"))
             except (SafetensorError, OSError) as error:
                 raise CheckpointError(
@@ -137,6 +141,8 @@ class Checkpoint:
                 f"{self.source}: tensor {name} is {view.get_dtype()}; paramdex reads float32, float16 and bfloat16"
             )
         tensor = handle.get_tensor(name)
+        if tensor.dtype == torch.float64:
+            tensor = tensor.float()  # before the check: what is too large for float32 is infinite from here on
         if not torch.isfinite(tensor).all():
             bad = int((~torch.isfinite(tensor)).sum())
             raise CheckpointError(f"{self.source}: tensor {name} has {bad} values that are NaN or infinite")

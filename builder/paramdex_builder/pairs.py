@@ -11,8 +11,8 @@ rounded from float64 and multiplied in float32, so the computed s~ of s = <a, b>
 
     |s~ - s| <= gamma_{d_head + 2} ||a|| ||b||                                        (Higham 2002, section 3.1)
 
-and a pair with s~ + bound < T can be left out. All others are scored in float64. (The bound supposes no underflow:
-scores of the order of float32's smallest normal number, 1e-38, are out of its reach.)
+and a pair with s~ + bound < T can be left out. All others are scored in float64. What underflows adds its own small
+term to the bound, and a tile whose numbers could overflow float32 is scored in float64 as a whole.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from paramdex_builder.project import gamma
+from paramdex_builder.project import LARGEST, SMALLEST, gamma
 
 TILE_ROWS = 512
 TILE_COLUMNS = 1024
@@ -151,19 +151,22 @@ def _tile(A: _Factor, B: _Factor, i: int, j: int, sides: list[_Side], words: Wor
     """Search one tile of A B^T on both sides."""
     rows, columns = A.tile(i), B.tile(j)
     sources, targets = A.ids[rows], B.ids[columns]
-    # Twice the norms' product covers the rounding of the norms themselves and of a threshold held in float32.
-    slack = 2 * gamma(A.exact.shape[1] + 2) * A.largest[i] * B.largest[j]
+    a, b, n = A.largest[i], B.largest[j], A.exact.shape[1] + 2
+    # Twice the norms' product covers the rounding of the norms themselves and of a threshold held in float32; the
+    # second term covers factors, products and thresholds that underflow.
+    slack = 2 * gamma(n) * a * b + n * SMALLEST * (1 + a + b)
+    screens = max(a, b, a * b) < LARGEST  # else float32 may hold infinities, of which no sum is known
     screened = A.screen[rows] @ B.screen[columns].T
     low, high = screened.amin(dim=1), screened.amax(dim=1)  # faster than aminmax along a dimension
     exact: torch.Tensor | None = None
     for side in sides:
         hot = ((high if side.sign > 0 else -low) + slack >= side.threshold).nonzero().flatten()
-        if not len(hot):
+        if screens and not len(hot):
             continue
         limit = side.threshold - slack
         part = screened[hot]
         over = part >= limit if side.sign > 0 else part <= -limit
-        if int(over.sum()) * _DENSE <= screened.numel():
+        if screens and int(over.sum()) * _DENSE <= screened.numel():
             r, c = over.nonzero(as_tuple=True)
             r = hot[r]
             different = words.number[sources[r]] != words.number[targets[c]]
@@ -190,6 +193,14 @@ class HeadPairs:
     all: Pairs
 
 
+def above(bound: float) -> float:
+    """A float32 value at least as large as every stored score of size <= ``bound`` (0 stays 0)."""
+    if not bound:
+        return 0.0
+    with np.errstate(over="ignore"):
+        return float(np.nextafter(np.float32(bound), np.float32(np.inf)))
+
+
 def strongest_pairs(A: torch.Tensor, B: torch.Tensor, words: Words, k: int) -> dict[str, HeadPairs]:
     """The k strongest pairs of A B^T (A, B: V x d_head, float64), overall and of different words, both sides.
 
@@ -201,8 +212,7 @@ def strongest_pairs(A: torch.Tensor, B: torch.Tensor, words: Words, k: int) -> d
     bounds = np.outer(left.largest, right.largest) * (1 + 1e-12)
     for flat in np.argsort(-bounds, axis=None, kind="stable"):
         i, j = np.unravel_index(flat, bounds.shape)
-        bound = float(np.float32(bounds[i, j]) if bounds[i, j] else 0.0)
-        bound = float(np.nextafter(np.float32(bound), np.float32(np.inf))) if bound else 0.0
+        bound = above(float(bounds[i, j]))
         alive = [side for side in sides if not side.beyond(bound, left.first_id[i], right.first_id[j])]
         if alive:
             _tile(left, right, int(i), int(j), alive, words)
@@ -226,11 +236,15 @@ def strongest_pairs(A: torch.Tensor, B: torch.Tensor, words: Words, k: int) -> d
 
 
 def pair_moments(A: torch.Tensor, B: torch.Tensor) -> tuple[float, float]:
-    """Mean and population standard deviation of all V^2 scores of A B^T, in closed form from two small Grams."""
-    count = float(len(A)) ** 2
-    mean = float(A.sum(0) @ B.sum(0)) / count
-    square = float(((A.T @ A) * (B.T @ B)).sum()) / count
-    return mean, max(square - mean * mean, 0.0) ** 0.5
+    """Mean and population standard deviation of all V^2 scores of A B^T, in closed form from two small Grams.
+
+    With A = 1 a^T + A', B = 1 b^T + B' (a, b the column means), the score <a_i, b_j> is <a, b> + <a, b'_j> + <a'_i, b>
+    + <a'_i, b'_j>; the last three have mean 0 and are uncorrelated, so the variance is the sum of their mean squares.
+    """
+    a, b = A.mean(0), B.mean(0)
+    cov_a, cov_b = (A - a).T @ (A - a) / len(A), (B - b).T @ (B - b) / len(B)
+    variance = float(a @ cov_b @ a + b @ cov_a @ b + (cov_a * cov_b).sum())
+    return float(a @ b), max(variance, 0.0) ** 0.5
 
 
 def frobenius(P: torch.Tensor, Q: torch.Tensor) -> float:

@@ -10,7 +10,8 @@ The screening is certified. For n x d float32 operands and any order of summatio
 (by Cauchy-Schwarz on sum |e_i w_i|). Let b = gamma_d max||e|| ||w||. If the (k + PAD)-th largest s~ lies more than 3b
 below the k-th largest, then every token outside the k + PAD survivors has s < s~_k - 2b, while k survivors have
 s >= s~_k - b: a gap of b >= 2 ulp(s) at d >= 2, which rounding to float32 cannot close. So the top k lie among the
-survivors. The few rows where this cannot be certified (near ties) are scored in float64 over the whole vocabulary.
+survivors. The few rows where this cannot be certified (near ties) are scored in float64 over the whole vocabulary; so
+are those whose scores could leave float32's range, where the bound does not hold (see ``screening_bound``).
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from paramdex_builder.space import Space
 
 PAD = 14
 _U = 2.0**-24
+SMALLEST, LARGEST = 2.0**-126, 2.0**126
+"""Sums of smaller terms may lose them, sums of larger ones may overflow, in float32."""
 _BLOCK_BYTES = 64 << 20
 """Bytes of a block of screened scores."""
 
@@ -38,6 +41,14 @@ class Tokens:
 def gamma(n: int) -> float:
     """gamma_n = n u / (1 - n u) for float32's unit roundoff u."""
     return n * _U / (1 - n * _U)
+
+
+def screening_bound(d: int, norms: torch.Tensor) -> torch.Tensor:
+    """How far a float32 <e, w> of d terms can be from the true one, from ||e|| ||w|| (``norms``, float64).
+
+    Terms that underflow cost up to float32's smallest normal number each; infinite where a sum could overflow.
+    """
+    return torch.where(norms < LARGEST, gamma(d) * norms + d * SMALLEST, torch.inf)
 
 
 def moments(rows: torch.Tensor, space: Space) -> tuple[torch.Tensor, torch.Tensor]:
@@ -85,7 +96,7 @@ def _side(
     found = rank(_exact(rows, best.indices, E) * sign, best.indices, k)
     if width < len(E):
         values = best.values * sign
-        unsure = (values[:, k - 1] - values[:, -1] <= 3 * bound).nonzero().flatten().tolist()
+        unsure = (~(values[:, k - 1] - values[:, -1] > 3 * bound)).nonzero().flatten().tolist()
         for i in unsure:
             whole = _whole(rows[i], E, k, sign)
             found.ids[i], found.scores[i] = whole.ids[0], whole.scores[0]
@@ -102,7 +113,7 @@ def strongest_tokens(rows: torch.Tensor, space: Space, k: int) -> dict[str, Toke
     sides: dict[str, list[Tokens]] = {"top": [], "bottom": []}
     for block in rows.to(E.device).split(max(1, _BLOCK_BYTES // (4 * len(E)))):
         screened = block @ E.T
-        bound = gamma(E.shape[1]) * space.longest * block.double().norm(dim=1)
+        bound = screening_bound(E.shape[1], space.longest * block.double().norm(dim=1))
         for side, sign in (("top", 1), ("bottom", -1)):
             sides[side].append(_side(screened, block, E, bound, k, sign))
     return {

@@ -66,11 +66,12 @@ class _Neighbor:
 
 
 @contextmanager
-def database(path: Path, *, create: bool = False) -> Iterator[duckdb.DuckDBPyConnection]:
+def database(path: Path, *, create: bool = False, read_only: bool = False) -> Iterator[duckdb.DuckDBPyConnection]:
     """A connection whose current database is the file ``path``, in a storage version that older clients can read."""
-    connection = duckdb.connect(config={"temp_directory": str(path.parent / "duckdb-temp")})
+    connection = duckdb.connect(config={} if read_only else {"temp_directory": str(path.parent / "duckdb-temp")})
     try:
-        options = f" (STORAGE_VERSION '{atlas_files.STORAGE_VERSION}')" if create else ""
+        created = f" (STORAGE_VERSION '{atlas_files.STORAGE_VERSION}')" if create else ""
+        options = " (READ_ONLY)" if read_only else created
         quoted = str(path).replace("'", "''")
         connection.execute(f"ATTACH '{quoted}' AS atlas{options}")
         connection.execute("USE atlas")
@@ -83,7 +84,7 @@ def database(path: Path, *, create: bool = False) -> Iterator[duckdb.DuckDBPyCon
 
 def publish(model: FinishedModel, atlas: Path, staging: Path, device: torch.device, progress: Progress) -> None:
     """Add a finished model to ``atlas`` (made if it is not there), through the folder ``staging`` beside it."""
-    work = staging / "publish"
+    work = staging / ".publish"  # no name of a model
     shutil.rmtree(work, ignore_errors=True)
     folder = atlas_files.model_folder(work, model.name)
     folder.mkdir(parents=True)
@@ -118,6 +119,7 @@ def publish(model: FinishedModel, atlas: Path, staging: Path, device: torch.devi
         place.parent.mkdir(exist_ok=True)
         folder.rename(place)
         file.replace(atlas_files.database(atlas))
+        shutil.rmtree(work)
     _fsync(atlas)
     _fsync(atlas.parent)
 
@@ -129,7 +131,10 @@ def _write_vectors(model: FinishedModel, folder: Path) -> dict[str, np.ndarray]:
         rows = np.concatenate([model.units.coordinates(kind, layer) for layer in range(model.shape.n_layers)])
         index = faiss.IndexFlatIP(rows.shape[1])
         index.add(rows)
-        faiss.write_index(index, str(folder / atlas_files.index_name(kind)))
+        try:
+            faiss.write_index(index, str(folder / atlas_files.index_name(kind)))
+        except RuntimeError as error:  # faiss has no other
+            raise OSError(str(error)) from error
         coordinates[kind] = rows
     return coordinates
 
@@ -288,7 +293,8 @@ def _insert_relations(
                     table = nearest_rows(queries, keys, k, device, query_first, key_first, key_model)
                     _insert(connection, "INSERT INTO store.neighbors BY NAME SELECT * FROM unit", table)
                 features = None
-                if mine.d_model == other.shape.d_model:
+                # Weights are had back from coordinates, which only a space without null space allows.
+                if own_inverse.shape == other.tensor("inverse").shape == (mine.d_model, mine.d_model):
                     features = (
                         isometry.feature_rows(theirs @ other.tensor("inverse").numpy().T).astype(np.float32),
                         isometry.feature_rows(rows @ own_inverse.T).astype(np.float32),

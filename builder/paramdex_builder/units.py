@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from paramdex_builder.pairs import HeadPairs, Words, frobenius, pair_moments, strongest_pairs
@@ -72,19 +73,23 @@ class Units:
         return self.folder / f"{name}-{layer:04d}.{ending}"
 
     def has(self, name: str, layer: int) -> bool:
-        """Whether the unit is there and can be read; a damaged one is made again."""
-        path = self._path(name, layer, "parquet")
+        """Whether all files of the unit are there and whole; a damaged one is made again."""
         try:
-            pq.read_metadata(path)
-        except (OSError, pa.ArrowInvalid):
+            if name == "heads":
+                self.read("pairs", layer)
+            else:
+                self.coordinates(name, layer)
+            self.read(name, layer)
+        except (OSError, pa.ArrowException, SafetensorError):
             return False
         return True
 
     def write(self, name: str, layer: int, table: pa.Table) -> None:
-        write_whole(self._path(name, layer, "parquet"), lambda part: pq.write_table(table, part))
+        path = self._path(name, layer, "parquet")
+        write_whole(path, lambda part: pq.write_table(table, part, write_page_checksum=True))
 
     def read(self, name: str, layer: int) -> pa.Table:
-        return pq.read_table(self._path(name, layer, "parquet"))
+        return pq.read_table(self._path(name, layer, "parquet"), page_checksum_verification=True)
 
     def write_coordinates(self, kind: str, layer: int, rows: np.ndarray) -> None:
         path = self._path(kind, layer, "safetensors")

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from paramdex_schemas import CheckpointError
 
+_FILES = {"tokenizer.json", "vocab.json", "vocab.txt", "tekken.json"}
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
@@ -138,16 +139,19 @@ def read_vocabulary(source: str, folder: Path, embedding_rows: int) -> Vocabular
     """
     from transformers import AutoTokenizer
 
+    # Without any of these files transformers makes up an empty tokenizer for some types of models.
+    if not any(file.name in _FILES or file.suffix == ".model" for file in folder.iterdir()):
+        raise CheckpointError(f"{source} has no tokenizer; save it with tokenizer.save_pretrained(folder)")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         spec = json.loads(tokenizer.backend_tokenizer.to_str())
     except Exception as error:  # transformers and tokenizers raise many kinds of errors here
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(f"{source}: its tokenizer cannot be read ({reason})") from error
-    size = len(tokenizer)
+    size = max(tokenizer.get_vocab().values(), default=-1) + 1  # ids may have gaps: no count of entries
     if size > embedding_rows:
         raise CheckpointError(
-            f"{source}: the tokenizer has {size} entries but the embedding only {embedding_rows} rows; "
+            f"{source}: the tokenizer has ids up to {size - 1} but the embedding only {embedding_rows} rows; "
             "they do not belong together"
         )
     if size == 0:
