@@ -1,0 +1,77 @@
+"""Shared fixtures: tiny models on disk and one atlas built of them, once a test run however many workers there are.
+
+model_folders   name -> folder of gpt2-a, gpt2-b, gpt2-wide (one vocabulary), llama-gqa and bert (one each)
+small_atlas     the atlas of all five, with SMALL_OPTIONS; read it, never write to it
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from filelock import FileLock
+from hypothesis import settings
+
+import models
+from paramdex.tour import demo_sources
+from paramdex_builder import Options, build
+
+torch.set_num_threads(1)
+settings.register_profile("paramdex", deadline=None, max_examples=40, print_blob=True)
+settings.load_profile("paramdex")
+
+ROOT = Path(__file__).parents[1]
+SMALL_OPTIONS = Options(top_k=12, pair_k=30, neighbor_k=4, device="cpu")
+
+
+def _shared(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """The folder ``name`` that all workers of this run share, made by whichever comes first."""
+    base = factory.getbasetemp()
+    root = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder = root / name
+    with FileLock(root / f"{name}.lock"):
+        if not folder.exists():
+            part = root / f"{name}.part"
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir()
+            make(part)
+            part.rename(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def model_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """name -> folder of the five models of the shared atlas."""
+    root = _shared(tmp_path_factory, "models", models.save_all)
+    return {name: root / name for name in ("gpt2-a", "gpt2-b", "gpt2-wide", "llama-gqa", "bert")}
+
+
+@pytest.fixture(scope="session")
+def small_atlas(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Path]) -> Path:
+    """The shared atlas of all five models. Read-only by agreement: a test that writes copies it first."""
+    sources = [str(folder) for folder in model_folders.values()]
+    root = _shared(tmp_path_factory, "atlases", lambda part: build(sources, part / "small.atlas", SMALL_OPTIONS))
+    return root / "small.atlas"
+
+
+@pytest.fixture
+def word_model(tmp_path: Path) -> Path:
+    """The folder of a two-layer GPT-2 of 60 words, the test's own: it may break it."""
+    return models.save_word_model(tmp_path / "word-model")
+
+
+@pytest.fixture(scope="session")
+def demo_atlas(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The atlas of ``paramdex demo``: the committed models and all-MiniLM-L6-v2. Read-only by agreement."""
+    sources = demo_sources(ROOT / "data" / "models")
+    root = _shared(tmp_path_factory, "demo", lambda part: build(sources, part / "demo.atlas"))
+    return root / "demo.atlas"
