@@ -233,8 +233,9 @@ def demo(models: Path, output: Path) -> None:
     """
     from paramdex.tour import demo_sources, tour
 
-    build.callback(demo_sources(models), output, 50, 200, 5, "auto")  # type: ignore[misc]
-    for command in tour(output):
+    sources = demo_sources(models)
+    build.callback(sources, output, 50, 200, 5, "auto")  # type: ignore[misc]
+    for command in tour(output, {source.partition("=")[0] for source in sources}):
         click.echo()
         click.secho(f"# {command.question}", fg="green")
         click.secho(f"$ {command.text}", bold=True)

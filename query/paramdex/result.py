@@ -69,12 +69,13 @@ class Result:
         """Comma-separated values with a header; a list or a struct is written as JSON."""
         import csv
 
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(self.columns)
-        for row in self.to_rows():
-            writer.writerow([_json(value) if isinstance(value, (list, dict)) else value for value in row.values()])
-        return text.getvalue().rstrip("\n")
+        lines = []
+        for row in [self.columns, *([*row.values()] for row in self.to_rows())]:
+            line = io.StringIO()  # a line each: csv quotes only those line ends that it writes itself
+            cells = [_json(value) if isinstance(value, (list, dict)) else value for value in row]
+            csv.writer(line, lineterminator="\r\n").writerow(cells)
+            lines.append(line.getvalue()[:-2])
+        return "\n".join(lines)
 
     def render(self, output: str) -> str:
         """The result as ``table``, ``json`` or ``csv`` text."""

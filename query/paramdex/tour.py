@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Collection
 from dataclasses import dataclass
 from importlib import resources
 from importlib.util import find_spec
@@ -29,13 +30,17 @@ class Command:
         return shlex.split(self.text)[1:]
 
 
-def tour(atlas: Path) -> list[Command]:
-    """The commands of tour.txt, on the atlas at ``atlas``; the README shows the same ones with their output."""
+def tour(atlas: Path, models: Collection[str]) -> list[Command]:
+    """The commands of tour.txt that ``models`` can answer, on the atlas at ``atlas``.
+
+    The README shows the same ones with their output.
+    """
     paragraphs = (resources.files("paramdex") / "tour.txt").read_text("utf-8").strip().split("\n\n")
     found = []
     for paragraph in paragraphs:
         question, text = paragraph.removeprefix("# ").split("\n", 1)
-        found.append(Command(question, text.replace(_ATLAS, shlex.quote(str(atlas)))))
+        if PUBLISHED[0] in models or PUBLISHED[0] not in text:
+            found.append(Command(question, text.replace(_ATLAS, shlex.quote(str(atlas)))))
     return found
 
 
