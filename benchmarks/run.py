@@ -72,11 +72,8 @@ def main() -> None:
         model = atlas.models[("minilm" if published else "tiny-a")]
         address = f"{model.name}/L1/ff_value/7"
         shell = [run([*PARAMDEX, "show", str(atlas_path), address])[0] for _ in range(7)]
-        add(
-            "show from the shell",
-            f"{statistics.median(shell):.2f} s ({statistics.median(shell) / statistics.median(bare):.1f} x the bare imports)",
-            "1 s",
-        )
+        ratio = statistics.median(shell) / statistics.median(bare)
+        add("show from the shell", f"{statistics.median(shell):.2f} s ({ratio:.1f} x the bare imports)", "1 s")
         add("open in-process", f"{median_ms(lambda: paramdex.open(atlas_path).close(), 20):.1f} ms", "")
         words = [
             row["text"]
@@ -102,7 +99,8 @@ def main() -> None:
             add(f"{verb}, in-process", f"{median_ms(call, 100):.1f} ms", "50 ms")
         (postings,) = atlas.sql("SELECT count(*) AS n FROM parameter_tokens").to_rows()
         size = (atlas_path / "atlas.duckdb").stat().st_size
-        add("database", f"{postings['n']:,} postings, {size / 2**20:.0f} MiB, {size / postings['n']:.1f} bytes each", "")
+        each = size / postings["n"]
+        add("database", f"{postings['n']:,} postings, {size / 2**20:.0f} MiB, {each:.1f} bytes each", "")
     print(Result(pa.Table.from_pylist(rows), f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"))
 
 

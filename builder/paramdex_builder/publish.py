@@ -124,6 +124,14 @@ def publish(model: FinishedModel, atlas: Path, staging: Path, device: torch.devi
     _fsync(atlas.parent)
 
 
+def _save(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """Write a safetensors file with the usual permissions; save_file itself gives them to the owner alone."""
+    save_file(tensors, path)
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
+
+
 def _write_vectors(model: FinishedModel, folder: Path) -> dict[str, np.ndarray]:
     """Write the vector index of every kind; give its rows (n x r, float32)."""
     coordinates = {}
@@ -164,7 +172,7 @@ def _write_space(model: FinishedModel, others: list[_Neighbor], folder: Path) ->
         "root": torch.from_numpy(space.root.root.copy()),
         "inverse": torch.from_numpy(space.root.inverse.copy()),
     }
-    save_file(tensors, folder / atlas_files.SPACE)
+    _save(tensors, folder / atlas_files.SPACE)
     transfers = {}
     for other in others:
         other_E, other_means = other.tensor("embedding").float(), other.tensor("means")
@@ -173,7 +181,7 @@ def _write_space(model: FinishedModel, others: list[_Neighbor], folder: Path) ->
         root = isometry.Root(other.tensor("root").numpy(), other.tensor("inverse").numpy(), 0.0)
         transfers[other.name] = isometry.transfer(cross, root, space.root)
     if transfers:
-        save_file({name: torch.from_numpy(T.copy()) for name, T in transfers.items()}, folder / atlas_files.TRANSFER)
+        _save({name: torch.from_numpy(T.copy()) for name, T in transfers.items()}, folder / atlas_files.TRANSFER)
     return transfers
 
 

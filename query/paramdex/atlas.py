@@ -16,7 +16,7 @@ from paramdex.database import Database
 from paramdex.result import Result, visible
 from paramdex.vectors import SharedSpace, Vectors
 from paramdex.words import Wanted, resolve
-from paramdex_schemas import KINDS, Address, AddressError, ModelShape, QueryError, isometry
+from paramdex_schemas import KINDS, MATRICES, Address, AddressError, ModelShape, QueryError, isometry
 from paramdex_schemas.errors import nearest
 from paramdex_schemas.isometry import Array
 
@@ -149,18 +149,26 @@ class Atlas:
         chosen = self._with_layer(self._choose(model), layer)
         self._check_kind(kind, chosen, matrices=True)
         wanted = self._resolve(chosen, words)
-        parameters: list[dict[str, Any]] = []
-        heads: list[dict[str, Any]] = []
-        for item in wanted:
-            for one in chosen:
-                if one.vocabulary != item.vocabulary:
-                    continue
-                if kind not in ("QK", "VO"):
-                    parameters += self._find("find_parameters", one, item, k, kind, layer)
-                if kind in (None, "QK", "VO"):
-                    heads += self._find("find_heads", one, item, k, kind, layer)
-        order = lambda row: (-row["words"], -row.pop("linked", 0), -(row["z"] or 0))  # noqa: E731
-        rows = [*sorted(parameters, key=order)[:k], *sorted(heads, key=order)[:k]]
+        values = {
+            "ids": [i for item in wanted for i in item.ids],
+            "words": [word for item in wanted for word in item.words],
+            "vocabularies": [item.vocabulary for item in wanted for _ in item.ids],
+            "models": [one.model_id for one in chosen],
+            "kind": kind,
+            "layer": layer,
+            "k": k,
+        }
+        rows: list[dict[str, Any]] = []
+        if kind not in MATRICES:
+            rows += self._database.named("find_parameters", values).to_pylist()
+        if kind is None or kind in MATRICES:
+            rows += self._database.named("find_heads", values | {"shown": 3}).to_pylist()
+        for row in rows:  # a head's tokens are pairs, listed as two lists of ids
+            row["lists"] = [row.pop("ids")] if "ids" in row else [row.pop("sources"), row.pop("targets")]
+        texts = self._texts([(row["vocabulary"], i) for row in rows for ids in row["lists"] for i in ids])
+        for row in rows:
+            named = [[texts[row["vocabulary"], i] for i in ids] for ids in row.pop("lists")]
+            row["tokens"] = named[0] if len(named) == 1 else [" → ".join(pair) for pair in zip(*named, strict=True)]
         schema = pa.schema(
             [("address", pa.string()), ("kind", pa.string()), ("side", pa.string()), ("words", pa.int32()),
              ("rank", pa.int32()), ("z", pa.float32()), ("tokens", pa.list_(pa.string()))]
@@ -223,7 +231,13 @@ class Atlas:
                 found = self._nearest(one, kind, query, k + 1, layer, side)
                 hits += [hit for hit in found if hit[1] != own.first_param_id + own.shape.row(where)]
             else:
-                shared, flipped = self._shared(own, one)
+                try:
+                    shared, flipped = self._shared(own, one)
+                except QueryError as error:
+                    if model != "all":
+                        raise
+                    notes.append(f"left out: {error}")
+                    continue
                 hits += self._nearest_shared(own, vector, one, kind, shared, flipped, k, layer, side)
                 notes.append(_shared_note(own, one, shared))
         hits = _strongest(hits, k, side)
@@ -318,35 +332,15 @@ class Atlas:
             notes.append(f"the vocabulary of {', '.join(silent)} has none of these words")
         return notes
 
-    def _texts(self, vocabulary: str, ids: Iterable[int]) -> dict[int, str]:
-        return dict(
-            self._database.rows(
-                "SELECT token_id, text FROM store.tokens WHERE vocabulary = ? AND token_id IN (SELECT unnest(?))",
-                [vocabulary, sorted(set(ids))],
-            )
+    def _texts(self, items: Iterable[tuple[str, int]]) -> dict[tuple[str, int], str]:
+        """(vocabulary, token_id) -> text."""
+        vocabularies, ids = zip(*sorted(set(items)), strict=True) if items else ((), ())
+        rows = self._database.rows(
+            "SELECT vocabulary, token_id, text FROM store.tokens "
+            "JOIN (SELECT unnest($vocabularies) AS vocabulary, unnest($ids) AS token_id) USING (vocabulary, token_id)",
+            {"vocabularies": list(vocabularies), "ids": list(ids)},
         )
-
-    def _find(
-        self, query: str, model: Model, wanted: Wanted, k: int, kind: str | None, layer: int | None
-    ) -> list[dict[str, Any]]:
-        shape = model.shape
-        values: dict[str, Any] = {"ids": wanted.ids, "words": wanted.words, "k": k, "kind": kind, "layer": layer}
-        if query == "find_heads":
-            values |= {"first": model.first_head_id, "shown": 3}
-            values["last"] = model.first_head_id + shape.n_layers * shape.n_heads - 1
-        else:
-            values |= {"first": model.first_param_id, "last": model.first_param_id + shape.n_parameters - 1}
-        rows = self._database.named(query, values).to_pylist()
-        if query == "find_heads":
-            texts = self._texts(model.vocabulary, [i for row in rows for i in row["sources"] + row["targets"]])
-            for row in rows:
-                pairs = zip(row.pop("sources"), row.pop("targets"), strict=True)
-                row["tokens"] = [_pair(texts[s], texts[t]) for s, t in pairs]
-        else:
-            texts = self._texts(model.vocabulary, [i for row in rows for i in row["ids"]])
-            for row in rows:
-                row["tokens"] = [texts[i] for i in row.pop("ids")]
-        return rows
+        return {(vocabulary, token_id): text for vocabulary, token_id, text in rows}
 
     def _show_parameter(self, model: Model, where: Address, k: int) -> Result:
         param_id = model.param_id(where)
@@ -456,12 +450,9 @@ class Atlas:
             "WHERE p.param_id IN (SELECT unnest($ids))",
             {"ids": param_ids, "n": _SHOWN_TOKENS},
         )
-        texts: dict[str, dict[int, str]] = {}
-        for vocabulary in {row[2] for row in rows}:
-            ids = [i for row in rows if row[2] == vocabulary for i in (*row[3], *row[4])]
-            texts[vocabulary] = self._texts(vocabulary, ids)
+        texts = self._texts([(row[2], i) for row in rows for i in (*row[3], *row[4])])
         return {
-            param_id: (address, [texts[v][i] for i in top], [texts[v][i] for i in bottom])
+            param_id: (address, [texts[v, i] for i in top], [texts[v, i] for i in bottom])
             for param_id, address, v, top, bottom in rows
         }
 

@@ -76,11 +76,14 @@ def build(sources: tuple[str, ...], output: Path, top_k: int, pair_k: int, neigh
     try:
         from paramdex_builder import Options, TerminalProgress
         from paramdex_builder import build as run
-    except ImportError as error:
+
+        run(sources, output, Options(top_k, pair_k, neighbor_k, device), TerminalProgress())
+    except KeyboardInterrupt as error:
+        raise QueryError("interrupted; run the same command again, and it goes on where it was") from error
+    except ImportError as error:  # some are loaded where they are used
         raise QueryError(
             f"building needs {error.name}; install it with: pip install 'paramdex[build,cpu]' (or [build,gpu])"
         ) from error
-    run(sources, output, Options(top_k, pair_k, neighbor_k, device), TerminalProgress())
 
 
 @cli.command()
@@ -251,9 +254,9 @@ def fail(message: str) -> NoReturn:
 def main() -> None:
     """The program ``paramdex``."""
     try:
-        cli.main(standalone_mode=False)
+        cli.main(prog_name="paramdex", standalone_mode=False)
     except click.exceptions.Abort:
-        fail("interrupted; the same command goes on where it was")
+        fail("interrupted")
     except click.ClickException as error:
         error.show()
         sys.exit(2)

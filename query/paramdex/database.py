@@ -27,11 +27,6 @@ def named_query(name: str) -> str:
     return (resources.files("paramdex") / "sql" / f"{name}.sql").read_text("utf-8")
 
 
-def first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
-
-
 class Database:
     """A read-only connection to an atlas's DuckDB file: no other file can be reached through it."""
 
@@ -42,10 +37,12 @@ class Database:
         if not file.is_file():
             what = "there is no such folder" if not atlas.exists() else f"it holds no {atlas_files.DATABASE}"
             raise AtlasError(f"{atlas} is no atlas: {what}; make one with: paramdex build MODEL -o {atlas}")
-        self.connection = duckdb.connect()
+        # Nothing is ever fetched from the network, not even for a file that looks like another database's; and there
+        # is no folder to spill to, since SQL could read whatever else lies in it.
+        self.connection = duckdb.connect(config={"autoinstall_known_extensions": "false", "temp_directory": ""})
         try:
             quoted = str(file).replace("'", "''")
-            self.connection.execute(f"ATTACH '{quoted}' AS atlas (READ_ONLY)")
+            self.connection.execute(f"ATTACH '{quoted}' AS atlas (TYPE duckdb, READ_ONLY)")
             self.connection.execute("USE atlas")
             self.connection.execute("SET enable_external_access = false")
             self.connection.execute("SET lock_configuration = true")
@@ -54,6 +51,12 @@ class Database:
             self.connection.close()
             if isinstance(error, duckdb.CatalogException):
                 raise AtlasError(f"{atlas} is no atlas: its database has no table store.atlas") from error
+            if "Could not set lock" in str(error):
+                raise AtlasError(
+                    f"{atlas} is in use: another program has its database open for writing; close that and try again"
+                ) from error
+            if "Permission denied" in str(error):
+                raise AtlasError(f"{atlas} cannot be read: no permission to open {atlas_files.DATABASE}") from error
             raise self._damaged(error) from error
         if found != [(FORMAT_VERSION,)]:
             self.connection.close()
@@ -64,7 +67,11 @@ class Database:
             )
 
     def _damaged(self, error: Exception) -> AtlasError:
-        return AtlasError(f"{self.atlas} is damaged: {first_line(error)}; copy the atlas again or rebuild it")
+        del error  # DuckDB's own account of it, which stays as the cause
+        return AtlasError(
+            f"{self.atlas} is damaged: {atlas_files.DATABASE} is not what was written; "
+            "copy the atlas again or rebuild it"
+        )
 
     def rows(self, sql: str, values: Any = None) -> list[tuple[Any, ...]]:
         """The rows of one of paramdex's own queries. Raises AtlasError where the database cannot be read."""
@@ -103,6 +110,8 @@ class Database:
         except duckdb.Error as error:
             if _is_damage(error):
                 raise self._damaged(error) from error
+            if isinstance(error, duckdb.PermissionException):
+                raise QueryError("SQL reads the atlas's own tables and nothing else: no files, no settings") from error
             lines = [line for line in str(error).strip().splitlines() if line.strip()]
             raise QueryError("\n".join(lines) if lines else type(error).__name__) from error
         return table.rename_columns(_distinct(table.column_names))

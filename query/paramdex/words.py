@@ -31,22 +31,31 @@ def _bare(word: str) -> str:
     return (word.strip() or word).casefold()
 
 
-def _items(database: Database, vocabulary: str, word: str) -> list[int]:
+def _items(database: Database, vocabularies: list[str], words: list[str]) -> dict[tuple[str, str], list[int]]:
+    """(vocabulary, word) -> the ids of its items, from one pass over the vocabularies."""
     rows = database.rows(
-        "SELECT token_id, token = $word OR text = $word FROM store.tokens WHERE vocabulary = $vocabulary "
-        "AND (token = $word OR (text = $word AND $word[1] = ' ') OR folded = $bare) ORDER BY token_id",
-        {"word": word, "vocabulary": vocabulary, "bare": _bare(word)},
+        "SELECT vocabulary, token_id, token, text, folded FROM store.tokens "
+        "WHERE list_contains($vocabularies, vocabulary) "
+        "AND (list_contains($bare, folded) OR list_contains($words, token) OR list_contains($words, text)) "
+        "ORDER BY token_id",
+        {"vocabularies": vocabularies, "words": words, "bare": [_bare(word) for word in words]},
     )
-    exact = [token_id for token_id, same in rows if same]
-    if word.startswith(_MARKERS) and exact:
-        return exact
-    return [token_id for token_id, _ in rows]
+    found = {}
+    for vocabulary in vocabularies:
+        for word in words:
+            items = [row[1:] for row in rows if row[0] == vocabulary]
+            exact = [i for i, token, text, _ in items if word in (token, text)]
+            loose = [i for i, _, _, folded in items if folded == _bare(word)]
+            spelled = [i for i, token, _, _ in items if token == word]
+            found[vocabulary, word] = (exact if word.startswith(_MARKERS) else []) or loose or spelled
+    return found
 
 
 def _nearest(database: Database, vocabularies: list[str], word: str) -> list[str]:
     rows = database.rows(
         "SELECT folded, max(jaro_winkler_similarity(folded, $bare)) AS likeness FROM store.tokens "
         "WHERE vocabulary IN (SELECT unnest($vocabularies)) AND NOT is_special AND length(folded) > 1 "
+        "AND NOT starts_with(folded, '##') "
         "GROUP BY folded ORDER BY likeness DESC, folded LIMIT 5",
         {"bare": _bare(word), "vocabularies": vocabularies},
     )
@@ -64,7 +73,8 @@ def resolve(database: Database, vocabularies: list[str], words: list[str]) -> li
     for word in words:
         if any("\ud800" <= character <= "\udfff" for character in word):
             raise TokenError(f"{word!r} is not valid UTF-8 text; type the word again")
-    found = {v: {word: _items(database, v, word) for word in words} for v in vocabularies}
+    items = _items(database, vocabularies, words)
+    found = {v: {word: items[v, word] for word in words} for v in vocabularies}
     for word in words:
         if not any(found[v][word] for v in vocabularies):
             near = ", ".join(_nearest(database, vocabularies, word))
@@ -72,10 +82,10 @@ def resolve(database: Database, vocabularies: list[str], words: list[str]) -> li
     return [
         Wanted(
             v,
-            [i for word in words for i in items[word]],
-            [word for word in words for _ in items[word]],
-            [word for word in words if not items[word]],
+            [i for word in words for i in by_word[word]],
+            [word for word in words for _ in by_word[word]],
+            [word for word in words if not by_word[word]],
         )
-        for v, items in found.items()
-        if any(items.values())
+        for v, by_word in found.items()
+        if any(by_word.values())
     ]

@@ -14,11 +14,12 @@ from paramdex_schemas.errors import (
     QueryError,
     TokenError,
 )
-from paramdex_schemas.layout import KINDS, Block, Kind, ModelShape
+from paramdex_schemas.layout import KINDS, MATRICES, Block, Kind, ModelShape
 
 __all__ = [
     "FORMAT_VERSION",
     "KINDS",
+    "MATRICES",
     "Address",
     "AddressError",
     "AtlasError",

@@ -1,10 +1,10 @@
 """Addresses: the names of models, heads and parameters, as a person types them.
 
-tiny-a                      a model
-tiny-a/L3                   a layer
-tiny-a/L3/H5                a head
-tiny-a/L3/ff_value/1024     a parameter of the feed-forward part
-tiny-a/L3/H5/attn_query/17  a parameter of a head
+    tiny-a                      a model
+    tiny-a/L3                   a layer
+    tiny-a/L3/H5                a head
+    tiny-a/L3/ff_value/1024     a parameter of the feed-forward part
+    tiny-a/L3/H5/attn_query/17  a parameter of a head
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from paramdex_schemas.errors import AddressError
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 _GRAMMAR = re.compile(
     r"(?P<model>[^/]+)"
-    r"(?:/L(?P<layer>\d+))?"
-    r"(?:/H(?P<head>\d+))?"
-    r"(?:/(?P<kind>[a-z_]+)(?:/(?P<idx>\d+))?)?"
+    r"(?:/L(?P<layer>[0-9]{1,9}))?"
+    r"(?:/H(?P<head>[0-9]{1,9}))?"
+    r"(?:/(?P<kind>[a-z_]+)(?:/(?P<idx>[0-9]{1,9}))?)?"
 )
 FORMS = "MODEL, MODEL/L3/H5, MODEL/L3/ff_value/1024 or MODEL/L3/H5/attn_query/17"
 

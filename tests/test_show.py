@@ -1,0 +1,150 @@
+"""``show``: the tokens and z of a parameter, the pairs of a head, the row of a model, all from the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import oracle
+import paramdex
+from paramdex import AddressError, Atlas, QueryError
+from query_helpers import MODELS, everything, random_source
+
+
+@pytest.fixture(scope="module")
+def atlas(small_atlas: Path) -> Iterator[Atlas]:
+    with paramdex.open(small_atlas) as atlas:
+        yield atlas
+
+
+@pytest.fixture(scope="module")
+def truths(model_folders: dict[str, Path]) -> dict[str, oracle.Truth]:
+    return {name: oracle.read(folder) for name, folder in model_folders.items()}
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_parameter(atlas: Atlas, truths: dict[str, oracle.Truth], model: str) -> None:
+    """Five strongest of each side: ids, texts, scores and z, against the whole score vector."""
+    draw, whole = random_source(), everything(model, truths[model])
+    texts = dict(
+        atlas.sql("SELECT token_id, text FROM tokens JOIN models USING (vocabulary) WHERE model = ?", [model])
+        .to_pandas()
+        .itertuples(index=False)
+    )
+    for i in draw.sample(range(len(whole.addresses)), 12):
+        rows = atlas.show(whole.addresses[i], k=5).to_rows()
+        assert [(row["side"], row["rank"]) for row in rows] == [(s, n) for s in ("top", "bottom") for n in range(1, 6)]
+        scores = whole.scores[i]
+        for side in ("top", "bottom"):
+            ours = [row for row in rows if row["side"] == side]
+            ids = [row["token_id"] for row in ours]
+            oracle.assert_strongest([row["score"] for row in ours], scores[ids], scores, side)
+            z = (scores[ids] - scores.mean()) / scores.std()
+            np.testing.assert_allclose([row["z"] for row in ours], z, rtol=1e-5, atol=1e-5)
+            assert [row["text"] for row in ours] == [texts[j] for j in ids]
+
+
+def test_printed_parameter_says_what_it_is(atlas: Atlas, truths: dict[str, oracle.Truth]) -> None:
+    truth = truths["bert"]
+    vector = truth.vector("ff_value", 1, None, 7)
+    scores = truth.scores(vector)
+    lines = str(atlas.show("bert/L1/ff_value/7", k=3)).splitlines()
+    assert lines[0] == "bert/L1/ff_value/7: what a feed-forward neuron writes"
+    numbers = f"mean {scores.mean():.4g}, std {scores.std():.4g}"
+    assert lines[1] == f"norm {np.linalg.norm(vector):.4g}; scores over {len(truth.E)} tokens: {numbers}"
+    assert lines[2].split() == ["rank", "top", "top", "score", "top", "z", "bottom", "bottom", "score", "bottom", "z"]
+    assert [line.split()[0] for line in lines[4:]] == ["1", "2", "3"]
+
+
+@pytest.mark.parametrize("distinct", [True, False])
+@pytest.mark.parametrize("address", ["gpt2-wide/L2/H3", "llama-gqa/L1/H2", "bert/L0/H1"])
+def test_head(atlas: Atlas, truths: dict[str, oracle.Truth], address: str, distinct: bool) -> None:
+    """Seven strongest pairs of both matrices and sides, all or of different words only, against the V x V matrix."""
+    model, layer, head = address.split("/")
+    tokens = atlas.sql(
+        "SELECT text FROM tokens JOIN models USING (vocabulary) WHERE model = ? ORDER BY token_id", [model]
+    )
+    texts = np.array([row["text"] for row in tokens], dtype=object)  # NumPy's own strings drop a NUL
+    words = np.array([text.strip().casefold() or text for text in texts], dtype=object)
+    rows = atlas.show(address, k=7, distinct=distinct).to_rows()
+    place = "rank_distinct" if distinct else "rank"
+    expected = [(m, side, n) for m in ("QK", "VO") for side in ("top", "bottom") for n in range(1, 8)]
+    assert [(row["matrix"], row["side"], row[place]) for row in rows] == expected
+    for matrix in ("QK", "VO"):
+        S = truths[model].pair_scores(matrix, int(layer[1:]), int(head[1:]))
+        everywhere = S[words[:, None] != words[None, :]] if distinct else S
+        for side in ("top", "bottom"):
+            ours = [row for row in rows if (row["matrix"], row["side"]) == (matrix, side)]
+            sources, targets = ([row[name] for row in ours] for name in ("source_id", "target_id"))
+            assert [(row["source"], row["target"]) for row in ours] == list(
+                zip(texts[sources], texts[targets], strict=True)
+            )
+            at = S[sources, targets]
+            oracle.assert_strongest([row["score"] for row in ours], at, everywhere, side)
+
+
+@pytest.mark.parametrize(("kind", "shared"), [("attn_key", True), ("attn_value", True), ("attn_query", False)])
+def test_any_head_of_a_group_finds_its_shared_vectors(atlas: Atlas, kind: str, shared: bool) -> None:
+    """llama-gqa has four heads on two key/value heads: H2 and H3 share, H1 and H2 do not."""
+    shown = {head: atlas.show(f"llama-gqa/L1/H{head}/{kind}/5") for head in (1, 2, 3)}
+    assert (shown[2].to_rows() == shown[3].to_rows()) is shared
+    assert shown[1].to_rows() != shown[2].to_rows()
+    assert str(shown[3].title).startswith(f"llama-gqa/L1/H{2 if shared else 3}/{kind}/5: ")
+
+
+def test_head_says_which_key_value_head_it_shares(atlas: Atlas) -> None:
+    assert str(atlas.show("llama-gqa/L0/H3").title).endswith("sharing key/value head 1")
+    assert "sharing" not in str(atlas.show("bert/L0/H1").title)
+
+
+def test_head_counts_its_pairs_of_one_word(atlas: Atlas) -> None:
+    counts = atlas.sql(
+        "SELECT matrix, sum(same_word::INT) AS n FROM head_pairs WHERE address = 'gpt2-a/L1/H0' AND side = 'top' "
+        "AND rank IS NOT NULL GROUP BY matrix ORDER BY matrix"
+    ).to_rows()
+    notes = [f"{row['matrix']}: {row['n']} of its top 30 pairs are of a word with itself" for row in counts]
+    assert list(atlas.show("gpt2-a/L1/H0").notes) == notes
+    assert len(notes) == 2
+
+
+def test_k_beyond_what_is_kept_gives_what_is_kept(atlas: Atlas) -> None:
+    """The shared atlas keeps 12 tokens a side and 30 pairs a matrix and side."""
+    rows = atlas.show("gpt2-a/L0/ff_key/0", k=10_000).to_rows()
+    assert [row["rank"] for row in rows] == [*range(1, 13), *range(1, 13)]
+    rows = atlas.show("gpt2-a/L0/H0", k=10_000, distinct=False).to_rows()
+    assert [row["rank"] for row in rows] == [*range(1, 31)] * 4
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_model(atlas: Atlas, truths: dict[str, oracle.Truth], model: str) -> None:
+    result = atlas.show(model)
+    (row,) = result.to_rows()
+    truth = truths[model]
+    expected = {
+        "model": model, "layers": len(truth.rows["ff_key"]), "width": truth.E.shape[1], "heads": truth.n_heads,
+        "kv_heads": truth.n_kv_heads, "neurons": len(truth.rows["ff_key"][0]), "tokens": len(truth.E),
+        "parameters": sum(len(rows) for kind in truth.rows.values() for rows in kind),
+        "matrices": 2 * truth.n_heads * len(truth.rows["ff_key"]), "rotary_left_out": model == "llama-gqa",
+    }  # fmt: skip
+    assert {name: row[name] for name in expected} == expected
+    assert [each for each in atlas.info().to_rows() if each["model"] == model] == [row]
+    assert f"neurons           {expected['neurons']}" in str(result)
+
+
+@pytest.mark.parametrize("k", [0, -1])
+@pytest.mark.parametrize("address", ["gpt2-a/L0/ff_key/0", "gpt2-a/L0/H0"])
+def test_k_below_one_is_refused(atlas: Atlas, address: str, k: int) -> None:
+    with pytest.raises(QueryError, match=f"at least 1, not {k}"):
+        atlas.show(address, k=k)
+
+
+def test_layer_is_no_thing_to_show_but_the_message_says_what_is(atlas: Atlas) -> None:
+    with pytest.raises(AddressError) as caught:
+        atlas.show("gpt2-a/L1")
+    assert str(caught.value) == (
+        "gpt2-a/L1 is a layer; show takes a parameter or a head, gpt2-a/L1/ff_value/0 or gpt2-a/L1/H0, say"
+    )
+    assert atlas.show("gpt2-a/L1/ff_value/0", k=1).to_rows()[0]["rank"] == 1

@@ -1,0 +1,117 @@
+"""How a typed word finds vocabulary items: bare, with a leading space, ``Ġ``, ``▁`` or ``##``, in any case."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import paramdex
+from paramdex import Atlas, TokenError
+from paramdex.words import resolve
+
+
+@pytest.fixture(scope="module")
+def atlas(small_atlas: Path) -> Iterator[Atlas]:
+    with paramdex.open(small_atlas) as atlas:
+        yield atlas
+
+
+def items(atlas: Atlas, model: str, word: str) -> set[str]:
+    """The tokens of a model's vocabulary that ``word`` finds."""
+    vocabulary = atlas.models[model].vocabulary
+    (found,) = resolve(atlas._database, [vocabulary], [word])
+    assert found.words == [word] * len(found.ids)
+    tokens = atlas.sql(
+        "SELECT token FROM tokens WHERE vocabulary = ? AND list_contains(?, token_id)", [vocabulary, found.ids]
+    )
+    return {row["token"] for row in tokens}
+
+
+@pytest.mark.parametrize(
+    ("word", "gpt2", "llama", "bert"),
+    [
+        ("canada", {"Canada", "ĠCanada", "Ġcanada"}, {"▁Canada", "canada"}, {"canada"}),
+        ("Canada", {"Canada", "ĠCanada", "Ġcanada"}, {"▁Canada", "canada"}, {"canada"}),
+        ("CANADA", {"Canada", "ĠCanada", "Ġcanada"}, {"▁Canada", "canada"}, {"canada"}),
+        (" Canada", {"ĠCanada"}, {"▁Canada"}, {"canada"}),
+        (" canada", {"Ġcanada"}, {"▁Canada", "canada"}, {"canada"}),
+        ("ĠCanada", {"ĠCanada"}, {"▁Canada", "canada"}, {"canada"}),
+        ("Ġcanada", {"Ġcanada"}, {"▁Canada", "canada"}, {"canada"}),
+        ("ĠCANADA", {"Canada", "ĠCanada", "Ġcanada"}, {"▁Canada", "canada"}, {"canada"}),
+        ("▁Canada", {"Canada", "ĠCanada", "Ġcanada"}, {"▁Canada"}, {"canada"}),
+        ("##canada", {"Canada", "ĠCanada", "Ġcanada"}, {"▁Canada", "canada"}, {"canada"}),
+    ],
+)
+def test_forms_of_a_word(atlas: Atlas, word: str, gpt2: set[str], llama: set[str], bert: set[str]) -> None:
+    assert items(atlas, "gpt2-a", word) == gpt2
+    assert items(atlas, "llama-gqa", word) == llama
+    assert items(atlas, "bert", word) == bert
+
+
+@pytest.mark.parametrize(
+    ("word", "tokens"),
+    [
+        ("##ing", {"##ing"}),
+        ("##2", {"##2"}),
+        ("s", {"s"}),
+        ("S", {"s"}),
+        ("##s", {"##s"}),
+        ("É", {"é"}),
+        ("東", {"東"}),
+        ("[mask]", {"[MASK]"}),
+    ],
+)
+def test_continuations_and_others(atlas: Atlas, word: str, tokens: set[str]) -> None:
+    """``##s`` and ``s`` are two items, and each is found as it is typed, in any case."""
+    assert items(atlas, "bert", word) == tokens
+
+
+def test_the_space_itself(atlas: Atlas) -> None:
+    assert items(atlas, "gpt2-a", " ") == {"Ġ"}
+    assert items(atlas, "llama-gqa", "▁") == {"▁"}
+
+
+def test_several_words_in_several_vocabularies(atlas: Atlas) -> None:
+    vocabularies = [atlas.models[model].vocabulary for model in ("gpt2-a", "bert")]
+    found = resolve(atlas._database, vocabularies, ["canada", "bread-butter", "canada"])
+    assert [(item.vocabulary, item.words, item.missing) for item in found] == [
+        (vocabularies[0], ["canada"] * 3, ["bread-butter"]),
+        (vocabularies[1], ["canada", "bread-butter"], []),
+    ]
+    assert [item.vocabulary for item in resolve(atlas._database, vocabularies, ["bread-butter"])] == vocabularies[1:]
+
+
+@pytest.mark.parametrize(
+    ("word", "first"), [("canadaa", "canada"), ("Otawa", "ottawa"), (" violn", "violin"), ("Ġbuter", "butter")]
+)
+def test_unknown_word_names_the_nearest(atlas: Atlas, word: str, first: str) -> None:
+    with pytest.raises(TokenError) as caught:
+        atlas.find(word)
+    message = str(caught.value)
+    assert message.startswith(f"no vocabulary here has {word!r}; the nearest words are {first}")
+    for near in message.partition("the nearest words are ")[2].split(", "):
+        assert atlas.find(near, k=1).columns[0] == "address"  # each of them is a word that can be typed
+
+
+def test_nearest_words_are_those_of_the_chosen_model(atlas: Atlas) -> None:
+    with pytest.raises(TokenError, match="has 'bread-buter'; the nearest words are bread-butter"):
+        atlas.search(["bread-buter"], model="bert")
+    with pytest.raises(TokenError) as caught:
+        atlas.search(["bread-butter"], model="gpt2-a")
+    assert "the nearest words are bread, brea, " in str(caught.value)
+
+
+@pytest.mark.parametrize("words", ["", [], [""]])
+def test_no_word_at_all(atlas: Atlas, words: str | list[str]) -> None:
+    for verb in (atlas.find, atlas.search):
+        with pytest.raises(TokenError, match="give at least one word"):
+            verb(words)
+
+
+def test_text_that_is_no_unicode_is_refused(atlas: Atlas) -> None:
+    """Bytes that are no UTF-8 reach Python's arguments as lone surrogates."""
+    for verb in (atlas.find, atlas.search):
+        with pytest.raises(TokenError, match="is not valid UTF-8 text"):
+            verb("caf\udce9")
