@@ -7,26 +7,14 @@ a swapped matrix shows in the numbers. Vocabularies are hand-made: no training, 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
-from transformers import (
-    BertConfig,
-    BertForMaskedLM,
-    BertModel,
-    GPT2Config,
-    GPT2LMHeadModel,
-    GPT2Model,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    PreTrainedTokenizerFast,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-)
+from transformers import PreTrainedTokenizerFast
 
 WORDS = [
     "Canada", "Ottawa", "Toronto", "France", "Paris", "food", "bread", "butter", "music", "violin", "river", "ocean",
@@ -109,45 +97,153 @@ def word_tokenizer(n: int = 60) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", eos_token="[END]")
 
 
+def make(cls: str, rows: int, **settings: Any) -> Any:
+    """A model of the transformers class ``cls``, its embedding ``rows`` long, with ``settings`` in its config."""
+    model = getattr(transformers, cls)
+    return model(model.config_class(vocab_size=rows, **settings))
+
+
 def gpt2(
-    rows: int, *, width: int = 24, layers: int = 2, heads: int = 2, cls: type = GPT2LMHeadModel, **more: Any
+    rows: int, *, width: int = 24, layers: int = 2, heads: int = 2, cls: str = "GPT2LMHeadModel", **more: Any
 ) -> Any:
-    """A GPT-2 shape with ``rows`` rows of embedding."""
-    return cls(
-        GPT2Config(vocab_size=rows, n_embd=width, n_layer=layers, n_head=heads, n_positions=32, bos_token_id=0,
-                   eos_token_id=0, **more)
-    )  # fmt: skip
+    """A GPT-2 shape with ``rows`` rows of embedding; GPT-J and the first GPT have settings of the same names."""
+    settings = {"n_embd": width, "n_layer": layers, "n_head": heads, "n_positions": 32}
+    ends = {} if cls.startswith("OpenAI") else {"bos_token_id": 0, "eos_token_id": 0}
+    return make(cls, rows, **(settings | ends | more))
 
 
-def bert(rows: int, *, width: int = 24, layers: int = 2, heads: int = 3, cls: type = BertModel) -> Any:
-    """A BERT shape; its feed-forward layer is 40 wide."""
-    return cls(
-        BertConfig(vocab_size=rows, hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads,
-                   intermediate_size=40, max_position_embeddings=32)
-    )  # fmt: skip
+def encoder(rows: int, *, cls: str = "BertModel", heads: int = 3, **more: Any) -> Any:
+    """A BERT shape, 24 wide; its feed-forward layer is 40 wide."""
+    settings = {
+        "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": heads, "intermediate_size": 40,
+        "max_position_embeddings": 32,
+    }  # fmt: skip
+    return make(cls, rows, **(settings | more))
 
 
-def llama(rows: int, *, cls: type = LlamaForCausalLM, config: type = LlamaConfig, **more: Any) -> Any:
+def llama(rows: int, *, cls: str = "LlamaForCausalLM", **more: Any) -> Any:
     """A Llama layout with four query heads on two key/value heads; 24 wide, its feed-forward layer 40."""
     settings: dict[str, Any] = {
-        "vocab_size": rows, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "intermediate_size": 40, "max_position_embeddings": 32,
-        "tie_word_embeddings": False, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+        "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "intermediate_size": 40, "max_position_embeddings": 32, "tie_word_embeddings": False, "bos_token_id": 1,
+        "eos_token_id": 2, "pad_token_id": 0,
     }  # fmt: skip
-    return cls(config(**(settings | more)))
+    return make(cls, rows, **(settings | more))
 
 
-MAKERS: dict[str, Callable[[int], Any]] = {
+def neox(rows: int, **more: Any) -> Any:
+    """GPT-NeoX, four heads of eight, a quarter of each rotated."""
+    settings = {"num_attention_heads": 4, "intermediate_size": 40, "max_position_embeddings": 32}
+    return make("GPTNeoXForCausalLM", rows, **(settings | {"hidden_size": 32, "num_hidden_layers": 2} | more))
+
+
+def falcon(rows: int, **more: Any) -> Any:
+    """Falcon, 32 wide with four heads; more says which of its three kinds of attention."""
+    settings = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 32}
+    return make("FalconForCausalLM", rows, **(settings | more))
+
+
+def opt(rows: int, cls: str = "OPTForCausalLM", **more: Any) -> Any:
+    """OPT, 24 wide; word_embed_proj_dim in ``more`` gives its embedding another width."""
+    settings = {
+        "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "ffn_dim": 40,
+        "max_position_embeddings": 32, "word_embed_proj_dim": 24,
+    }  # fmt: skip
+    return make(cls, rows, **(settings | more))
+
+
+MAKERS: dict[str, Callable[..., Any]] = {
     "GPT2LMHeadModel": gpt2,
-    "GPT2LMHeadModel, n_inner given": lambda rows: gpt2(rows, n_inner=56),
-    "GPT2Model": lambda rows: gpt2(rows, cls=GPT2Model),
-    "BertModel": bert,
-    "BertForMaskedLM": lambda rows: bert(rows, cls=BertForMaskedLM),
-    "LlamaForCausalLM": lambda rows: llama(rows, head_dim=8),
-    "LlamaForCausalLM, all heads their own": lambda rows: llama(rows, num_key_value_heads=4),
-    "MistralForCausalLM": lambda rows: llama(rows, cls=MistralForCausalLM, config=MistralConfig),
-    "Qwen2ForCausalLM": lambda rows: llama(rows, cls=Qwen2ForCausalLM, config=Qwen2Config, tie_word_embeddings=True),
-}
+    "GPT2LMHeadModel, n_inner given": partial(gpt2, n_inner=56),
+    "GPT2Model": partial(gpt2, cls="GPT2Model"),
+    "OpenAIGPTLMHeadModel": partial(gpt2, cls="OpenAIGPTLMHeadModel"),
+    "GPTNeoForCausalLM": partial(
+        make, "GPTNeoForCausalLM", hidden_size=24, num_layers=2, num_heads=4, max_position_embeddings=32,
+        attention_types=[[["global", "local"], 1]], window_size=3,
+    ),
+    "GPTNeoForCausalLM, intermediate_size given": partial(
+        make, "GPTNeoForCausalLM", hidden_size=24, num_layers=2, num_heads=4, max_position_embeddings=32,
+        attention_types=[[["global", "local"], 1]], intermediate_size=40,
+    ),
+    "GPTJForCausalLM": partial(gpt2, cls="GPTJForCausalLM", rotary_dim=4),
+    "GPTJForCausalLM, n_inner given": partial(gpt2, cls="GPTJForCausalLM", rotary_dim=4, n_inner=56),
+    "GPTNeoXForCausalLM": neox,
+    "GPTNeoXForCausalLM, tied, no bias": partial(neox, tie_word_embeddings=True, attention_bias=False),
+    "OPTForCausalLM": opt,
+    "OPTForCausalLM, narrower embedding": partial(opt, word_embed_proj_dim=16, do_layer_norm_before=False),
+    "OPTModel, narrower embedding": partial(opt, cls="OPTModel", word_embed_proj_dim=16),
+    "BloomForCausalLM": partial(make, "BloomForCausalLM", hidden_size=24, n_layer=2, n_head=4),
+    "BloomModel": partial(make, "BloomModel", hidden_size=24, n_layer=2, n_head=3),
+    "FalconForCausalLM, multi-query": falcon,
+    "FalconForCausalLM, multi-query, bias": partial(falcon, bias=True, parallel_attn=False),
+    "FalconForCausalLM, new_decoder_architecture": partial(falcon, new_decoder_architecture=True, num_kv_heads=2),
+    "FalconForCausalLM, multi-head": partial(falcon, multi_query=False, ffn_hidden_size=40),
+    "FalconForCausalLM, multi-head, alibi": partial(falcon, multi_query=False, alibi=True, bias=True),
+    "MptForCausalLM": partial(make, "MptForCausalLM", d_model=24, n_layers=2, n_heads=4, max_seq_len=32),
+    "MptForCausalLM, another expansion_ratio": partial(
+        make, "MptForCausalLM", d_model=24, n_layers=2, n_heads=4, max_seq_len=32, expansion_ratio=2
+    ),
+    "LlamaForCausalLM": partial(llama, head_dim=8),
+    "LlamaForCausalLM, all heads their own": partial(llama, num_key_value_heads=4),
+    "MistralForCausalLM": partial(llama, cls="MistralForCausalLM"),
+    "Qwen2ForCausalLM": partial(llama, cls="Qwen2ForCausalLM", tie_word_embeddings=True),
+    "Qwen3ForCausalLM": partial(llama, cls="Qwen3ForCausalLM", head_dim=8),
+    "GemmaForCausalLM": partial(
+        llama, cls="GemmaForCausalLM", head_dim=8, num_key_value_heads=1, tie_word_embeddings=True
+    ),
+    "Gemma2ForCausalLM": partial(
+        llama, cls="Gemma2ForCausalLM", head_dim=8, num_key_value_heads=1, tie_word_embeddings=True,
+        query_pre_attn_scalar=5, attn_logit_softcapping=2.0, sliding_window=3,
+    ),
+    "Gemma3ForCausalLM": partial(
+        llama, cls="Gemma3ForCausalLM", head_dim=8, tie_word_embeddings=True, query_pre_attn_scalar=5,
+        sliding_window=3, layer_types=["sliding_attention", "full_attention"],
+    ),
+    "PhiForCausalLM": partial(
+        llama, cls="PhiForCausalLM", hidden_size=32, rope_parameters={"rope_type": "default", "rope_theta": 1e4,
+        "partial_rotary_factor": 0.5},
+    ),
+    "Phi3ForCausalLM": partial(llama, cls="Phi3ForCausalLM"),
+    "Phi3ForCausalLM, all heads their own": partial(llama, cls="Phi3ForCausalLM", num_key_value_heads=4),
+    "Olmo2ForCausalLM": partial(llama, cls="Olmo2ForCausalLM"),
+    "StableLmForCausalLM": partial(
+        llama, cls="StableLmForCausalLM", hidden_size=32, rope_parameters={"rope_type": "default", "rope_theta": 1e4,
+        "partial_rotary_factor": 0.25},
+    ),
+    "StableLmForCausalLM, biases, parallel": partial(
+        llama, cls="StableLmForCausalLM", use_qkv_bias=True, use_parallel_residual=True, hidden_size=32,
+    ),
+    "Starcoder2ForCausalLM": partial(llama, cls="Starcoder2ForCausalLM", tie_word_embeddings=True),
+    "SmolLM3ForCausalLM": partial(llama, cls="SmolLM3ForCausalLM", no_rope_layers=[1, 0]),
+    "GraniteForCausalLM": partial(
+        llama, cls="GraniteForCausalLM", attention_multiplier=0.7, residual_multiplier=0.5, embedding_multiplier=3.0
+    ),
+    "CohereForCausalLM": partial(llama, cls="CohereForCausalLM", tie_word_embeddings=True),
+    "CohereForCausalLM, queries and keys normed": partial(
+        llama, cls="CohereForCausalLM", tie_word_embeddings=True, use_qk_norm=True
+    ),
+    "BertModel": encoder,
+    "BertForMaskedLM": partial(encoder, cls="BertForMaskedLM"),
+    "RobertaForMaskedLM": partial(encoder, cls="RobertaForMaskedLM"),
+    "XLMRobertaForMaskedLM": partial(encoder, cls="XLMRobertaForMaskedLM"),
+    "DistilBertForMaskedLM": partial(
+        make, "DistilBertForMaskedLM", dim=24, n_layers=2, n_heads=3, hidden_dim=40, max_position_embeddings=32
+    ),
+    "ElectraForMaskedLM": partial(encoder, cls="ElectraForMaskedLM", embedding_size=24),
+    "ElectraForMaskedLM, narrower embedding": partial(encoder, cls="ElectraForMaskedLM", embedding_size=16),
+    "ElectraForMaskedLM, narrower embedding, untied": partial(
+        encoder, cls="ElectraForMaskedLM", embedding_size=16, tie_word_embeddings=False
+    ),
+    "ElectraForPreTraining, narrower embedding": partial(encoder, cls="ElectraForPreTraining", embedding_size=16),
+    "AlbertForMaskedLM": partial(encoder, cls="AlbertForMaskedLM", embedding_size=16),
+    "AlbertModel, two groups": partial(
+        encoder, cls="AlbertModel", embedding_size=16, num_hidden_groups=2, num_hidden_layers=4
+    ),
+    "ModernBertForMaskedLM": partial(
+        encoder, cls="ModernBertForMaskedLM", local_attention=4, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+        cls_token_id=1, sep_token_id=2,
+    ),
+}  # fmt: skip
 """Every model class that the tests build, by name, from the number of rows of its embedding."""
 
 
@@ -191,5 +287,5 @@ def save_all(root: Path) -> dict[str, Path]:
     rows = len(tokenizer) + PADDING_ROWS
     folders["llama-gqa"] = save(root / "llama-gqa", llama(rows, head_dim=8), tokenizer, 4, torch.bfloat16)
     tokenizer = wordpiece_tokenizer()
-    folders["bert"] = save(root / "bert", bert(len(tokenizer)), tokenizer, 5)
+    folders["bert"] = save(root / "bert", encoder(len(tokenizer)), tokenizer, 5)
     return folders

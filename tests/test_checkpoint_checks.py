@@ -140,7 +140,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], type[ParamdexError], str]] = {
     "unknown type": (
         lambda f: configure(f, model_type="rwkv"),
         FamilyError,
-        "models of type 'rwkv' are not supported; there are bert, gpt2, llama, mistral, qwen2",
+        "models of type 'rwkv' are not supported; there are albert, bert, bloom, cohere,",
     ),
     "mistyped type": (lambda f: configure(f, model_type="gtp2"), FamilyError, "did you mean gpt2"),
     "weights of another family": (
@@ -229,6 +229,61 @@ def test_heads_of_a_grouped_model(tmp_path: Path) -> None:
     refuse([str(folder)], tmp_path, FamilyError, "4 heads cannot share 3 key/value heads evenly")
 
 
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        (
+            "AlbertForMaskedLM",
+            {"inner_group_num": 2},
+            "config.json: inner_group_num is 2; paramdex reads albert models only where it is 1",
+        ),
+        (
+            "AlbertForMaskedLM",
+            {"num_hidden_groups": 2},
+            "no tensor albert.encoder.albert_layer_groups.1.albert_layers.0.ffn.weight",
+        ),
+        (
+            "AlbertForMaskedLM",
+            {"hidden_size": 30},
+            "tensor albert.encoder.embedding_hidden_mapping_in.weight is 24 x 16, expected 30 x 16",
+        ),
+        (
+            "OPTForCausalLM, narrower embedding",
+            {"hidden_size": 28},
+            "tensor model.decoder.project_out.weight is 16 x 24, expected 16 x 28",
+        ),
+        (
+            "FalconForCausalLM, new_decoder_architecture",
+            {"num_kv_heads": 4},
+            "tensor transformer.h.0.self_attention.query_key_value.weight is 64 x 32, expected 96 x 32",
+        ),
+        (
+            "FalconForCausalLM, multi-query",
+            {"multi_query": False},
+            "tensor transformer.h.0.self_attention.query_key_value.weight is 48 x 32, expected 96 x 32",
+        ),
+        (
+            "Phi3ForCausalLM",
+            {"num_key_value_heads": 4},
+            "tensor model.layers.0.self_attn.qkv_proj.weight is 48 x 24, expected 72 x 24",
+        ),
+        (
+            "GemmaForCausalLM",
+            {"head_dim": 6},
+            "tensor model.layers.0.self_attn.q_proj.weight is 32 x 24, expected 24 x 24",
+        ),
+        ("BertModel", {"intermediate_size": 0}, "d_ff of a bert model is missing or no positive number"),
+        ("BertModel", {"num_attention_heads": 0}, "n_heads of a bert model is missing or no positive number"),
+    ],
+)
+def test_numbers_of_config_that_the_weights_do_not_have(
+    tmp_path: Path, name: str, values: dict[str, Any], message: str
+) -> None:
+    folder = models.save_word_model(tmp_path / "model", 0, models.MAKERS[name])
+    configure(folder, **values)
+    refuse([str(folder)], tmp_path, FamilyError, message)
+
+
 def test_no_such_folder(tmp_path: Path) -> None:
     missing = tmp_path / "a" / "b" / "c"
     refuse([str(missing)], tmp_path, CheckpointError, f"there is no folder {missing}")
@@ -295,7 +350,8 @@ def test_untied_by_its_weights(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"colour": "red"}, r"x.json: unknown keys \['colour'\], missing keys \[\]"),
-        ({"rotary": None}, r"x.json: unknown keys \[\], missing keys \['rotary'\]"),
+        ({"layer": None}, r"x.json: unknown keys \[\], missing keys \['layer'\]"),
+        ({"config": {"d_fff": "n_inner"}}, r"x.json: unknown keys \['d_fff'\], missing keys \[\]"),
         ({"tensors": {"ff_key": {"tensor": "a", "axes": "d_ff d_model"}}}, "x.json: tensors must be ff_key, ff_gate"),
     ],
 )
@@ -305,4 +361,4 @@ def test_family_files_are_checked(change: dict[str, Any], message: str) -> None:
     data = json.loads((resources.files("paramdex_builder") / "families" / "gpt2.json").read_text())
     data = {key: value for key, value in (data | change).items() if value is not None}
     with pytest.raises(FamilyError, match=message):
-        parse(json.dumps(data), "x.json")
+        parse(data, "x.json")

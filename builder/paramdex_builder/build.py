@@ -208,7 +208,7 @@ def _make(
         "tied": tied,
         "embedding_rank": space.root.rank,
         "embedding_condition": space.root.condition,
-        "rotary_left_out": checkpoint.family.rotary,
+        "rotary_left_out": checkpoint.family.rotary(checkpoint.config),
         "dtype": checkpoint.dtype(),
         "top_k": options.top_k,
         "pair_k": options.pair_k,

@@ -172,17 +172,38 @@ class Checkpoint:
     def embedding(self) -> tuple[torch.Tensor, str, bool]:
         """(E, which, tied): E (rows x d_model), 'output' or 'input', and whether the model ties the two.
 
-        The output embedding, or the input embedding where the checkpoint carries no output head.
+        The output embedding, or the input embedding where the checkpoint carries no output head. An embedding of
+        another width than the residual stream is given through the map between the two: E P, float32. Where that map
+        leads into the stream, only the input embedding passes it, so it is the input embedding that is given.
         """
-        d = self.shape.d_model
         input_name = self._prefix + self.family.input_embedding
         tied = bool(getattr(self.config, "tie_word_embeddings", False))
+        if self._factor() == "inward":
+            return self._embedding(input_name), "input", tied
         for name in self.family.output_embeddings:
             if name in self._where:
-                output = self.tensor(name, (None, d))
-                if not tied or not torch.equal(output, self.tensor(input_name, (None, d))):
+                output = self._embedding(name)
+                if not tied or not torch.equal(output, self._embedding(input_name)):
                     return output, "output", False
-        return self.tensor(input_name, (None, d)), ("output" if tied else "input"), tied
+        return self._embedding(input_name), ("output" if tied else "input"), tied
+
+    def _factor(self) -> str | None:
+        """Whether the checkpoint's map between an embedding of another width and the stream leads in or out."""
+        tensor, axes = self.family.factor or ("", "")
+        if self._prefix + tensor not in self._where:
+            return None
+        return "inward" if axes.split()[0] == "d_model" else "outward"
+
+    def _embedding(self, name: str) -> torch.Tensor:
+        """One embedding (rows x d_model), through the family's factor where the checkpoint has one."""
+        d = self.shape.d_model
+        direction = self._factor()
+        if self.family.factor is None or direction is None:
+            return self.tensor(name, (None, d))
+        E = self.tensor(name, (None, None))
+        e = E.shape[1]
+        P = self.tensor(self._prefix + self.family.factor[0], (d, e) if direction == "inward" else (e, d)).double()
+        return torch.cat([chunk.double() @ (P.T if direction == "inward" else P) for chunk in E.split(8192)]).float()
 
     def dtype(self) -> str:
         """The dtype of the embedding as stored: float32, float16 or bfloat16."""

@@ -1,8 +1,11 @@
 """Families of models are data: one JSON file each in ``families/``, found by listing the folder.
 
 A file says where each kind's vectors lie in a checkpoint: the tensor's name within a layer and its axes, written as
-einops writes them. ``"d_model (3 n_heads d_head)"`` with ``"take": 0`` is the first third of a fused matrix. Whatever
-the axes, the result is one row a vector, n x d_model.
+einops writes them. Whatever the axes, the result is one row a vector, n x d_model. The axis ``part`` of a fused tensor
+is a concatenation: ``"axes": "d_model (part n_heads d_head)", "parts": [1, 1, 1], "take": 0`` is the first third.
+
+A file may be ``like`` another and give only what differs. ``config`` says which attributes of the transformers config
+hold the model's numbers, where they are not the usual ones.
 """
 
 from __future__ import annotations
@@ -21,40 +24,57 @@ from einops import rearrange
 from paramdex_schemas import KINDS, FamilyError, ModelShape
 from paramdex_schemas.errors import nearest
 
-_KEYS = {
-    "family", "about", "model_types", "rotary", "d_ff", "d_ff_factor", "prefixes", "embedding", "layer", "tensors",
-}  # fmt: skip
-_AXIS = re.compile(r"[a-z_]+|\d+")
+_KEYS = {"family", "about", "model_types", "like", "config", "require", "prefixes", "embedding", "layer", "tensors"}
+_NEEDED = {"family", "about", "model_types", "prefixes", "embedding", "layer", "tensors"}
+_CONFIG: dict[str, Any] = {
+    "n_layers": "num_hidden_layers",
+    "d_model": "hidden_size",
+    "n_heads": "num_attention_heads",
+    "n_kv_heads": ["num_key_value_heads", "num_attention_heads"],
+    "d_head": "head_dim",
+    "d_ff": "intermediate_size",
+    "rotary": 0,
+}
+"""The attributes of a transformers config that most families use; rotary: whether positions rotate queries and keys."""
+_AXIS = re.compile(r"[a-z_]+")
+_ORDER = ("n_heads", "n_kv_heads", "part", "d_ff", "d_head")
+"""The axes that number a kind's vectors, outermost first, in whatever order a file has them."""
 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """Where one kind's vectors lie: ``tensor`` within a layer, its ``axes``, the part to ``take`` of a fused one."""
+    """Where vectors lie: ``tensor``, its ``axes``, and of a fused one its ``parts`` and which of them to ``take``."""
 
     tensor: str
     axes: str
-    take: int | None = None
+    parts: tuple[int | str, ...] = ()
+    take: int = 0
 
-    def sizes(self, shape: ModelShape) -> dict[str, int]:
-        """Every named axis with its size; a number stands for itself."""
-        return {axis: int(axis) if axis.isdigit() else int(getattr(shape, axis)) for axis in _AXIS.findall(self.axes)}
+    def _part_sizes(self, shape: ModelShape) -> list[int]:
+        return [part if isinstance(part, int) else int(getattr(shape, part)) for part in self.parts]
+
+    def _sizes(self, shape: ModelShape) -> dict[str, int]:
+        """Every axis with its size."""
+        return {
+            axis: sum(self._part_sizes(shape)) if axis == "part" else int(getattr(shape, axis))
+            for axis in _AXIS.findall(self.axes)
+        }
 
     def expected_shape(self, shape: ModelShape) -> tuple[int, ...]:
         """The shape that the checkpoint's tensor must have."""
-        sizes = self.sizes(shape)
-        groups = re.findall(r"\([^)]*\)|[a-z_]+|\d+", self.axes)
+        sizes = self._sizes(shape)
+        groups = re.findall(r"\([^)]*\)|[a-z_]+", self.axes)
         return tuple(math.prod(sizes[axis] for axis in _AXIS.findall(group)) for group in groups)
 
     def rows(self, tensor: torch.Tensor, shape: ModelShape) -> torch.Tensor:
         """The kind's vectors as rows (n x d_model) of the checkpoint's ``tensor``."""
-        sizes = self.sizes(shape)
-        part = next((axis for axis in sizes if axis.isdigit()), None)
-        named = {("part" if axis == part else axis): size for axis, size in sizes.items()}
-        axes = self.axes if part is None else re.sub(r"\b\d+\b", "part", self.axes)
-        inner = " ".join(axis for axis in named if axis not in ("part", "d_model"))
-        lead = "" if part is None else "part "
-        rows = rearrange(tensor, f"{axes} -> {lead}({inner}) d_model", **named)
-        return rows if self.take is None else rows[self.take]
+        sizes = self._sizes(shape)
+        inner = [axis for axis in _ORDER if axis in sizes]
+        spread = rearrange(tensor, f"{self.axes} -> {' '.join(inner)} d_model", **sizes)
+        if self.parts:
+            lengths = self._part_sizes(shape)
+            spread = spread.narrow(inner.index("part"), sum(lengths[: self.take]), lengths[self.take])
+        return spread.reshape(-1, shape.d_model)
 
 
 @dataclass(frozen=True)
@@ -64,12 +84,13 @@ class Family:
     name: str
     about: str
     model_types: tuple[str, ...]
-    rotary: bool
-    d_ff: str
-    d_ff_factor: int | None
+    config: dict[str, Any]
+    require: dict[str, Any]
     prefixes: tuple[str, ...]
     input_embedding: str
     output_embeddings: tuple[str, ...]
+    factor: tuple[str, str] | None
+    """Tensor and axes of the map between an embedding of another width and the residual stream, where there is one."""
     layer: str
     tensors: dict[str, TensorSpec]
 
@@ -77,53 +98,100 @@ class Family:
     def gated(self) -> bool:
         return "ff_gate" in self.tensors
 
+    def rotary(self, config: Any) -> bool:
+        """Whether positions rotate queries and keys in a model with this transformers config."""
+        return bool(look_up(self.config["rotary"], config))
+
     def shape(self, config: Any) -> ModelShape:
         """The shape of a model from its transformers config.
 
-        Raises FamilyError where the config's numbers do not fit together.
+        Raises FamilyError where the config's numbers do not fit together or the family.
         """
-        d_model, n_heads = int(config.hidden_size), int(config.num_attention_heads)
-        n_kv_heads = int(getattr(config, "num_key_value_heads", None) or n_heads)
-        d_head = getattr(config, "head_dim", None)
-        if d_head is None:
-            if d_model % n_heads:
-                raise FamilyError(f"config.json: hidden size {d_model} is no multiple of {n_heads} attention heads")
-            d_head = d_model // n_heads
-        if n_heads % n_kv_heads:
-            raise FamilyError(f"config.json: {n_heads} heads cannot share {n_kv_heads} key/value heads evenly")
-        d_ff = getattr(config, self.d_ff, None) or (self.d_ff_factor or 0) * d_model
-        return ModelShape(
-            int(config.num_hidden_layers), d_model, n_heads, n_kv_heads, int(d_head), int(d_ff), self.gated
-        )
+        for name, value in self.require.items():
+            if getattr(config, name, value) != value:
+                raise FamilyError(
+                    f"config.json: {name} is {getattr(config, name)}; paramdex reads {self.name} models "
+                    f"only where it is {value}"
+                )
+        numbers = {name: look_up(rule, config) for name, rule in self.config.items()}
+        names = ("n_layers", "d_model", "n_heads", "n_kv_heads", "d_head", "d_ff")
+        for name in names:
+            if name == "d_head" and numbers[name] is None:
+                if numbers["d_model"] % numbers["n_heads"]:
+                    raise FamilyError(
+                        f"config.json: hidden size {numbers['d_model']} is no multiple of "
+                        f"{numbers['n_heads']} attention heads"
+                    )
+                numbers[name] = numbers["d_model"] // numbers["n_heads"]
+            if not isinstance(numbers[name], int) or numbers[name] < 1:
+                raise FamilyError(f"config.json: {name} of a {self.name} model is missing or no positive number")
+        if numbers["n_heads"] % numbers["n_kv_heads"]:
+            raise FamilyError(
+                f"config.json: {numbers['n_heads']} heads cannot share {numbers['n_kv_heads']} key/value heads evenly"
+            )
+        return ModelShape(**{name: numbers[name] for name in names}, gated=self.gated)
 
 
-def parse(text: str, where: str) -> Family:
-    """A family from the text of its file; unknown and missing keys are refused.
+def look_up(rule: Any, config: Any) -> Any:
+    """A number of a transformers config by its rule: an attribute's name, a number, a list of rules of which the first
+    that gives something counts, ``{"product": [rule, ...]}``, or ``{"when": {attribute: value}, "then": rule}``.
+    """
+    if isinstance(rule, str):
+        return getattr(config, rule, None)
+    if isinstance(rule, list):
+        return next((found for found in (look_up(each, config) for each in rule) if found is not None), None)
+    if isinstance(rule, dict):
+        if "product" in rule:
+            factors = [look_up(each, config) for each in rule["product"]]
+            return None if None in factors else math.prod(factors)
+        holds = all(getattr(config, name, None) == value for name, value in rule["when"].items())
+        return look_up(rule["then"], config) if holds else None
+    return rule
+
+
+def parse(data: dict[str, Any], where: str) -> Family:
+    """A family from the data of its file, what it is ``like`` filled in; unknown and missing keys are refused.
 
     Raises FamilyError naming ``where``.
     """
-    data = json.loads(text)
-    unknown = set(data) - _KEYS
-    missing = _KEYS - set(data) - {"d_ff_factor"}
-    if unknown or missing:
-        raise FamilyError(f"{where}: unknown keys {sorted(unknown)}, missing keys {sorted(missing)}")
+    unknown, missing = set(data) - _KEYS, _NEEDED - set(data)
+    strange = set(data.get("config", {})) - set(_CONFIG)
+    if unknown or missing or strange:
+        raise FamilyError(f"{where}: unknown keys {sorted(unknown | strange)}, missing keys {sorted(missing)}")
     kinds = set(data["tensors"])
     if not set(KINDS) - {"ff_gate"} <= kinds <= set(KINDS):
         raise FamilyError(f"{where}: tensors must be {', '.join(KINDS)} (ff_gate where gated), not {sorted(kinds)}")
+    factor = data["embedding"].get("factor")
     return Family(
-        data["family"], data["about"], tuple(data["model_types"]), data["rotary"], data["d_ff"],
-        data.get("d_ff_factor"), tuple(data["prefixes"]), data["embedding"]["input"],
-        tuple(data["embedding"]["output"]), data["layer"],
-        {kind: TensorSpec(**spec) for kind, spec in data["tensors"].items()},
+        data["family"], data["about"], tuple(data["model_types"]), _CONFIG | data.get("config", {}),
+        data.get("require", {}), tuple(data["prefixes"]), data["embedding"]["input"],
+        tuple(data["embedding"]["output"]), factor and (factor["tensor"], factor["axes"]), data["layer"],
+        {kind: TensorSpec(**{**spec, "parts": tuple(spec.get("parts", ()))}) for kind, spec in data["tensors"].items()},
     )  # fmt: skip
+
+
+def inherit(data: dict[str, Any], files: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The data of a file with what it is ``like`` filled in; ``config`` and ``tensors`` are merged entry by entry."""
+    if "like" not in data:
+        return data
+    base = inherit(files[data["like"]], files)
+    merged = {**base, **data}
+    for key in ("config", "tensors"):
+        entries = {**base.get(key, {}), **data.get(key, {})}
+        merged[key] = {name: value for name, value in entries.items() if value is not None}
+    return merged
 
 
 @cache
 def families() -> dict[str, Family]:
     """Every family, by name."""
     folder = resources.files(__package__) / "families"
-    files = sorted((file for file in folder.iterdir() if file.name.endswith(".json")), key=lambda file: file.name)
-    found = [parse(file.read_text("utf-8"), file.name) for file in files]
+    files = {
+        file.name.removesuffix(".json"): json.loads(file.read_text("utf-8"))
+        for file in sorted(folder.iterdir(), key=lambda file: file.name)
+        if file.name.endswith(".json")
+    }
+    found = [parse(inherit(data, files), f"{name}.json") for name, data in files.items()]
     return {family.name: family for family in found}
 
 

@@ -149,26 +149,26 @@ class Atlas:
         chosen = self._with_layer(self._choose(model), layer)
         self._check_kind(kind, chosen, matrices=True)
         wanted = self._resolve(chosen, words)
-        values = {
-            "ids": [i for item in wanted for i in item.ids],
-            "words": [word for item in wanted for word in item.words],
-            "vocabularies": [item.vocabulary for item in wanted for _ in item.ids],
-            "models": [one.model_id for one in chosen],
-            "kind": kind,
-            "layer": layer,
-            "k": k,
-        }
-        rows: list[dict[str, Any]] = []
-        if kind not in MATRICES:
-            rows += self._database.named("find_parameters", values).to_pylist()
-        if kind is None or kind in MATRICES:
-            rows += self._database.named("find_heads", values | {"shown": 3}).to_pylist()
-        for row in rows:  # a head's tokens are pairs, listed as two lists of ids
-            row["lists"] = [row.pop("ids")] if "ids" in row else [row.pop("sources"), row.pop("targets")]
-        texts = self._texts([(row["vocabulary"], i) for row in rows for ids in row["lists"] for i in ids])
-        for row in rows:
-            named = [[texts[row["vocabulary"], i] for i in ids] for ids in row.pop("lists")]
-            row["tokens"] = named[0] if len(named) == 1 else [" → ".join(pair) for pair in zip(*named, strict=True)]
+        parameters: list[dict[str, Any]] = []
+        heads: list[dict[str, Any]] = []
+        for item in wanted:
+            models = [one.model_id for one in chosen if one.vocabulary == item.vocabulary]
+            values = {"ids": item.ids, "words": item.words, "models": models, "kind": kind, "layer": layer, "k": k}
+            if kind not in MATRICES:
+                found = self._database.named("find_parameters", values).to_pylist()
+                texts = self._texts([(item.vocabulary, i) for row in found for i in row["ids"]])
+                for row in found:
+                    row["tokens"] = [texts[item.vocabulary, i] for i in row["ids"]]
+                parameters += found
+            if kind is None or kind in MATRICES:
+                found = self._database.named("find_heads", values | {"shown": 3}).to_pylist()
+                texts = self._texts([(item.vocabulary, i) for row in found for i in row["sources"] + row["targets"]])
+                for row in found:
+                    pairs = zip(row["sources"], row["targets"], strict=True)
+                    row["tokens"] = [f"{texts[item.vocabulary, s]} → {texts[item.vocabulary, t]}" for s, t in pairs]
+                heads += found
+        order = lambda row: (-row["words"], -row.get("linked", 0), -(row["z"] or 0), row["id"])  # noqa: E731
+        rows = [*sorted(parameters, key=order)[:k], *sorted(heads, key=order)[:k]]
         schema = pa.schema(
             [("address", pa.string()), ("kind", pa.string()), ("side", pa.string()), ("words", pa.int32()),
              ("rank", pa.int32()), ("z", pa.float32()), ("tokens", pa.list_(pa.string()))]

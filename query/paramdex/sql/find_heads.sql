@@ -1,46 +1,26 @@
--- Heads that have the wanted tokens in their strongest pairs: most words first, then pairs of two wanted words, then z.
-WITH wanted AS (
-    SELECT unnest($ids) AS token_id, unnest($words) AS word, unnest($vocabularies) AS vocabulary
-),
-candidates AS (
-    SELECT * FROM store.pairs WHERE list_contains($ids, source_id) OR list_contains($ids, target_id)
-),
-hits AS (
-    SELECT r.head_id, r.matrix, r.is_top, a.word AS source_word, b.word AS target_word, r.source_id, r.target_id,
-        coalesce(r.rank, r.rank_distinct) AS rank,
+-- Heads of the models of one vocabulary that have the wanted tokens in their strongest pairs: most words first, then
+-- most pairs of two wanted words (linked), then the largest z scores. words[i] is what ids[i] was asked for by.
+WITH hits AS (
+    SELECT
+        r.head_id, h.address, r.matrix, r.is_top, r.source_id, r.target_id, coalesce(r.rank, r.rank_distinct) AS rank,
+        $words[list_position($ids, r.source_id)] AS source_word,
+        $words[list_position($ids, r.target_id)] AS target_word,
         abs((r.score - if(r.matrix = 'QK', h.qk_mean, h.vo_mean))
-            / nullif(if(r.matrix = 'QK', h.qk_std, h.vo_std), 0)) AS z
-    FROM candidates AS r
+            / nullif(if(r.matrix = 'QK', h.qk_std, h.vo_std), 0)) AS z,
+        coalesce(source_word <> target_word, false) AS is_linked
+    FROM store.pairs AS r
     JOIN store.heads AS h USING (head_id)
-    JOIN store.models AS m USING (model_id)
-    LEFT JOIN wanted AS a ON a.token_id = r.source_id AND a.vocabulary = m.vocabulary
-    LEFT JOIN wanted AS b ON b.token_id = r.target_id AND b.vocabulary = m.vocabulary
-    WHERE list_contains($models, m.model_id) AND (a.word IS NOT NULL OR b.word IS NOT NULL)
-        AND ($kind IS NULL OR r.matrix = $kind) AND ($layer IS NULL OR h.layer = $layer)
-),
-counts AS (
-    SELECT head_id, matrix, is_top, count(DISTINCT word) AS words
-    FROM (
-        SELECT head_id, matrix, is_top, source_word AS word FROM hits
-        UNION ALL
-        SELECT head_id, matrix, is_top, target_word AS word FROM hits
-    )
-    GROUP BY ALL
-),
-found AS (
-    SELECT head_id, matrix, is_top, min(rank) AS rank, max(z) AS z,
-        count(*) FILTER (source_word <> target_word) AS linked,
-        list(source_id ORDER BY coalesce(source_word <> target_word, false) DESC, z DESC)[:$shown] AS sources,
-        list(target_id ORDER BY coalesce(source_word <> target_word, false) DESC, z DESC)[:$shown] AS targets
-    FROM hits
-    GROUP BY ALL
+    WHERE (list_contains($ids, r.source_id) OR list_contains($ids, r.target_id))
+        AND list_contains($models, h.model_id) AND ($kind IS NULL OR r.matrix = $kind)
+        AND ($layer IS NULL OR h.layer = $layer)
 )
 SELECT
-    h.address, f.matrix AS kind, CASE WHEN f.is_top THEN 'top' ELSE 'bottom' END AS side, c.words,
-    f.rank::INTEGER AS rank, f.z::FLOAT AS z, m.vocabulary, f.sources, f.targets
-FROM found AS f
-JOIN counts AS c USING (head_id, matrix, is_top)
-JOIN store.heads AS h USING (head_id)
-JOIN store.models AS m USING (model_id)
-ORDER BY c.words DESC, f.linked DESC, f.z DESC, f.head_id, f.matrix, f.is_top DESC
+    any_value(address) AS address, matrix AS kind, if(is_top, 'top', 'bottom') AS side,
+    len(list_distinct(flatten(list([source_word, target_word])))) AS words, min(rank)::INTEGER AS rank,
+    max(z)::FLOAT AS z, count(*) FILTER (is_linked) AS linked,
+    list(source_id ORDER BY is_linked DESC, z DESC, source_id, target_id)[:$shown] AS sources,
+    list(target_id ORDER BY is_linked DESC, z DESC, source_id, target_id)[:$shown] AS targets, head_id AS id
+FROM hits
+GROUP BY head_id, matrix, is_top
+ORDER BY words DESC, linked DESC, z DESC, head_id, matrix, is_top DESC
 LIMIT $k
