@@ -15,9 +15,12 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from paramdex_builder.family import families
+
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 _CONSOLE = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_FAMILIES = re.compile(r"<!-- families -->.*?<!-- /families -->", re.DOTALL)
 _PYTHON = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -78,6 +81,16 @@ def python_blocks(text: str) -> list[str]:
     return _PYTHON.findall(text)
 
 
+def family_table() -> str:
+    """The table of families, from their files."""
+    rows = [
+        f"| {', '.join(f'`{name}`' for name in family.model_types)} | {family.about} |" for family in families().values()
+    ]
+    return "\n".join(
+        ["<!-- families -->", "", "| model types | layout |", "| --- | --- |", *rows, "", "<!-- /families -->"]
+    )
+
+
 def workplace(folder: Path, atlas: Path) -> Path:
     """A folder in which the README's commands can run."""
     (folder / "demo.atlas").symlink_to(atlas, target_is_directory=True)
@@ -92,7 +105,8 @@ def rewrite(folder: Path) -> None:
         parts = [f"$ {step.command}\n{step.run(folder)}".rstrip() for step in steps(match.group(1))]
         return "```console\n" + "\n\n".join(parts) + "\n```"
 
-    README.write_text(_CONSOLE.sub(fresh, README.read_text("utf-8")), "utf-8")
+    text = _CONSOLE.sub(fresh, README.read_text("utf-8"))
+    README.write_text(_FAMILIES.sub(lambda _: family_table(), text), "utf-8")
 
 
 if __name__ == "__main__":

@@ -330,7 +330,7 @@ def test_sharded_model_is_the_whole_one(word_model: Path, tmp_path: Path) -> Non
     (word_model / "model.safetensors.index.json").write_text(json.dumps(index))
     (word_model / "model.safetensors").unlink()
     with Checkpoint.open(str(word_model)) as sharded:
-        assert [file.name for file in sharded.files] == sorted(shards)
+        assert [file.name for file in sharded.files.paths] == sorted(shards)
         for kind, rows in expected.items():
             assert torch.equal(sharded.rows(kind, 1), rows)
 

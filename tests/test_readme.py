@@ -57,6 +57,17 @@ def test_every_command_and_table_is_documented(demo_atlas: Path) -> None:
         assert f"| `{view['view_name']}` |" in TEXT
 
 
+def test_the_table_of_families_is_that_of_their_files() -> None:
+    assert readme.family_table() in TEXT
+
+
+def test_the_example_of_a_family_file_is_a_real_one() -> None:
+    block = re.search(r"```json\n(.*?)```", TEXT, re.DOTALL)
+    assert block is not None
+    real = (readme.ROOT / "builder" / "paramdex_builder" / "families" / "phi3.json").read_text()
+    assert " ".join(block.group(1).split()) in " ".join(real.split())
+
+
 def test_the_tour_is_the_readmes() -> None:
     shown = [step.command for step in STEPS]
     for command in tour(Path("demo.atlas"), ["minilm"]):

@@ -200,6 +200,7 @@ def _make(
         "source": checkpoint.source,
         "revision": checkpoint.revision,
         "family": checkpoint.family.name,
+        "family_inferred": checkpoint.inferred,
         "model_type": checkpoint.config.model_type,
         **asdict(shape),
         "vocabulary": vocabulary.name,
@@ -228,7 +229,7 @@ def _estimate(checkpoint: Checkpoint, options: Options) -> int:
     postings = shape.n_parameters * 2 * options.top_k
     vectors = shape.n_parameters * shape.d_model * 4
     pairs = shape.n_layers * shape.n_heads * 8 * options.pair_k
-    embedding = sum(file.stat().st_size for file in checkpoint.files) // 2
+    embedding = sum(file.stat().st_size for file in checkpoint.files.paths) // 2
     return 24 * postings + 2 * vectors + 60 * pairs + embedding
 
 

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import json
 import re
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
-from paramdex_builder.family import Family, family_of
+from paramdex_builder.family import Family, by_model_type, find_prefix, infer_family
+from paramdex_builder.tensors import TensorFiles
 from paramdex_schemas import CheckpointError, FamilyError, ModelShape, atlas_files
 
-_WANTED_FILES = ["config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "vocab*", "merges.txt",
-                 "special_tokens_map.json", "added_tokens.json", "*.model"]  # fmt: skip
-_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_WANTED_FILES = [
+    "config.json", "*.safetensors", "*.index.json", "pytorch_model*.bin", "tokenizer*", "vocab*", "merges.txt",
+    "special_tokens_map.json", "added_tokens.json", "*.model",
+]  # fmt: skip
+_DTYPES = {"float64", "float32", "float16", "bfloat16"}
 
 
 def locate(source: str) -> tuple[Path, str | None]:
@@ -45,19 +47,46 @@ def locate(source: str) -> tuple[Path, str | None]:
     return folder, folder.name
 
 
+def read_config(source: str, folder: Path) -> dict[str, Any]:
+    """config.json, with a model_type. Raises CheckpointError."""
+    file = folder / "config.json"
+    if not file.is_file():
+        raise CheckpointError(f"{source} is no model: it has no config.json")
+    try:
+        data = json.loads(file.read_text("utf-8"))
+        model_type = data.get("model_type")
+    except (ValueError, AttributeError) as error:
+        raise CheckpointError(f"{source}: config.json is not a JSON object ({error})") from error
+    if not isinstance(model_type, str):
+        raise CheckpointError(f"{source}: config.json names no model_type")
+    return data
+
+
+def _typed_config(source: str, folder: Path) -> Any:
+    """The transformers config, with the defaults of its model type. Raises CheckpointError."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder)
+    except Exception as error:  # transformers raises many kinds of errors here
+        raise CheckpointError(f"{source}: transformers cannot read config.json ({error})") from error
+
+
 @dataclass
 class Checkpoint:
-    """An opened model: its config, family, shape and tensors. Use as a context manager."""
+    """An opened model: its config, family, shape and tensors. Use as a context manager.
+
+    ``inferred`` says that no family lists the model's type, and that its tensors fit this family's layout.
+    """
 
     source: str
     folder: Path
     revision: str | None
     config: Any
     family: Family
+    inferred: bool
     shape: ModelShape
-    files: list[Path]
-    _stack: ExitStack = field(default_factory=ExitStack)
-    _where: dict[str, Any] = field(default_factory=dict)
+    files: TensorFiles
     _prefix: str = ""
 
     @classmethod
@@ -67,80 +96,65 @@ class Checkpoint:
         Raises CheckpointError or FamilyError where it cannot be read as a model of a known family.
         """
         folder, revision = locate(source)
-        config_file = folder / "config.json"
-        if not config_file.is_file():
-            raise CheckpointError(f"{source} is no model: it has no config.json")
-        try:
-            model_type = json.loads(config_file.read_text("utf-8")).get("model_type")
-        except (ValueError, AttributeError) as error:
-            raise CheckpointError(f"{source}: config.json is not a JSON object ({error})") from error
-        if not isinstance(model_type, str):
-            raise CheckpointError(f"{source}: config.json names no model_type")
-        family = family_of(model_type)
-        from transformers import AutoConfig
-
-        try:
-            config = AutoConfig.from_pretrained(folder)
-        except Exception as error:  # transformers raises many kinds of errors here
-            raise CheckpointError(f"{source}: transformers cannot read config.json ({error})") from error
+        data = read_config(source, folder)
+        known = by_model_type()
+        config = _typed_config(source, folder) if data["model_type"] in known else SimpleNamespace(**data)
         if getattr(config, "quantization_config", None) is not None:
             raise CheckpointError(f"{source} is quantized; paramdex reads float32, float16 and bfloat16 weights")
-        checkpoint = cls(source, folder, revision, config, family, family.shape(config), _weight_files(source, folder))
-        checkpoint._open_files()
-        return checkpoint
+        files = TensorFiles.open(source, folder)
+        try:
+            if data["model_type"] in known:
+                family = known[data["model_type"]]
+                return cls._opened(source, folder, revision, config, family, files, inferred=False)
+            family = infer_family(data["model_type"], config, files)
+            return cls._opened(source, folder, revision, config, family, files, inferred=True)
+        except BaseException:
+            files.close()
+            raise
 
-    def _open_files(self) -> None:
-        for file in self.files:
-            try:
-                file.open("rb").close()  # safe_open takes every failure for a missing file
-            except OSError as error:
-                raise CheckpointError(f"{self.source}: {file.name} cannot be read ({error.strerror})") from error
-            try:
-                handle = self._stack.enter_context(safe_open(file, framework="pt"))
-            except (SafetensorError, OSError) as error:
-                raise CheckpointError(
-                    f"{self.source}: {file.name} is truncated or no safetensors file ({error}); fetch it again"
-                ) from error
-            self._where.update(dict.fromkeys(handle.keys(), handle))
-        found = [p for p in self.family.prefixes if p + self.family.input_embedding in self._where]
-        if not found:
+    @classmethod
+    def _opened(
+        cls, source: str, folder: Path, revision: str | None, config: Any, family: Family, files: TensorFiles, *,
+        inferred: bool,
+    ) -> Checkpoint:  # fmt: skip
+        prefix = find_prefix(family, files)
+        if prefix is None:
             raise FamilyError(
-                f"{self.source}: there is no tensor {self.family.prefixes[0]}{self.family.input_embedding}; "
-                f"its config says {self.config.model_type}, its weights do not"
+                f"{source}: there is no tensor {family.prefixes[0]}{family.input_embedding}; "
+                f"its config says {config.model_type}, its weights do not"
             )
-        self._prefix = found[0]
+        return cls(source, folder, revision, config, family, inferred, family.shape(config), files, prefix)
 
     def __enter__(self) -> Checkpoint:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stack.close()
+        self.files.close()
 
     def sha256(self) -> str:
         """The SHA-256 of the weight files, in order of their names."""
-        return atlas_files.sha256(*self.files)
+        return atlas_files.sha256(*self.files.paths)
 
     def tensor(self, name: str, expected: tuple[int | None, ...]) -> torch.Tensor:
         """One tensor, checked against its ``expected`` shape (None: any size) and for finite values.
 
         Raises FamilyError for a missing tensor or another shape, CheckpointError for unreadable or non-finite values.
         """
-        if name not in self._where:
+        if name not in self.files:
             raise FamilyError(f"{self.source}: there is no tensor {name}, which family {self.family.name} needs")
-        handle = self._where[name]
-        view = handle.get_slice(name)
-        found = tuple(view.get_shape())
+        found = self.files.shape(name)
         if len(found) != len(expected) or any(e not in (None, f) for e, f in zip(expected, found, strict=True)):
             wanted = " x ".join("V" if size is None else str(size) for size in expected)
             raise FamilyError(
                 f"{self.source}: tensor {name} is {' x '.join(map(str, found))}, expected {wanted} "
                 f"for family {self.family.name} with the numbers of config.json"
             )
-        if view.get_dtype() not in _DTYPES:
+        if self.files.dtype(name) not in _DTYPES:
             raise CheckpointError(
-                f"{self.source}: tensor {name} is {view.get_dtype()}; paramdex reads float32, float16 and bfloat16"
+                f"{self.source}: tensor {name} is {self.files.dtype(name)}; "
+                "paramdex reads float32, float16 and bfloat16"
             )
-        tensor = handle.get_tensor(name)
+        tensor = self.files.tensor(name)
         if tensor.dtype == torch.float64:
             tensor = tensor.float()  # before the check: what is too large for float32 is infinite from here on
         if not torch.isfinite(tensor).all():
@@ -163,7 +177,7 @@ class Checkpoint:
             if advance is not None:
                 advance(1)
         beyond = self._prefix + self.family.layer.format(layer=self.shape.n_layers)
-        extra = sorted(name for name in self._where if name.startswith(beyond))
+        extra = [name for name in self.files.names() if name.startswith(beyond)]
         if extra:
             raise FamilyError(
                 f"{self.source}: config.json says {self.shape.n_layers} layers, but there is a tensor {extra[0]}"
@@ -181,7 +195,7 @@ class Checkpoint:
         if self._factor() == "inward":
             return self._embedding(input_name), "input", tied
         for name in self.family.output_embeddings:
-            if name in self._where:
+            if name in self.files:
                 output = self._embedding(name)
                 if not tied or not torch.equal(output, self._embedding(input_name)):
                     return output, "output", False
@@ -190,7 +204,7 @@ class Checkpoint:
     def _factor(self) -> str | None:
         """Whether the checkpoint's map between an embedding of another width and the stream leads in or out."""
         tensor, axes = self.family.factor or ("", "")
-        if self._prefix + tensor not in self._where:
+        if self._prefix + tensor not in self.files:
             return None
         return "inward" if axes.split()[0] == "d_model" else "outward"
 
@@ -208,24 +222,4 @@ class Checkpoint:
     def dtype(self) -> str:
         """The dtype of the embedding as stored: float32, float16 or bfloat16."""
         name = self._prefix + self.family.input_embedding
-        return _DTYPES[self._where[name].get_slice(name).get_dtype()]
-
-
-def _weight_files(source: str, folder: Path) -> list[Path]:
-    """The safetensors files of a model folder, sharded or not, in order of their names."""
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as error:
-            raise CheckpointError(f"{source}: {index.name} is damaged; fetch it again") from error
-        missing = [name for name in names if not (folder / name).is_file()]
-        if missing:
-            raise CheckpointError(f"{source}: the shard {missing[0]} is missing; fetch it again")
-        return [folder / name for name in names]
-    single = folder / "model.safetensors"
-    if single.is_file():
-        return [single]
-    raise CheckpointError(
-        f"{source} has no model.safetensors; save it with model.save_pretrained(folder), which writes one"
-    )
+        return self.files.dtype(name)

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from einops import rearrange
 
+from paramdex_builder.tensors import TensorFiles
 from paramdex_schemas import KINDS, FamilyError, ModelShape
 from paramdex_schemas.errors import nearest
 
@@ -195,15 +196,58 @@ def families() -> dict[str, Family]:
     return {family.name: family for family in found}
 
 
-def family_of(model_type: str) -> Family:
-    """The family that reads models of ``model_type``.
+def by_model_type() -> dict[str, Family]:
+    """Model type -> the family that reads it."""
+    return {name: family for family in families().values() for name in family.model_types}
 
-    Raises FamilyError where there is none.
+
+def find_prefix(family: Family, files: TensorFiles) -> str | None:
+    """What stands before the family's names in this checkpoint, told by where the input embedding is."""
+    return next((prefix for prefix in family.prefixes if prefix + family.input_embedding in files), None)
+
+
+def misfits(family: Family, config: Any, files: TensorFiles) -> list[str]:
+    """Why a checkpoint is not of a family's layout: every reason; none where it is.
+
+    It is where every tensor that the family names is there in every layer with the shape that config.json gives, and
+    no layer has a matrix that the family does not name: something unknown would be left out without a word.
     """
-    by_type = {name: family for family in families().values() for name in family.model_types}
-    if model_type not in by_type:
-        raise FamilyError(
-            f"models of type {model_type!r} are not supported; {nearest(model_type, by_type)} "
-            "(a family is one file in paramdex_builder/families; README says how to add one)"
-        )
-    return by_type[model_type]
+    try:
+        shape = family.shape(config)
+    except FamilyError as error:
+        return [str(error)]
+    prefix = find_prefix(family, files)
+    if prefix is None:
+        return [f"there is no {family.prefixes[0]}{family.input_embedding}"]
+    reasons = []
+    for layer in range(shape.n_layers):
+        place = prefix + family.layer.format(layer=layer)
+        named = {place + spec.tensor: spec.expected_shape(shape) for spec in family.tensors.values()}
+        for name, expected in named.items():
+            if name not in files:
+                reasons.append(f"there is no {name}")
+            elif files.shape(name) != expected:
+                sizes = [" x ".join(map(str, size)) for size in (files.shape(name), expected)]
+                reasons.append(f"{name} is {sizes[0]}, expected {sizes[1]}")
+        others = [name for name in files.names() if name.startswith(place) and name not in named]
+        reasons += [f"{name} is not accounted for" for name in others if len(files.shape(name)) > 1]
+    return reasons
+
+
+def infer_family(model_type: str, config: Any, files: TensorFiles) -> Family:
+    """The family whose layout a checkpoint of an unlisted model type follows in every tensor.
+
+    Raises FamilyError with what did not fit the nearest family.
+    """
+    layouts = sorted(families().values(), key=lambda family: (family.name != "llama", family.name))
+    found = [(misfits(family, config, files), family) for family in layouts]
+    for reasons, family in found:
+        if not reasons:
+            return family
+    reasons, family = min(found, key=lambda entry: len(entry[0]))
+    raise FamilyError(
+        f"models of type {model_type!r} are not supported; {nearest(model_type, by_model_type())} "
+        "The weights do not follow a known layout either; "
+        f"nearest is {family.name}: {'; '.join(reasons[:3])}{'; ...' if len(reasons) > 3 else ''} "
+        "(a family is one file in paramdex_builder/families; README says how to add one)"
+    )

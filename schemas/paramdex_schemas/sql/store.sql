@@ -23,6 +23,7 @@ CREATE TABLE store.models (
     source VARCHAR NOT NULL,
     revision VARCHAR,
     family VARCHAR NOT NULL,
+    family_inferred BOOLEAN NOT NULL,
     model_type VARCHAR NOT NULL,
     n_layers INTEGER NOT NULL,
     d_model INTEGER NOT NULL,

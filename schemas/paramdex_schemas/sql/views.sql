@@ -3,7 +3,7 @@
 -- The models of the atlas.
 CREATE VIEW models AS
 SELECT
-    model, source, revision, family, model_type, n_layers, d_model, n_heads, n_kv_heads, d_head, d_ff, gated,
+    model, source, revision, family, family_inferred, model_type, n_layers, d_model, n_heads, n_kv_heads, d_head, d_ff, gated,
     vocabulary, vocabulary_size, embedding, tied, embedding_rank, embedding_condition, rotary_left_out, dtype,
     top_k, pair_k, neighbor_k, n_parameters, weights_sha256, tokenizer_sha256, built_at, builder_version
 FROM store.models;

@@ -1,0 +1,140 @@
+"""Weights in other files and models of unlisted types: read to the same numbers, or refused with what did not fit."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import paramdex
+from conftest import SMALL_OPTIONS
+from paramdex_builder import build
+from paramdex_builder.checkpoint import Checkpoint
+from paramdex_schemas import CheckpointError, FamilyError
+
+
+@pytest.fixture
+def folder(model_folders: dict[str, Path], tmp_path: Path) -> Path:
+    """A copy of the grouped-query Llama, the test's own."""
+    return Path(shutil.copytree(model_folders["llama-gqa"], tmp_path / "model"))
+
+
+def whole(state: dict[str, torch.Tensor], folder: Path) -> None:
+    torch.save(state, folder / "pytorch_model.bin")
+
+
+def legacy(state: dict[str, torch.Tensor], folder: Path) -> None:
+    torch.save(state, folder / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+
+
+def sharded(state: dict[str, torch.Tensor], folder: Path) -> None:
+    names = sorted(state)
+    shards = {"pytorch_model-00001-of-00002.bin": names[::2], "pytorch_model-00002-of-00002.bin": names[1::2]}
+    for shard, held in shards.items():
+        torch.save({name: state[name] for name in held}, folder / shard)
+    where = {name: shard for shard, held in shards.items() for name in held}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": where}))
+
+
+@pytest.mark.parametrize("save", [whole, legacy, sharded])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_pytorch_files_read_as_safetensors_do(folder: Path, save: Callable, dtype: torch.dtype) -> None:
+    state = {name: value.to(dtype) for name, value in load_file(folder / "model.safetensors").items()}
+    save_file(state, folder / "model.safetensors")
+    with Checkpoint.open(str(folder)) as checkpoint:
+        kinds = checkpoint.shape.kinds
+        expected = {(kind, layer): checkpoint.rows(kind, layer).clone() for kind in kinds for layer in (0, 1)}
+        E = checkpoint.embedding()[0].clone()
+    (folder / "model.safetensors").unlink()
+    save(state, folder)
+    with Checkpoint.open(str(folder)) as checkpoint:
+        for (kind, layer), rows in expected.items():
+            assert torch.equal(checkpoint.rows(kind, layer), rows)
+        assert torch.equal(checkpoint.embedding()[0], E)
+        assert checkpoint.dtype() == str(dtype).removeprefix("torch.")
+
+
+class Dangerous:
+    """Unpickled with trust, it would make a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return (open, (str(self.path), "w"))
+
+
+def test_code_in_a_pickle_is_not_run(folder: Path, tmp_path: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    with (folder / "pytorch_model.bin").open("wb") as file:
+        pickle.dump({"weight": Dangerous(tmp_path / "made")}, file)
+    with pytest.raises(CheckpointError, match=r"pytorch_model\.bin is damaged or holds more than tensors"):
+        Checkpoint.open(str(folder))
+    assert not (tmp_path / "made").exists()
+
+
+def test_truncated_pytorch_file(folder: Path) -> None:
+    whole(load_file(folder / "model.safetensors"), folder)
+    (folder / "model.safetensors").unlink()
+    data = (folder / "pytorch_model.bin").read_bytes()
+    (folder / "pytorch_model.bin").write_bytes(data[: len(data) // 2])
+    with pytest.raises(CheckpointError, match=r"pytorch_model\.bin is damaged"):
+        Checkpoint.open(str(folder))
+
+
+def retype(folder: Path, model_type: str = "brandnew") -> None:
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"model_type": model_type}))
+
+
+def rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    state = load_file(folder / "model.safetensors")
+    change(state)
+    save_file(state, folder / "model.safetensors")
+
+
+def test_an_unlisted_type_of_a_known_layout_is_inferred(
+    folder: Path, tmp_path: Path, model_folders: dict[str, Path]
+) -> None:
+    retype(folder)
+    atlas = paramdex.open(build([str(folder)], tmp_path / "new.atlas", SMALL_OPTIONS))
+    assert atlas.sql("SELECT model_type, family, family_inferred FROM models").to_rows() == [
+        {"model_type": "brandnew", "family": "llama", "family_inferred": True}
+    ]
+    listed = paramdex.open(build([f"model={model_folders['llama-gqa']}"], tmp_path / "old.atlas", SMALL_OPTIONS))
+    assert listed.sql("SELECT family_inferred FROM models").to_rows() == [{"family_inferred": False}]
+    for table in ("parameter_tokens", "head_pairs"):
+        query = f"SELECT * FROM {table} ORDER BY ALL"
+        assert atlas.sql(query).to_rows() == listed.sql(query).to_rows()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (
+            lambda state: state.update({"model.layers.1.mlp.extra_proj.weight": torch.ones(4, 4)}),
+            r"nearest is llama: model\.layers\.1\.mlp\.extra_proj\.weight is not accounted for",
+        ),
+        (
+            lambda state: state.pop("model.layers.0.self_attn.q_proj.weight"),
+            r"nearest is llama: there is no model\.layers\.0\.self_attn\.q_proj\.weight",
+        ),
+        (
+            lambda state: state.update(
+                {"model.layers.0.mlp.up_proj.weight": state["model.layers.0.mlp.up_proj.weight"].T.contiguous()}
+            ),
+            r"nearest is llama: model\.layers\.0\.mlp\.up_proj\.weight is \d+ x \d+, expected \d+ x \d+",
+        ),
+    ],
+)
+def test_an_unlisted_type_of_another_layout_is_refused(folder: Path, change: Callable, reason: str) -> None:
+    retype(folder)
+    rewrite(folder, change)
+    with pytest.raises(FamilyError, match=reason):
+        Checkpoint.open(str(folder))
