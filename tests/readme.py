@@ -83,9 +83,7 @@ def python_blocks(text: str) -> list[str]:
 
 def family_table() -> str:
     """The table of families, from their files."""
-    rows = [
-        f"| {', '.join(f'`{name}`' for name in family.model_types)} | {family.about} |" for family in families().values()
-    ]
+    rows = [f"| {', '.join(f'`{t}`' for t in family.model_types)} | {family.about} |" for family in families().values()]
     return "\n".join(
         ["<!-- families -->", "", "| model types | layout |", "| --- | --- |", *rows, "", "<!-- /families -->"]
     )

@@ -38,6 +38,8 @@ class Options:
     """strongest token pairs kept for each head and matrix, on each side"""
     neighbor_k: int = 5
     """nearest parameters kept for each parameter, in each other model of its vocabulary"""
+    space: str = "output"
+    """output or input: the embedding whose rows the scores belong to; where a model ties the two they are one"""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N; auto takes a GPU where there is one"""
 
@@ -46,6 +48,8 @@ class Options:
         for name, largest in (("top_k", 1000), ("pair_k", 10_000), ("neighbor_k", 1000)):
             if not 1 <= getattr(self, name) <= largest:
                 raise BuildError(f"{name} must be from 1 to {largest:,}, not {getattr(self, name)}")
+        if self.space not in ("output", "input"):
+            raise BuildError(f"space is output or input, not {self.space!r}")
         try:
             device = pick_device(self.device)
             torch.zeros(1, device=device)
@@ -139,7 +143,7 @@ def _present(atlas: Path) -> dict[str, str]:
 
 def _plan(name: str, checkpoint: Checkpoint, options: Options, progress: Progress) -> tuple[dict[str, Any], Vocabulary]:
     """All that decides the numbers of a model, and its vocabulary; every tensor is checked on the way."""
-    E, embedding, tied = checkpoint.embedding()
+    E, embedding, tied = checkpoint.embedding(options.space)
     vocabulary = read_vocabulary(checkpoint.source, checkpoint.folder, len(E))
     with progress.step(f"{name}: checking weights", checkpoint.shape.n_layers) as advance:
         checkpoint.check_layers(advance)
@@ -174,7 +178,7 @@ def _make(
     """Do the units of a model that are not done yet."""
     shape = checkpoint.shape
     units = Units(staging / name, plan | {"builder_version": version("paramdex")})
-    E, embedding, tied = checkpoint.embedding()
+    E, embedding, tied = checkpoint.embedding(options.space)
     space = make_space(E[: len(vocabulary)], device)
     words = same_words(vocabulary.words(), device)
     layers = range(shape.n_layers)

@@ -183,16 +183,16 @@ class Checkpoint:
                 f"{self.source}: config.json says {self.shape.n_layers} layers, but there is a tensor {extra[0]}"
             )
 
-    def embedding(self) -> tuple[torch.Tensor, str, bool]:
+    def embedding(self, space: str = "output") -> tuple[torch.Tensor, str, bool]:
         """(E, which, tied): E (rows x d_model), 'output' or 'input', and whether the model ties the two.
 
-        The output embedding, or the input embedding where the checkpoint carries no output head. An embedding of
+        The one that ``space`` asks for; the input embedding where the checkpoint carries no output head. One of
         another width than the residual stream is given through the map between the two: E P, float32. Where that map
         leads into the stream, only the input embedding passes it, so it is the input embedding that is given.
         """
         input_name = self._prefix + self.family.input_embedding
         tied = bool(getattr(self.config, "tie_word_embeddings", False))
-        if self._factor() == "inward":
+        if space == "input" or self._factor() == "inward":
             return self._embedding(input_name), "input", tied
         for name in self.family.output_embeddings:
             if name in self.files:

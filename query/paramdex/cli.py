@@ -63,8 +63,13 @@ def _open(path: Path) -> Any:
 @click.option("--top-k", type=int, default=50, show_default=True, help="strongest tokens kept a parameter and side")
 @click.option("--pair-k", type=int, default=200, show_default=True, help="strongest pairs kept a head, matrix and side")
 @click.option("--neighbor-k", type=int, default=5, show_default=True, help="nearest kept a parameter and other model")
+@click.option("--space", type=click.Choice(["output", "input"]), default="output", show_default=True,
+              help="the embedding whose rows the scores belong to")  # fmt: skip
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N")
-def build(sources: tuple[str, ...], output: Path, top_k: int, pair_k: int, neighbor_k: int, device: str) -> None:
+def build(
+    sources: tuple[str, ...], output: Path, top_k: int, pair_k: int, neighbor_k: int, space: str,
+    device: str,
+) -> None:  # fmt: skip
     """Build an atlas of models, or add models to one. Interrupted, the same command goes on where it was.
 
     SOURCE is a folder with config.json, safetensors weights and tokenizer, or a name on the Hugging Face hub.
@@ -77,7 +82,7 @@ def build(sources: tuple[str, ...], output: Path, top_k: int, pair_k: int, neigh
         from paramdex_builder import Options, TerminalProgress
         from paramdex_builder import build as run
 
-        run(sources, output, Options(top_k, pair_k, neighbor_k, device), TerminalProgress())
+        run(sources, output, Options(top_k, pair_k, neighbor_k, space, device), TerminalProgress())
     except KeyboardInterrupt as error:
         raise QueryError("interrupted; run the same command again, and it goes on where it was") from error
     except ImportError as error:  # some are loaded where they are used
@@ -237,7 +242,7 @@ def demo(models: Path, output: Path) -> None:
     from paramdex.tour import demo_sources, tour
 
     sources = demo_sources(models)
-    build.callback(sources, output, 50, 200, 5, "auto")  # type: ignore[misc]
+    build.callback(sources, output, 50, 200, 5, "output", "auto")  # type: ignore[misc]
     for command in tour(output, {source.partition("=")[0] for source in sources}):
         click.echo()
         click.secho(f"# {command.question}", fg="green")
