@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 import models
 from paramdex_builder import Options, build
 from paramdex_builder.checkpoint import Checkpoint
-from paramdex_builder.family import parse
+from paramdex_builder.family import inherit, parse
 from paramdex_schemas import BuildError, CheckpointError, FamilyError, ParamdexError
 
 OPTIONS = Options(top_k=3, pair_k=3, neighbor_k=1, device="cpu")
@@ -346,6 +346,19 @@ def test_untied_by_its_weights(tmp_path: Path) -> None:
     assert torch.equal(E, other)
 
 
+def spec(**keys: Any) -> dict[str, Any]:
+    """A change of gpt2.json that gives ff_key these keys."""
+    from importlib import resources
+
+    data = json.loads((resources.files("paramdex_builder") / "families" / "gpt2.json").read_text())
+    return {"tensors": data["tensors"] | {"ff_key": keys}}
+
+
+def test_a_family_like_none_is_refused() -> None:
+    with pytest.raises(FamilyError, match=r"mine\.json is like 'lama'; did you mean llama\?"):
+        inherit({"family": "mine", "like": "lama"}, {"llama": {}, "bert": {}})
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -353,6 +366,11 @@ def test_untied_by_its_weights(tmp_path: Path) -> None:
         ({"layer": None}, r"x.json: unknown keys \[\], missing keys \['layer'\]"),
         ({"config": {"d_fff": "n_inner"}}, r"x.json: unknown keys \['d_fff'\], missing keys \[\]"),
         ({"tensors": {"ff_key": {"tensor": "a", "axes": "d_ff d_model"}}}, "x.json: tensors must be ff_key, ff_gate"),
+        (spec(tensr="a", axes="d_ff d_model"), r"x.json: ff_key has the keys \['axes', 'tensr'\]"),
+        (spec(tensor="a", axes="d_fff d_model"), r"x.json: ff_key has unknown axes \['d_fff'\]"),
+        (spec(tensor="a", axes="(part d_ff) d_model"), "x.json: ff_key: an axis part goes with the sizes of its parts"),
+        (spec(tensor="a", axes="d_ff d_model", parts=[1, 1]), "x.json: ff_key: an axis part goes with the sizes"),
+        (spec(tensor="a", axes="(part d_ff) d_model", parts=[1, 1], take=2), "take says which of them is meant"),
     ],
 )
 def test_family_files_are_checked(change: dict[str, Any], message: str) -> None:

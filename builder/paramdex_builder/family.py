@@ -37,6 +37,7 @@ _CONFIG: dict[str, Any] = {
     "rotary": 0,
 }
 """The attributes of a transformers config that most families use; rotary: whether positions rotate queries and keys."""
+_AXES = {"d_model", "d_ff", "n_heads", "n_kv_heads", "d_head", "group", "part"}
 _AXIS = re.compile(r"[a-z_]+")
 _ORDER = ("n_heads", "n_kv_heads", "part", "d_ff", "d_head")
 """The axes that number a kind's vectors, outermost first, in whatever order a file has them."""
@@ -162,6 +163,8 @@ def parse(data: dict[str, Any], where: str) -> Family:
     kinds = set(data["tensors"])
     if not set(KINDS) - {"ff_gate"} <= kinds <= set(KINDS):
         raise FamilyError(f"{where}: tensors must be {', '.join(KINDS)} (ff_gate where gated), not {sorted(kinds)}")
+    for kind, spec in data["tensors"].items():
+        _check_spec(spec, f"{where}: {kind}")
     factor = data["embedding"].get("factor")
     return Family(
         data["family"], data["about"], tuple(data["model_types"]), _CONFIG | data.get("config", {}),
@@ -171,10 +174,29 @@ def parse(data: dict[str, Any], where: str) -> Family:
     )  # fmt: skip
 
 
+def _check_spec(spec: dict[str, Any], where: str) -> None:
+    """Raises FamilyError for keys or axes that there are not."""
+    if not {"tensor", "axes"} <= set(spec) <= {"tensor", "axes", "parts", "take"}:
+        raise FamilyError(
+            f"{where} has the keys {sorted(spec)}; give tensor and axes, and of a fused tensor parts and take"
+        )
+    axes = set(_AXIS.findall(spec["axes"])) | {part for part in spec.get("parts", ()) if isinstance(part, str)}
+    unknown = axes - _AXES
+    if unknown:
+        raise FamilyError(f"{where} has unknown axes {sorted(unknown)}; there are {', '.join(sorted(_AXES))}")
+    fused = "part" in axes
+    if fused != bool(spec.get("parts")) or not 0 <= spec.get("take", 0) < max(1, len(spec.get("parts", ()))):
+        raise FamilyError(
+            f"{where}: an axis part goes with the sizes of its parts, and take says which of them is meant"
+        )
+
+
 def inherit(data: dict[str, Any], files: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """The data of a file with what it is ``like`` filled in; ``config`` and ``tensors`` are merged entry by entry."""
     if "like" not in data:
         return data
+    if data["like"] not in files:
+        raise FamilyError(f"{data['family']}.json is like {data['like']!r}; {nearest(data['like'], files)}")
     base = inherit(files[data["like"]], files)
     merged = {**base, **data}
     for key in ("config", "tensors"):
