@@ -63,7 +63,7 @@ def heads(
     token_words = wanted(db, words)
     hits: dict[tuple, list[dict]] = defaultdict(list)
     for model, address, at, matrix, side, rank, source_id, source, target_id, target, score, mean, std in db.execute(
-        "SELECT r.model, r.address, r.layer, matrix, side, coalesce(rank, rank_distinct), source_id, source, "
+        "SELECT r.model, r.address, r.layer, matrix, side, rank, source_id, source, "
         "target_id, target, score, if(matrix = 'QK', qk_mean, vo_mean), if(matrix = 'QK', qk_std, vo_std) "
         "FROM head_pairs AS r JOIN heads USING (head_id)"
     ).fetchall():
@@ -79,7 +79,8 @@ def heads(
         rows.append(
             {"address": address, "kind": matrix, "side": side,
              "words": len(set().union(*(hit["words"] for hit in found))),
-             "rank": min(hit["rank"] for hit in found), "z": max(hit["z"] for hit in found),
+             "rank": min((hit["rank"] for hit in found if hit["rank"]), default=None),
+             "z": max(hit["z"] for hit in found),
              "tokens": [hit["text"] for hit in first], "linked": sum(hit["linked"] for hit in found)}
         )  # fmt: skip
     rows.sort(key=lambda row: (-row["words"], -row["linked"], -row["z"]))

@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import numpy as np
+import pyarrow as pa
 import pytest
 from filelock import FileLock
 
@@ -360,3 +362,25 @@ def test_reader_keeps_what_it_opened(of_first: Path, folders: list[Path]) -> Non
         assert reader.execute("SELECT DISTINCT model FROM parameters").fetchall() == [("first",)]
     with duckdb.connect(str(of_first / "atlas.duckdb"), read_only=True) as reader:
         assert reader.execute(count).fetchall() == [(1152, 1152 * 12, 2)]
+
+
+def test_another_models_unfinished_work_is_kept(word_model: Path, tmp_path: Path) -> None:
+    """A build that succeeds leaves the units of another one that was interrupted."""
+    kept = tmp_path / "x.atlas.building" / "other"
+    kept.mkdir(parents=True)
+    (kept / "ff_key-0000.parquet").write_bytes(b"units")
+    build([f"mine={word_model}"], tmp_path / "x.atlas", Options(top_k=3, pair_k=3, neighbor_k=1, device="cpu"))
+    assert (kept / "ff_key-0000.parquet").read_bytes() == b"units"
+    assert [path.name for path in (tmp_path / "x.atlas.building").iterdir() if path.name != ".lock"] == ["other"]
+
+
+def test_a_flipped_byte_in_staged_coordinates_is_noticed(tmp_path: Path) -> None:
+    units = Units(tmp_path / "units", {})
+    units.write_coordinates("ff_key", 0, np.eye(8, dtype=np.float32))
+    units.write("ff_key", 0, pa.table({"row": [1, 2]}))
+    assert units.has("ff_key", 0)
+    file = tmp_path / "units" / "ff_key-0000.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-5] ^= 1
+    file.write_bytes(data)
+    assert not units.has("ff_key", 0)

@@ -94,6 +94,7 @@ def build(
                             f"{atlas} already has a model {name}, built from other weights or with other options; "
                             f"give this one another name: NEWNAME={checkpoint.source}"
                         )
+                    shutil.rmtree(staging / name, ignore_errors=True)  # left by a build killed just after publishing
                     progress.say(f"{name}: already in {atlas}")
                     continue
                 model = _make(name, checkpoint, vocabulary, plan, options, staging, device, progress)
@@ -114,6 +115,8 @@ def _names(sources: Sequence[str]) -> dict[str, str]:
             source, name = given, Path(given.rstrip("/")).name
         if not MODEL_NAME.fullmatch(name):
             raise BuildError(f"{name!r} cannot name a model; write NAME={source} with letters, digits, . _ + or -")
+        if name == "all":
+            raise BuildError(f"a model cannot be called all, which stands for every model; write NAME={source}")
         if name in named:
             raise BuildError(f"two models would be called {name}; name one of them: OTHER={source}")
         named[name] = source
@@ -254,27 +257,22 @@ def _size(n_bytes: int) -> str:
 
 @contextmanager
 def _staging(atlas: Path) -> Iterator[Path]:
-    """The staging folder beside the atlas, held by this build alone; removed at the end if nothing is left in it.
+    """The staging folder beside the atlas, held by this build alone.
 
+    It is removed in the end unless it holds finished units, of this build or of another that was interrupted.
     Raises BuildError where another build holds it.
     """
     staging = atlas.with_name(atlas.name + ".building")
-    existed = staging.is_dir()
     staging.mkdir(exist_ok=True)
     lock = FileLock(staging / ".lock")
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
         raise BuildError(f"another build is writing to {atlas}; wait for it to end, then run this again") from error
-    finished = False
     try:
         yield staging
-        finished = True
-    except BuildError:
-        finished = not existed and not any(path.is_dir() for path in staging.iterdir())
-        raise
     finally:
-        if finished:
+        if not any(path.is_dir() and not path.name.startswith(".") for path in staging.iterdir()):
             shutil.rmtree(staging, ignore_errors=True)
         lock.release()
 

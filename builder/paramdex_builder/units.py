@@ -16,13 +16,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from paramdex_builder.pairs import HeadPairs, Words, frobenius, pair_moments, strongest_pairs
 from paramdex_builder.project import moments, strongest_tokens
 from paramdex_builder.space import Space
 from paramdex_schemas import ModelShape, isometry
+from paramdex_schemas.atlas_files import sha256
 
 PARAMETERS = pa.schema(
     [
@@ -56,6 +56,9 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     part.replace(path)
 
 
+_DIGEST = b"coordinates_sha256"
+
+
 class Units:
     """The finished units of one model, in ``folder``, for one ``plan``; units of another plan are thrown away."""
 
@@ -75,17 +78,21 @@ class Units:
     def has(self, name: str, layer: int) -> bool:
         """Whether all files of the unit are there and whole; a damaged one is made again."""
         try:
+            table = self.read(name, layer)
             if name == "heads":
                 self.read("pairs", layer)
-            else:
-                self.coordinates(name, layer)
-            self.read(name, layer)
-        except (OSError, pa.ArrowException, SafetensorError):
+                return True
+            recorded = (table.schema.metadata or {}).get(_DIGEST)
+            return recorded == sha256(self._path(name, layer, "safetensors")).encode()
+        except (OSError, pa.ArrowException):
             return False
-        return True
 
     def write(self, name: str, layer: int, table: pa.Table) -> None:
+        """Write the rows of a unit; of a kind after its coordinates, whose digest they carry."""
         path = self._path(name, layer, "parquet")
+        beside = self._path(name, layer, "safetensors")
+        if beside.is_file():
+            table = table.replace_schema_metadata({_DIGEST: sha256(beside)})
         write_whole(path, lambda part: pq.write_table(table, part, write_page_checksum=True))
 
     def read(self, name: str, layer: int) -> pa.Table:

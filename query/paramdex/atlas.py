@@ -427,17 +427,21 @@ class Atlas:
     def _shared(self, a: Model, b: Model) -> tuple[SharedSpace, bool]:
         """The shared space of two models of different vocabularies, and whether it is kept the other way round."""
         first, second = sorted((a, b), key=lambda model: model.model_id)
+        return self._vectors.shared(first, second, lambda: self._shared_tokens(first, second)), first is b
+
+    def _shared_tokens(self, a: Model, b: Model) -> tuple[list[int], list[int]]:
+        """The ids of the tokens whose text both models have, in each. Raises QueryError where there are too few."""
         rows = self._database.rows(
             "WITH items AS (SELECT vocabulary, trim(text) AS text, is_word_start, min(token_id) AS token_id "
             "FROM store.tokens WHERE NOT is_special AND trim(text) <> '' AND vocabulary IN ($a, $b) GROUP BY ALL) "
             "SELECT x.token_id, y.token_id FROM items AS x JOIN items AS y USING (text, is_word_start) "
             "WHERE x.vocabulary = $a AND y.vocabulary = $b ORDER BY ALL",
-            {"a": first.vocabulary, "b": second.vocabulary},
+            {"a": a.vocabulary, "b": b.vocabulary},
         )
         if len(rows) < 2:
             raise QueryError(f"{a.name} and {b.name} share {len(rows)} tokens: too few to compare them on")
         left, right = zip(*rows, strict=True)
-        return self._vectors.shared(first, second, (list(left), list(right))), first is b
+        return list(left), list(right)
 
     def _describe(self, param_id: int) -> str:
         return ", ".join(visible(text) for text in self._tokens([param_id])[param_id][1])

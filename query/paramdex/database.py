@@ -73,19 +73,27 @@ class Database:
             "copy the atlas again or rebuild it"
         )
 
+    def _failed(self, error: duckdb.Error) -> AtlasError:
+        """Why one of paramdex's own queries failed: the file is to blame, or the machine, or it was closed."""
+        if isinstance(error, duckdb.ConnectionException):
+            return AtlasError(f"{self.atlas} has been closed; open it again")
+        if isinstance(error, duckdb.OutOfMemoryException):
+            return AtlasError(f"{self.atlas}: this question takes more memory than there is")
+        return self._damaged(error)
+
     def rows(self, sql: str, values: Any = None) -> list[tuple[Any, ...]]:
         """The rows of one of paramdex's own queries. Raises AtlasError where the database cannot be read."""
         try:
             return self.connection.execute(sql, values or []).fetchall()
         except duckdb.Error as error:
-            raise self._damaged(error) from error
+            raise self._failed(error) from error
 
     def named(self, name: str, values: Any = None) -> pa.Table:
         """The rows of the query ``sql/NAME.sql``. Raises AtlasError where the database cannot be read."""
         try:
             return _arrow(self.connection, named_query(name), values)
         except duckdb.Error as error:
-            raise self._damaged(error) from error
+            raise self._failed(error) from error
 
     def user_query(self, sql: str, values: Any = None) -> pa.Table:
         """The rows of a user's SQL: one statement that reads. Columns of one name are numbered.

@@ -5,6 +5,7 @@ Files are read when first asked for, checked against their recorded SHA-256, and
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -123,10 +124,11 @@ class Vectors:
             T = file.get_tensor(earlier.name)
         return T if later is b else T.T
 
-    def shared(self, a: Model, b: Model, ids: tuple[list[int], list[int]]) -> SharedSpace:
-        """The shared space of two models of different vocabularies; ``ids`` are the shared tokens in each."""
+    def shared(self, a: Model, b: Model, ids: Callable[[], tuple[list[int], list[int]]]) -> SharedSpace:
+        """The shared space of two models of different vocabularies; ``ids`` gives the shared tokens in each."""
         if (a.name, b.name) not in self._shared:
-            rows = (self.space(a.name).rows(ids[0]), self.space(b.name).rows(ids[1]))
+            left, right = ids()
+            rows = (self.space(a.name).rows(left), self.space(b.name).rows(right))
             self._shared[a.name, b.name] = SharedSpace.of(*rows)
         return self._shared[a.name, b.name]
 

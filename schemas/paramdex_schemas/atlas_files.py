@@ -54,7 +54,11 @@ def check(atlas: Path, path: str, n_bytes: int, digest: str) -> Path:
     full = atlas / path
     if not full.is_file():
         raise AtlasError(f"{atlas} is damaged: {path} is missing; copy the atlas again or rebuild it")
-    if full.stat().st_size != n_bytes or sha256(full) != digest:
+    try:
+        same = full.stat().st_size == n_bytes and sha256(full) == digest
+    except OSError as error:
+        raise AtlasError(f"{atlas} cannot be read: {path}: {error.strerror}") from error
+    if not same:
         raise AtlasError(f"{atlas} is damaged: {path} is not what was written; copy the atlas again or rebuild it")
     return full
 

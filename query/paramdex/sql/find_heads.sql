@@ -2,7 +2,7 @@
 -- most pairs of two wanted words (linked), then the largest z scores. words[i] is what ids[i] was asked for by.
 WITH hits AS (
     SELECT
-        r.head_id, h.address, r.matrix, r.is_top, r.source_id, r.target_id, coalesce(r.rank, r.rank_distinct) AS rank,
+        r.head_id, h.address, r.matrix, r.is_top, r.source_id, r.target_id, r.rank,
         $words[list_position($ids, r.source_id)] AS source_word,
         $words[list_position($ids, r.target_id)] AS target_word,
         abs((r.score - if(r.matrix = 'QK', h.qk_mean, h.vo_mean))
