@@ -154,21 +154,19 @@ class Atlas:
         for item in wanted:
             models = [one.model_id for one in chosen if one.vocabulary == item.vocabulary]
             values = {"ids": item.ids, "words": item.words, "models": models, "kind": kind, "layer": layer, "k": k}
+            of = {"vocabulary": item.vocabulary}
             if kind not in MATRICES:
-                found = self._database.named("find_parameters", values).to_pylist()
-                texts = self._texts([(item.vocabulary, i) for row in found for i in row["ids"]])
-                for row in found:
-                    row["tokens"] = [texts[item.vocabulary, i] for i in row["ids"]]
-                parameters += found
+                found = self._database.named_rows("find_parameters", values)
+                parameters += [row | of | {"lists": [row["ids"]]} for row in found]
             if kind is None or kind in MATRICES:
-                found = self._database.named("find_heads", values | {"shown": 3}).to_pylist()
-                texts = self._texts([(item.vocabulary, i) for row in found for i in row["sources"] + row["targets"]])
-                for row in found:
-                    pairs = zip(row["sources"], row["targets"], strict=True)
-                    row["tokens"] = [f"{texts[item.vocabulary, s]} → {texts[item.vocabulary, t]}" for s, t in pairs]
-                heads += found
+                found = self._database.named_rows("find_heads", values | {"shown": 3})
+                heads += [row | of | {"lists": [row["sources"], row["targets"]]} for row in found]
         order = lambda row: (-row["words"], -row.get("linked", 0), -(row["z"] or 0), row["id"])  # noqa: E731
         rows = [*sorted(parameters, key=order)[:k], *sorted(heads, key=order)[:k]]
+        texts = self._texts([(row["vocabulary"], i) for row in rows for ids in row["lists"] for i in ids])
+        for row in rows:  # a parameter's tokens, or the two of each of a head's pairs
+            items = zip(*row["lists"], strict=True)
+            row["tokens"] = [" → ".join(texts[row["vocabulary"], i] for i in item) for item in items]
         schema = pa.schema(
             [("address", pa.string()), ("kind", pa.string()), ("side", pa.string()), ("words", pa.int32()),
              ("rank", pa.int32()), ("z", pa.float32()), ("tokens", pa.list_(pa.string()))]
@@ -333,12 +331,12 @@ class Atlas:
         return notes
 
     def _texts(self, items: Iterable[tuple[str, int]]) -> dict[tuple[str, int], str]:
-        """(vocabulary, token_id) -> text."""
-        vocabularies, ids = zip(*sorted(set(items)), strict=True) if items else ((), ())
+        """(vocabulary, token_id) -> text, of these items and perhaps of some others."""
+        wanted = set(items)
         rows = self._database.rows(
             "SELECT vocabulary, token_id, text FROM store.tokens "
-            "JOIN (SELECT unnest($vocabularies) AS vocabulary, unnest($ids) AS token_id) USING (vocabulary, token_id)",
-            {"vocabularies": list(vocabularies), "ids": list(ids)},
+            "WHERE list_contains($ids, token_id) AND list_contains($vocabularies, vocabulary)",
+            {"ids": sorted({i for _, i in wanted}), "vocabularies": sorted({v for v, _ in wanted})},
         )
         return {(vocabulary, token_id): text for vocabulary, token_id, text in rows}
 

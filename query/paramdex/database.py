@@ -95,6 +95,15 @@ class Database:
         except duckdb.Error as error:
             raise self._failed(error) from error
 
+    def named_rows(self, name: str, values: Any = None) -> list[dict[str, Any]]:
+        """The rows of the query ``sql/NAME.sql`` as dictionaries; planned once, where ``named`` plans twice."""
+        try:
+            cursor = self.connection.execute(named_query(name), values or [])
+            columns = [column[0] for column in cursor.description]
+            return [dict(zip(columns, row, strict=True)) for row in cursor.fetchall()]
+        except duckdb.Error as error:
+            raise self._failed(error) from error
+
     def user_query(self, sql: str, values: Any = None) -> pa.Table:
         """The rows of a user's SQL: one statement that reads. Columns of one name are numbered.
 
