@@ -28,26 +28,33 @@ class Wanted:
 def _bare(word: str) -> str:
     for marker in _MARKERS:
         word = word.removeprefix(marker)
-    return (word.strip() or word).casefold()
+    return (word.strip() or word or " ").casefold()  # of a marker alone the space it stands for is left
 
 
 def _items(database: Database, vocabularies: list[str], words: list[str]) -> dict[tuple[str, str], list[int]]:
-    """(vocabulary, word) -> the ids of its items, from one pass over the vocabularies."""
-    rows = database.rows(
-        "SELECT vocabulary, token_id, token, text, folded FROM store.tokens "
-        "WHERE list_contains($vocabularies, vocabulary) "
-        "AND (list_contains($bare, folded) OR list_contains($words, token) OR list_contains($words, text)) "
-        "ORDER BY token_id",
-        {"vocabularies": vocabularies, "words": words, "bare": [_bare(word) for word in words]},
-    )
+    """(vocabulary, word) -> the ids of its items.
+
+    Most words are found by how they read; only those with a marker, or found nowhere, are compared as they are spelled.
+    """
+
+    def rows(column: str, wanted: list[str]) -> list[tuple[str, int, str, str, str]]:
+        return database.rows(
+            "SELECT vocabulary, token_id, token, text, folded FROM store.tokens "
+            f"WHERE list_contains($wanted, {column}) AND list_contains($vocabularies, vocabulary) ORDER BY token_id",
+            {"vocabularies": vocabularies, "wanted": wanted},
+        )
+
+    read = rows("folded", [_bare(word) for word in words])
+    known = {row[4] for row in read}
+    rest = [word for word in words if word.startswith(_MARKERS) or _bare(word) not in known]
+    spelled = rows("token", rest) if rest else []
     found = {}
     for vocabulary in vocabularies:
         for word in words:
-            items = [row[1:] for row in rows if row[0] == vocabulary]
-            exact = [i for i, token, text, _ in items if word in (token, text)]
-            loose = [i for i, _, _, folded in items if folded == _bare(word)]
-            spelled = [i for i, token, _, _ in items if token == word]
-            found[vocabulary, word] = (exact if word.startswith(_MARKERS) else []) or loose or spelled
+            alike = [row for row in read if row[0] == vocabulary and row[4] == _bare(word)]
+            same = [row for row in spelled if row[0] == vocabulary and row[2] == word]
+            exact = {row[1] for row in [*same, *alike] if word in row[2:4]} if word.startswith(_MARKERS) else set()
+            found[vocabulary, word] = sorted(exact or {row[1] for row in alike} or {row[1] for row in same})
     return found
 
 
