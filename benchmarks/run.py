@@ -86,7 +86,8 @@ def main() -> None:
         pick = random.Random(0)
 
         def some() -> str:
-            return f"{model.name}/L{pick.randrange(model.shape.n_layers)}/ff_value/{pick.randrange(model.shape.d_ff)}"
+            neurons = pick.choice(model.layout.of("ff_value"))
+            return f"{model.name}/L{neurons.layer}/ff_value/{pick.randrange(neurons.size)}"
 
         for verb, call in {
             "show": lambda: atlas.show(some()),

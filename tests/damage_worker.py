@@ -19,6 +19,7 @@ import paramdex
 QUESTIONS: dict[str, Callable[[paramdex.Atlas], paramdex.Result]] = {
     "info": lambda atlas: atlas.info(),
     "show": lambda atlas: atlas.show("gpt2-b/L1/ff_value/5"),
+    "show position": lambda atlas: atlas.show("bert/position/5"),
     "show head": lambda atlas: atlas.show("llama-gqa/L1/H3"),
     "show model": lambda atlas: atlas.show("bert"),
     "find": lambda atlas: atlas.find(["canada", "bread"]),

@@ -152,6 +152,25 @@ def opt(rows: int, cls: str = "OPTForCausalLM", **more: Any) -> Any:
     return make(cls, rows, **(settings | more))
 
 
+def t5(rows: int, cls: str = "T5ForConditionalGeneration", **more: Any) -> Any:
+    """T5, 24 wide with four heads of eight; its decoder has another number of layers than its encoder."""
+    settings = {
+        "d_model": 24, "d_kv": 8, "d_ff": 40, "num_layers": 2, "num_decoder_layers": 3, "num_heads": 4,
+        "pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0,
+    }  # fmt: skip
+    return make(cls, rows, **(settings | more))
+
+
+def bart(rows: int, cls: str = "BartForConditionalGeneration", **more: Any) -> Any:
+    """BART, 24 wide; encoder and decoder differ in every number that they can differ in."""
+    settings = {
+        "d_model": 24, "encoder_layers": 2, "decoder_layers": 3, "encoder_attention_heads": 3,
+        "decoder_attention_heads": 4, "encoder_ffn_dim": 40, "decoder_ffn_dim": 32, "max_position_embeddings": 32,
+        "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2,
+    }  # fmt: skip
+    return make(cls, rows, **(settings | more))
+
+
 MAKERS: dict[str, Callable[..., Any]] = {
     "GPT2LMHeadModel": gpt2,
     "GPT2LMHeadModel, n_inner given": partial(gpt2, n_inner=56),
@@ -188,6 +207,26 @@ MAKERS: dict[str, Callable[..., Any]] = {
     "MistralForCausalLM": partial(llama, cls="MistralForCausalLM"),
     "Qwen2ForCausalLM": partial(llama, cls="Qwen2ForCausalLM", tie_word_embeddings=True),
     "Qwen3ForCausalLM": partial(llama, cls="Qwen3ForCausalLM", head_dim=8),
+    "MixtralForCausalLM": partial(llama, cls="MixtralForCausalLM", num_local_experts=3),
+    "Qwen2MoeForCausalLM": partial(
+        llama, cls="Qwen2MoeForCausalLM", num_experts=3, num_experts_per_tok=2, moe_intermediate_size=12,
+        shared_expert_intermediate_size=20, mlp_only_layers=[0],
+    ),
+    "Qwen2MoeForCausalLM, every other layer sparse": partial(
+        llama, cls="Qwen2MoeForCausalLM", num_experts=4, num_experts_per_tok=3, moe_intermediate_size=12,
+        shared_expert_intermediate_size=20, decoder_sparse_step=2, num_hidden_layers=4, norm_topk_prob=True,
+    ),
+    "Qwen3MoeForCausalLM": partial(
+        llama, cls="Qwen3MoeForCausalLM", head_dim=8, num_experts=3, num_experts_per_tok=2, moe_intermediate_size=12,
+        mlp_only_layers=[1],
+    ),
+    "Qwen3MoeForCausalLM, all layers sparse": partial(
+        llama, cls="Qwen3MoeForCausalLM", head_dim=8, num_experts=3, num_experts_per_tok=2, moe_intermediate_size=12,
+    ),
+    "GptOssForCausalLM": partial(
+        llama, cls="GptOssForCausalLM", head_dim=8, num_local_experts=3, num_experts_per_tok=3, sliding_window=4,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e4},
+    ),
     "GemmaForCausalLM": partial(
         llama, cls="GemmaForCausalLM", head_dim=8, num_key_value_heads=1, tie_word_embeddings=True
     ),
@@ -243,6 +282,13 @@ MAKERS: dict[str, Callable[..., Any]] = {
         encoder, cls="ModernBertForMaskedLM", local_attention=4, pad_token_id=0, bos_token_id=1, eos_token_id=2,
         cls_token_id=1, sep_token_id=2,
     ),
+    "T5ForConditionalGeneration": t5,
+    "T5ForConditionalGeneration, gated": partial(t5, feed_forward_proj="gated-gelu"),
+    "T5EncoderModel": partial(t5, cls="T5EncoderModel"),
+    "MT5ForConditionalGeneration": partial(t5, cls="MT5ForConditionalGeneration", feed_forward_proj="gated-gelu"),
+    "BartForConditionalGeneration": bart,
+    "BartModel": partial(bart, cls="BartModel"),
+    "BartForCausalLM": partial(bart, cls="BartForCausalLM"),
 }  # fmt: skip
 """Every model class that the tests build, by name, from the number of rows of its embedding."""
 

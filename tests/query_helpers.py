@@ -15,8 +15,24 @@ import oracle
 GPT2 = ["gpt2-a", "gpt2-b", "gpt2-wide"]
 """The models of one vocabulary."""
 MODELS = [*GPT2, "llama-gqa", "bert"]
+VIEWS = {
+    "models": "model source revision family n_layers d_model n_heads n_kv_heads d_head d_ff n_experts d_expert stacks "
+    "vocabulary tied fold_norm top_k pair_k weights_sha256 built_at builder_version",
+    "layout": "model kind stack layer owner n_owners size n_parameters first_param_id",
+    "tokens": "vocabulary token_id token text is_special is_ascii is_alnum is_word_start",
+    "parameters": "param_id address model stack layer kind head kv_head expert idx norm mean std projected_norm",
+    "parameter_tokens": "param_id address model stack layer kind head expert idx side rank token_id token text score",
+    "heads": "head_id address model stack layer head kv_head qk_norm vo_norm",
+    "head_pairs": "head_id address model stack layer head matrix side rank rank_distinct same_word source_id source "
+    "target_id target score",
+    "neighbors": "param_id address neighbor_id neighbor neighbor_model rank similarity",
+    "layer_alignments": "model_a model_b kind stack_a layer_a stack_b layer_b score matched",
+}
+"""The public tables, and the columns of each that are promised to be there."""
 STRENGTH = {"top": lambda values: values, "bottom": lambda values: -values, "both": np.abs}
 """What the strongest have most of, by side."""
+Item = tuple[int, str, str, bool, bool | None]
+"""(token_id, token, text, is_special, is_word_start) of a vocabulary's item."""
 ERROR = 1e-5
 """The largest error that a similarity may have."""
 
@@ -35,7 +51,7 @@ class Everything:
     model: str
     addresses: list[str]
     kinds: list[str]
-    layers: list[int]
+    layers: list[int | None]
     scores: np.ndarray
 
     def chosen(self, kind: str | None = None, layer: int | None = None) -> list[int]:
@@ -44,29 +60,26 @@ class Everything:
             i for i in range(len(self.addresses)) if kind in (None, self.kinds[i]) and layer in (None, self.layers[i])
         ]
 
+    def some(self, draw: random.Random, n: int) -> list[int]:
+        """The numbers of one parameter of every kind, drawn at random, and of ``n`` more of any."""
+        return [draw.choice(self.chosen(kind)) for kind in dict.fromkeys(self.kinds)] + draw.sample(
+            range(len(self.addresses)), n
+        )
+
     def row(self, address: str) -> np.ndarray:
         return self.scores[self.addresses.index(address)]
 
 
 def everything(model: str, truth: oracle.Truth) -> Everything:
-    """Every parameter of a model, with the addresses written out by the rules of the design."""
-    addresses, kinds, layers, vectors = [], [], [], []
-    for kind, by_layer in truth.rows.items():
-        step = truth.n_heads // truth.n_kv_heads if kind in ("attn_key", "attn_value") else 1
-        for layer, rows in enumerate(by_layer):
-            for i, vector in enumerate(rows):
-                place = f"{kind}/{i}"
-                if kind.startswith("attn_"):
-                    place = f"H{i // truth.d_head * step}/{kind}/{i % truth.d_head}"
-                addresses.append(f"{model}/L{layer}/{place}")
-                kinds.append(kind)
-                layers.append(layer)
-                vectors.append(vector)
-    return Everything(model, addresses, kinds, layers, np.array(vectors) @ truth.E.T)
+    """Every parameter of a model."""
+    kinds, layers, heads, indexes, vectors = zip(*truth.parameters(), strict=True)
+    places = zip(kinds, layers, heads, indexes, strict=True)
+    addresses = [oracle.address(model, *place) for place in places]
+    return Everything(model, addresses, list(kinds), list(layers), np.array(vectors) @ truth.E.T)
 
 
-def token_rows(db: duckdb.DuckDBPyConnection, model: str) -> list[tuple[int, str, str, bool, bool]]:
-    """(token_id, token, text, is_special, is_word_start) of a model's vocabulary."""
+def token_rows(db: duckdb.DuckDBPyConnection, model: str) -> list[Item]:
+    """The items of a model's vocabulary."""
     return db.execute(
         "SELECT token_id, token, text, is_special, is_word_start FROM tokens JOIN models USING (vocabulary) "
         "WHERE model = ? ORDER BY token_id",
@@ -84,16 +97,38 @@ def ids_of_words(db: duckdb.DuckDBPyConnection, model: str, words: Iterable[str]
 
 
 def shared_ids(db: duckdb.DuckDBPyConnection, a: str, b: str) -> tuple[list[int], list[int]]:
-    """The ids in a and in b of the ordinary items that both have: same text and same beginning of a word or not."""
-    first: list[dict[tuple[str, bool], int]] = []
-    for model in (a, b):
-        items: dict[tuple[str, bool], int] = {}
-        for i, _, text, special, starts in token_rows(db, model):
+    """The ids in a and in b of the items that both have."""
+    left, right = zip(*shared_items(token_rows(db, a), token_rows(db, b)), strict=True)
+    return list(left), list(right)
+
+
+def shared_items(a: list[Item], b: list[Item]) -> list[tuple[int, int]]:
+    """The ids of the ordinary items that both vocabularies have: same text and same beginning of a word or not.
+
+    Where one of them does not say what begins a word, its item is the other's that does, or else the other's that does
+    not. Of several items that read the same, the first counts; where only ends of words are marked, one that ends a
+    word before one that goes on.
+    """
+    found: list[dict[tuple[str, bool | None], int]] = []
+    for rows in (a, b):
+        items: dict[tuple[str, bool | None], int] = {}
+        for i, _, text, special, starts in sorted(
+            rows, key=lambda row: (row[4] is None and row[2][-1:] != " ", row[0])
+        ):
             if not special and text.strip(" "):
                 items.setdefault((text.strip(" "), starts), i)
-        first.append(items)
-    both = [item for item in first[0] if item in first[1]]
-    return [first[0][item] for item in both], [first[1][item] for item in both]
+        found.append(items)
+
+    def best(text: str, starts: bool | None, theirs: dict) -> bool | str | None:
+        may_be = [each for each in (True, False, None) if each == starts or None in (each, starts)]
+        return next((each for each in may_be if (text, each) in theirs), "nothing")
+
+    pairs = []
+    for (text, starts), i in found[0].items():
+        other = best(text, starts, found[1])
+        if other != "nothing" and best(text, other, found[0]) == starts:
+            pairs.append((i, found[1][text, other]))
+    return pairs
 
 
 def assert_ranking(rows: list[dict], truth: dict[str, float], k: int, side: str = "top") -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator
 from itertools import permutations
 from pathlib import Path
 
@@ -13,32 +12,16 @@ import pytest
 from matplotlib.image import imread
 
 import oracle
-import paramdex
 from paramdex import AddressError, Atlas, QueryError
 from query_helpers import GPT2, shared_ids
+
+pytest_plugins = ["query_fixtures"]
 
 PAIRS = [
     ("gpt2-a", "gpt2-b"), ("gpt2-b", "gpt2-wide"), ("gpt2-a", "bert"), ("gpt2-wide", "llama-gqa"),
     ("llama-gqa", "bert"),
 ]  # fmt: skip
 """One vocabulary; one vocabulary and other widths; different vocabularies. Each is asked in both orders."""
-
-
-@pytest.fixture(scope="module")
-def atlas(small_atlas: Path) -> Iterator[Atlas]:
-    with paramdex.open(small_atlas) as atlas:
-        yield atlas
-
-
-@pytest.fixture(scope="module")
-def db(small_atlas: Path) -> Iterator[duckdb.DuckDBPyConnection]:
-    with duckdb.connect(str(small_atlas / "atlas.duckdb"), read_only=True) as connection:
-        yield connection
-
-
-@pytest.fixture(scope="module")
-def truths(model_folders: dict[str, Path]) -> dict[str, oracle.Truth]:
-    return {name: oracle.read(folder) for name, folder in model_folders.items()}
 
 
 def layer_scores(a: list[np.ndarray], b: list[np.ndarray]) -> np.ndarray:
@@ -67,7 +50,7 @@ def test_agrees_with_brute_force(
     ids = shared_ids(db, a, b)
     E_a, E_b = (truths[m].E if one_vocabulary else truths[m].E[i] for m, i in zip((a, b), ids, strict=True))
     result = atlas.align(a, b)
-    kinds = [kind for kind in truths["llama-gqa"].rows if kind in truths[a].rows and kind in truths[b].rows]
+    kinds = [kind for kind in oracle.WEIGHTS if kind in truths[a].rows and kind in truths[b].rows]
     assert result.kinds == kinds
     for kind in kinds:
         rows_a, rows_b = truths[a].rows[kind], truths[b].rows[kind]
@@ -76,6 +59,7 @@ def test_agrees_with_brute_force(
         assert [(row["model_a"], row["model_b"], row["layer_a"], row["layer_b"]) for row in rows] == [
             (a, b, *place) for place in places
         ]
+        assert {(row["stack_a"], row["stack_b"]) for row in rows} == {(None, None)}
         scores = layer_scores([x @ E_a.T for x in rows_a], [y @ E_b.T for y in rows_b])
         found = result.scores(kind)
         np.testing.assert_allclose(found, scores, atol=1e-5, rtol=0)
@@ -133,6 +117,12 @@ def test_different_vocabularies_say_what_they_share(atlas: Atlas, db: duckdb.Duc
         (("nope", "gpt2-a"), AddressError, "has no model 'nope'; there are gpt2-a, gpt2-b"),
         (("gpt2-a", "gpt2-b", "ff_valu"), QueryError, "there is no kind 'ff_valu'; did you mean ff_value"),
         (("gpt2-a", "bert", "ff_gate"), QueryError, "there is no kind 'ff_gate'"),
+        (("gpt2-a", "gpt2-b", "ff_bias"), QueryError, "align compares layers by their weights, and ff_bias is none; "),
+        (
+            ("gpt2-a", "bert", "position"),
+            QueryError,
+            "by their weights, and position is none; there are ff_key, ff_gate, ",
+        ),
         (("llama-gqa", "bert", "ff_gate"), QueryError, "llama-gqa and bert have no kind of parameter in common"),
     ],
 )

@@ -5,9 +5,7 @@ Samples are drawn anew each run from a seed that a failing test prints; PARAMDEX
 
 from __future__ import annotations
 
-import os
 import random
-from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
 
@@ -18,50 +16,24 @@ import pytest
 from scipy.optimize import linear_sum_assignment
 
 import oracle
+from query_helpers import GPT2, MODELS, VIEWS
+
+pytest_plugins = ["query_fixtures"]
 
 SAMPLE = 150
-MODELS = ["gpt2-a", "gpt2-b", "gpt2-wide", "llama-gqa", "bert"]
-SHARING = ["gpt2-a", "gpt2-b", "gpt2-wide"]
-KINDS = ["ff_key", "ff_gate", "ff_value", "attn_query", "attn_key", "attn_value", "attn_output"]
-
-VIEWS = {
-    "models": "model source revision family n_layers d_model n_heads n_kv_heads d_head d_ff vocabulary tied top_k "
-    "pair_k weights_sha256 built_at builder_version",
-    "tokens": "vocabulary token_id token text is_special is_ascii is_alnum is_word_start",
-    "parameters": "param_id address model layer kind head idx norm mean std projected_norm",
-    "parameter_tokens": "param_id address model layer kind head idx side rank token_id token text score",
-    "heads": "head_id address model layer head kv_head qk_norm vo_norm",
-    "head_pairs": "head_id address model layer head matrix side rank rank_distinct same_word source_id source "
-    "target_id target score",
-    "neighbors": "param_id address neighbor_id neighbor neighbor_model rank similarity",
-    "layer_alignments": "model_a model_b kind layer_a layer_b score matched",
-}
-"""The public tables and the columns that the design promises."""
-
-
-@pytest.fixture
-def draw() -> random.Random:
-    """A random source; its seed shows in the captured output of a failing test."""
-    seed = int(os.environ.get("PARAMDEX_SEED", random.SystemRandom().randrange(1 << 32)))
-    print(f"PARAMDEX_SEED={seed}")
-    return random.Random(seed)
-
-
-@pytest.fixture(scope="module")
-def db(small_atlas: Path) -> Iterator[duckdb.DuckDBPyConnection]:
-    connection = duckdb.connect(str(small_atlas / "atlas.duckdb"), read_only=True)
-    yield connection
-    connection.close()
-
-
-@pytest.fixture(scope="module")
-def truths(model_folders: dict[str, Path]) -> dict[str, oracle.Truth]:
-    return {name: oracle.read(folder) for name, folder in model_folders.items()}
 
 
 def owner(kind: str, head: int | None, kv_head: int | None) -> int | None:
     """The number by which a head's vector of this kind is counted."""
-    return kv_head if kind in ("attn_key", "attn_value") else head
+    return kv_head if kind in oracle.SHARED else head
+
+
+def sampled(rows: list[tuple], kind: int, draw: random.Random) -> list[tuple]:
+    """SAMPLE rows and, of every kind (in column ``kind``), at least four more or all that there are."""
+    kinds = sorted({row[kind] for row in rows})
+    of_each = [[row for row in rows if row[kind] == each] for each in kinds]
+    few = [row for own in of_each for row in draw.sample(own, min(4, len(own)))]
+    return list(dict.fromkeys([*draw.sample(rows, SAMPLE), *few]))
 
 
 def of_kind(truth: oracle.Truth, kind: str) -> np.ndarray:
@@ -83,23 +55,24 @@ def test_file_can_be_read_by_clients_from_1_2_on(db: duckdb.DuckDBPyConnection) 
 def test_models(db: duckdb.DuckDBPyConnection, truths: dict[str, oracle.Truth]) -> None:
     """Shapes as the weights have them, with the padding rows of the embedding gone."""
     rows = db.execute(
-        "SELECT model, n_layers, d_model, n_heads, n_kv_heads, d_head, d_ff, vocabulary_size, embedding_rank, "
-        "n_parameters, family, dtype, tied, gated, rotary_left_out, top_k, pair_k, neighbor_k FROM models ORDER BY ALL"
+        "SELECT model, n_layers, d_model, n_heads, n_kv_heads, d_head, d_ff, n_experts, d_expert, stacks, "
+        "vocabulary_size, embedding_rank, n_parameters, family, dtype, tied, gated, rotary_left_out, fold_norm, top_k, "
+        "pair_k, neighbor_k FROM models ORDER BY ALL"
     ).fetchall()
     family = {"bert": "bert", "llama-gqa": "llama"}
     dtype = {"gpt2-b": "float16", "llama-gqa": "bfloat16"}
     expected = [
         (
-            name, len(truth.rows["ff_key"]), truth.E.shape[1], truth.n_heads, truth.n_kv_heads, truth.d_head,
-            len(truth.rows["ff_key"][0]), len(truth.E), np.linalg.matrix_rank(truth.E - truth.E.mean(0)),
-            sum(len(rows) for kind in truth.rows.values() for rows in kind), family.get(name, "gpt2"),
-            dtype.get(name, "float32"), name != "llama-gqa", name == "llama-gqa", name == "llama-gqa", 12, 30, 4,
+            name, truth.n_layers, truth.E.shape[1], truth.n_heads, truth.n_kv_heads, truth.d_head,
+            len(truth.rows["ff_key"][0]), None, None, None, len(truth.E),
+            np.linalg.matrix_rank(truth.E - truth.E.mean(0)), truth.n_parameters, family.get(name, "gpt2"),
+            dtype.get(name, "float32"), name != "llama-gqa", name == "llama-gqa", name == "llama-gqa", False, 12, 30, 4,
         )
         for name, truth in sorted(truths.items())
     ]  # fmt: skip
     assert rows == expected
     shared = dict(db.execute("SELECT model, vocabulary FROM models").fetchall())
-    assert len({shared[name] for name in SHARING}) == 1
+    assert len({shared[name] for name in GPT2}) == 1
     assert len(set(shared.values())) == 3
 
 
@@ -110,8 +83,10 @@ def test_moments_and_norms(
     """norm, and mean, std and norm of the V scores, of sampled parameters of every kind."""
     truth = truths[model]
     rows = db.execute("SELECT * EXCLUDE (param_id, address, model) FROM parameters WHERE model = ?", [model]).fetchall()
-    assert {row[1] for row in rows} == set(truth.rows)
-    for layer, kind, head, kv_head, idx, *numbers in draw.sample(rows, SAMPLE):
+    assert {row[2] for row in rows} == set(truth.rows)
+    for stack, layer, kind, head, kv_head, expert, idx, *numbers in sampled(rows, 2, draw):
+        assert (stack, expert) == (None, None)
+        assert (layer is None) == (kind in oracle.OF_NO_LAYER)
         w = truth.vector(kind, layer, owner(kind, head, kv_head), idx)
         s = truth.scores(w)
         expected = [np.linalg.norm(w), s.mean(), s.std(), np.linalg.norm(s)]
@@ -127,7 +102,7 @@ def test_tokens_of_parameters(
     rows = db.execute(
         "SELECT address, layer, kind, head, kv_head, idx FROM parameters WHERE model = ?", [model]
     ).fetchall()
-    chosen = draw.sample(rows, SAMPLE)
+    chosen = sampled(rows, 2, draw)
     addresses = [row[0] for row in chosen]
     stored: dict[tuple[str, str], list[tuple[int, int, float]]] = {}
     for address, side, *entry in db.execute(
@@ -160,18 +135,32 @@ def test_addresses_number_every_parameter_once(
     db: duckdb.DuckDBPyConnection, truths: dict[str, oracle.Truth], model: str
 ) -> None:
     """Ids run on by kind, layer, head and index; a shared vector carries the first head that uses it."""
-    truth = truths[model]
-    group = truth.n_heads // truth.n_kv_heads
-    expected = []
-    for kind in [kind for kind in KINDS if kind in truth.rows]:
-        for layer, rows in enumerate(truth.rows[kind]):
-            for i in range(len(rows)):
-                step = group if kind in ("attn_key", "attn_value") else 1
-                head = "" if kind.startswith("ff_") else f"/H{i // truth.d_head * step}"
-                expected.append(f"{model}/L{layer}{head}/{kind}/{i if not head else i % truth.d_head}")
+    expected = [oracle.address(model, *place) for *place, _ in truths[model].parameters()]
+    assert len(set(expected)) == truths[model].n_parameters
     rows = db.execute("SELECT address, param_id FROM parameters WHERE model = ? ORDER BY param_id", [model]).fetchall()
     assert [address for address, _ in rows] == expected
     assert [number - rows[0][1] for _, number in rows] == list(range(len(expected)))
+
+
+def test_layout_says_what_lies_where(db: duckdb.DuckDBPyConnection, truths: dict[str, oracle.Truth]) -> None:
+    """One row for all that a layer has of a kind, whose numbers run on from first_param_id."""
+    rows = db.execute("SELECT * FROM layout ORDER BY first_param_id").fetchall()
+    expected, number = [], 0
+    for model, truth in truths.items():
+        for kind, by_layer in truth.rows.items():
+            owner = dict.fromkeys(oracle.OF_HEADS, "head") | dict.fromkeys(oracle.SHARED, "kv_head")
+            n_owners = {"head": truth.n_heads, "kv_head": truth.n_kv_heads}.get(owner.get(kind), 1)
+            for layer, own in enumerate(by_layer):
+                place = None if kind in oracle.OF_NO_LAYER else layer
+                sizes = (n_owners, len(own) // n_owners, len(own))
+                expected.append((model, kind, None, place, owner.get(kind), *sizes, number))
+                number += len(own)
+    assert rows == expected
+    counted = db.execute(
+        "SELECT model, kind, layer, min(param_id), count(*), max(param_id) - min(param_id) + 1 FROM parameters "
+        "GROUP BY ALL ORDER BY min(param_id)"
+    ).fetchall()
+    assert counted == [(row[0], row[1], row[3], row[8], row[7], row[7]) for row in rows]
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -185,7 +174,7 @@ def test_pairs_of_heads(
     ).fetchall()
     words = np.array([text.strip().casefold() or text for (text,) in texts])
     same = words[:, None] == words[None, :]
-    if model in SHARING:
+    if model in GPT2:
         assert same.sum() > len(words)  # some words are several tokens, or nothing is tested here
     heads = db.execute("SELECT address, layer, head FROM heads WHERE model = ?", [model]).fetchall()
     for address, layer, head in draw.sample(heads, 4):
@@ -218,7 +207,7 @@ def test_heads(db: duckdb.DuckDBPyConnection, truths: dict[str, oracle.Truth], m
         "WHERE model = ? ORDER BY head_id",
         [model],
     ).fetchall()
-    assert [row[:2] for row in rows] == [(l, h) for l in range(len(truth.rows["ff_key"])) for h in range(truth.n_heads)]
+    assert [row[:2] for row in rows] == [(l, h) for l in range(truth.n_layers) for h in range(truth.n_heads)]
     for layer, head, kv_head, *numbers, address in rows:
         assert address == f"{model}/L{layer}/H{head}"
         assert kv_head == head * truth.n_kv_heads // truth.n_heads
@@ -258,7 +247,7 @@ def test_neighbors(db: duckdb.DuckDBPyConnection, truths: dict[str, oracle.Truth
         "SELECT DISTINCT m.model, n.neighbor_model FROM neighbors AS n JOIN parameters AS m USING (param_id) "
         "ORDER BY ALL"
     ).fetchall()
-    assert found == [(a, b) for a in SHARING for b in SHARING if a != b]
+    assert found == [(a, b) for a in GPT2 for b in GPT2 if a != b]
     for a, b in found:
         for kind in truths[a].rows:
             similarity = oracle.pearson(
@@ -270,7 +259,8 @@ def test_neighbors(db: duckdb.DuckDBPyConnection, truths: dict[str, oracle.Truth
             mine = db.execute(
                 "SELECT param_id FROM parameters WHERE model = ? AND kind = ? ORDER BY 1", [a, kind]
             ).fetchall()
-            chosen = draw.sample(range(len(mine)), 25)
+            chosen = draw.sample(range(len(mine)), min(25, len(mine)))
+            k = min(4, similarity.shape[1])
             every: dict[int, list[tuple]] = {}
             for number, *entry in db.execute(
                 "SELECT n.param_id, n.rank, n.neighbor_id, n.similarity, n.neighbor, q.address FROM neighbors AS n "
@@ -281,22 +271,25 @@ def test_neighbors(db: duckdb.DuckDBPyConnection, truths: dict[str, oracle.Truth
                 every.setdefault(number, []).append(tuple(entry))
             for i in chosen:
                 stored = every[mine[i][0]]
-                assert [row[0] for row in stored] == [1, 2, 3, 4]
+                assert [row[0] for row in stored] == list(range(1, k + 1))
                 assert all(neighbor == address for *_, neighbor, address in stored)
                 ids = [row[1] - first for row in stored]
-                assert len(set(ids)) == 4
+                assert len(set(ids)) == k
                 values = np.array([row[2] for row in stored])
                 np.testing.assert_allclose(values, similarity[i, ids], atol=1e-5)
-                np.testing.assert_allclose(values, np.sort(similarity[i])[::-1][:4], atol=1e-5)
+                np.testing.assert_allclose(values, np.sort(similarity[i])[::-1][:k], atol=1e-5)
 
 
-@pytest.mark.parametrize(("a", "b"), list(combinations(SHARING, 2)))
+@pytest.mark.parametrize(("a", "b"), list(combinations(GPT2, 2)))
 def test_layer_alignments(db: duckdb.DuckDBPyConnection, truths: dict[str, oracle.Truth], a: str, b: str) -> None:
     """Mean |Pearson| of every pair of layers and the best assignment; in feature space only where widths agree."""
-    for kind in truths[a].rows:
+    pair = "model_a = ? AND model_b = ? AND stack_a IS NULL AND stack_b IS NULL"
+    kinds = db.execute(f"SELECT DISTINCT kind FROM layer_alignments WHERE {pair}", [a, b]).fetchall()
+    assert {kind for (kind,) in kinds} == set(truths[a].rows) & set(oracle.WEIGHTS)  # biases are too few to tell layers
+    for (kind,) in kinds:
         rows = db.execute(
             "SELECT layer_a, layer_b, score, matched, feature_score, feature_matched FROM layer_alignments "
-            "WHERE model_a = ? AND model_b = ? AND kind = ? ORDER BY layer_a, layer_b",
+            f"WHERE {pair} AND kind = ? ORDER BY layer_a, layer_b",
             [a, b, kind],
         ).fetchall()
         layers = [(len(t.rows[kind]), t.rows[kind], t.E) for t in (truths[a], truths[b])]
@@ -322,7 +315,7 @@ def assert_aligned(scores: np.ndarray, stored: list[float], matched: list[bool])
 
 def test_alignments_and_neighbors_are_of_one_vocabulary_only(db: duckdb.DuckDBPyConnection) -> None:
     found = db.execute("SELECT DISTINCT model_a, model_b FROM layer_alignments ORDER BY ALL").fetchall()
-    assert found == list(combinations(SHARING, 2))
+    assert found == list(combinations(GPT2, 2))
 
 
 def test_every_file_is_recorded_with_its_hash(db: duckdb.DuckDBPyConnection, small_atlas: Path) -> None:

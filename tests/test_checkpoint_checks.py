@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from paramdex_schemas import BuildError, CheckpointError, FamilyError, ParamdexE
 OPTIONS = Options(top_k=3, pair_k=3, neighbor_k=1, device="cpu")
 FC = "transformer.h.1.mlp.c_fc.weight"
 WTE = "transformer.wte.weight"
+WPE = "transformer.wpe.weight"
+BIAS = "transformer.h.1.mlp.c_proj.bias"
 
 
 def edit(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
@@ -70,12 +73,12 @@ BAD: dict[str, tuple[Callable[[Path], Any], type[ParamdexError], str]] = {
     "embedding of another width": (
         lambda f: edit(f, lambda t: t.update({WTE: t[WTE][:, :20]})),
         FamilyError,
-        f"tensor {WTE} is 60 x 20, expected V x 24",
+        f"tensor {WTE} is 60 x 20, expected any x 24",
     ),
     "other width in config": (
         lambda f: configure(f, n_embd=32),
         FamilyError,
-        f"tensor {WTE} is 60 x 24, expected V x 32",
+        f"tensor {WTE} is 60 x 24, expected any x 32",
     ),
     "heads do not divide the width": (
         lambda f: configure(f, n_head=5),
@@ -117,6 +120,37 @@ BAD: dict[str, tuple[Callable[[Path], Any], type[ParamdexError], str]] = {
         CheckpointError,
         f"tensor {FC} has 2304 values that are NaN or infinite",
     ),
+    "bias of one layer dropped": (
+        lambda f: edit(f, lambda t: t.pop(BIAS)),
+        FamilyError,
+        f"no tensor {BIAS}, though other layers have theirs",
+    ),
+    "bias of another width": (
+        lambda f: edit(f, lambda t: t.update({BIAS: t[BIAS][:20]})),
+        FamilyError,
+        f"tensor {BIAS} is 20, expected 24 for family gpt2",
+    ),
+    "bias not a number": (
+        lambda f: edit(f, put(BIAS, (7,), float("nan"))),
+        CheckpointError,
+        f"tensor {BIAS} has 1 values",
+    ),
+    "bias within heads not a number": (
+        lambda f: edit(f, put("transformer.h.0.attn.c_attn.bias", (71,), float("inf"))),
+        CheckpointError,
+        "tensor transformer.h.0.attn.c_attn.bias has 1 values",
+    ),
+    "positions dropped": (lambda f: edit(f, lambda t: t.pop(WPE)), FamilyError, f"there is no tensor {WPE}"),
+    "positions of another width": (
+        lambda f: edit(f, lambda t: t.update({WPE: t[WPE][:, :20]})),
+        FamilyError,
+        f"tensor {WPE} is 32 x 20, expected any x 24",
+    ),
+    "positions not a number": (
+        lambda f: edit(f, put(WPE, (31, 0), float("nan"))),
+        CheckpointError,
+        f"tensor {WPE} has 1 values",
+    ),
     "truncated": (lambda f: cut(f, 0.9), CheckpointError, "model.safetensors is truncated or no safetensors file"),
     "truncated in its header": (lambda f: cut(f, 0.001), CheckpointError, "model.safetensors is truncated"),
     "empty": (lambda f: cut(f, 0), CheckpointError, "model.safetensors is truncated"),
@@ -140,7 +174,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], type[ParamdexError], str]] = {
     "unknown type": (
         lambda f: configure(f, model_type="rwkv"),
         FamilyError,
-        "models of type 'rwkv' are not supported; there are albert, bert, bloom, cohere,",
+        "models of type 'rwkv' are not supported; there are albert, bart, bert, bloom, cohere,",
     ),
     "mistyped type": (lambda f: configure(f, model_type="gtp2"), FamilyError, "did you mean gpt2"),
     "weights of another family": (
@@ -191,11 +225,13 @@ BAD: dict[str, tuple[Callable[[Path], Any], type[ParamdexError], str]] = {
 }
 
 
-def refuse(sources: list[str], root: Path, error: type[ParamdexError], message: str) -> None:
+def refuse(
+    sources: list[str], root: Path, error: type[ParamdexError], message: str, options: Options = OPTIONS
+) -> None:
     """build() raises exactly ``error`` with ``message`` in one line, and leaves nothing in ``root``."""
     before = sorted(root.iterdir())
     with pytest.raises(error) as caught:
-        build(sources, root / "x.atlas", OPTIONS)
+        build(sources, root / "x.atlas", options)
     assert type(caught.value) is error
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -207,6 +243,28 @@ def test_refused(word_model: Path, tmp_path: Path, what: str) -> None:
     spoil, error, message = BAD[what]
     spoil(word_model)
     refuse([str(word_model)], tmp_path, error, message)
+
+
+@pytest.mark.parametrize(
+    "name", ["transformer.h.0.ln_1.weight", "transformer.h.1.ln_2.weight", "transformer.ln_f.weight"]
+)
+def test_a_bad_gain_is_found_where_gains_are_read(word_model: Path, tmp_path: Path, name: str) -> None:
+    edit(word_model, put(name, (3,), float("nan")))
+    message = f"tensor {name} has 1 values that are NaN or infinite"
+    refuse([str(word_model)], tmp_path, CheckpointError, message, replace(OPTIONS, fold_norm=True))
+    edit(word_model, lambda tensors: tensors.pop(name))
+    message = f"there is no tensor {name}, which family gpt2 needs"
+    refuse([str(word_model)], tmp_path, FamilyError, message, replace(OPTIONS, fold_norm=True))
+    build([str(word_model)], tmp_path / "x.atlas", OPTIONS)
+
+
+def test_a_model_without_biases_has_no_kinds_of_them(word_model: Path) -> None:
+    with Checkpoint.open(str(word_model)) as checkpoint:
+        kinds = checkpoint.layout.kinds
+    edit(word_model, lambda tensors: [tensors.pop(name) for name in list(tensors) if name.endswith(".bias")])
+    with Checkpoint.open(str(word_model)) as checkpoint:
+        checkpoint.check_layers()
+        assert checkpoint.layout.kinds == [kind for kind in kinds if not kind.endswith("_bias")]
 
 
 def test_good_model_beside_a_bad_one_is_not_built(word_model: Path, tmp_path: Path) -> None:
@@ -272,8 +330,8 @@ def test_heads_of_a_grouped_model(tmp_path: Path) -> None:
             {"head_dim": 6},
             "tensor model.layers.0.self_attn.q_proj.weight is 32 x 24, expected 24 x 24",
         ),
-        ("BertModel", {"intermediate_size": 0}, "d_ff of a bert model is missing or no positive number"),
-        ("BertModel", {"num_attention_heads": 0}, "n_heads of a bert model is missing or no positive number"),
+        ("BertModel", {"intermediate_size": 0}, "config.json: d_ff is missing or no positive number"),
+        ("BertModel", {"num_attention_heads": 0}, "config.json: n_heads is missing or no positive number"),
     ],
 )
 def test_numbers_of_config_that_the_weights_do_not_have(
@@ -321,7 +379,7 @@ def test_sharded_model_is_the_whole_one(word_model: Path, tmp_path: Path) -> Non
     """Every tensor is found, in whichever shard it lies, and read with the same values."""
     tensors = load_file(word_model / "model.safetensors")
     with Checkpoint.open(str(word_model)) as whole:
-        expected = {kind: whole.rows(kind, 1) for kind in whole.shape.kinds}
+        expected = {run: whole.rows(run) for run in whole.layout.runs}
     names = sorted(tensors)
     shards = {f"model-{i}-of-3.safetensors": names[i::3] for i in range(3)}
     for shard, part in shards.items():
@@ -331,8 +389,9 @@ def test_sharded_model_is_the_whole_one(word_model: Path, tmp_path: Path) -> Non
     (word_model / "model.safetensors").unlink()
     with Checkpoint.open(str(word_model)) as sharded:
         assert [file.name for file in sharded.files.paths] == sorted(shards)
-        for kind, rows in expected.items():
-            assert torch.equal(sharded.rows(kind, 1), rows)
+        assert sharded.layout.runs == tuple(expected)
+        for run, rows in expected.items():
+            assert torch.equal(sharded.rows(run), rows)
 
 
 def test_untied_by_its_weights(tmp_path: Path) -> None:

@@ -16,14 +16,18 @@ from pathlib import Path
 import click
 import pytest
 
+import models
 import paramdex
 from paramdex import Atlas
 from paramdex.cli import cli, main
+from paramdex_builder import Options, build
 
 ADDRESS = "gpt2-a/L0/ff_value/3"
 VERBS = {
     "info": ([], lambda atlas: atlas.info()),
     "show": ([ADDRESS, "-k", "3"], lambda atlas: atlas.show(ADDRESS, 3)),
+    "show position": (["bert/position/3"], lambda atlas: atlas.show("bert/position/3")),
+    "show bias": (["bert/L1/H2/attn_key_bias/0"], lambda atlas: atlas.show("bert/L1/H2/attn_key_bias/0")),
     "show head": (["bert/L1/H0", "--same-word"], lambda atlas: atlas.show("bert/L1/H0", distinct=False)),
     "show model": (["bert"], lambda atlas: atlas.show("bert")),
     "find": (["canada", " Paris", "-k", "4"], lambda atlas: atlas.find(["canada", " Paris"], 4)),
@@ -31,15 +35,21 @@ VERBS = {
         ["canada", "--in", "gpt2-b", "--kind", "VO", "--layer", "1"],
         lambda atlas: atlas.find("canada", model="gpt2-b", kind="VO", layer=1),
     ),
+    "find positions": (["canada", "--kind", "position"], lambda atlas: atlas.find("canada", kind="position")),
     "search": (["canada ottawa", "paris"], lambda atlas: atlas.search("canada ottawa paris")),
     "search in": (
         ["canada", "--in", "bert", "--kind", "ff_key", "--layer", "0", "--side", "both", "-k", "2"],
         lambda atlas: atlas.search("canada", 2, model="bert", kind="ff_key", layer=0, side="both"),
     ),
+    "search positions": (["canada", "--kind", "position"], lambda atlas: atlas.search("canada", kind="position")),
     "similar": ([ADDRESS], lambda atlas: atlas.similar(ADDRESS)),
     "similar in": (
         [ADDRESS, "--in", "all", "--kind", "ff_key", "--layer", "1", "--side", "bottom"],
         lambda atlas: atlas.similar(ADDRESS, model="all", kind="ff_key", layer=1, side="bottom"),
+    ),
+    "similar positions": (
+        [ADDRESS, "--kind", "position", "--in", "bert"],
+        lambda atlas: atlas.similar(ADDRESS, kind="position", model="bert"),
     ),
     "align": (["gpt2-b", "gpt2-a"], lambda atlas: atlas.align("gpt2-b", "gpt2-a")),
     "align kind": (["bert", "gpt2-a", "--kind", "ff_key"], lambda atlas: atlas.align("bert", "gpt2-a", "ff_key")),
@@ -80,8 +90,8 @@ def program(*arguments: str | Path) -> subprocess.CompletedProcess:
 def test_every_verb_has_a_command_of_its_name_and_the_reverse() -> None:
     methods = {name for name, _ in inspect.getmembers(Atlas, inspect.isfunction) if not name.startswith("_")}
     verbs = methods - {"address", "close"}  # what they are made of
-    assert verbs == {"info", "check", "sql", "show", "find", "search", "similar", "align"}
-    assert set(cli.commands) - {"build", "demo"} == verbs
+    assert verbs == {"info", "check", "sql", "show", "find", "search", "similar", "align", "diff"}
+    assert set(cli.commands) - {"build", "demo", "serve"} == verbs
     assert {name.split()[0] for name in VERBS} == verbs
 
 
@@ -123,12 +133,26 @@ BAD = {
     ),
     "layer in it": (["show", "A", "gpt2-a/L2/H0"], "gpt2-a/L2/H0: gpt2-a has layers L0 to L1"),
     "head in it": (["show", "A", "gpt2-a/L0/H2"], "gpt2-a/L0/H2: gpt2-a has heads H0 to H1 in each layer"),
-    "number in it": (["show", "A", "gpt2-a/L0/ff_key/96"], "gpt2-a/L0/ff_key/96: ff_key of gpt2-a goes from 0 to 95"),
+    "number in it": (
+        ["show", "A", "gpt2-a/L0/ff_key/96"],
+        "gpt2-a/L0/ff_key/96: ff_key of gpt2-a/L0 goes from 0 to 95",
+    ),
+    "position in it": (["show", "A", "bert/position/32"], "bert/position/32: position of bert goes from 0 to 31"),
+    "layer of a position": (
+        ["show", "A", "bert/L0/position/3"],
+        "bert/L0/position/3: position belongs to no layer; write bert/position/3, say",
+    ),
+    "an expert": (["show", "A", "bert/L0/E0"], "bert/L0/E0: bert/L0 has no experts"),
+    "a stack": (["show", "A", "bert/encoder"], "bert/encoder: bert has one stack; write it without /encoder"),
     "find, token": (["find", "A", "zebra"], "no vocabulary here has 'zebra'; the nearest words are "),
     "find, bytes": (["find", "A", "caf\udce9"], r"'caf\udce9' is not valid UTF-8 text"),
     "find, model": (["find", "A", "canada", "--in", "x"], "A has no model 'x'; there are gpt2-a, gpt2-b, gpt2-wide, "),
     "find, kind": (["find", "A", "canada", "--kind", "ff"], "there is no kind 'ff'; "),
     "find, layer": (["find", "A", "canada", "--layer", "3"], "there is no layer 3; gpt2-wide has layers L0 to L2"),
+    "find, layer of positions": (
+        ["find", "A", "canada", "--kind", "position", "--layer", "1"],
+        "position belongs to no layer; ask without layer 1",
+    ),
     "search, token": (["search", "A", "canada zebra"], "no vocabulary here has 'zebra'; the nearest words are "),
     "search, model": (["search", "A", "canada", "--in", "gpt2"], "A has no model 'gpt2'; did you mean gpt2-"),
     "search, kind": (["search", "A", "canada", "--kind", "VO"], "there is no kind 'VO'; there are ff_key, ff_gate, "),
@@ -150,6 +174,10 @@ BAD = {
     "align, model": (["align", "A", "gpt2-a", "x"], "A has no model 'x'; "),
     "align, one": (["align", "A", "bert", "bert"], "align takes two different models, not bert twice"),
     "align, kind": (["align", "A", "gpt2-a", "bert", "--kind", "x"], "there is no kind 'x'; "),
+    "align, biases": (
+        ["align", "A", "gpt2-a", "bert", "--kind", "ff_bias"],
+        "align compares layers by their weights, and ff_bias is none; ",
+    ),
     "align, plot": (
         ["align", "A", "gpt2-a", "bert", "--plot", "x.txt"],
         "x.txt has no ending that names a picture format; ",
@@ -218,6 +246,33 @@ def test_the_real_program_fails_without_a_traceback(
     assert re.fullmatch(r"error: [^\n]+\n", done.stderr)
     assert done.stdout == ""
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("fold", [True, False])
+def test_fold_norm_reaches_the_atlas(run, word_model: Path, tmp_path: Path, fold: bool) -> None:
+    """The row of the model says so, its vectors are those of the option, and without it the build is another."""
+    atlas, few = tmp_path / "x.atlas", ["--top-k", "3", "--pair-k", "3", "--neighbor-k", "1", "--device", "cpu"]
+    ran = run("build", word_model, "-o", atlas, *few, *(["--fold-norm"] if fold else []))
+    assert (ran.code, ran.out) == (0, "")
+    (row,) = json.loads(run("sql", atlas, "SELECT fold_norm FROM models", "--format", "json").out)
+    assert row == {"fold_norm": fold}
+    (row,) = json.loads(run("info", atlas, "--format", "json").out)
+    assert row["fold_norm"] is fold
+    options = Options(top_k=3, pair_k=3, neighbor_k=1, fold_norm=fold, device="cpu")
+    same, norms = paramdex.open(build([str(word_model)], tmp_path / "y.atlas", options)), "SELECT norm FROM parameters"
+    assert json.loads(run("sql", atlas, norms, "--format", "json").out) == same.sql(norms).to_rows()
+    ran = run("build", word_model, "-o", atlas, *few, *([] if fold else ["--fold-norm"]))
+    assert ran.code == 2
+    assert "already has a model word-model, built from other weights or with other options" in ran.err
+
+
+def test_fold_norm_is_refused_where_one_layer_stands_for_several(run, tmp_path: Path) -> None:
+    folder = models.save_word_model(tmp_path / "albert", 0, models.MAKERS["AlbertForMaskedLM"])
+    ran = run("build", folder, "-o", tmp_path / "x.atlas", "--fold-norm")
+    reason = "one layer's weights read what several norms give; build it without --fold-norm"
+    assert ran.err == f"error: {folder}: norms cannot be folded: {reason}\n"
+    assert (ran.code, ran.out) == (2, "")
+    assert [path.name for path in tmp_path.iterdir()] == ["albert"]
 
 
 @pytest.mark.parametrize(

@@ -3,27 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
-from pathlib import Path
 
 import duckdb
 import pytest
 
-import paramdex
 from paramdex import AddressError, Atlas, QueryError, TokenError
 from query_helpers import GPT2, MODELS, ids_of_words
 
-
-@pytest.fixture(scope="module")
-def atlas(small_atlas: Path) -> Iterator[Atlas]:
-    with paramdex.open(small_atlas) as atlas:
-        yield atlas
-
-
-@pytest.fixture(scope="module")
-def db(small_atlas: Path) -> Iterator[duckdb.DuckDBPyConnection]:
-    with duckdb.connect(str(small_atlas / "atlas.duckdb"), read_only=True) as connection:
-        yield connection
+pytest_plugins = ["query_fixtures"]
 
 
 def wanted(db: duckdb.DuckDBPyConnection, words: list[str]) -> dict[str, dict[int, str]]:
@@ -103,6 +90,9 @@ def assert_rows(found: list[dict], expected: list[dict]) -> None:
         (["river", "ocean", "winter", "summer"], {"kind": "ff_value"}),
         (["river", "ocean"], {"kind": "ff_gate"}),
         (["river", "ocean"], {"kind": "attn_output", "layer": 1}),
+        (["river", "ocean"], {"kind": "position"}),
+        (["river", "ocean"], {"kind": "attn_value_bias"}),
+        (["river", "ocean", "winter", "summer", "green"], {"kind": "attn_query_bias", "layer": 1}),
         (["doctor", "nurse"], {"kind": "QK"}),
         (["doctor", "nurse"], {"kind": "VO", "model": "bert"}),
         (["doctor", "nurse"], {"layer": 2}),
@@ -156,6 +146,8 @@ def test_string_is_one_word_and_a_list_is_several(atlas: Atlas) -> None:
         ({"layer": 3}, AddressError, "there is no layer 3; gpt2-wide has layers L0 to L2"),
         ({"layer": 2, "model": "bert"}, AddressError, "there is no layer 2; bert has layers L0 to L1"),
         ({"layer": -1}, AddressError, "there is no layer -1"),
+        ({"kind": "position", "layer": 0}, QueryError, "position belongs to no layer; ask without layer 0"),
+        ({"kind": "position", "model": "llama-gqa"}, QueryError, "llama-gqa has no parameters of kind 'position'"),
         ({"k": 0}, QueryError, "at least 1, not 0"),
         ({"k": -1}, QueryError, "at least 1, not -1"),
     ],

@@ -134,7 +134,7 @@ def test_space_runs_out_on_the_way(word_model: Path, small_disk: Path, monkeypat
     subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
     build([str(word_model)], atlas, OPTIONS)
     with duckdb.connect(str(atlas / "atlas.duckdb"), read_only=True) as connection:
-        assert connection.execute("SELECT count(*) FROM parameter_tokens").fetchall() == [(576 * 6,)]
+        assert connection.execute("SELECT count(*) FROM parameter_tokens").fetchall() == [(624 * 6,)]
     assert [path.name for path in small_disk.iterdir()] == ["x.atlas"]
 
 

@@ -6,6 +6,7 @@ import json
 import pickle
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -48,14 +49,14 @@ def test_pytorch_files_read_as_safetensors_do(folder: Path, save: Callable, dtyp
     state = {name: value.to(dtype) for name, value in load_file(folder / "model.safetensors").items()}
     save_file(state, folder / "model.safetensors")
     with Checkpoint.open(str(folder)) as checkpoint:
-        kinds = checkpoint.shape.kinds
-        expected = {(kind, layer): checkpoint.rows(kind, layer).clone() for kind in kinds for layer in (0, 1)}
+        expected = {run: checkpoint.rows(run).clone() for run in checkpoint.layout.runs}
         E = checkpoint.embedding()[0].clone()
     (folder / "model.safetensors").unlink()
     save(state, folder)
     with Checkpoint.open(str(folder)) as checkpoint:
-        for (kind, layer), rows in expected.items():
-            assert torch.equal(checkpoint.rows(kind, layer), rows)
+        assert checkpoint.layout.runs == tuple(expected)
+        for run, rows in expected.items():
+            assert torch.equal(checkpoint.rows(run), rows)
         assert torch.equal(checkpoint.embedding()[0], E)
         assert checkpoint.dtype() == str(dtype).removeprefix("torch.")
 
@@ -114,6 +115,15 @@ def test_an_unlisted_type_of_a_known_layout_is_inferred(
         assert atlas.sql(query).to_rows() == listed.sql(query).to_rows()
 
 
+def test_norms_of_an_inferred_family_are_not_folded(folder: Path, tmp_path: Path) -> None:
+    """Where its norms stand is what the family file says, and no file lists the type."""
+    retype(folder)
+    with pytest.raises(FamilyError) as caught:
+        build([str(folder)], tmp_path / "new.atlas", replace(SMALL_OPTIONS, fold_norm=True))
+    reason = "no family file lists its type; build it without --fold-norm"
+    assert str(caught.value) == f"{folder}: norms cannot be folded: {reason}"
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -138,3 +148,20 @@ def test_an_unlisted_type_of_another_layout_is_refused(folder: Path, change: Cal
     rewrite(folder, change)
     with pytest.raises(FamilyError, match=reason):
         Checkpoint.open(str(folder))
+
+
+def test_norms_under_their_old_names_are_found(model_folders: dict[str, Path], tmp_path: Path) -> None:
+    """Checkpoints converted from TensorFlow call a LayerNorm's weight gamma and its bias beta."""
+    with Checkpoint.open(str(model_folders["bert"]), fold_norm=True) as checkpoint:
+        expected = {run: checkpoint.rows(run).clone() for run in checkpoint.layout.runs}
+    folder = Path(shutil.copytree(model_folders["bert"], tmp_path / "bert"))
+    state = load_file(folder / "model.safetensors")
+    old = {
+        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): value
+        for name, value in state.items()
+    }
+    assert set(old) != set(state)
+    save_file(old, folder / "model.safetensors")
+    with Checkpoint.open(str(folder), fold_norm=True) as checkpoint:
+        for run, rows in expected.items():
+            assert torch.equal(checkpoint.rows(run), rows)

@@ -9,7 +9,6 @@ import math
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator
 from datetime import datetime
 from html.parser import HTMLParser
 from pathlib import Path
@@ -19,9 +18,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import paramdex
 from paramdex import Atlas, Result
 from paramdex.result import SHOWN_ROWS, visible
+
+pytest_plugins = ["query_fixtures"]
 
 NASTY = [
     " Canada", "Canada ", "  two", "a\nb", "tab\there", "\r", "\x00", "\x1b[31mred", "\x85", "\xa0", "\xad", "\u2028",
@@ -41,17 +41,12 @@ TABLE = pa.table(
 
 
 @pytest.fixture(scope="module")
-def atlas(small_atlas: Path) -> Iterator[Atlas]:
-    with paramdex.open(small_atlas) as atlas:
-        yield atlas
-
-
-@pytest.fixture(scope="module")
 def answers(atlas: Atlas) -> dict[str, Result]:
     """One answer of every verb."""
     return {
         "info": atlas.info(),
         "show": atlas.show("gpt2-a/L0/ff_value/3"),
+        "show position": atlas.show("bert/position/3"),
         "show head": atlas.show("llama-gqa/L0/H1"),
         "show model": atlas.show("bert"),
         "find": atlas.find(["canada", "paris"]),
@@ -60,10 +55,14 @@ def answers(atlas: Atlas) -> dict[str, Result]:
         "align": atlas.align("gpt2-b", "gpt2-a"),
         "check": atlas.check(),
         "sql": atlas.sql("SELECT * FROM models ORDER BY model"),
+        "sql layout": atlas.sql("SELECT * FROM layout ORDER BY first_param_id"),
     }
 
 
-VERBS = ["info", "show", "show head", "show model", "find", "search", "similar", "align", "check", "sql"]
+VERBS = [
+    "info", "show", "show position", "show head", "show model", "find", "search", "similar", "align", "check", "sql",
+    "sql layout",
+]  # fmt: skip
 
 
 def float32(value: float) -> float:

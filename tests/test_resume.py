@@ -30,6 +30,8 @@ from paramdex_builder.units import Units
 from paramdex_schemas import BuildError
 
 Runner = Callable[..., dict[str, Any]]
+N_PARAMETERS = 2 * (96 + 96 + 4 * 24 + 2 + 2 * 3) + 32
+"""Of a model of 60 words: two layers of weights, each with two biases and three for each of two heads; 32 positions."""
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +94,8 @@ def _of_model(table: str, model: str) -> str:
     of_heads = "head_id IN (SELECT head_id FROM store.heads JOIN store.models USING (model_id) WHERE model = '{}')"
     own = "model_id = (SELECT model_id FROM store.models WHERE model = '{}')"
     conditions = {
-        "models": "model = '{}'", "files": "model = '{}'", "parameters": own, "heads": own, "postings": of_ids,
+        "models": "model = '{}'", "files": "model = '{}'", "parameters": own, "heads": own, "layout": own,
+        "postings": of_ids,
         "pairs": of_heads, "neighbors": "false", "layer_alignments": "false",
     }  # fmt: skip
     return f"WHERE {conditions[table]}".format(model) if table in conditions else ""
@@ -110,14 +113,15 @@ def staging(atlas: Path) -> Path:
 def test_content_sees_what_it_should(whole: dict[str, Any]) -> None:
     """The comparison below compares something: all tables have rows, and both models all their files."""
     assert {name for name, rows in whole.items() if not rows} == set()
-    assert sum(name.endswith(".faiss") for name in whole) == 12
+    assert sum(name.endswith(".faiss") for name in whole) == 2 * 12
     assert sum(name.endswith("space.safetensors") for name in whole) == 2
 
 
-# A model of two layers writes 29 files: its plan, 12 parameter units and 2 head units of two files each.
+# A model of two layers writes 51 files: its plan, 23 parameter units (one of them positions) and 2 head units of two
+# files each.
 KILLS = [
-    ("before unit", 1), ("before unit", 3), ("after unit", 2), ("half a unit", 5), ("after unit", 28),
-    ("before unit", 45),
+    ("before unit", 1), ("before unit", 3), ("after unit", 2), ("half a unit", 5), ("after unit", 50),
+    ("before unit", 75),
     ("before publishing", 1), ("model row inserted", 1), ("database closed", 1), ("after the renames", 1),
     ("vectors written", 2), ("parameters inserted", 2), ("relations inserted", 1), ("before the first rename", 2),
     ("between the renames", 1), ("after the renames", 2),
@@ -144,14 +148,14 @@ def test_every_point_is_tested() -> None:
 
 
 def test_killed_again_and_again(run: Runner, folders: list[Path], whole: dict[str, Any], tmp_path: Path) -> None:
-    """Each run dies at its seventh file, having added six of 58 (a half unit is made whole again)."""
+    """Each run dies at its twelfth file, having added eleven of 102 (a half unit is made whole again)."""
     atlas = tmp_path / "x.atlas"
     statuses = []
     while 0 not in statuses and len(statuses) < 20:
-        statuses.append(run(folders, atlas, ("before unit", 7))["status"])
+        statuses.append(run(folders, atlas, ("before unit", 12))["status"])
     assert set(statuses[:-1]) == {-signal.SIGKILL}
     assert statuses[-1] == 0
-    assert 6 <= len(statuses) <= 12
+    assert 8 <= len(statuses) <= 14
     assert content(atlas) == whole
 
 
@@ -166,7 +170,7 @@ def test_killed_from_outside(folders: list[Path], whole: dict[str, Any], run: Ru
     )
     arguments = [sys.executable, "-c", code, str(Path(__file__).parent), str(atlas), *map(str, folders)]
     with subprocess.Popen(arguments) as process:
-        wanted = staging(atlas) / "first" / "ff_value-0000.parquet"
+        wanted = staging(atlas) / "first" / "ff_value-00000.parquet"
         deadline = time.monotonic() + 120
         while not wanted.exists():
             assert process.poll() is None
@@ -200,7 +204,14 @@ def unpublished(run: Runner, folders: list[Path], tmp_path_factory: pytest.TempP
 
 
 @pytest.mark.parametrize(
-    "file", ["ff_key-0001.parquet", "ff_value-0000.safetensors", "pairs-0001.parquet", "heads-0000.parquet"]
+    "file",
+    [
+        "ff_key-00001.parquet",
+        "ff_value-00000.safetensors",
+        "position-00000.safetensors",
+        "pairs-00001.parquet",
+        "heads-00000.parquet",
+    ],
 )
 @pytest.mark.parametrize("damage", ["truncated", "missing", "empty"])
 def test_damaged_unit_is_made_again(
@@ -222,7 +233,7 @@ def test_flipped_byte_in_a_table_of_a_unit(
 ) -> None:
     atlas = tmp_path / "x.atlas"
     shutil.copytree(unpublished, staging(atlas))
-    unit = staging(atlas) / "first" / "ff_key-0000.parquet"
+    unit = staging(atlas) / "first" / "ff_key-00000.parquet"
     data = bytearray(unit.read_bytes())
     data[len(data) // 2] ^= 1
     unit.write_bytes(data)
@@ -234,7 +245,7 @@ def assert_first(atlas: Path, whole: dict[str, Any]) -> None:
     """An atlas of the first model alone holds what the whole one has of it."""
     found = content(atlas, "first")
     n_parameters, n_heads = len(found["parameters"]), len(found["heads"])
-    assert (n_parameters, n_heads) == (576, 4)
+    assert (n_parameters, n_heads) == (N_PARAMETERS, 4)
     for name, number in (("parameters", 0), ("postings", 4)):
         assert found[name] == [row for row in whole[name] if row[number] < n_parameters]
     for name in ("heads", "pairs"):
@@ -277,7 +288,7 @@ def test_adding_a_model_leaves_the_others_as_they_are(of_first: Path, folders: l
     written = {path: path.stat().st_mtime_ns for path in (of_first / "models" / "first").iterdir()}
     build([str(folders[1])], of_first, OPTIONS)
     assert content(of_first, "first") == before
-    assert len(before["parameters"]) == 2 * (96 + 96 + 4 * 24)
+    assert len(before["parameters"]) == N_PARAMETERS
     assert {path: path.stat().st_mtime_ns for path in written} == written
     with duckdb.connect(str(of_first / "atlas.duckdb"), read_only=True) as connection:
         assert connection.execute(built_at).fetchall() == when
@@ -318,7 +329,7 @@ def test_other_name_for_the_same_weights(of_first: Path, folders: list[Path]) ->
         rows = connection.execute(
             "SELECT address, neighbor, similarity FROM neighbors WHERE rank = 1 AND neighbor_model = 'copy'"
         ).fetchall()
-    assert len(rows) == 576
+    assert len(rows) == N_PARAMETERS
     assert all(neighbor == address.replace("first/", "copy/") for address, neighbor, _ in rows)
     assert min(similarity for *_, similarity in rows) == pytest.approx(1, abs=1e-6)
 
@@ -355,22 +366,22 @@ def test_reader_keeps_what_it_opened(of_first: Path, folders: list[Path]) -> Non
     with duckdb.connect(
         str(of_first / "atlas.duckdb"), read_only=True, config={"enable_external_access": "false"}
     ) as reader:
-        assert reader.execute(count).fetchall() == [(576, 576 * 12, 1)]
+        assert reader.execute(count).fetchall() == [(N_PARAMETERS, N_PARAMETERS * 12, 1)]
         build([str(folders[1])], of_first, OPTIONS)
-        assert reader.execute(count).fetchall() == [(576, 576 * 12, 1)]
+        assert reader.execute(count).fetchall() == [(N_PARAMETERS, N_PARAMETERS * 12, 1)]
         build([str(folder) for folder in folders], of_first, OPTIONS)  # both are there already
         assert reader.execute("SELECT DISTINCT model FROM parameters").fetchall() == [("first",)]
     with duckdb.connect(str(of_first / "atlas.duckdb"), read_only=True) as reader:
-        assert reader.execute(count).fetchall() == [(1152, 1152 * 12, 2)]
+        assert reader.execute(count).fetchall() == [(2 * N_PARAMETERS, 2 * N_PARAMETERS * 12, 2)]
 
 
 def test_another_models_unfinished_work_is_kept(word_model: Path, tmp_path: Path) -> None:
     """A build that succeeds leaves the units of another one that was interrupted."""
     kept = tmp_path / "x.atlas.building" / "other"
     kept.mkdir(parents=True)
-    (kept / "ff_key-0000.parquet").write_bytes(b"units")
+    (kept / "ff_key-00000.parquet").write_bytes(b"units")
     build([f"mine={word_model}"], tmp_path / "x.atlas", Options(top_k=3, pair_k=3, neighbor_k=1, device="cpu"))
-    assert (kept / "ff_key-0000.parquet").read_bytes() == b"units"
+    assert (kept / "ff_key-00000.parquet").read_bytes() == b"units"
     assert [path.name for path in (tmp_path / "x.atlas.building").iterdir() if path.name != ".lock"] == ["other"]
 
 
@@ -379,7 +390,7 @@ def test_a_flipped_byte_in_staged_coordinates_is_noticed(tmp_path: Path) -> None
     units.write_coordinates("ff_key", 0, np.eye(8, dtype=np.float32))
     units.write("ff_key", 0, pa.table({"row": [1, 2]}))
     assert units.has("ff_key", 0)
-    file = tmp_path / "units" / "ff_key-0000.safetensors"
+    file = tmp_path / "units" / "ff_key-00000.safetensors"
     data = bytearray(file.read_bytes())
     data[-5] ^= 1
     file.write_bytes(data)

@@ -2,34 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
+import random
 
 import duckdb
 import numpy as np
 import pytest
 
 import oracle
-import paramdex
 from paramdex import AddressError, Atlas, QueryError, TokenError
-from query_helpers import MODELS, Everything, assert_ranking, everything, ids_of_words, random_source
+from query_helpers import MODELS, Everything, assert_ranking, ids_of_words
 
-
-@pytest.fixture(scope="module")
-def atlas(small_atlas: Path) -> Iterator[Atlas]:
-    with paramdex.open(small_atlas) as atlas:
-        yield atlas
-
-
-@pytest.fixture(scope="module")
-def db(small_atlas: Path) -> Iterator[duckdb.DuckDBPyConnection]:
-    with duckdb.connect(str(small_atlas / "atlas.duckdb"), read_only=True) as connection:
-        yield connection
-
-
-@pytest.fixture(scope="module")
-def wholes(model_folders: dict[str, Path]) -> dict[str, Everything]:
-    return {name: everything(name, oracle.read(folder)) for name, folder in model_folders.items()}
+pytest_plugins = ["query_fixtures"]
 
 
 def correlations(whole: Everything, ids: list[int]) -> np.ndarray:
@@ -63,6 +46,10 @@ def truth_of(
         ("violin music", {"model": "llama-gqa", "kind": "ff_gate"}),
         ("winter summer", {"kind": "ff_value"}),
         ("winter summer", {"kind": "attn_key", "layer": 1}),
+        ("river ocean", {"kind": "position"}),
+        ("river ocean", {"kind": "token_type"}),
+        ("river ocean", {"kind": "attn_query_bias", "layer": 1}),
+        ("river ocean", {"kind": "ff_bias", "model": "bert"}),
         ("doctor nurse", {"layer": 2}),
         ("seven eight", {"layer": 0, "model": "gpt2-b"}),
     ],
@@ -77,10 +64,9 @@ def test_agrees_with_brute_force(
 
 @pytest.mark.parametrize("model", MODELS)
 def test_every_parameter_of_a_model(
-    atlas: Atlas, db: duckdb.DuckDBPyConnection, wholes: dict[str, Everything], model: str
+    atlas: Atlas, db: duckdb.DuckDBPyConnection, wholes: dict[str, Everything], draw: random.Random, model: str
 ) -> None:
     """The whole ranking, for words drawn anew."""
-    draw = random_source()
     words = [
         word.lower() for word in draw.sample(["Canada", "Ottawa", "France", "bread", "music", "river", "green"], 3)
     ]
@@ -115,7 +101,7 @@ def test_words_missing_in_some_vocabularies_are_said(atlas: Atlas) -> None:
 def test_layer_that_only_some_models_have(atlas: Atlas) -> None:
     rows = atlas.search("canada", k=10_000, layer=2).to_rows()
     assert {row["address"].split("/L2/")[0] for row in rows} == {"gpt2-wide"}
-    assert len(rows) == 384
+    assert len(rows) == 384 + 2 + 3 * 4  # no position among them, which is of no layer
 
 
 @pytest.mark.parametrize(
@@ -127,6 +113,13 @@ def test_layer_that_only_some_models_have(atlas: Atlas) -> None:
         ("canada", {"kind": "QK"}, QueryError, "there is no kind 'QK'; there are ff_key, ff_gate"),
         ("canada", {"layer": 3}, AddressError, "there is no layer 3; gpt2-wide has layers L0 to L2"),
         ("canada", {"layer": -1, "model": "gpt2-a"}, AddressError, "there is no layer -1"),
+        ("canada", {"layer": 0, "kind": "position"}, QueryError, "position belongs to no layer; ask without layer 0"),
+        (
+            "canada",
+            {"kind": "token_type", "model": "gpt2-a"},
+            QueryError,
+            "gpt2-a has no parameters of kind 'token_type'",
+        ),
         ("canada", {"side": "left"}, QueryError, "side is one of top, bottom, both, not 'left'"),
         ("canada", {"k": 0}, QueryError, "at least 1, not 0"),
         ("canada", {"k": -3}, QueryError, "at least 1, not -3"),

@@ -2,39 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
+import random
 
 import numpy as np
 import pytest
 
 import oracle
-import paramdex
 from paramdex import AddressError, Atlas, QueryError
-from query_helpers import MODELS, everything, random_source
+from query_helpers import MODELS, Everything
 
-
-@pytest.fixture(scope="module")
-def atlas(small_atlas: Path) -> Iterator[Atlas]:
-    with paramdex.open(small_atlas) as atlas:
-        yield atlas
-
-
-@pytest.fixture(scope="module")
-def truths(model_folders: dict[str, Path]) -> dict[str, oracle.Truth]:
-    return {name: oracle.read(folder) for name, folder in model_folders.items()}
+pytest_plugins = ["query_fixtures"]
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_parameter(atlas: Atlas, truths: dict[str, oracle.Truth], model: str) -> None:
-    """Five strongest of each side: ids, texts, scores and z, against the whole score vector."""
-    draw, whole = random_source(), everything(model, truths[model])
+def test_parameter(atlas: Atlas, wholes: dict[str, Everything], draw: random.Random, model: str) -> None:
+    """Five strongest of each side: ids, texts, scores and z, against the whole score vector; of every kind."""
+    whole = wholes[model]
     texts = dict(
         atlas.sql("SELECT token_id, text FROM tokens JOIN models USING (vocabulary) WHERE model = ?", [model])
         .to_pandas()
         .itertuples(index=False)
     )
-    for i in draw.sample(range(len(whole.addresses)), 12):
+    for i in whole.some(draw, 6):
         rows = atlas.show(whole.addresses[i], k=5).to_rows()
         assert [(row["side"], row["rank"]) for row in rows] == [(s, n) for s in ("top", "bottom") for n in range(1, 6)]
         scores = whole.scores[i]
@@ -57,6 +46,29 @@ def test_printed_parameter_says_what_it_is(atlas: Atlas, truths: dict[str, oracl
     assert lines[1] == f"norm {np.linalg.norm(vector):.4g}; scores over {len(truth.E)} tokens: {numbers}"
     assert lines[2].split() == ["rank", "top", "top", "score", "top", "z", "bottom", "bottom", "score", "bottom", "z"]
     assert [line.split()[0] for line in lines[4:]] == ["1", "2", "3"]
+
+
+@pytest.mark.parametrize(
+    ("address", "says"),
+    [
+        ("gpt2-a/L1/ff_bias/0", "what a feed-forward layer writes whatever it reads"),
+        ("bert/L0/attn_bias/0", "what an attention layer writes whatever it reads"),
+        ("bert/L0/H2/attn_query_bias/0", "what a head attends to whatever the query"),
+        ("gpt2-wide/L2/H3/attn_key_bias/0", "which queries a head's key bias answers, whatever the key"),
+        ("gpt2-wide/L2/H3/attn_value_bias/0", "what a head writes whatever it attends to"),
+        ("gpt2-b/position/31", "what a position adds"),
+        ("bert/token_type/1", "what a token type adds"),
+    ],
+)
+def test_biases_and_what_belongs_to_no_layer(
+    atlas: Atlas, wholes: dict[str, Everything], address: str, says: str
+) -> None:
+    result = atlas.show(address, k=4)
+    assert str(result.title).splitlines()[0] == f"{address}: {says}"
+    scores = wholes[address.split("/", maxsplit=1)[0]].row(address)
+    for side in ("top", "bottom"):
+        rows = [row for row in result if row["side"] == side]
+        oracle.assert_strongest([row["score"] for row in rows], scores[[row["token_id"] for row in rows]], scores, side)
 
 
 @pytest.mark.parametrize("distinct", [True, False])
@@ -124,10 +136,10 @@ def test_model(atlas: Atlas, truths: dict[str, oracle.Truth], model: str) -> Non
     (row,) = result.to_rows()
     truth = truths[model]
     expected = {
-        "model": model, "layers": len(truth.rows["ff_key"]), "width": truth.E.shape[1], "heads": truth.n_heads,
+        "model": model, "layers": truth.n_layers, "width": truth.E.shape[1], "heads": truth.n_heads,
         "kv_heads": truth.n_kv_heads, "neurons": len(truth.rows["ff_key"][0]), "tokens": len(truth.E),
-        "parameters": sum(len(rows) for kind in truth.rows.values() for rows in kind),
-        "matrices": 2 * truth.n_heads * len(truth.rows["ff_key"]), "rotary_left_out": model == "llama-gqa",
+        "parameters": truth.n_parameters, "matrices": 2 * truth.n_heads * truth.n_layers, "experts": None,
+        "stacks": None, "fold_norm": False, "rotary_left_out": model == "llama-gqa",
     }  # fmt: skip
     assert {name: row[name] for name in expected} == expected
     assert [each for each in atlas.info().to_rows() if each["model"] == model] == [row]
@@ -147,4 +159,22 @@ def test_layer_is_no_thing_to_show_but_the_message_says_what_is(atlas: Atlas) ->
     assert str(caught.value) == (
         "gpt2-a/L1 is a layer; show takes a parameter or a head, gpt2-a/L1/ff_value/0 or gpt2-a/L1/H0, say"
     )
-    assert atlas.show("gpt2-a/L1/ff_value/0", k=1).to_rows()[0]["rank"] == 1
+    for example in ("gpt2-a/L1/ff_value/0", "gpt2-a/L1/H0"):
+        assert len(atlas.show(example, k=1)) > 0
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("gpt2-a/L0/E0", "gpt2-a/L0/E0: gpt2-a/L0 has no experts"),
+        ("gpt2-a/L2", "gpt2-a/L2: gpt2-a has layers L0 to L1"),
+        ("gpt2-a/encoder", "gpt2-a/encoder: gpt2-a has one stack; write it without /encoder"),
+        ("gpt2-a/cross/L0/H0", "gpt2-a/cross/L0/H0: gpt2-a has one stack; write it without /cross"),
+        ("gpt2-a/position/32", "gpt2-a/position/32: position of gpt2-a goes from 0 to 31"),
+        ("llama-gqa/position/0", "llama-gqa has no parameters of kind 'position'; there are ff_key"),
+    ],
+)
+def test_what_the_model_does_not_have(atlas: Atlas, address: str, message: str) -> None:
+    with pytest.raises(AddressError) as caught:
+        atlas.show(address)
+    assert str(caught.value).startswith(message)

@@ -5,33 +5,16 @@ Models of different vocabularies are compared on the rows of the tokens that bot
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
+import random
 
 import duckdb
 import pytest
 
 import oracle
-import paramdex
 from paramdex import AddressError, Atlas, QueryError
-from query_helpers import GPT2, MODELS, Everything, assert_ranking, everything, random_source, shared_ids
+from query_helpers import GPT2, MODELS, Everything, assert_ranking, shared_ids
 
-
-@pytest.fixture(scope="module")
-def atlas(small_atlas: Path) -> Iterator[Atlas]:
-    with paramdex.open(small_atlas) as atlas:
-        yield atlas
-
-
-@pytest.fixture(scope="module")
-def db(small_atlas: Path) -> Iterator[duckdb.DuckDBPyConnection]:
-    with duckdb.connect(str(small_atlas / "atlas.duckdb"), read_only=True) as connection:
-        yield connection
-
-
-@pytest.fixture(scope="module")
-def wholes(model_folders: dict[str, Path]) -> dict[str, Everything]:
-    return {name: everything(name, oracle.read(folder)) for name, folder in model_folders.items()}
+pytest_plugins = ["query_fixtures"]
 
 
 def truth_of(
@@ -51,11 +34,12 @@ def truth_of(
 @pytest.mark.parametrize("side", ["top", "bottom", "both"])
 @pytest.mark.parametrize("model", MODELS)
 def test_within_a_model(
-    atlas: Atlas, db: duckdb.DuckDBPyConnection, wholes: dict[str, Everything], model: str, side: str
-) -> None:
-    """The nearest of its own kind and of another, for parameters drawn anew."""
-    draw, whole = random_source(), wholes[model]
-    for i in draw.sample(range(len(whole.addresses)), 5):
+    atlas: Atlas, db: duckdb.DuckDBPyConnection, wholes: dict[str, Everything], draw: random.Random, model: str,
+    side: str,
+) -> None:  # fmt: skip
+    """The nearest of its own kind and of another, for parameters drawn anew, of every kind."""
+    whole = wholes[model]
+    for i in whole.some(draw, 4):
         address, kind = whole.addresses[i], whole.kinds[i]
         rows = atlas.similar(address, k=8, side=side).to_rows()
         assert_ranking(rows, truth_of(db, wholes, address, model, kind), 8, side)
@@ -70,11 +54,12 @@ def test_within_a_model(
     [("gpt2-a", "gpt2-b"), ("gpt2-b", "gpt2-a"), ("gpt2-a", "gpt2-wide"), ("gpt2-wide", "gpt2-b")],
 )
 def test_across_models_of_one_vocabulary(
-    atlas: Atlas, db: duckdb.DuckDBPyConnection, wholes: dict[str, Everything], model: str, other: str, side: str
-) -> None:
+    atlas: Atlas, db: duckdb.DuckDBPyConnection, wholes: dict[str, Everything], draw: random.Random, model: str,
+    other: str, side: str,
+) -> None:  # fmt: skip
     """Of the same width and of another, both ways."""
-    draw, whole = random_source(), wholes[model]
-    for i in draw.sample(range(len(whole.addresses)), 4):
+    whole = wholes[model]
+    for i in whole.some(draw, 2):
         address, kind = whole.addresses[i], draw.choice(["ff_key", "ff_value", whole.kinds[i]])
         rows = atlas.similar(address, k=8, model=other, kind=kind, side=side).to_rows()
         assert_ranking(rows, truth_of(db, wholes, address, other, kind), 8, side)
@@ -85,12 +70,14 @@ def test_across_models_of_one_vocabulary(
     [("gpt2-a", "bert"), ("bert", "gpt2-a"), ("gpt2-wide", "llama-gqa"), ("llama-gqa", "bert"), ("bert", "llama-gqa")],
 )
 def test_across_vocabularies(
-    atlas: Atlas, db: duckdb.DuckDBPyConnection, wholes: dict[str, Everything], model: str, other: str
-) -> None:
-    draw, whole = random_source(), wholes[model]
+    atlas: Atlas, db: duckdb.DuckDBPyConnection, wholes: dict[str, Everything], draw: random.Random, model: str,
+    other: str,
+) -> None:  # fmt: skip
+    """Of its own kind, or of neurons where the other model has none of that kind."""
+    whole = wholes[model]
     ids, _ = shared_ids(db, model, other)
-    for i in draw.sample(range(len(whole.addresses)), 4):
-        kind = whole.kinds[i] if whole.kinds[i] != "ff_gate" else "ff_key"
+    for i in whole.some(draw, 2):
+        kind = whole.kinds[i] if whole.kinds[i] in wholes[other].kinds else "ff_key"
         for side in ("top", "bottom", "both"):
             result = atlas.similar(whole.addresses[i], k=8, model=other, kind=kind, side=side)
             assert_ranking(result.to_rows(), truth_of(db, wholes, whole.addresses[i], other, kind), 8, side)
@@ -113,6 +100,23 @@ def test_all_leaves_out_models_without_the_kind_or_layer(
     assert_ranking(rows, truth_of(db, wholes, "llama-gqa/L0/ff_gate/3", "llama-gqa", "ff_gate"), 500)
     rows = atlas.similar("gpt2-a/L0/ff_key/3", k=500, model="all", layer=2).to_rows()
     assert_ranking(rows, truth_of(db, wholes, "gpt2-a/L0/ff_key/3", "gpt2-wide", "ff_key", 2), 500)
+
+
+def test_what_belongs_to_no_layer_is_near_to_what_does(
+    atlas: Atlas, db: duckdb.DuckDBPyConnection, wholes: dict[str, Everything]
+) -> None:
+    """A position asks for positions, or for another kind, of which it may ask one layer."""
+    for address in ("gpt2-a/position/17", "bert/token_type/1"):
+        kind = address.split("/")[1]
+        for model in ("gpt2-wide", "bert"):
+            if kind in wholes[model].kinds:
+                rows = atlas.similar(address, k=500, model=model).to_rows()
+                assert_ranking(rows, truth_of(db, wholes, address, model, kind), 500)
+            rows = atlas.similar(address, k=500, model=model, kind="ff_key", layer=1).to_rows()
+            assert_ranking(rows, truth_of(db, wholes, address, model, "ff_key", 1), 500)
+    rows = atlas.similar("gpt2-a/L1/ff_bias/0", k=500, model="all", kind="position").to_rows()
+    truth = [truth_of(db, wholes, "gpt2-a/L1/ff_bias/0", model, "position") for model in [*GPT2, "bert"]]
+    assert_ranking(rows, {address: value for each in truth for address, value in each.items()}, 500)
 
 
 @pytest.mark.parametrize("layer", [0, 1])
@@ -168,7 +172,7 @@ def test_title_says_what_was_asked_in_printable_words(atlas: Atlas) -> None:
     assert r"\n" in title
 
 
-@pytest.mark.parametrize("address", ["gpt2-a/L1/H1", "gpt2-a", "gpt2-a/L1"])
+@pytest.mark.parametrize("address", ["gpt2-a/L1/H1", "gpt2-a", "gpt2-a/L1", "bert"])
 def test_only_parameters_have_similar_ones(atlas: Atlas, address: str) -> None:
     with pytest.raises(AddressError) as caught:
         atlas.similar(address)
@@ -183,10 +187,13 @@ def test_only_parameters_have_similar_ones(atlas: Atlas, address: str) -> None:
     [
         ("gpt2-a/L0/ff_key/0", {"model": "nope"}, AddressError, "has no model 'nope'"),
         ("nope/L0/ff_key/0", {}, AddressError, "has no model 'nope'"),
-        ("gpt2-a/L0/ff_key/96", {}, AddressError, "ff_key of gpt2-a goes from 0 to 95"),
+        ("gpt2-a/L0/ff_key/96", {}, AddressError, "ff_key of gpt2-a/L0 goes from 0 to 95"),
         ("gpt2-a/L0/ff_key/0", {"kind": "ff_gate"}, QueryError, "gpt2-a has no parameters of kind 'ff_gate'"),
         ("llama-gqa/L0/ff_gate/0", {"model": "bert"}, QueryError, "bert has no parameters of kind 'ff_gate'"),
         ("gpt2-a/L0/ff_key/0", {"layer": 2}, AddressError, "there is no layer 2; gpt2-a has layers L0 to L1"),
+        ("gpt2-a/position/0", {"layer": 1}, QueryError, "position belongs to no layer; ask without layer 1"),
+        ("gpt2-a/L0/ff_key/0", {"kind": "position", "layer": 1}, QueryError, "position belongs to no layer"),
+        ("bert/token_type/0", {"model": "gpt2-a"}, QueryError, "gpt2-a has no parameters of kind 'token_type'"),
         ("gpt2-a/L0/ff_key/0", {"side": "x"}, QueryError, "side is one of top, bottom, both, not 'x'"),
         ("gpt2-a/L0/ff_key/0", {"k": 0}, QueryError, "at least 1, not 0"),
     ],

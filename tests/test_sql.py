@@ -3,74 +3,59 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import duckdb
 import pytest
 
-import paramdex
 from paramdex import Atlas, QueryError
+from query_helpers import VIEWS
 
-VIEWS = {
-    "models": "model source revision family n_layers d_model n_heads n_kv_heads d_head d_ff vocabulary tied top_k "
-    "pair_k weights_sha256 built_at builder_version",
-    "tokens": "vocabulary token_id token text is_special is_ascii is_alnum is_word_start",
-    "parameters": "param_id address model layer kind head idx norm mean std projected_norm",
-    "parameter_tokens": "param_id address model layer kind head idx side rank token_id token text score",
-    "heads": "head_id address model layer head kv_head qk_norm vo_norm",
-    "head_pairs": "head_id address model layer head matrix side rank rank_distinct same_word source_id source "
-    "target_id target score",
-    "neighbors": "param_id address neighbor_id neighbor neighbor_model rank similarity",
-    "layer_alignments": "model_a model_b kind layer_a layer_b score matched",
+pytest_plugins = ["query_fixtures"]
+
+PARAMETERS = {
+    "gpt2-a": 576 + 2 * 2 + 3 * 4 + 32,
+    "gpt2-b": 576 + 2 * 2 + 3 * 4 + 32,
+    "gpt2-wide": 1152 + 2 * 3 + 3 * 12 + 32,
+    "llama-gqa": 432,
+    "bert": 352 + 2 * 2 + 3 * 6 + 32 + 2,
 }
-"""The public interface: view -> its documented columns."""
+"""Weights; where there are biases, two of each layer and three of each head; positions, and bert's two token types."""
 COUNTS = {
     "models": 5,
+    "layout": 2 * (11 * 2 + 1) + (11 * 3 + 1) + 7 * 2 + (11 * 2 + 2),
     "tokens": 483 + 484 + 86,
-    "parameters": 576 + 576 + 1152 + 432 + 352,
-    "parameter_tokens": (576 + 576 + 1152 + 432 + 352) * 2 * 12,
+    "parameters": sum(PARAMETERS.values()),
+    "parameter_tokens": sum(PARAMETERS.values()) * 2 * 12,
     "heads": 4 + 4 + 12 + 8 + 6,
-    "neighbors": 4 * 2 * (576 + 576 + 1152),
+    # four in each of two other models, but of the two kinds that a layer has one of, as many as that has layers
+    "neighbors": 4 * 2 * (576 + 576 + 1152 + 4 * 3 + 4 * 3 + 12 * 3 + 3 * 32) + 2 * (2 * (2 * 2 + 2 * 3) + 3 * (2 + 2)),
     "layer_alignments": 6 * (2 * 2 + 2 * 3 + 2 * 3),
 }
 """Rows of the shared atlas: parameters of its five models, 12 tokens a side, 4 neighbours in each other GPT-2 model."""
 
 
-@pytest.fixture(scope="module")
-def atlas(small_atlas: Path) -> Iterator[Atlas]:
-    with paramdex.open(small_atlas) as atlas:
-        yield atlas
-
-
-@pytest.fixture(scope="module")
-def plain(small_atlas: Path) -> Iterator[duckdb.DuckDBPyConnection]:
-    """The atlas's file in DuckDB alone: no extension, nothing attached, nothing of paramdex."""
-    with duckdb.connect(str(small_atlas / "atlas.duckdb"), read_only=True) as connection:
-        yield connection
-
-
 @pytest.mark.parametrize("view", VIEWS)
-def test_documented_columns_answer(atlas: Atlas, plain: duckdb.DuckDBPyConnection, view: str) -> None:
+def test_documented_columns_answer(atlas: Atlas, db: duckdb.DuckDBPyConnection, view: str) -> None:
     """Every column by its name, in paramdex and in plain DuckDB, with the same rows."""
     columns = VIEWS[view].split()
     query = f"SELECT {', '.join(columns)} FROM {view} ORDER BY ALL LIMIT 50"
     result = atlas.sql(query)
     assert result.columns == columns
-    assert [tuple(row.values()) for row in result.to_arrow().to_pylist()] == plain.execute(query).fetchall()
-    assert len(result) == (5 if view == "models" else 50 if view != "heads" else 34)
+    assert [tuple(row.values()) for row in result.to_arrow().to_pylist()] == db.execute(query).fetchall()
+    assert len(result) == min(50, COUNTS.get(view, 50))
 
 
 @pytest.mark.parametrize("view", COUNTS)
-def test_counts(atlas: Atlas, plain: duckdb.DuckDBPyConnection, view: str) -> None:
+def test_counts(atlas: Atlas, db: duckdb.DuckDBPyConnection, view: str) -> None:
     assert atlas.sql(f"SELECT count(*) AS n FROM {view}").to_rows() == [{"n": COUNTS[view]}]
-    assert plain.execute(f"SELECT count(*) FROM {view}").fetchall() == [(COUNTS[view],)]
+    assert db.execute(f"SELECT count(*) FROM {view}").fetchall() == [(COUNTS[view],)]
 
 
-def test_plain_duckdb_has_nothing_attached(plain: duckdb.DuckDBPyConnection) -> None:
-    rows = plain.execute("SELECT database_name FROM duckdb_databases() WHERE NOT internal").fetchall()
+def test_plain_duckdb_has_nothing_attached(db: duckdb.DuckDBPyConnection) -> None:
+    rows = db.execute("SELECT database_name FROM duckdb_databases() WHERE NOT internal").fetchall()
     assert rows == [("atlas",)]
-    assert plain.execute("SELECT DISTINCT schema_name FROM duckdb_views() WHERE NOT internal").fetchall() == [("main",)]
+    assert db.execute("SELECT DISTINCT schema_name FROM duckdb_views() WHERE NOT internal").fetchall() == [("main",)]
 
 
 def test_every_view_is_documented(atlas: Atlas) -> None:
@@ -83,6 +68,31 @@ def test_values(atlas: Atlas) -> None:
     query = "SELECT d_model FROM models WHERE model = ?"
     assert atlas.sql(query, ["gpt2-wide"]).to_rows() == [{"d_model": 32}]
     assert atlas.sql(query, ["gpt2-wide' OR 1 = 1 --"]).to_rows() == []
+
+
+@pytest.mark.parametrize("model", PARAMETERS)
+def test_parameters_are_counted_by_the_layout(atlas: Atlas, model: str) -> None:
+    count = "SELECT count(*) AS n FROM parameters WHERE model = ?"
+    counted = "SELECT sum(n_parameters) AS n FROM layout WHERE model = ?"
+    stored = "SELECT n_parameters AS n FROM models WHERE model = ?"
+    assert [atlas.sql(query, [model]).to_rows() for query in (count, counted, stored)] == [
+        [{"n": PARAMETERS[model]}]
+    ] * 3
+
+
+def test_columns_that_a_model_has_no_use_for_are_null(atlas: Atlas) -> None:
+    """No stacks, no experts, and no layer for a position."""
+    assert atlas.sql("SELECT DISTINCT n_experts, d_expert, stacks, fold_norm FROM models").to_rows() == [
+        {"n_experts": None, "d_expert": None, "stacks": None, "fold_norm": False}
+    ]
+    rows = atlas.sql("SELECT DISTINCT kind FROM parameters WHERE layer IS NULL ORDER BY 1").to_rows()
+    assert rows == [{"kind": "position"}, {"kind": "token_type"}]
+    for view in ("parameters", "parameter_tokens"):
+        assert atlas.sql(f"SELECT DISTINCT stack, expert FROM {view}").to_rows() == [{"stack": None, "expert": None}]
+    rows = atlas.sql(
+        "SELECT kind, layer, head, kv_head, idx FROM parameters WHERE address = 'bert/position/31'"
+    ).to_rows()
+    assert rows == [{"kind": "position", "layer": None, "head": None, "kv_head": None, "idx": 31}]
 
 
 @pytest.mark.parametrize(
@@ -106,21 +116,7 @@ def test_statements_that_read(atlas: Atlas, query: str, rows: list[dict]) -> Non
 
 def test_describe_and_explain_read(atlas: Atlas) -> None:
     described = [row["column_name"] for row in atlas.sql("DESCRIBE parameter_tokens")]
-    assert described == [
-        "param_id",
-        "address",
-        "model",
-        "layer",
-        "kind",
-        "head",
-        "idx",
-        "side",
-        "rank",
-        "token_id",
-        "token",
-        "text",
-        "score",
-    ]
+    assert described == VIEWS["parameter_tokens"].split()
     assert "range" in atlas.sql("EXPLAIN SELECT * FROM range(3)").to_rows()[0]["explain_value"].lower()
 
 

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
-from transformers import AddedToken
+from transformers import AddedToken, PreTrainedTokenizerFast
 
 import models
 from paramdex_builder.checkpoint import Checkpoint
@@ -54,13 +55,42 @@ WORD_LEVEL = {
     "canada": ("canada", True, False, "canada"),
     "word7": ("word7", True, False, "word7"),
 }
-KINDS: dict[str, tuple[Callable, dict[str, tuple[str, bool, bool, str]]]] = {
+WORD_END = {
+    "<unk>": ("<unk>", False, True, "<unk>"),
+    "canada</w>": ("canada ", None, False, "canada"),
+    "cana": ("cana", None, False, "cana"),
+    "a</w>": ("a ", None, False, "a"),
+    "a": ("a", None, False, "a"),
+}
+
+
+def word_end_tokenizer() -> PreTrainedTokenizerFast:
+    """BPE as the first GPT has it: ``</w>`` where a word ends, and nothing where one begins."""
+    letters = sorted({letter for word in models.WORDS for letter in word.lower()})
+    vocabulary = {token: i for i, token in enumerate(["<unk>", *letters, *(letter + "</w>" for letter in letters)])}
+    merges = []
+    for word in (word.lower() for word in models.WORDS):
+        whole = word[0]
+        for piece in [*word[1:-1], word[-1] + "</w>"]:
+            if whole + piece not in vocabulary:
+                vocabulary[whole + piece] = len(vocabulary)
+                merges.append((whole, piece))
+            whole += piece
+    model = tokenizers.models.BPE(vocab=vocabulary, merges=merges, unk_token="<unk>", end_of_word_suffix="</w>")
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = tokenizers.decoders.BPEDecoder(suffix="</w>")
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
+
+
+KINDS: dict[str, tuple[Callable, dict[str, tuple[str, bool | None, bool, str]]]] = {
     "byte-level BPE": (models.byte_level_tokenizer, BYTE_LEVEL),
     "WordPiece": (models.wordpiece_tokenizer, WORDPIECE),
     "metaspace": (models.metaspace_tokenizer, METASPACE),
     "word-level": (models.word_tokenizer, WORD_LEVEL),
+    "ends of words": (word_end_tokenizer, WORD_END),
 }
-"""tokenizer -> token -> (text, starts a word, special, folded)."""
+"""tokenizer -> token -> (text, starts a word, special, folded); starts is None where the tokenizer does not say."""
 
 
 def read(tokenizer: object, folder: Path, rows: int = 10_000) -> Vocabulary:
@@ -94,6 +124,16 @@ def test_ids_are_the_tokenizers(kind: str, tmp_path: Path) -> None:
     assert dict(enumerate(vocabulary.tokens)) == {i: token for token, i in backend.get_vocab().items()}
     specials = {i for i, special in enumerate(vocabulary.special) if special}
     assert specials == set(tokenizer.all_special_ids)
+
+
+def test_ends_of_words_are_read_as_spaces(tmp_path: Path) -> None:
+    tokenizer = word_end_tokenizer()
+    vocabulary = read(tokenizer, tmp_path)
+    ids = tokenizer.encode("canada rivera a")
+    assert [vocabulary.tokens[i] for i in ids][:2] == ["canada</w>", "rive"]
+    assert "".join(vocabulary.texts[i] for i in ids) == "canada rivera a " == tokenizer.decode(ids) + " "
+    starts = vocabulary.table()["is_word_start"].to_pylist()
+    assert starts == [False, *[None] * (len(vocabulary) - 1)]  # the first is special
 
 
 @pytest.mark.parametrize("kind", ["byte-level BPE", "metaspace"])

@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
-import paramdex
 from paramdex import Atlas, TokenError
 from paramdex.words import resolve
 
-
-@pytest.fixture(scope="module")
-def atlas(small_atlas: Path) -> Iterator[Atlas]:
-    with paramdex.open(small_atlas) as atlas:
-        yield atlas
+pytest_plugins = ["query_fixtures"]
 
 
 def items(atlas: Atlas, model: str, word: str) -> set[str]:

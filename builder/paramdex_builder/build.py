@@ -7,7 +7,7 @@ import math
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,12 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from paramdex_builder.checkpoint import Checkpoint
+from paramdex_builder.displacement import Displacement
 from paramdex_builder.pairs import same_words
 from paramdex_builder.progress import Progress
 from paramdex_builder.publish import FinishedModel, database, publish
 from paramdex_builder.space import make_space, pick_device
-from paramdex_builder.units import Units, head_units, parameter_unit
+from paramdex_builder.units import ATTENTION, Units, head_units, parameter_unit, pieces
 from paramdex_builder.vocabulary import Vocabulary, read_vocabulary
 from paramdex_schemas import FORMAT_VERSION, AtlasError, BuildError, atlas_files
 from paramdex_schemas.addresses import MODEL_NAME
@@ -38,6 +39,10 @@ class Options:
     """strongest token pairs kept for each head and matrix, on each side"""
     neighbor_k: int = 5
     """nearest parameters kept for each parameter, in each other model of its vocabulary"""
+    base: str | None = None
+    """the model that every source was tuned from, to keep what moved in place of the models themselves"""
+    fold_norm: bool = False
+    """multiply the gains of norms into the vectors beside them, and of the final norm into the embedding"""
     space: str = "output"
     """output or input: the embedding whose rows the scores belong to; where a model ties the two they are one"""
     device: str = "auto"
@@ -65,20 +70,24 @@ def build(
     """Build an atlas of ``sources`` at ``output``, or add them to the atlas that is there.
 
     A source is a local folder or a Hugging Face name, or ``NAME=SOURCE`` to name it; without a name, the last part of
-    the source is its name. Run again after an interruption, the build goes on where it was.
+    the source is its name, or TUNED-minus-BASE where ``options.base`` says that what moved is kept. Run again after an
+    interruption, the build goes on where it was.
 
     Raises BuildError, CheckpointError, FamilyError or AtlasError; nothing is left behind for bad input.
     """
     options, progress = options or Options(), progress or Progress()
     device = options.check()
     atlas = Path(output)
-    named = _names(sources)
+    named = _names(sources, options.base)
     if not named:
         raise BuildError("give at least one model to build")
     try:
         with ExitStack() as stack:
             present = _present(atlas)
-            checkpoints = {name: stack.enter_context(Checkpoint.open(source)) for name, source in named.items()}
+            checkpoints: dict[str, Checkpoint | Displacement] = {}
+            for name, source in named.items():
+                checkpoints[name] = _open(source, options)
+                stack.enter_context(checkpoints[name])
             plans = {name: _plan(name, checkpoint, options, progress) for name, checkpoint in checkpoints.items()}
             _check_space(
                 atlas, [checkpoint for name, checkpoint in checkpoints.items() if name not in present], options
@@ -100,19 +109,29 @@ def build(
                 model = _make(name, checkpoint, vocabulary, plan, options, staging, device, progress)
                 publish(model, atlas, staging, device, progress)
                 shutil.rmtree(model.units.folder)
-                progress.say(f"{name}: {model.shape.n_parameters:,} parameters in {atlas}")
+                progress.say(f"{name}: {model.layout.n_parameters:,} parameters in {atlas}")
     except (OSError, SafetensorError, duckdb.IOException) as error:
         raise BuildError(_reason(error, atlas)) from error
     return atlas
 
 
-def _names(sources: Sequence[str]) -> dict[str, str]:
-    """name -> source. Raises BuildError for a name that cannot be or stands twice."""
+def _open(source: str, options: Options) -> Checkpoint | Displacement:
+    if options.base is None:
+        return Checkpoint.open(source, fold_norm=options.fold_norm)
+    return Displacement.open(source, options.base, fold_norm=options.fold_norm)
+
+
+def _names(sources: Sequence[str], base: str | None = None) -> dict[str, str]:
+    """name -> source. What moved between two models is neither of them, and both may stand in the atlas beside it, so
+    without a name it is called TUNED-minus-BASE. Raises BuildError for a name that cannot be or stands twice.
+    """
     named: dict[str, str] = {}
     for given in sources:
         name, equals, source = given.partition("=")
         if not equals or not MODEL_NAME.fullmatch(name):
             source, name = given, Path(given.rstrip("/")).name
+            if base is not None:
+                name += f"-minus-{Path(base.rstrip('/')).name}"
         if not MODEL_NAME.fullmatch(name):
             raise BuildError(f"{name!r} cannot name a model; write NAME={source} with letters, digits, . _ + or -")
         if name == "all":
@@ -144,22 +163,26 @@ def _present(atlas: Path) -> dict[str, str]:
         raise AtlasError(f"{atlas} is no atlas or is damaged ({_first_line(error)})") from error
 
 
-def _plan(name: str, checkpoint: Checkpoint, options: Options, progress: Progress) -> tuple[dict[str, Any], Vocabulary]:
+def _plan(
+    name: str, checkpoint: Checkpoint | Displacement, options: Options, progress: Progress
+) -> tuple[dict[str, Any], Vocabulary]:
     """All that decides the numbers of a model, and its vocabulary; every tensor is checked on the way."""
     E, embedding, tied = checkpoint.embedding(options.space)
     vocabulary = read_vocabulary(checkpoint.source, checkpoint.folder, len(E))
-    with progress.step(f"{name}: checking weights", checkpoint.shape.n_layers) as advance:
+    with progress.step(f"{name}: checking weights", len(checkpoint.layout.runs)) as advance:
         checkpoint.check_layers(advance)
     plan = {
         "format": FORMAT_VERSION,
         "weights_sha256": checkpoint.sha256(),
+        "base_sha256": checkpoint.base_sha256(),
         "tokenizer_sha256": vocabulary.tokenizer_sha256,
         "vocabulary": vocabulary.name,
         "vocabulary_size": len(vocabulary),
         "family": checkpoint.family.name,
-        "shape": asdict(checkpoint.shape),
+        "numbers": checkpoint.numbers(),
         "embedding": embedding,
         "tied": tied,
+        "fold_norm": options.fold_norm,
         "top_k": options.top_k,
         "pair_k": options.pair_k,
         "neighbor_k": options.neighbor_k,
@@ -175,72 +198,78 @@ def _fingerprint(plan: dict[str, Any]) -> str:
 
 
 def _make(
-    name: str, checkpoint: Checkpoint, vocabulary: Vocabulary, plan: dict[str, Any], options: Options,
+    name: str, checkpoint: Checkpoint | Displacement, vocabulary: Vocabulary, plan: dict[str, Any], options: Options,
     staging: Path, device: torch.device, progress: Progress,
 ) -> FinishedModel:  # fmt: skip
     """Do the units of a model that are not done yet."""
-    shape = checkpoint.shape
+    layout = checkpoint.layout
     units = Units(staging / name, plan | {"builder_version": version("paramdex")})
     E, embedding, tied = checkpoint.embedding(options.space)
     space = make_space(E[: len(vocabulary)], device)
+    del E  # the space has its own in float32
     words = same_words(vocabulary.words(), device)
-    layers = range(shape.n_layers)
-    with progress.step(f"{name}: projecting parameters", shape.n_parameters) as advance:
-        for kind in shape.kinds:
-            for layer in layers:
-                if not units.has(kind, layer):
-                    rows = checkpoint.rows(kind, layer)
-                    table, coordinates = parameter_unit(rows, kind, layer, shape, space, options.top_k)
-                    units.write_coordinates(kind, layer, coordinates)
-                    units.write(kind, layer, table)
-                advance(shape.rows_per_layer(kind))
-    with progress.step(f"{name}: pairing tokens", 2 * shape.n_heads * shape.n_layers) as advance:
-        for layer in layers:
-            if units.has("heads", layer):
-                advance(2 * shape.n_heads)
-                continue
-            vectors = {kind: checkpoint.rows(kind, layer) for kind in shape.kinds if kind.startswith("attn_")}
-            heads, pairs = head_units(vectors, layer, shape, space, words, options.pair_k, advance)
-            units.write("pairs", layer, pairs)
-            units.write("heads", layer, heads)  # last: it stands for the whole layer
+    with progress.step(f"{name}: projecting parameters", layout.n_parameters) as advance:
+        for kind in layout.kinds:
+            for piece in pieces(layout, kind):
+                if not units.has(kind, piece.number):
+                    rows = checkpoint.rows(piece.run, piece.owners)
+                    table, coordinates = parameter_unit(rows, piece, space, options.top_k)
+                    units.write_coordinates(kind, piece.number, coordinates)
+                    units.write(kind, piece.number, table)
+                advance(piece.n_rows)
+    first = 0
+    with progress.step(f"{name}: pairing tokens", 2 * layout.n_heads) as advance:
+        for number, place in enumerate(layout.attention_places):
+            run = layout.heads(place)
+            if units.has("heads", number):
+                advance(2 * run.n_owners)
+            else:
+                vectors = {kind: checkpoint.head_rows(kind, place) for kind in ATTENTION}
+                heads, pairs = head_units(vectors, run, first, space, words, options.pair_k, advance)
+                units.write("pairs", number, pairs)
+                units.write("heads", number, heads)  # last: it stands for the whole place
+            first += run.n_owners
     row = {
         "source": checkpoint.source,
         "revision": checkpoint.revision,
         "family": checkpoint.family.name,
         "family_inferred": checkpoint.inferred,
         "model_type": checkpoint.config.model_type,
-        **asdict(shape),
+        **checkpoint.numbers(),
         "vocabulary": vocabulary.name,
         "vocabulary_size": len(vocabulary),
         "embedding": embedding,
         "tied": tied,
+        "fold_norm": options.fold_norm,
         "embedding_rank": space.root.rank,
         "embedding_condition": space.root.condition,
-        "rotary_left_out": checkpoint.family.rotary(checkpoint.config),
+        "rotary_left_out": checkpoint.rotary(),
         "dtype": checkpoint.dtype(),
         "top_k": options.top_k,
         "pair_k": options.pair_k,
         "neighbor_k": options.neighbor_k,
-        "n_parameters": shape.n_parameters,
+        "n_parameters": layout.n_parameters,
+        "base": options.base,
         "weights_sha256": plan["weights_sha256"],
+        "base_sha256": plan["base_sha256"],
         "tokenizer_sha256": plan["tokenizer_sha256"],
         "plan_sha256": _fingerprint(plan),
         "builder_version": version("paramdex"),
     }
-    return FinishedModel(name, row, shape, space, vocabulary, units)
+    return FinishedModel(name, row, layout, space, vocabulary, units)
 
 
-def _estimate(checkpoint: Checkpoint, options: Options) -> int:
+def _estimate(checkpoint: Checkpoint | Displacement, options: Options) -> int:
     """About how many bytes a model takes while it is built, staging included."""
-    shape = checkpoint.shape
-    postings = shape.n_parameters * 2 * options.top_k
-    vectors = shape.n_parameters * shape.d_model * 4
-    pairs = shape.n_layers * shape.n_heads * 8 * options.pair_k
+    n_parameters = checkpoint.layout.n_parameters
+    postings = n_parameters * 2 * options.top_k
+    vectors = n_parameters * checkpoint.d_model * 4
+    pairs = checkpoint.layout.n_heads * 8 * options.pair_k
     embedding = sum(file.stat().st_size for file in checkpoint.files.paths) // 2
     return 24 * postings + 2 * vectors + 60 * pairs + embedding
 
 
-def _check_space(atlas: Path, checkpoints: list[Checkpoint], options: Options) -> None:
+def _check_space(atlas: Path, checkpoints: list[Checkpoint | Displacement], options: Options) -> None:
     """Raises BuildError where the disk at the output path has clearly too little room."""
     parent = atlas.parent
     if not parent.is_dir():

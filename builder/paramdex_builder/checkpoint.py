@@ -2,81 +2,39 @@
 
 from __future__ import annotations
 
-import json
-import re
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 
-from paramdex_builder.family import Family, by_model_type, find_prefix, infer_family
+from paramdex_builder.family import Family, Stack, by_model_type, choose_norm
+from paramdex_builder.inference import find_prefix, find_stacks, infer_family
+from paramdex_builder.source import locate, read_config, typed_config
+from paramdex_builder.tensor_spec import TensorSpec
 from paramdex_builder.tensors import TensorFiles
-from paramdex_schemas import CheckpointError, FamilyError, ModelShape, atlas_files
+from paramdex_schemas import KINDS, CheckpointError, FamilyError, Layout, Run, atlas_files
+from paramdex_schemas.layout import Place
 
-_WANTED_FILES = [
-    "config.json", "*.safetensors", "*.index.json", "pytorch_model*.bin", "tokenizer*", "vocab*", "merges.txt",
-    "special_tokens_map.json", "added_tokens.json", "*.model",
-]  # fmt: skip
 _DTYPES = {"float64", "float32", "float16", "bfloat16"}
-
-
-def locate(source: str) -> tuple[Path, str | None]:
-    """The local folder of a model and, for one from the hub, its revision.
-
-    Raises CheckpointError where there is neither such a folder nor such a model.
-    """
-    path = Path(source)
-    if path.is_dir():
-        return path, None
-    if path.exists():
-        raise CheckpointError(f"{source} is a file; give the folder that holds config.json and the weights")
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source):
-        raise CheckpointError(f"there is no folder {source}")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        folder = Path(snapshot_download(source, allow_patterns=_WANTED_FILES))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(
-            f"there is no folder {source}, and no model of that name in the hub's cache or on the hub ({reason})"
-        ) from error
-    return folder, folder.name
-
-
-def read_config(source: str, folder: Path) -> dict[str, Any]:
-    """config.json, with a model_type. Raises CheckpointError."""
-    file = folder / "config.json"
-    if not file.is_file():
-        raise CheckpointError(f"{source} is no model: it has no config.json")
-    try:
-        data = json.loads(file.read_text("utf-8"))
-        model_type = data.get("model_type")
-    except (ValueError, AttributeError) as error:
-        raise CheckpointError(f"{source}: config.json is not a JSON object ({error})") from error
-    if not isinstance(model_type, str):
-        raise CheckpointError(f"{source}: config.json names no model_type")
-    return data
-
-
-def _typed_config(source: str, folder: Path) -> Any:
-    """The transformers config, with the defaults of its model type. Raises CheckpointError."""
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(folder)
-    except Exception as error:  # transformers raises many kinds of errors here
-        raise CheckpointError(f"{source}: transformers cannot read config.json ({error})") from error
+_WRITTEN = {"ff_bias": "ff_value", "attn_bias": "attn_output"}
+"""Biases that are added to the stream -> the kind beside whose weights they stand."""
+_CARRIED = {
+    "attn_query_bias": ("attn_query", "attn_key"),
+    "attn_key_bias": ("attn_key", "attn_query"),
+    "attn_value_bias": ("attn_value", "attn_output"),
+}
+"""Biases within a head -> whose bias, and through whose vectors it is carried to the stream: the sum of b_j w_j."""
 
 
 @dataclass
 class Checkpoint:
-    """An opened model: its config, family, shape and tensors. Use as a context manager.
+    """An opened model: its config, family, layout and tensors. Use as a context manager.
 
-    ``inferred`` says that no family lists the model's type, and that its tensors fit this family's layout.
+    ``inferred`` says that no family lists the model's type, and that its tensors fit this family's layout;
+    ``fold_norm`` that vectors are given with the gains of the norms beside them multiplied in.
     """
 
     source: str
@@ -85,12 +43,18 @@ class Checkpoint:
     config: Any
     family: Family
     inferred: bool
-    shape: ModelShape
+    fold_norm: bool
     files: TensorFiles
+    precision: torch.dtype = torch.float32
+    """What vectors are given in; weights are stored in float32 at most, but not sums of them."""
+    layout: Layout = field(init=False)
     _prefix: str = ""
+    _stacks: dict[str | None, Stack] = field(default_factory=dict)
+    _sizes: dict[str | None, dict[str, int]] = field(default_factory=dict)
+    _specs: dict[tuple[str, Place, str | None], TensorSpec] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, source: str) -> Checkpoint:
+    def open(cls, source: str, *, fold_norm: bool = False, precision: torch.dtype = torch.float32) -> Checkpoint:
         """Open a model folder or a hub name.
 
         Raises CheckpointError or FamilyError where it cannot be read as a model of a known family.
@@ -98,32 +62,79 @@ class Checkpoint:
         folder, revision = locate(source)
         data = read_config(source, folder)
         known = by_model_type()
-        config = _typed_config(source, folder) if data["model_type"] in known else SimpleNamespace(**data)
+        listed = data["model_type"] in known
+        config = typed_config(source, folder) if listed else SimpleNamespace(**data)
         if getattr(config, "quantization_config", None) is not None:
             raise CheckpointError(f"{source} is quantized; paramdex reads float32, float16 and bfloat16 weights")
         files = TensorFiles.open(source, folder)
         try:
-            if data["model_type"] in known:
-                family = known[data["model_type"]]
-                return cls._opened(source, folder, revision, config, family, files, inferred=False)
-            family = infer_family(data["model_type"], config, files)
-            return cls._opened(source, folder, revision, config, family, files, inferred=True)
+            family = known[data["model_type"]] if listed else infer_family(data["model_type"], config, files)
+            family.check_config(config)
+            return cls(source, folder, revision, config, family, not listed, fold_norm, files, precision)
         except BaseException:
             files.close()
             raise
 
-    @classmethod
-    def _opened(
-        cls, source: str, folder: Path, revision: str | None, config: Any, family: Family, files: TensorFiles, *,
-        inferred: bool,
-    ) -> Checkpoint:  # fmt: skip
-        prefix = find_prefix(family, files)
+    def __post_init__(self) -> None:
+        if self.fold_norm and (self.inferred or self.family.final_norm is None):
+            why = (
+                "no family file lists its type" if self.inferred else "one layer's weights read what several norms give"
+            )
+            raise FamilyError(f"{self.source}: norms cannot be folded: {why}; build it without --fold-norm")
+        prefix = find_prefix(self.family, self.files)
         if prefix is None:
             raise FamilyError(
-                f"{source}: there is no tensor {family.prefixes[0]}{family.input_embedding}; "
-                f"its config says {config.model_type}, its weights do not"
+                f"{self.source}: there is no tensor {self.family.prefixes[0]}{self.family.input_embeddings[0]}; "
+                f"its config says {self.config.model_type}, its weights do not"
             )
-        return cls(source, folder, revision, config, family, inferred, family.shape(config), files, prefix)
+        self._prefix = prefix
+        for stack in find_stacks(self.family, prefix, self.files):
+            self._stacks[stack.name], self._sizes[stack.name] = stack, stack.sizes(self.config)
+            for layer in range(self._sizes[stack.name]["n_layers"]):
+                for source in stack.sources(layer, self.config):
+                    self._specs[source.kind, (stack.name, layer), source.owner] = source.spec
+        self.layout = Layout.number([run for kind in KINDS for run in self._runs(kind)])
+
+    def _runs(self, kind: str) -> Iterator[Run]:
+        """The runs of one kind, in order."""
+        for name, stack in self._stacks.items():
+            if KINDS[kind].form == "embedding":
+                if kind in stack.added:
+                    tensor = self._prefix + stack.added[kind]["tensor"]
+                    rows = self._shape(tensor, (None, None))[0] - stack.added[kind].get("skip", 0)
+                    yield Run(kind, name, None, None, 1, rows, 1)
+                continue
+            source = _WRITTEN.get(kind) or _CARRIED.get(kind, (kind,))[0]
+            without: list[str] = []
+            runs: list[Run] = []
+            for layer in range(self._sizes[name]["n_layers"]):
+                for owner in (None, "head", "kv_head", "expert"):
+                    spec = self._specs.get((source, (name, layer), owner))
+                    if spec is None:
+                        continue
+                    bias = self._full_name((name, layer), spec.of_bias(written=True))
+                    if KINDS[kind].form == "bias" and bias not in self.files:
+                        if self._full_name((name, layer), spec) in self.files:  # else the weight is what is missing
+                            without.append(bias)
+                        continue
+                    runs.append(self._run(kind, (name, layer), owner))
+            if runs and without:
+                raise FamilyError(f"{self.source}: there is no tensor {without[0]}, though other layers have theirs")
+            yield from runs
+
+    def _run(self, kind: str, place: Place, owner: Any) -> Run:
+        """The run of one kind in one layer, of the vectors that lie beside weights of ``owner``."""
+        sizes = self._sizes[place[0]]
+        group = sizes["group"]
+        if kind in _CARRIED:
+            return Run(kind, *place, "head", sizes["n_heads"], 1, group)
+        if owner in ("head", "kv_head") and kind not in _WRITTEN:
+            return Run(kind, *place, owner, sizes[f"n_{owner}s"], sizes["d_head"], group)
+        sparse = self._stacks[place[0]].is_sparse(place[1] or 0, self.config)
+        neurons = 1 if KINDS[kind].form == "bias" or kind == "router" else None
+        if owner == "expert":
+            return Run(kind, *place, owner, sizes["n_experts"], neurons or sizes["d_expert"], 1)
+        return Run(kind, *place, None, 1, neurons or sizes["d_shared" if sparse else "d_ff"], 1)
 
     def __enter__(self) -> Checkpoint:
         return self
@@ -131,75 +142,243 @@ class Checkpoint:
     def __exit__(self, *_: object) -> None:
         self.files.close()
 
+    @property
+    def d_model(self) -> int:
+        return next(iter(self._sizes.values()))["d_model"]
+
+    def numbers(self) -> dict[str, Any]:
+        """The model's numbers for the table ``models``; of an encoder-decoder those of its first stack."""
+        sizes = next(iter(self._sizes.values()))
+        names = ("n_layers", "d_model", "n_heads", "n_kv_heads", "d_head", "d_ff", "n_experts", "d_expert")
+        return {name: sizes.get(name) for name in names} | {
+            "gated": "ff_gate" in self.layout.kinds,
+            "stacks": self.layout.stacks or None,
+        }  # fmt: skip
+
     def sha256(self) -> str:
         """The SHA-256 of the weight files, in order of their names."""
         return atlas_files.sha256(*self.files.paths)
 
-    def tensor(self, name: str, expected: tuple[int | None, ...]) -> torch.Tensor:
-        """One tensor, checked against its ``expected`` shape (None: any size) and for finite values.
+    def base_sha256(self) -> str | None:
+        """The SHA-256 of the weights that were subtracted: none."""
+        return None
 
-        Raises FamilyError for a missing tensor or another shape, CheckpointError for unreadable or non-finite values.
-        """
+    def rotary(self) -> bool:
+        """Whether the model rotates queries and keys by position, which QK leaves out."""
+        return self.family.rotary(self.config)
+
+    # ---- tensors
+
+    def _shape(self, name: str, expected: tuple[int | None, ...]) -> tuple[int, ...]:
+        """The shape of a tensor, once it is as expected (None: any size). Raises FamilyError."""
         if name not in self.files:
             raise FamilyError(f"{self.source}: there is no tensor {name}, which family {self.family.name} needs")
         found = self.files.shape(name)
         if len(found) != len(expected) or any(e not in (None, f) for e, f in zip(expected, found, strict=True)):
-            wanted = " x ".join("V" if size is None else str(size) for size in expected)
+            wanted = " x ".join("any" if size is None else str(size) for size in expected)
             raise FamilyError(
                 f"{self.source}: tensor {name} is {' x '.join(map(str, found))}, expected {wanted} "
                 f"for family {self.family.name} with the numbers of config.json"
             )
+        return found
+
+    def tensor(self, name: str, expected: tuple[int | None, ...], part: int | None = None) -> torch.Tensor:
+        """One tensor, or of its first axis only the ``part``-th entry, checked for its shape and for finite values.
+
+        Raises FamilyError for a missing tensor or another shape, CheckpointError for unreadable or non-finite values.
+        """
+        self._shape(name, expected)
         if self.files.dtype(name) not in _DTYPES:
             raise CheckpointError(
                 f"{self.source}: tensor {name} is {self.files.dtype(name)}; "
                 "paramdex reads float32, float16 and bfloat16"
             )
-        tensor = self.files.tensor(name)
-        if tensor.dtype == torch.float64:
+        tensor = self.files.tensor(name, part)
+        if tensor.dtype == torch.float64 and self.precision == torch.float32:
             tensor = tensor.float()  # before the check: what is too large for float32 is infinite from here on
-        if not torch.isfinite(tensor).all():
-            bad = int((~torch.isfinite(tensor)).sum())
+        bad = sum(int((~torch.isfinite(part)).sum()) for part in tensor.reshape(-1).split(1 << 24))  # in little memory
+        if bad:
             raise CheckpointError(f"{self.source}: tensor {name} has {bad} values that are NaN or infinite")
         return tensor
 
-    def rows(self, kind: str, layer: int) -> torch.Tensor:
-        """The vectors of one kind and layer as rows (n x d_model), float32."""
-        spec = self.family.tensors[kind]
-        name = self._prefix + self.family.layer.format(layer=layer) + spec.tensor
-        return spec.rows(self.tensor(name, spec.expected_shape(self.shape)), self.shape).float().contiguous()
+    def _full_name(self, place: Place, spec: TensorSpec, expert: int = 0) -> str:
+        return self._layer_name(*place) + spec.tensor.format(expert=expert)
 
-    def check_layers(self, advance: Any = None) -> None:
+    def _layer_name(self, stack: str | None, layer: int | None) -> str:
+        """What the names of a layer's tensors begin with."""
+        return self._prefix + self._stacks[stack].layer.format(layer=layer)
+
+    def _read(self, place: Place, spec: TensorSpec, experts: range | None = None) -> torch.Tensor:
+        """What a spec says of one layer, in the checkpoint's precision: of all of it, or of some experts."""
+        sizes = self._sizes[place[0]]
+        if experts is None:
+            tensor = self.tensor(self._full_name(place, spec), spec.expected_shape(sizes))
+            return spec.rows(tensor, sizes).to(self.precision)
+        shape = spec.expected_shape(sizes)
+        parts = []
+        for expert in experts:
+            name = self._full_name(place, spec, expert)
+            tensor = self.tensor(name, shape, None if spec.per_expert else expert)
+            parts.append(spec.rows(tensor, sizes if spec.per_expert else {**sizes, "n_experts": 1}).to(self.precision))
+        return torch.cat(parts)
+
+    # ---- vectors
+
+    def rows(self, run: Run, owners: range | None = None) -> torch.Tensor:
+        """The vectors of a run as rows (n x d_model): all of them, or those of some of its ``owners``."""
+        if KINDS[run.kind].form == "embedding":
+            return self._added(run)
+        if run.kind in _CARRIED:
+            return self._carried(run)
+        owner: str | None = run.owner
+        if run.kind in _WRITTEN:
+            owner = "head" if run.kind == "attn_bias" else run.owner
+            spec = self._specs[_WRITTEN[run.kind], run.place, owner].of_bias(written=True)
+        else:
+            spec = self._specs[run.kind, run.place, owner]
+        rows = self._read(run.place, spec, (owners or range(run.n_owners)) if run.owner == "expert" else None)
+        gains = self.gains(run.kind, run.place) if self.fold_norm else None
+        return (rows if gains is None else rows * gains).contiguous()
+
+    def layer_rows(self, kind: str, place: Place) -> torch.Tensor:
+        """All vectors of one kind in one place, as ``rows``."""
+        return torch.cat([self.rows(run) for run in self.layout.of(kind) if run.place == place])
+
+    def head_rows(self, kind: str, place: Place) -> list[torch.Tensor]:
+        """The vectors of a kind that are one factor of the heads' matrices, in each of the terms that the matrices are
+        sums of: one for a model, two for a displacement.
+        """
+        return [self.layer_rows(kind, place)]
+
+    def _added(self, run: Run) -> torch.Tensor:
+        """The learned positions or token types; those of another width than the stream through the family's factor."""
+        added = self._stacks[run.stack].added[run.kind]
+        name = self._prefix + added["tensor"]
+        # A map into the stream comes after these are added, one out of the stream is of the embedding alone.
+        table = self._in_stream(name) if self._factor() == "inward" else self.tensor(name, (None, self.d_model))
+        return table[added.get("skip", 0) :].to(self.precision)
+
+    def _carried(self, run: Run) -> torch.Tensor:
+        """A head's biases carried through its other side, one vector a head (n_heads x d_model)."""
+        kind, through = _CARRIED[run.kind]
+        sizes = self._sizes[run.stack]
+        spec = self._specs[kind, run.place, KINDS[kind].owner].of_bias(written=False)
+        bias = self._read(run.place, spec).double().view(-1, sizes["d_head"])
+        rows = self.layer_rows(through, run.place).double().view(-1, sizes["d_head"], sizes["d_model"])
+        of_head = torch.arange(sizes["n_heads"])
+        own, other = (of_head if KINDS[k].owner == "head" else of_head // sizes["group"] for k in (kind, through))
+        return torch.einsum("hj,hjd->hd", bias[own], rows[other]).to(self.precision)
+
+    # ---- norms
+
+    def gains_name(self, kind: str, place: Place) -> str | None:
+        """The tensor of the gains beside vectors of a kind: of the norm whose output they read, or through which what
+        they write passes before it is added to the stream; None where there is no such norm.
+        """
+        stack = self._stacks[place[0]]
+        part = "attn" if kind.startswith("attn_") else "ff"
+        name = part if KINDS[kind].role == "reads" else f"{part}_after"
+        return self._norm_name(choose_norm(stack.norms.get(kind, stack.norms.get(name)), self.config), place)
+
+    def _norm_name(self, rule: Any, place: Place) -> str | None:
+        """The tensor that a rule of ``norms`` means (see ``family``)."""
+        stack, layer = place
+        if isinstance(rule, str):
+            rule = {"then": rule}
+        if rule is None:
+            return None
+        if layer == 0 and "first" in rule:
+            # A norm before a map into the stream has no gains of the stream's own.
+            return self._prefix + rule["first"] if rule["first"] and self._factor() != "inward" else None
+        stack = rule.get("stack", stack)
+        if stack not in self._stacks:
+            return None
+        if "model" in rule:
+            return self._prefix + rule["model"]
+        if "last" in rule:
+            layer = self._sizes[stack]["n_layers"] - 1
+        elif "previous" in rule:
+            layer = (layer or 0) - 1
+        return self._layer_name(stack, layer) + next(rule[key] for key in ("then", "previous", "last") if key in rule)
+
+    def gains(self, kind: str, place: Place) -> torch.Tensor | None:
+        """The gains (d_model) beside vectors of a kind, as ``gains_name``; None where there is none."""
+        return self._gains(self.gains_name(kind, place))
+
+    def _gains(self, name: str | None) -> torch.Tensor | None:
+        return None if name is None else self.tensor(name, (self.d_model,)).float() + self.family.norm_offset
+
+    def final_gains_name(self) -> str | None:
+        """The tensor of the gains of the norm whose output the output embedding reads."""
+        return self._norm_name(choose_norm(self.family.final_norm, self.config), (next(iter(self._stacks)), None))
+
+    # ---- checks
+
+    def check_layers(self, advance: Callable[[int], None] | None = None) -> None:
         """Read every layer once, so that a bad tensor is found before any work is done. Raises as ``tensor``."""
-        for layer in range(self.shape.n_layers):
-            for name in {spec.tensor: spec for spec in self.family.tensors.values()}.values():
-                full = self._prefix + self.family.layer.format(layer=layer) + name.tensor
-                self.tensor(full, name.expected_shape(self.shape))
+        seen: set[tuple[str, int | None]] = set()
+        for run in self.layout.runs:
+            for spec in self._tensors(run):
+                shape = spec.expected_shape(self._sizes[run.stack])
+                of_experts = spec.per_expert or spec.all_experts
+                for expert in range(self._sizes[run.stack]["n_experts"] if of_experts else 1):
+                    name = self._full_name(run.place, spec, expert)
+                    part = expert if spec.all_experts else None
+                    if (name, part) not in seen:
+                        seen.add((name, part))
+                        self.tensor(name, shape, part)
+            if KINDS[run.kind].form == "embedding":
+                self._added(run)
+            if self.fold_norm and run.layer is not None:
+                self.gains(run.kind, run.place)
             if advance is not None:
                 advance(1)
-        beyond = self._prefix + self.family.layer.format(layer=self.shape.n_layers)
-        extra = [name for name in self.files.names() if name.startswith(beyond)]
-        if extra:
-            raise FamilyError(
-                f"{self.source}: config.json says {self.shape.n_layers} layers, but there is a tensor {extra[0]}"
-            )
+        for stack, sizes in self._sizes.items():
+            n_layers = sizes["n_layers"]
+            beyond = [found for found in self.files.names() if found.startswith(self._layer_name(stack, n_layers))]
+            if beyond:
+                raise FamilyError(
+                    f"{self.source}: config.json says {n_layers} layers, but there is a tensor {beyond[0]}"
+                )
+
+    def _tensors(self, run: Run) -> Iterator[TensorSpec]:
+        """What a run is read from, but for vectors that its biases are carried through."""
+        if KINDS[run.kind].form == "embedding":
+            return
+        kinds = [_WRITTEN[run.kind]] if run.kind in _WRITTEN else _CARRIED.get(run.kind, (run.kind,))[:1]
+        for (kind, place, _), spec in self._specs.items():
+            if kind in kinds and place == run.place:
+                yield spec if KINDS[run.kind].form == "weight" else spec.of_bias(written=run.kind in _WRITTEN)
+
+    # ---- embeddings
 
     def embedding(self, space: str = "output") -> tuple[torch.Tensor, str, bool]:
-        """(E, which, tied): E (rows x d_model), 'output' or 'input', and whether the model ties the two.
+        """(E, which, tied): E (rows x d_model, float32), 'output' or 'input', and whether the model ties the two.
 
         The one that ``space`` asks for; the input embedding where the checkpoint carries no output head. One of
-        another width than the residual stream is given through the map between the two: E P, float32. Where that map
-        leads into the stream, only the input embedding passes it, so it is the input embedding that is given.
+        another width than the residual stream is given through the map between the two, E P. Where that map
+        leads into the stream, only the input embedding passes it, so it is the input embedding that is given. With
+        ``fold_norm`` the gains of the final norm are multiplied into an embedding that reads what it gives.
         """
-        input_name = self._prefix + self.family.input_embedding
+        E, which, tied = self._chosen_embedding(space)
+        gains = self._gains(self.final_gains_name()) if self.fold_norm and (tied or which == "output") else None
+        E = E.float()
+        return (E if gains is None else E * gains), which, tied
+
+    def _chosen_embedding(self, space: str) -> tuple[torch.Tensor, str, bool]:
         tied = bool(getattr(self.config, "tie_word_embeddings", False))
         if space == "input" or self._factor() == "inward":
-            return self._embedding(input_name), "input", tied
+            return self._in_stream(self._input_name), "input", tied
         for name in self.family.output_embeddings:
             if name in self.files:
-                output = self._embedding(name)
-                if not tied or not torch.equal(output, self._embedding(input_name)):
+                output = self._in_stream(name)
+                if not tied or not torch.equal(output, self._in_stream(self._input_name)):
                     return output, "output", False
-        return self._embedding(input_name), ("output" if tied else "input"), tied
+        return self._in_stream(self._input_name), ("output" if tied else "input"), tied
+
+    @property
+    def _input_name(self) -> str:
+        return next(self._prefix + name for name in self.family.input_embeddings if self._prefix + name in self.files)
 
     def _factor(self) -> str | None:
         """Whether the checkpoint's map between an embedding of another width and the stream leads in or out."""
@@ -208,18 +387,17 @@ class Checkpoint:
             return None
         return "inward" if axes.split()[0] == "d_model" else "outward"
 
-    def _embedding(self, name: str) -> torch.Tensor:
-        """One embedding (rows x d_model), through the family's factor where the checkpoint has one."""
-        d = self.shape.d_model
-        direction = self._factor()
+    def _in_stream(self, name: str) -> torch.Tensor:
+        """A table of vectors (rows x d_model), through the family's factor where they have another width."""
+        d, direction = self.d_model, self._factor()
         if self.family.factor is None or direction is None:
             return self.tensor(name, (None, d))
         E = self.tensor(name, (None, None))
         e = E.shape[1]
         P = self.tensor(self._prefix + self.family.factor[0], (d, e) if direction == "inward" else (e, d)).double()
-        return torch.cat([chunk.double() @ (P.T if direction == "inward" else P) for chunk in E.split(8192)]).float()
+        P = P.T if direction == "inward" else P
+        return torch.cat([chunk.double() @ P for chunk in E.split(8192)]).to(self.precision)
 
     def dtype(self) -> str:
         """The dtype of the embedding as stored: float32, float16 or bfloat16."""
-        name = self._prefix + self.family.input_embedding
-        return self.files.dtype(name)
+        return self.files.dtype(self._input_name)

@@ -1,32 +1,37 @@
 """Families of models are data: one JSON file each in ``families/``, found by listing the folder.
 
-A file says where each kind's vectors lie in a checkpoint: the tensor's name within a layer and its axes, written as
-einops writes them. Whatever the axes, the result is one row a vector, n x d_model. The axis ``part`` of a fused tensor
-is a concatenation: ``"axes": "d_model (part n_heads d_head)", "parts": [1, 1, 1], "take": 0`` is the first third.
+A file says where each kind's vectors lie in a checkpoint (see ``tensor_spec``), and which attributes of the
+transformers config hold the model's numbers, where they are not the usual ones. It may be ``like`` another and give
+only what differs. ``experts`` and ``shared`` say what a mixture-of-experts layer has in place of a dense feed-forward
+part; ``stacks`` gives an encoder-decoder one description a stack. ``norms`` says which norm's output each kind reads:
 
-A file may be ``like`` another and give only what differs. ``config`` says which attributes of the transformers config
-hold the model's numbers, where they are not the usual ones.
+    "ln_1.weight"                              of this layer
+    {"previous": "ln_2.weight", "first": ...}  of the layer before; for the first layer the model's own ``first``
+    {"then": "norm.weight", "first": ...}      of this layer, but for the first
+    {"model": "final_norm.weight"}             of no layer; with "stack" only where the checkpoint has that stack
+    {"last": "ln_2.weight", "stack": "encoder"}  of the last layer, of another stack where that is given
+    [{"when": {"alibi": true}, "norm": ...}, ...]  the first whose condition the config meets
 """
 
 from __future__ import annotations
 
 import json
 import math
-import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from typing import Any
+from typing import Any, Literal
 
-import torch
-from einops import rearrange
-
-from paramdex_builder.tensors import TensorFiles
-from paramdex_schemas import KINDS, FamilyError, ModelShape
+from paramdex_builder.tensor_spec import TensorSpec, read_spec
+from paramdex_schemas import KINDS, FamilyError
+from paramdex_schemas.addresses import STACKS
 from paramdex_schemas.errors import nearest
 
-_KEYS = {"family", "about", "model_types", "like", "config", "require", "prefixes", "embedding", "layer", "tensors"}
-_NEEDED = {"family", "about", "model_types", "prefixes", "embedding", "layer", "tensors"}
+_STACK_KEYS = {"config", "layer", "tensors", "experts", "shared", "added", "norms"}
+_KEYS = {"family", "about", "model_types", "like", "require", "prefixes", "embedding", "stacks", "norm_offset",
+         "final_norm"} | _STACK_KEYS  # fmt: skip
+_NEEDED = {"family", "about", "model_types", "prefixes", "embedding"}
 _CONFIG: dict[str, Any] = {
     "n_layers": "num_hidden_layers",
     "d_model": "hidden_size",
@@ -34,49 +39,98 @@ _CONFIG: dict[str, Any] = {
     "n_kv_heads": ["num_key_value_heads", "num_attention_heads"],
     "d_head": "head_dim",
     "d_ff": "intermediate_size",
+    "n_experts": None,
+    "d_expert": None,
+    "d_shared": None,
+    "dense_layers": None,
+    "sparse_step": 1,
     "rotary": 0,
 }
 """The attributes of a transformers config that most families use; rotary: whether positions rotate queries and keys."""
-_AXES = {"d_model", "d_ff", "n_heads", "n_kv_heads", "d_head", "group", "part"}
-_AXIS = re.compile(r"[a-z_]+")
-_ORDER = ("n_heads", "n_kv_heads", "part", "d_ff", "d_head")
-"""The axes that number a kind's vectors, outermost first, in whatever order a file has them."""
+_ATTENTION = ("attn_query", "attn_key", "attn_value", "attn_output")
+_FEED_FORWARD = ("ff_key", "ff_gate", "ff_value")
+
+Owner = Literal["head", "kv_head", "expert"]
 
 
 @dataclass(frozen=True)
-class TensorSpec:
-    """Where vectors lie: ``tensor``, its ``axes``, and of a fused one its ``parts`` and which of them to ``take``."""
+class Source:
+    """Where a layer has its vectors of one kind, and what they belong to within the layer."""
 
-    tensor: str
-    axes: str
-    parts: tuple[int | str, ...] = ()
-    take: int = 0
+    kind: str
+    owner: Owner | None
+    spec: TensorSpec
 
-    def _part_sizes(self, shape: ModelShape) -> list[int]:
-        return [part if isinstance(part, int) else int(getattr(shape, part)) for part in self.parts]
 
-    def _sizes(self, shape: ModelShape) -> dict[str, int]:
-        """Every axis with its size."""
-        return {
-            axis: sum(self._part_sizes(shape)) if axis == "part" else int(getattr(shape, axis))
-            for axis in _AXIS.findall(self.axes)
+@dataclass(frozen=True)
+class Stack:
+    """One stack of layers: a whole model but for an encoder-decoder's encoder, decoder and cross attention."""
+
+    name: str | None
+    config: dict[str, Any]
+    layer: str
+    tensors: dict[str, tuple[TensorSpec, ...]]
+    """kind -> where it lies; of several the first whose condition the config meets."""
+    experts: dict[str, TensorSpec]
+    shared: dict[str, TensorSpec]
+    added: dict[str, dict[str, Any]]
+    """position, token_type -> its tensor, and how many rows of it to ``skip``, which stand for no position."""
+    norms: dict[str, Any]
+
+    def number(self, name: str, config: Any) -> Any:
+        return look_up(self.config[name], config)
+
+    def is_sparse(self, layer: int, config: Any) -> bool:
+        """Whether a layer is a mixture of experts."""
+        dense = self.number("dense_layers", config) or ()
+        step = self.number("sparse_step", config) or 1
+        return bool(self.experts) and layer not in dense and (layer + 1) % step == 0
+
+    def sizes(self, config: Any) -> dict[str, int]:
+        """The size of every axis from a transformers config. Raises FamilyError where numbers do not fit together."""
+        found = {name: self.number(name, config) for name in _CONFIG}
+        needed = ["n_layers", "d_model", "n_heads", "n_kv_heads"]
+        for name in needed:
+            _check_number(name, found[name])
+        if found["d_head"] is None:
+            if found["d_model"] % found["n_heads"]:
+                raise FamilyError(
+                    f"config.json: hidden size {found['d_model']} is no multiple of {found['n_heads']} attention heads"
+                )
+            found["d_head"] = found["d_model"] // found["n_heads"]
+        _check_number("d_head", found["d_head"])
+        if found["n_heads"] % found["n_kv_heads"]:
+            raise FamilyError(
+                f"config.json: {found['n_heads']} heads cannot share {found['n_kv_heads']} key/value heads evenly"
+            )
+        sparse = [self.is_sparse(layer, config) for layer in range(found["n_layers"])]
+        used = {*needed, "d_head"}
+        if any(kind in self.tensors for kind in _FEED_FORWARD) and not all(sparse):
+            used.add("d_ff")
+        if any(sparse):
+            used |= {"n_experts", "d_expert"}
+            if self.shared and found["d_shared"]:
+                used.add("d_shared")
+        for name in used:
+            _check_number(name, found[name])
+        return {name: found[name] for name in found if name in used} | {
+            "group": found["n_heads"] // found["n_kv_heads"]
         }
 
-    def expected_shape(self, shape: ModelShape) -> tuple[int, ...]:
-        """The shape that the checkpoint's tensor must have."""
-        sizes = self._sizes(shape)
-        groups = re.findall(r"\([^)]*\)|[a-z_]+", self.axes)
-        return tuple(math.prod(sizes[axis] for axis in _AXIS.findall(group)) for group in groups)
-
-    def rows(self, tensor: torch.Tensor, shape: ModelShape) -> torch.Tensor:
-        """The kind's vectors as rows (n x d_model) of the checkpoint's ``tensor``."""
-        sizes = self._sizes(shape)
-        inner = [axis for axis in _ORDER if axis in sizes]
-        spread = rearrange(tensor, f"{self.axes} -> {' '.join(inner)} d_model", **sizes)
-        if self.parts:
-            lengths = self._part_sizes(shape)
-            spread = spread.narrow(inner.index("part"), sum(lengths[: self.take]), lengths[self.take])
-        return spread.reshape(-1, shape.d_model)
+    def sources(self, layer: int, config: Any) -> Iterator[Source]:
+        """Where a layer has its vectors, kind by kind."""
+        sparse = self.is_sparse(layer, config)
+        for kind, alternatives in self.tensors.items():
+            if kind in _FEED_FORWARD and sparse:
+                continue
+            chosen = next((spec for spec in alternatives if _holds(spec.when, config)), None)
+            if chosen is not None:
+                owner = KINDS[kind].owner
+                yield Source(kind, owner if owner in ("head", "kv_head") else None, chosen)
+        if sparse:
+            if self.number("d_shared", config):
+                yield from (Source(kind, None, spec) for kind, spec in self.shared.items())
+            yield from (Source(kind, "expert", spec) for kind, spec in self.experts.items())
 
 
 @dataclass(frozen=True)
@@ -86,52 +140,40 @@ class Family:
     name: str
     about: str
     model_types: tuple[str, ...]
-    config: dict[str, Any]
     require: dict[str, Any]
     prefixes: tuple[str, ...]
-    input_embedding: str
+    input_embeddings: tuple[str, ...]
     output_embeddings: tuple[str, ...]
     factor: tuple[str, str] | None
     """Tensor and axes of the map between an embedding of another width and the residual stream, where there is one."""
-    layer: str
-    tensors: dict[str, TensorSpec]
-
-    @property
-    def gated(self) -> bool:
-        return "ff_gate" in self.tensors
+    stacks: tuple[Stack, ...]
+    norm_offset: float
+    """What is added to a norm's stored gains."""
+    final_norm: Any
+    """The norm whose output the output embedding reads."""
 
     def rotary(self, config: Any) -> bool:
         """Whether positions rotate queries and keys in a model with this transformers config."""
-        return bool(look_up(self.config["rotary"], config))
+        return any(bool(stack.number("rotary", config)) for stack in self.stacks)
 
-    def shape(self, config: Any) -> ModelShape:
-        """The shape of a model from its transformers config.
-
-        Raises FamilyError where the config's numbers do not fit together or the family.
-        """
+    def check_config(self, config: Any) -> None:
+        """Raises FamilyError where the config asks for something that this family's reading leaves out."""
         for name, value in self.require.items():
             if getattr(config, name, value) != value:
                 raise FamilyError(
                     f"config.json: {name} is {getattr(config, name)}; paramdex reads {self.name} models "
                     f"only where it is {value}"
                 )
-        numbers = {name: look_up(rule, config) for name, rule in self.config.items()}
-        names = ("n_layers", "d_model", "n_heads", "n_kv_heads", "d_head", "d_ff")
-        for name in names:
-            if name == "d_head" and numbers[name] is None:
-                if numbers["d_model"] % numbers["n_heads"]:
-                    raise FamilyError(
-                        f"config.json: hidden size {numbers['d_model']} is no multiple of "
-                        f"{numbers['n_heads']} attention heads"
-                    )
-                numbers[name] = numbers["d_model"] // numbers["n_heads"]
-            if not isinstance(numbers[name], int) or numbers[name] < 1:
-                raise FamilyError(f"config.json: {name} of a {self.name} model is missing or no positive number")
-        if numbers["n_heads"] % numbers["n_kv_heads"]:
-            raise FamilyError(
-                f"config.json: {numbers['n_heads']} heads cannot share {numbers['n_kv_heads']} key/value heads evenly"
-            )
-        return ModelShape(**{name: numbers[name] for name in names}, gated=self.gated)
+
+
+def _check_number(name: str, value: Any) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise FamilyError(f"config.json: {name} is missing or no positive number")
+
+
+def _holds(when: Any, config: Any) -> bool:
+    """Whether the config has these values, an attribute that it has not counting as null."""
+    return all(getattr(config, name, None) == value for name, value in when.items())
 
 
 def look_up(rule: Any, config: Any) -> Any:
@@ -146,9 +188,15 @@ def look_up(rule: Any, config: Any) -> Any:
         if "product" in rule:
             factors = [look_up(each, config) for each in rule["product"]]
             return None if None in factors else math.prod(factors)
-        holds = all(getattr(config, name, None) == value for name, value in rule["when"].items())
-        return look_up(rule["then"], config) if holds else None
+        return look_up(rule["then"], config) if _holds(rule["when"], config) else None
     return rule
+
+
+def choose_norm(rule: Any, config: Any) -> Any:
+    """The rule of a norm, of several alternatives the one whose condition the config meets."""
+    if not isinstance(rule, list):
+        return rule
+    return next((each["norm"] for each in rule if _holds(each.get("when", {}), config)), None)
 
 
 def parse(data: dict[str, Any], where: str) -> Family:
@@ -157,38 +205,49 @@ def parse(data: dict[str, Any], where: str) -> Family:
     Raises FamilyError naming ``where``.
     """
     unknown, missing = set(data) - _KEYS, _NEEDED - set(data)
-    strange = set(data.get("config", {})) - set(_CONFIG)
-    if unknown or missing or strange:
-        raise FamilyError(f"{where}: unknown keys {sorted(unknown | strange)}, missing keys {sorted(missing)}")
-    kinds = set(data["tensors"])
-    if not set(KINDS) - {"ff_gate"} <= kinds <= set(KINDS):
-        raise FamilyError(f"{where}: tensors must be {', '.join(KINDS)} (ff_gate where gated), not {sorted(kinds)}")
-    for kind, spec in data["tensors"].items():
-        _check_spec(spec, f"{where}: {kind}")
+    described = data.get("stacks", {None: {}})
+    for description in described.values():
+        unknown |= set(description) - _STACK_KEYS
+        unknown |= set({**data.get("config", {}), **description.get("config", {})}) - set(_CONFIG)
+        missing |= {"layer", "tensors"} - set(data) - set(description)
+    unknown |= set(described) - {*STACKS, None}
+    if unknown or missing:
+        raise FamilyError(f"{where}: unknown keys {sorted(map(str, unknown))}, missing keys {sorted(missing)}")
     factor = data["embedding"].get("factor")
+    inputs = data["embedding"]["input"]
     return Family(
-        data["family"], data["about"], tuple(data["model_types"]), _CONFIG | data.get("config", {}),
-        data.get("require", {}), tuple(data["prefixes"]), data["embedding"]["input"],
-        tuple(data["embedding"]["output"]), factor and (factor["tensor"], factor["axes"]), data["layer"],
-        {kind: TensorSpec(**{**spec, "parts": tuple(spec.get("parts", ()))}) for kind, spec in data["tensors"].items()},
+        data["family"], data["about"], tuple(data["model_types"]), data.get("require", {}), tuple(data["prefixes"]),
+        (inputs,) if isinstance(inputs, str) else tuple(inputs), tuple(data["embedding"]["output"]),
+        factor and (factor["tensor"], factor["axes"]),
+        tuple(_stack(name, {**data, **each}, data.get("config", {}), where) for name, each in described.items()),
+        data.get("norm_offset", 0), data.get("final_norm"),
     )  # fmt: skip
 
 
-def _check_spec(spec: dict[str, Any], where: str) -> None:
-    """Raises FamilyError for keys or axes that there are not."""
-    if not {"tensor", "axes"} <= set(spec) <= {"tensor", "axes", "parts", "take"}:
+def _stack(name: str | None, data: dict[str, Any], config: dict[str, Any], where: str) -> Stack:
+    """One stack. Raises FamilyError where it lacks a kind or has one that there is not."""
+    groups = {
+        group: {
+            kind: tuple(read_spec(each, f"{where}: {kind}") for each in (spec if isinstance(spec, list) else [spec]))
+            for kind, spec in data.get(group, {}).items()
+        }
+        for group in ("tensors", "experts", "shared")
+    }
+    kinds = set(groups["tensors"])
+    needed = {*_ATTENTION} | ({"ff_key", "ff_value"} if not groups["experts"] and name != "cross" else set())
+    if not needed <= kinds <= {*_ATTENTION, *_FEED_FORWARD}:
         raise FamilyError(
-            f"{where} has the keys {sorted(spec)}; give tensor and axes, and of a fused tensor parts and take"
+            f"{where}: tensors must be {', '.join([*_FEED_FORWARD, *_ATTENTION])} (ff_gate where gated), "
+            f"not {sorted(kinds)}"
         )
-    axes = set(_AXIS.findall(spec["axes"])) | {part for part in spec.get("parts", ()) if isinstance(part, str)}
-    unknown = axes - _AXES
-    if unknown:
-        raise FamilyError(f"{where} has unknown axes {sorted(unknown)}; there are {', '.join(sorted(_AXES))}")
-    fused = "part" in axes
-    if fused != bool(spec.get("parts")) or not 0 <= spec.get("take", 0) < max(1, len(spec.get("parts", ()))):
-        raise FamilyError(
-            f"{where}: an axis part goes with the sizes of its parts, and take says which of them is meant"
-        )
+    for group in ("experts", "shared"):
+        if not set(groups[group]) <= {*_FEED_FORWARD, "router"}:
+            raise FamilyError(f"{where}: {group} are ff_key, ff_gate, ff_value and router, not {sorted(groups[group])}")
+    return Stack(
+        name, _CONFIG | config | data.get("config", {}), data["layer"], groups["tensors"],
+        {kind: specs[0] for kind, specs in groups["experts"].items()},
+        {kind: specs[0] for kind, specs in groups["shared"].items()}, data.get("added", {}), data.get("norms", {}),
+    )  # fmt: skip
 
 
 def inherit(data: dict[str, Any], files: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -199,7 +258,7 @@ def inherit(data: dict[str, Any], files: dict[str, dict[str, Any]]) -> dict[str,
         raise FamilyError(f"{data['family']}.json is like {data['like']!r}; {nearest(data['like'], files)}")
     base = inherit(files[data["like"]], files)
     merged = {**base, **data}
-    for key in ("config", "tensors"):
+    for key in ("config", "tensors", "norms", "added"):
         entries = {**base.get(key, {}), **data.get(key, {})}
         merged[key] = {name: value for name, value in entries.items() if value is not None}
     return merged
@@ -221,55 +280,3 @@ def families() -> dict[str, Family]:
 def by_model_type() -> dict[str, Family]:
     """Model type -> the family that reads it."""
     return {name: family for family in families().values() for name in family.model_types}
-
-
-def find_prefix(family: Family, files: TensorFiles) -> str | None:
-    """What stands before the family's names in this checkpoint, told by where the input embedding is."""
-    return next((prefix for prefix in family.prefixes if prefix + family.input_embedding in files), None)
-
-
-def misfits(family: Family, config: Any, files: TensorFiles) -> list[str]:
-    """Why a checkpoint is not of a family's layout: every reason; none where it is.
-
-    It is where every tensor that the family names is there in every layer with the shape that config.json gives, and
-    no layer has a matrix that the family does not name: something unknown would be left out without a word.
-    """
-    try:
-        shape = family.shape(config)
-    except FamilyError as error:
-        return [str(error)]
-    prefix = find_prefix(family, files)
-    if prefix is None:
-        return [f"there is no {family.prefixes[0]}{family.input_embedding}"]
-    reasons = []
-    for layer in range(shape.n_layers):
-        place = prefix + family.layer.format(layer=layer)
-        named = {place + spec.tensor: spec.expected_shape(shape) for spec in family.tensors.values()}
-        for name, expected in named.items():
-            if name not in files:
-                reasons.append(f"there is no {name}")
-            elif files.shape(name) != expected:
-                sizes = [" x ".join(map(str, size)) for size in (files.shape(name), expected)]
-                reasons.append(f"{name} is {sizes[0]}, expected {sizes[1]}")
-        others = [name for name in files.names() if name.startswith(place) and name not in named]
-        reasons += [f"{name} is not accounted for" for name in others if len(files.shape(name)) > 1]
-    return reasons
-
-
-def infer_family(model_type: str, config: Any, files: TensorFiles) -> Family:
-    """The family whose layout a checkpoint of an unlisted model type follows in every tensor.
-
-    Raises FamilyError with what did not fit the nearest family.
-    """
-    layouts = sorted(families().values(), key=lambda family: (family.name != "llama", family.name))
-    found = [(misfits(family, config, files), family) for family in layouts]
-    for reasons, family in found:
-        if not reasons:
-            return family
-    reasons, family = min(found, key=lambda entry: len(entry[0]))
-    raise FamilyError(
-        f"models of type {model_type!r} are not supported; {nearest(model_type, by_model_type())} "
-        "The weights do not follow a known layout either; "
-        f"nearest is {family.name}: {'; '.join(reasons[:3])}{'; ...' if len(reasons) > 3 else ''} "
-        "(a family is one file in paramdex_builder/families; README says how to add one)"
-    )

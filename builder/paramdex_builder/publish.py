@@ -16,22 +16,24 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
-import faiss
 import numpy as np
 import pyarrow as pa
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from paramdex_builder.index_file import open_rows, write_codes, write_flat_index
 from paramdex_builder.progress import Progress
-from paramdex_builder.project import rank
+from paramdex_builder.relations import Nearest, feature_blocks, relate
 from paramdex_builder.space import Space, centred_gram
-from paramdex_builder.units import Units
+from paramdex_builder.units import Units, pieces
 from paramdex_builder.vocabulary import Vocabulary
-from paramdex_schemas import FORMAT_VERSION, ModelShape, atlas_files, isometry
+from paramdex_schemas import FORMAT_VERSION, KINDS, Layout, Run, atlas_files, isometry, vector_files
+from paramdex_schemas.layout import Place
 
-_ALIGNMENT_BLOCK = 64 << 20
-"""Bytes of a block of similarities."""
+_RUN = ("stack", "layer", "owner", "n_owners", "size", "group")
+_MEMORY = "1GB"
+"""What DuckDB may hold; what it sorts beyond that goes to files beside the database."""
 
 
 @dataclass
@@ -40,7 +42,7 @@ class FinishedModel:
 
     name: str
     row: dict[str, Any]
-    shape: ModelShape
+    layout: Layout
     space: Space
     vocabulary: Vocabulary
     units: Units
@@ -48,17 +50,17 @@ class FinishedModel:
 
 @dataclass
 class _Neighbor:
-    """A model already in the atlas, of the same vocabulary."""
+    """A model whose vectors are written: one in the atlas of the same vocabulary, or the new one in its folder."""
 
     name: str
     model_id: int
     first_param_id: int
-    shape: ModelShape
+    layout: Layout
     folder: Path
 
-    def coordinates(self, kind: str) -> np.ndarray:
-        index = faiss.read_index(str(self.folder / atlas_files.index_name(kind)))
-        return index.reconstruct_n(0, index.ntotal)
+    def rows(self, kind: str) -> np.ndarray:
+        """The normalized coordinates of a kind (n x r), mapped from the disk."""
+        return open_rows(self.folder / vector_files.index_name(kind))
 
     def tensor(self, name: str) -> torch.Tensor:
         with safe_open(self.folder / atlas_files.SPACE, framework="pt") as file:
@@ -68,7 +70,7 @@ class _Neighbor:
 @contextmanager
 def database(path: Path, *, create: bool = False, read_only: bool = False) -> Iterator[duckdb.DuckDBPyConnection]:
     """A connection whose current database is the file ``path``, in a storage version that older clients can read."""
-    connection = duckdb.connect(config={} if read_only else {"temp_directory": str(path.parent / "duckdb-temp")})
+    connection = duckdb.connect(config={} if read_only else _config(path))
     try:
         created = f" (STORAGE_VERSION '{atlas_files.STORAGE_VERSION}')" if create else ""
         options = " (READ_ONLY)" if read_only else created
@@ -80,6 +82,10 @@ def database(path: Path, *, create: bool = False, read_only: bool = False) -> It
         connection.execute("DETACH atlas")  # checkpoints
     finally:
         connection.close()
+
+
+def _config(path: Path) -> dict[str, str | bool | int | float | list[str]]:
+    return {"temp_directory": str(path.parent / "duckdb-temp"), "memory_limit": _MEMORY}
 
 
 def publish(model: FinishedModel, atlas: Path, staging: Path, device: torch.device, progress: Progress) -> None:
@@ -100,13 +106,13 @@ def publish(model: FinishedModel, atlas: Path, staging: Path, device: torch.devi
                 "INSERT INTO store.atlas VALUES (?, ?)", [FORMAT_VERSION, f"paramdex {model.row['builder_version']}"]
             )
         connection.execute("BEGIN")
-        coordinates = _write_vectors(model, folder)
+        _write_vectors(model, folder)
         others = _others(connection, atlas, model)
         transfers = _write_space(model, others, folder)
         _insert_model(connection, model)
         _insert_parameters(connection, model, progress)
         _insert_heads(connection, model)
-        _insert_relations(connection, model, coordinates, others, transfers, device, progress)
+        _insert_relations(connection, model, folder, others, transfers, device, progress)
         _insert_files(connection, model, work, folder)
         connection.execute("COMMIT")
     shutil.rmtree(work / "duckdb-temp", ignore_errors=True)
@@ -132,42 +138,41 @@ def _save(tensors: dict[str, torch.Tensor], path: Path) -> None:
     path.chmod(0o666 & ~mask)
 
 
-def _write_vectors(model: FinishedModel, folder: Path) -> dict[str, np.ndarray]:
-    """Write the vector index of every kind; give its rows (n x r, float32)."""
-    coordinates = {}
-    for kind in model.shape.kinds:
-        rows = np.concatenate([model.units.coordinates(kind, layer) for layer in range(model.shape.n_layers)])
-        index = faiss.IndexFlatIP(rows.shape[1])
-        index.add(rows)
-        try:
-            faiss.write_index(index, str(folder / atlas_files.index_name(kind)))
-        except RuntimeError as error:  # faiss has no other
-            raise OSError(str(error)) from error
-        coordinates[kind] = rows
-    return coordinates
+def _write_vectors(model: FinishedModel, folder: Path) -> None:
+    """Write the vector index of every kind, and the codes of large ones."""
+    for kind in model.layout.kinds:
+        units = (model.units.coordinates(kind, piece.number) for piece in pieces(model.layout, kind))
+        path = folder / vector_files.index_name(kind)
+        write_flat_index(path, model.space.root.rank, units)
+        if path.stat().st_size >= vector_files.CODED_BYTES:
+            write_codes(folder, kind, open_rows(path))
 
 
 def _others(connection: duckdb.DuckDBPyConnection, atlas: Path, model: FinishedModel) -> list[_Neighbor]:
     """The models in the atlas that share the model's vocabulary."""
-    rows = connection.execute(
-        "SELECT model, model_id, first_param_id, n_layers, d_model, n_heads, n_kv_heads, d_head, d_ff, gated "
-        "FROM store.models WHERE vocabulary = ? ORDER BY model_id",
+    models = connection.execute(
+        "SELECT model, model_id, first_param_id FROM store.models WHERE vocabulary = ? ORDER BY model_id",
         [model.vocabulary.name],
     ).fetchall()
-    return [
-        _Neighbor(name, number, first, ModelShape(*shape), atlas_files.model_folder(atlas, name))
-        for name, number, first, *shape in rows
-    ]
+    found = []
+    for name, number, first in models:
+        rows = connection.execute(
+            "SELECT kind, stack, layer, owner, n_owners, size, group_size, first_param_id - ? FROM store.layout "
+            "WHERE model_id = ? ORDER BY first_param_id",
+            [first, number],
+        ).fetchall()
+        layout = Layout(tuple(Run(*row) for row in rows))
+        found.append(_Neighbor(name, number, first, layout, atlas_files.model_folder(atlas, name)))
+    return found
 
 
 def _write_space(model: FinishedModel, others: list[_Neighbor], folder: Path) -> dict[str, np.ndarray]:
     """Write the embedding space and the transfer matrices; give the transfer from each other model into this one."""
     space = model.space
     E = space.embedding.cpu()
-    half = E.half()
+    half = _as_half(E)
     tensors = {
-        # float16 where it holds every value exactly, as it does for models stored so
-        "embedding": half if torch.equal(half.float(), E) else E,
+        "embedding": E if half is None else half,
         "means": space.means.cpu(),
         "root": torch.from_numpy(space.root.root.copy()),
         "inverse": torch.from_numpy(space.root.inverse.copy()),
@@ -175,9 +180,9 @@ def _write_space(model: FinishedModel, others: list[_Neighbor], folder: Path) ->
     _save(tensors, folder / atlas_files.SPACE)
     transfers = {}
     for other in others:
-        other_E, other_means = other.tensor("embedding").float(), other.tensor("means")
-        device = space.embedding.device
-        cross = centred_gram(space.embedding, space.means, other_E.to(device), other_means.to(device))
+        with safe_open(other.folder / atlas_files.SPACE, framework="pt") as file:
+            other_E, other_means = file.get_slice("embedding"), file.get_tensor("means")
+            cross = centred_gram(space.embedding, space.means, other_E, other_means.to(space.means.device))
         root = isometry.Root(other.tensor("root").numpy(), other.tensor("inverse").numpy(), 0.0)
         transfers[other.name] = isometry.transfer(cross, root, space.root)
     if transfers:
@@ -185,10 +190,21 @@ def _write_space(model: FinishedModel, others: list[_Neighbor], folder: Path) ->
     return transfers
 
 
+def _as_half(E: torch.Tensor) -> torch.Tensor | None:
+    """E in float16 where that holds every value exactly, as it does for models stored so."""
+    half = torch.empty(E.shape, dtype=torch.float16)
+    for start in range(0, len(E), 8192):
+        chunk = E[start : start + 8192]
+        half[start : start + 8192] = chunk
+        if not torch.equal(half[start : start + 8192].float(), chunk):
+            return None
+    return half
+
+
 def _insert_model(connection: duckdb.DuckDBPyConnection, model: FinishedModel) -> None:
     ((model_id, first_param, first_head),) = connection.execute(
         "SELECT coalesce(max(model_id) + 1, 0), coalesce(max(first_param_id + n_parameters), 0), "
-        "coalesce(max(first_head_id + n_layers * n_heads), 0) FROM store.models"
+        "(SELECT coalesce(max(head_id) + 1, 0) FROM store.heads) FROM store.models"
     ).fetchall()
     row = model.row | {
         "model_id": model_id,
@@ -200,6 +216,11 @@ def _insert_model(connection: duckdb.DuckDBPyConnection, model: FinishedModel) -
     connection.execute(
         f"INSERT INTO store.models ({', '.join(row)}) VALUES ({', '.join('?' * len(row))})", list(row.values())
     )
+    runs = [
+        (model_id, *(getattr(run, name) for name in ("kind", *_RUN)), first_param + run.first)
+        for run in model.layout.runs
+    ]
+    connection.executemany(f"INSERT INTO store.layout VALUES ({', '.join('?' * 9)})", runs)
     known = connection.execute(
         "SELECT count(*) FROM store.tokens WHERE vocabulary = ?", [model.vocabulary.name]
     ).fetchall()
@@ -207,7 +228,7 @@ def _insert_model(connection: duckdb.DuckDBPyConnection, model: FinishedModel) -
         _insert(connection, "INSERT INTO store.tokens BY NAME SELECT * FROM unit", model.vocabulary.table())
 
 
-def _insert(connection: duckdb.DuckDBPyConnection, sql: str, unit: pa.Table, values: list[Any] | None = None) -> None:
+def _insert(connection: duckdb.DuckDBPyConnection, sql: str, unit: pa.Table, values: Any = None) -> None:
     """Run ``sql`` with the Arrow table ``unit`` visible under that name."""
     connection.register("unit", unit)
     connection.execute(sql, values or [])
@@ -220,20 +241,18 @@ def _insert_parameters(connection: duckdb.DuckDBPyConnection, model: FinishedMod
         INSERT INTO store.parameters BY NAME
         SELECT
             m.first_param_id + u.row AS param_id,
-            m.model || '/L' || $layer || coalesce('/H' || u.head, '') || '/' || $kind || '/' || u.idx AS address,
-            m.model_id, $layer AS layer, $kind AS kind, u.* EXCLUDE (row)
+            m.model || coalesce('/' || u.stack, '') || coalesce('/L' || u.layer, '') || coalesce('/H' || u.head, '')
+                || coalesce('/E' || u.expert, '') || '/' || $kind || '/' || u.idx AS address,
+            m.model_id, $kind AS kind, u.* EXCLUDE (row)
         FROM unit AS u, store.models AS m
         WHERE m.model = $model
     """
-    n_layers = model.shape.n_layers
-    with progress.step(f"{model.name}: storing parameters", len(model.shape.kinds) * n_layers) as advance:
-        for kind in model.shape.kinds:
-            for layer in range(n_layers):
-                values = {"kind": kind, "layer": layer, "model": model.name}
-                connection.register("unit", model.units.read(kind, layer))
-                connection.execute(sql, values)
-                connection.unregister("unit")
-                advance(1)
+    layout = model.layout
+    with progress.step(f"{model.name}: storing parameters", layout.n_parameters) as advance:
+        for kind in layout.kinds:
+            for piece in pieces(layout, kind):
+                _insert(connection, sql, model.units.read(kind, piece.number), {"kind": kind, "model": model.name})
+                advance(piece.n_rows)
     connection.execute(
         """
         INSERT INTO store.postings
@@ -255,8 +274,9 @@ def _insert_parameters(connection: duckdb.DuckDBPyConnection, model: FinishedMod
 def _insert_heads(connection: duckdb.DuckDBPyConnection, model: FinishedModel) -> None:
     heads = """
         INSERT INTO store.heads BY NAME
-        SELECT m.first_head_id + u.row AS head_id, m.model || '/L' || $layer || '/H' || u.head AS address,
-               m.model_id, $layer AS layer, u.* EXCLUDE (row)
+        SELECT m.first_head_id + u.row AS head_id,
+               m.model || coalesce('/' || u.stack, '') || '/L' || u.layer || '/H' || u.head AS address,
+               m.model_id, u.* EXCLUDE (row)
         FROM unit AS u, store.models AS m
         WHERE m.model = $model
     """
@@ -266,107 +286,100 @@ def _insert_heads(connection: duckdb.DuckDBPyConnection, model: FinishedModel) -
         FROM unit AS u, store.models AS m
         WHERE m.model = $model
     """
-    for layer in range(model.shape.n_layers):
-        connection.register("unit", model.units.read("heads", layer))
-        connection.execute(heads, {"layer": layer, "model": model.name})
-        connection.register("unit", model.units.read("pairs", layer))
-        connection.execute(pairs, {"model": model.name})
-        connection.unregister("unit")
+    for number in range(len(model.layout.attention_places)):
+        _insert(connection, heads, model.units.read("heads", number), {"model": model.name})
+        _insert(connection, pairs, model.units.read("pairs", number), {"model": model.name})
 
 
 def _insert_relations(
-    connection: duckdb.DuckDBPyConnection, model: FinishedModel, coordinates: dict[str, np.ndarray],
-    others: list[_Neighbor], transfers: dict[str, np.ndarray], device: torch.device, progress: Progress,
+    connection: duckdb.DuckDBPyConnection, model: FinishedModel, folder: Path, others: list[_Neighbor],
+    transfers: dict[str, np.ndarray], device: torch.device, progress: Progress,
 ) -> None:  # fmt: skip
     """Neighbors both ways and layer alignments with every other model of the vocabulary."""
     ((model_id, first_param),) = connection.execute(
         "SELECT model_id, first_param_id FROM store.models WHERE model = ?", [model.name]
     ).fetchall()
-    k = model.row["neighbor_k"]
-    mine, own_inverse = model.shape, model.space.root.inverse
+    mine = _Neighbor(model.name, model_id, first_param, model.layout, folder)
     for other in others:
-        T = transfers[other.name]
-        kinds = [kind for kind in mine.kinds if kind in other.shape.kinds]
-        with progress.step(f"{model.name} with {other.name}: neighbors and alignment", len(kinds)) as advance:
+        kinds = [kind for kind in mine.layout.kinds if kind in other.layout.kinds]
+        n_rows = sum(other.layout.blocks[kind].n_rows for kind in kinds)
+        with progress.step(f"{model.name} with {other.name}: neighbors and alignment", n_rows) as advance:
             for kind in kinds:
-                rows, theirs = coordinates[kind], other.coordinates(kind)
-                there = (rows @ T).astype(np.float32)  # T^T a for every row a: this model's rows in the other's terms
-                back = (theirs @ T.T).astype(np.float32)
-                own_first = first_param + mine.blocks[kind].first
-                other_first = other.first_param_id + other.shape.blocks[kind].first
-                for queries, keys, query_first, key_first, key_model in (
-                    (there, theirs, own_first, other_first, other.model_id),
-                    (back, rows, other_first, own_first, model_id),
-                ):
-                    table = nearest_rows(queries, keys, k, device, query_first, key_first, key_model)
+                places = [list(side.layout.places(kind).values()) for side in (other, mine)]
+                aligned = KINDS[kind].form == "weight"
+                layers_other, layers_mine = places if aligned else ([], [])
+                found = relate(
+                    other.rows(kind), mine.rows(kind), transfers[other.name], model.row["neighbor_k"], layers_other,
+                    layers_mine, device, advance,
+                )  # fmt: skip
+                for nearest, of, among in ((found.of_a, other, mine), (found.of_b, mine, other)):
+                    table = _neighbor_rows(nearest, kind, of, among)
                     _insert(connection, "INSERT INTO store.neighbors BY NAME SELECT * FROM unit", table)
-                features = None
-                # Weights are had back from coordinates, which only a space without null space allows.
-                if own_inverse.shape == other.tensor("inverse").shape == (mine.d_model, mine.d_model):
-                    features = (
-                        isometry.feature_rows(theirs @ other.tensor("inverse").numpy().T).astype(np.float32),
-                        isometry.feature_rows(rows @ own_inverse.T).astype(np.float32),
-                    )
-                table = _alignment(other, model, kind, theirs, there, features)
-                _insert(connection, "INSERT INTO store.layer_alignments BY NAME SELECT * FROM unit", table)
-                advance(1)
+                if found.layers is not None:
+                    features = _feature_layers(other, mine, kind, places, device)
+                    table = _alignment(other, mine, kind, found.layers, features)
+                    _insert(connection, "INSERT INTO store.layer_alignments BY NAME SELECT * FROM unit", table)
 
 
-def nearest_rows(
-    queries: np.ndarray,
-    keys: np.ndarray,
-    k: int,
-    device: torch.device,
-    query_first: int,
-    key_first: int,
-    key_model: int,
-) -> pa.Table:
-    """The rows of ``neighbors``: for every query (n x r) its k keys (m x r) of largest inner product.
-
-    Ordered by (similarity, id); ids count from ``query_first`` and ``key_first``.
-    """
-    k = min(k, len(keys))
-    on_device = torch.from_numpy(keys).to(device)
-    found = []
-    for block in torch.from_numpy(queries).to(device).split(max(1, _ALIGNMENT_BLOCK // (4 * len(keys)))):
-        best = (block @ on_device.T).topk(min(k + 1, len(keys)), dim=1)
-        found.append(rank(best.values, best.indices, k))
-    ids = torch.cat([part.ids for part in found]).cpu().numpy()
-    scores = torch.cat([part.scores for part in found]).cpu().numpy()
+def _neighbor_rows(nearest: Nearest, kind: str, of: _Neighbor, among: _Neighbor) -> pa.Table:
+    """The rows of ``neighbors`` for all parameters of a kind of one model and their nearest in another."""
+    n, k = nearest.ids.shape
     return pa.table(
         {
-            "param_id": np.repeat(np.arange(len(queries)) + query_first, k),
-            "neighbor_id": ids.ravel() + key_first,
-            "neighbor_model_id": pa.array(np.full(ids.size, key_model), pa.int32()),
-            "rank": pa.array(np.tile(np.arange(1, k + 1), len(queries)), pa.int16()),
-            "similarity": scores.ravel(),
+            "param_id": np.repeat(np.arange(n) + of.first_param_id + of.layout.blocks[kind].first, k),
+            "neighbor_id": nearest.ids.ravel() + among.first_param_id + among.layout.blocks[kind].first,
+            "neighbor_model_id": pa.array(np.full(n * k, among.model_id), pa.int32()),
+            "rank": pa.array(np.tile(np.arange(1, k + 1), n), pa.int16()),
+            "similarity": nearest.scores.ravel(),
         }
     )
 
 
+def _feature_layers(
+    a: _Neighbor, b: _Neighbor, kind: str, places: list[list[tuple[int, int]]], device: torch.device
+) -> np.ndarray | None:
+    """The layer scores of raw weights, or None where widths differ.
+
+    Weights are had back from coordinates, which only a space without null space allows.
+    """
+    inverses = [side.tensor("inverse") for side in (a, b)]
+    d = inverses[0].shape[0]
+    if any(inverse.shape != (d, d) for inverse in inverses):
+        return None
+    scratch = [b.folder.parent / f"features-{side}.faiss" for side in "ab"]
+    for file, side, inverse in zip(scratch, (a, b), inverses, strict=True):
+        write_flat_index(file, d, feature_blocks(side.rows(kind), inverse.numpy(), device))
+    rows_a, rows_b = (open_rows(file) for file in scratch)
+    found = relate(rows_a, rows_b, None, 0, places[0], places[1], device)
+    for file in scratch:
+        file.unlink()
+    return found.layers
+
+
 def _alignment(
-    a: _Neighbor, b: FinishedModel, kind: str, rows_a: np.ndarray, rows_b: np.ndarray,
-    features: tuple[np.ndarray, np.ndarray] | None,
-) -> pa.Table:  # fmt: skip
-    """The rows of ``layer_alignments`` of one kind; ``rows_b`` already in the coordinates of ``a``."""
-    split_a = lambda rows: np.split(rows, a.shape.n_layers)  # noqa: E731
-    split_b = lambda rows: np.split(rows, b.shape.n_layers)  # noqa: E731
-    scores = isometry.layer_scores(split_a(rows_a), split_b(rows_b))
-    layer_a, layer_b = np.indices(scores.shape)
+    a: _Neighbor, b: _Neighbor, kind: str, scores: np.ndarray, feature_scores: np.ndarray | None
+) -> pa.Table:
+    """The rows of ``layer_alignments`` of one kind."""
+    places_a, places_b = (list(side.layout.places(kind)) for side in (a, b))
+    in_a, in_b = (index.ravel() for index in np.indices(scores.shape))
     columns = {
         "model_a": [a.name] * scores.size,
         "model_b": [b.name] * scores.size,
         "kind": [kind] * scores.size,
-        "layer_a": pa.array(layer_a.ravel(), pa.int16()),
-        "layer_b": pa.array(layer_b.ravel(), pa.int16()),
+        **_place_columns("a", places_a, in_a),
+        **_place_columns("b", places_b, in_b),
         "score": pa.array(scores.ravel(), pa.float32()),
         "matched": isometry.match_layers(scores).ravel(),
     }
-    if features is not None:
-        feature_scores = isometry.layer_scores(split_a(features[0]), split_b(features[1]))
+    if feature_scores is not None:
         columns["feature_score"] = pa.array(feature_scores.ravel(), pa.float32())
         columns["feature_matched"] = isometry.match_layers(feature_scores).ravel()
     return pa.table(columns)
+
+
+def _place_columns(side: str, places: list[Place], which: np.ndarray) -> dict[str, pa.Array]:
+    stacks, layers = zip(*(places[i] for i in which), strict=True)
+    return {f"stack_{side}": pa.array(stacks, pa.string()), f"layer_{side}": pa.array(layers, pa.int16())}
 
 
 def _insert_files(connection: duckdb.DuckDBPyConnection, model: FinishedModel, root: Path, folder: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,8 +32,26 @@ class Space:
 
     def coordinates(self, rows: torch.Tensor) -> torch.Tensor:
         """R w of every row w of ``rows`` (n x d): n x r, float64."""
-        root = torch.from_numpy(self.root.root).to(rows.device)
-        return rows.double() @ root.T
+        return rows.double() @ self._root.to(rows.device).T
+
+    @cached_property
+    def _root(self) -> torch.Tensor:
+        return torch.from_numpy(self.root.root).to(self.embedding.device)
+
+    def describe(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Of every row w of ``rows`` (n x d): mean and population standard deviation of its V scores (n each, float64)
+        in closed form, and its normalized coordinates (n x r, float32; zero for a row of equal scores).
+
+        mean = <column means of E, w>; std = ||Ec w|| / sqrt(V) = ||R w|| / sqrt(V).
+        """
+        means, stds, units = [], [], []
+        for part in rows.split(_CHUNK // 4):
+            c = self.coordinates(part)
+            norm = c.norm(dim=1)
+            means.append(part.double() @ self.means)
+            stds.append(norm / self.size**0.5)
+            units.append(torch.where(norm > 0, 1 / norm, 0.0)[:, None].mul(c).float())
+        return torch.cat(means), torch.cat(stds), torch.cat(units)
 
 
 def make_space(embedding: torch.Tensor, device: torch.device) -> Space:
@@ -43,11 +63,15 @@ def make_space(embedding: torch.Tensor, device: torch.device) -> Space:
     return Space(E, means, isometry.gram_root(gram, len(E)), longest)
 
 
-def centred_gram(A: torch.Tensor, mean_a: torch.Tensor, B: torch.Tensor, mean_b: torch.Tensor) -> np.ndarray:
-    """(A - mean_a)^T (B - mean_b), d_A x d_B in float64, for A (V x d_A) and B (V x d_B) with the same rows."""
-    total = torch.zeros(A.shape[1], B.shape[1], dtype=torch.float64, device=A.device)
-    for a, b in zip(A.split(_CHUNK), B.split(_CHUNK), strict=True):
-        total += (a.double() - mean_a).T @ (b.double() - mean_b)
+def centred_gram(A: torch.Tensor, mean_a: torch.Tensor, B: Any, mean_b: torch.Tensor) -> np.ndarray:
+    """(A - mean_a)^T (B - mean_b), d_A x d_B in float64, for A (V x d_A) and B (V x d_B) with the same rows.
+
+    B is a tensor, or the slice of a safetensors file, of which a block at a time is read.
+    """
+    total: Any = 0.0
+    for start in range(0, len(A), _CHUNK):
+        a, b = (X[start : start + _CHUNK].to(A.device).double() for X in (A, B))
+        total += (a - mean_a).T @ (b - mean_b)
     return total.cpu().numpy()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import warnings
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,8 @@ from paramdex_schemas import CheckpointError
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _STEMS = ("model.safetensors", "pytorch_model.bin")
 """The names under which transformers saves weights; the first that is there is read."""
+_OLD_ENDINGS = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
+"""Names of checkpoints that were converted from TensorFlow (bert-base-uncased, for one) -> as transformers has them."""
 
 
 @dataclass
@@ -28,18 +31,25 @@ class TensorFiles:
     paths: list[Path]
     _stack: ExitStack = field(default_factory=ExitStack)
     _where: dict[str, Any] = field(default_factory=dict)
+    _stored: dict[str, str] = field(default_factory=dict)
+    """Name -> what the file calls it."""
 
     @classmethod
-    def open(cls, source: str, folder: Path) -> TensorFiles:
-        """The weight files in ``folder``, sharded or not. Raises CheckpointError where they cannot be read."""
-        files = cls(source, weight_files(source, folder))
+    def open(cls, source: str, folder: Path, stems: Sequence[str] = _STEMS) -> TensorFiles:
+        """The weight files in ``folder``, sharded or not, of the first of these names that is there.
+
+        Raises CheckpointError where they cannot be read.
+        """
+        files = cls(source, weight_files(source, folder, stems))
         for path in files.paths:
             try:
                 path.open("rb").close()  # safe_open takes every failure for a missing file
             except OSError as error:
                 raise CheckpointError(f"{source}: {path.name} cannot be read ({error.strerror})") from error
             handle = files._open_safetensors(path) if path.suffix == ".safetensors" else files._load_pickle(path)
-            files._where.update(dict.fromkeys(handle.keys(), handle))
+            names = {_modern(stored): stored for stored in handle.keys()}  # noqa: SIM118  # handles are no mappings
+            files._where.update(dict.fromkeys(names, handle))
+            files._stored.update(names)
         return files
 
     def _open_safetensors(self, path: Path) -> Any:
@@ -84,28 +94,37 @@ class TensorFiles:
         return sorted(self._where)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        handle = self._where[name]
+        handle, name = self._where[name], self._stored[name]
         return tuple(handle[name].shape if isinstance(handle, dict) else handle.get_slice(name).get_shape())
 
     def dtype(self, name: str) -> str:
         """float32, float16, ...; for what is not floating point the name that the file gives it."""
-        handle = self._where[name]
+        handle, name = self._where[name], self._stored[name]
         if isinstance(handle, dict):
             return str(handle[name].dtype).removeprefix("torch.")
         stored = handle.get_slice(name).get_dtype()
         return _DTYPES.get(stored, stored)
 
-    def tensor(self, name: str) -> torch.Tensor:
-        handle = self._where[name]
-        return handle[name] if isinstance(handle, dict) else handle.get_tensor(name)
+    def tensor(self, name: str, part: int | None = None) -> torch.Tensor:
+        """A tensor, or only the ``part``-th entry of its first axis, which stays (1 x ...)."""
+        handle, name = self._where[name], self._stored[name]
+        if part is None:
+            return handle[name] if isinstance(handle, dict) else handle.get_tensor(name)
+        return (handle[name] if isinstance(handle, dict) else handle.get_slice(name))[part : part + 1]
 
 
-def weight_files(source: str, folder: Path) -> list[Path]:
+def _modern(name: str) -> str:
+    """A tensor's name as transformers has it today."""
+    old = next((ending for ending in _OLD_ENDINGS if name.endswith(ending)), None)
+    return name if old is None else name.removesuffix(old) + _OLD_ENDINGS[old]
+
+
+def weight_files(source: str, folder: Path, stems: Sequence[str] = _STEMS) -> list[Path]:
     """The weight files of a model folder, sharded or not, in order of their names.
 
     Raises CheckpointError where there are none or a shard is missing.
     """
-    for stem in _STEMS:
+    for stem in stems:
         index = folder / f"{stem}.index.json"
         if index.is_file():
             try:
@@ -119,5 +138,5 @@ def weight_files(source: str, folder: Path) -> list[Path]:
         if (folder / stem).is_file():
             return [folder / stem]
     raise CheckpointError(
-        f"{source} has no model.safetensors; save it with model.save_pretrained(folder), which writes one"
+        f"{source} has no {stems[0]}; save it with model.save_pretrained(folder), which writes one"
     )

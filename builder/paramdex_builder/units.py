@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,16 @@ import pyarrow.parquet as pq
 import torch
 from safetensors.numpy import load_file, save_file
 
-from paramdex_builder.pairs import HeadPairs, Words, frobenius, pair_moments, strongest_pairs
-from paramdex_builder.project import moments, strongest_tokens
+from paramdex_builder.pairs import HeadPairs, Words, balanced, frobenius, pair_moments, strongest_pairs
+from paramdex_builder.project import strongest_tokens
 from paramdex_builder.space import Space
-from paramdex_schemas import ModelShape, isometry
+from paramdex_schemas import Layout, Run
 from paramdex_schemas.atlas_files import sha256
 
 PARAMETERS = pa.schema(
     [
-        ("row", pa.int64()), ("head", pa.int16()), ("kv_head", pa.int16()), ("idx", pa.int32()),
+        ("row", pa.int64()), ("stack", pa.string()), ("layer", pa.int16()), ("head", pa.int16()),
+        ("kv_head", pa.int16()), ("expert", pa.int16()), ("idx", pa.int32()),
         ("norm", pa.float32()), ("mean", pa.float32()), ("std", pa.float32()), ("projected_norm", pa.float32()),
         ("top_tokens", pa.list_(pa.int32())), ("top_scores", pa.list_(pa.float32())),
         ("bottom_tokens", pa.list_(pa.int32())), ("bottom_scores", pa.list_(pa.float32())),
@@ -34,7 +36,8 @@ PARAMETERS = pa.schema(
 )  # fmt: skip
 HEADS = pa.schema(
     [
-        ("row", pa.int64()), ("head", pa.int16()), ("kv_head", pa.int16()),
+        ("row", pa.int64()), ("stack", pa.string()), ("layer", pa.int16()), ("head", pa.int16()),
+        ("kv_head", pa.int16()),
         *((f"{matrix}_{number}", pa.float32()) for matrix in ("qk", "vo") for number in ("norm", "mean", "std")),
     ]
 )  # fmt: skip
@@ -45,6 +48,38 @@ PAIRS = pa.schema(
         ("target_id", pa.int32()), ("score", pa.float32()),
     ]
 )  # fmt: skip
+
+
+ATTENTION = ("attn_query", "attn_key", "attn_value", "attn_output")
+_PIECE_ROWS = 16_384
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one unit holds of a kind: a run of its parameters, or of a long one the rows of some of its ``owners``."""
+
+    run: Run
+    owners: range
+    number: int
+    """Counts the pieces of a kind."""
+
+    @property
+    def first(self) -> int:
+        return self.run.first + self.owners.start * self.run.size
+
+    @property
+    def n_rows(self) -> int:
+        return len(self.owners) * self.run.size
+
+
+def pieces(layout: Layout, kind: str) -> list[Piece]:
+    """The pieces of a kind, in order of its rows; each of whole owners, and of more than one only up to _PIECE_ROWS."""
+    found: list[Piece] = []
+    for run in layout.of(kind):
+        step = max(1, _PIECE_ROWS // run.size) if run.owner == "expert" else run.n_owners
+        for start in range(0, run.n_owners, step):
+            found.append(Piece(run, range(start, min(start + step, run.n_owners)), len(found)))
+    return found
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -72,57 +107,56 @@ class Units:
                 old.unlink()
             write_whole(file, lambda part: part.write_text(text, "utf-8"))
 
-    def _path(self, name: str, layer: int, ending: str) -> Path:
-        return self.folder / f"{name}-{layer:04d}.{ending}"
+    def _path(self, name: str, number: int, ending: str) -> Path:
+        return self.folder / f"{name}-{number:05d}.{ending}"
 
-    def has(self, name: str, layer: int) -> bool:
+    def has(self, name: str, number: int) -> bool:
         """Whether all files of the unit are there and whole; a damaged one is made again."""
         try:
-            table = self.read(name, layer)
+            table = self.read(name, number)
             if name == "heads":
-                self.read("pairs", layer)
+                self.read("pairs", number)
                 return True
             recorded = (table.schema.metadata or {}).get(_DIGEST)
-            return recorded == sha256(self._path(name, layer, "safetensors")).encode()
+            return recorded == sha256(self._path(name, number, "safetensors")).encode()
         except (OSError, pa.ArrowException):
             return False
 
-    def write(self, name: str, layer: int, table: pa.Table) -> None:
+    def write(self, name: str, number: int, table: pa.Table) -> None:
         """Write the rows of a unit; of a kind after its coordinates, whose digest they carry."""
-        path = self._path(name, layer, "parquet")
-        beside = self._path(name, layer, "safetensors")
+        path = self._path(name, number, "parquet")
+        beside = self._path(name, number, "safetensors")
         if beside.is_file():
             table = table.replace_schema_metadata({_DIGEST: sha256(beside)})
         write_whole(path, lambda part: pq.write_table(table, part, write_page_checksum=True))
 
-    def read(self, name: str, layer: int) -> pa.Table:
-        return pq.read_table(self._path(name, layer, "parquet"), page_checksum_verification=True)
+    def read(self, name: str, number: int) -> pa.Table:
+        return pq.read_table(self._path(name, number, "parquet"), page_checksum_verification=True)
 
-    def write_coordinates(self, kind: str, layer: int, rows: np.ndarray) -> None:
-        path = self._path(kind, layer, "safetensors")
+    def write_coordinates(self, kind: str, number: int, rows: np.ndarray) -> None:
+        path = self._path(kind, number, "safetensors")
         write_whole(path, lambda part: save_file({"coordinates": rows}, part))
 
-    def coordinates(self, kind: str, layer: int) -> np.ndarray:
-        """Normalized coordinates of one kind and layer (n x r, float32)."""
-        return load_file(self._path(kind, layer, "safetensors"))["coordinates"]
+    def coordinates(self, kind: str, number: int) -> np.ndarray:
+        """Normalized coordinates of one unit (n x r, float32)."""
+        return load_file(self._path(kind, number, "safetensors"))["coordinates"]
 
 
-def parameter_unit(
-    rows: torch.Tensor, kind: str, layer: int, shape: ModelShape, space: Space, top_k: int
-) -> tuple[pa.Table, np.ndarray]:
-    """The table rows and normalized coordinates (n x r, float32) of the vectors ``rows`` (n x d) of a layer."""
+def parameter_unit(rows: torch.Tensor, piece: Piece, space: Space, top_k: int) -> tuple[pa.Table, np.ndarray]:
+    """The table rows and normalized coordinates (n x r, float32) of the vectors ``rows`` (n x d) of a piece."""
     rows = rows.to(space.embedding.device)
     tokens = strongest_tokens(rows, space, top_k)
-    mean, std = moments(rows, space)
-    norm = rows.double().norm(dim=1)
+    mean, std, coordinates = space.describe(rows)
+    norm = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
     projected = (space.size * (mean**2 + std**2)).sqrt()
-    block = shape.blocks[kind]
-    first = block.first + layer * block.rows_per_layer
-    heads, kv_heads, indexes = zip(*shape.rows(kind), strict=True)
+    heads, kv_heads, experts, indexes = zip(*piece.run.rows(piece.owners), strict=True)
     columns: dict[str, Any] = {
-        "row": range(first, first + len(rows)),
+        "row": range(piece.first, piece.first + len(rows)),
+        "stack": [piece.run.stack] * len(rows),
+        "layer": [piece.run.layer] * len(rows),
         "head": heads,
         "kv_head": kv_heads,
+        "expert": experts,
         "idx": indexes,
         "norm": norm.float().cpu().numpy(),
         "mean": mean.float().cpu().numpy(),
@@ -133,7 +167,7 @@ def parameter_unit(
         columns[f"{side}_tokens"] = _lists(found.ids.int())
         columns[f"{side}_scores"] = _lists(found.scores)
     table = pa.table([pa.array(columns[field.name], field.type) for field in PARAMETERS], schema=PARAMETERS)
-    return table, isometry.normalize(space.coordinates(rows).cpu().numpy()).astype(np.float32)
+    return table, coordinates.cpu().numpy()
 
 
 def _lists(values: torch.Tensor) -> pa.ListArray:
@@ -143,28 +177,34 @@ def _lists(values: torch.Tensor) -> pa.ListArray:
 
 
 def head_units(
-    vectors: dict[str, torch.Tensor], layer: int, shape: ModelShape, space: Space, words: Words, pair_k: int,
+    vectors: dict[str, list[torch.Tensor]], run: Run, first: int, space: Space, words: Words, pair_k: int,
     advance: Callable[[int], None],
 ) -> tuple[pa.Table, pa.Table]:  # fmt: skip
-    """The rows of ``heads`` and ``pairs`` of one layer, from its vectors by kind (n x d each)."""
+    """The rows of ``heads`` and ``pairs`` of one place, from its vectors by kind: the terms of each (n x d each).
+
+    ``run`` is the place's run of attn_query, ``first`` the number of its first head.
+    """
     E = space.embedding
     heads: list[dict[str, Any]] = []
     pairs: list[pa.Table] = []
-    for head in range(shape.n_heads):
-        kv_head = shape.kv_head(head)
-        row = layer * shape.n_heads + head
-        entry: dict[str, Any] = {"row": row, "head": head, "kv_head": kv_head}
+    for head in range(run.n_owners):
+        kv_head = head // run.group
+        entry: dict[str, Any] = {
+            "row": first + head, "stack": run.stack, "layer": run.layer, "head": head, "kv_head": kv_head
+        }  # fmt: skip
         for matrix, left, right in (("QK", "attn_query", "attn_key"), ("VO", "attn_value", "attn_output")):
             P, Q = (
-                vectors[kind][number * shape.d_head : (number + 1) * shape.d_head].to(E.device)
+                torch.cat([rows[number * run.size : (number + 1) * run.size] for rows in vectors[kind]]).to(E.device)
                 for kind, number in (
                     (left, head if left == "attn_query" else kv_head),
                     (right, head if right == "attn_output" else kv_head),
                 )
             )
+            if len(vectors[left]) > 1:
+                P, Q = balanced(P, Q)
             A, B = _scores(E, P), _scores(E, Q)
             for side, found in strongest_pairs(A, B, words, pair_k).items():
-                pairs.append(_pair_rows(found, words, row, matrix, is_top=side == "top"))
+                pairs.append(_pair_rows(found, words, first + head, matrix, is_top=side == "top"))
             mean, std = pair_moments(A, B)
             name = matrix.lower()
             entry |= {f"{name}_norm": frobenius(P, Q), f"{name}_mean": mean, f"{name}_std": std}

@@ -68,8 +68,8 @@ class Style:
         continuation = model.get("continuing_subword_prefix") or None
         return cls(byte_level, metaspace, continuation, model.get("end_of_word_suffix") or None)
 
-    def read(self, token: str) -> tuple[str, bool]:
-        """(text, starts a word) of one ordinary token.
+    def read(self, token: str) -> tuple[str, bool | None]:
+        """(text, starts a word) of one ordinary token; None where only ends of words are marked.
 
         >>> Style(True, False, None, None).read("ĠCanada")
         (' Canada', True)
@@ -85,7 +85,7 @@ class Style:
         if self.continuation and token.startswith(self.continuation):
             return token[len(self.continuation) :], False
         if self.word_end:
-            return token.removesuffix(self.word_end) + (" " if token.endswith(self.word_end) else ""), True
+            return token.removesuffix(self.word_end) + (" " if token.endswith(self.word_end) else ""), None
         return token, True
 
 
@@ -97,7 +97,8 @@ class Vocabulary:
     texts: list[str]
     folded: list[str]
     special: list[bool]
-    word_start: list[bool]
+    word_start: list[bool | None]
+    """None where the tokenizer does not say."""
     tokenizer_sha256: str
 
     @property
@@ -127,7 +128,7 @@ class Vocabulary:
                 "is_special": self.special,
                 "is_ascii": [text.isascii() for text in self.texts],
                 "is_alnum": [text.strip().isalnum() for text in self.texts],
-                "is_word_start": self.word_start,
+                "is_word_start": pa.array(self.word_start, pa.bool_()),
             }
         )
 
@@ -167,7 +168,7 @@ def read_vocabulary(source: str, folder: Path, embedding_rows: int) -> Vocabular
         tokens.append(name)
         texts.append(text)
         folded.append((name if continued else text.strip() or text).casefold())
-        word_start.append(starts and i not in special)
+        word_start.append(False if i in special else starts)
     return Vocabulary(
         tokens, texts, folded, [i in special for i in range(size)], word_start,
         hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),

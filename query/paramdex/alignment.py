@@ -12,11 +12,13 @@ import pyarrow as pa
 
 from paramdex.result import Result
 from paramdex_schemas import QueryError
+from paramdex_schemas.layout import place_name
 
 _SCHEMA = pa.schema(
     [
-        ("model_a", pa.string()), ("model_b", pa.string()), ("kind", pa.string()), ("layer_a", pa.int16()),
-        ("layer_b", pa.int16()), ("score", pa.float32()), ("matched", pa.bool_()), ("feature_score", pa.float32()),
+        ("model_a", pa.string()), ("model_b", pa.string()), ("kind", pa.string()),
+        ("stack_a", pa.string()), ("layer_a", pa.int16()), ("stack_b", pa.string()), ("layer_b", pa.int16()),
+        ("score", pa.float32()), ("matched", pa.bool_()), ("feature_score", pa.float32()),
         ("feature_matched", pa.bool_()),
     ]
 )  # fmt: skip
@@ -29,13 +31,16 @@ class Alignment(Result):
     """
 
     def scores(self, kind: str, *, feature: bool = False) -> np.ndarray:
-        """The scores of one kind as a matrix, layers of the first model x layers of the second."""
+        """The scores of one kind as a matrix, places of the first model x places of the second."""
         name = "feature_score" if feature else "score"
         rows = [row for row in self.table.to_pylist() if row["kind"] == kind]
-        matrix = np.full((rows[-1]["layer_a"] + 1, rows[-1]["layer_b"] + 1), np.nan)
-        for row in rows:
-            matrix[row["layer_a"], row["layer_b"]] = np.nan if row[name] is None else row[name]
-        return matrix
+        values = [np.nan if row[name] is None else row[name] for row in rows]
+        return np.array(values).reshape(len(self.places(kind, "a")), -1)
+
+    def places(self, kind: str, side: str) -> list[str]:
+        """The names of one kind's layers in the model of ``side`` a or b: L0, or encoder/L0 where there are stacks."""
+        rows = [row for row in self.table.to_pylist() if row["kind"] == kind]
+        return list(dict.fromkeys(place_name((row[f"stack_{side}"], row[f"layer_{side}"])) for row in rows))
 
     @property
     def kinds(self) -> list[str]:
@@ -49,10 +54,11 @@ class Alignment(Result):
 
 
 def alignment_from_rows(a: str, b: str, rows: list[tuple[Any, ...]], notes: Sequence[str] = ()) -> Alignment:
-    """From rows of (kind, layer_a, layer_b, score, matched, feature_score, feature_matched), ordered."""
+    """From rows of (kind, place a, place b, score, matched, feature_score, feature_matched), ordered."""
     if not rows:
         raise QueryError(f"{a} and {b} have no kind of parameter in common")
-    table = pa.Table.from_pylist([dict(zip(_SCHEMA.names, (a, b, *row), strict=True)) for row in rows], schema=_SCHEMA)
+    flat = [(a, b, kind, *place_a, *place_b, *rest) for kind, place_a, place_b, *rest in rows]
+    table = pa.Table.from_pylist([dict(zip(_SCHEMA.names, row, strict=True)) for row in flat], schema=_SCHEMA)
     lines = []
     for kind in dict.fromkeys(row[0] for row in rows):
         ours = [row for row in rows if row[0] == kind]
@@ -70,7 +76,19 @@ def _summary(rows: list[tuple[Any, ...]], score: int, matched: int, prefix: str)
     chosen = [row for row in rows if row[matched]]
     others = [row[score] for row in rows if not row[matched]]
     return {
-        f"{prefix}layers": " ".join(f"{row[1]}-{row[2]}" for row in chosen),
+        f"{prefix}layers": " ".join(
+            f"{short_name(place_name(row[1]))}-{short_name(place_name(row[2]))}" for row in chosen
+        ),
         f"{prefix}matched": float(np.mean([row[score] for row in chosen])),
         f"{prefix}others": float(np.mean(others)) if others else None,
     }
+
+
+def short_name(place: str) -> str:
+    """A layer where there is little room: its number, and before it the first letter of its stack, where it has one.
+
+    >>> short_name("L3"), short_name("encoder/L0")
+    ('3', 'e0')
+    """
+    stack, _, layer = place.rpartition("/")
+    return f"{stack[:1]}{layer.removeprefix('L')}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,13 @@ import pyarrow as pa
 
 from paramdex.alignment import Alignment, alignment_from_rows
 from paramdex.database import Database
+from paramdex.diff import diff
+from paramdex.nearest import nearest as nearest_rows
+from paramdex.postings import Postings
 from paramdex.result import Result, visible
 from paramdex.vectors import SharedSpace, Vectors
 from paramdex.words import Wanted, resolve
-from paramdex_schemas import KINDS, MATRICES, Address, AddressError, ModelShape, QueryError, isometry
+from paramdex_schemas import KINDS, MATRICES, Address, AddressError, Layout, QueryError, Run, isometry
 from paramdex_schemas.errors import nearest
 from paramdex_schemas.isometry import Array
 
@@ -35,13 +38,32 @@ class Model:
     vocabulary_size: int
     first_param_id: int
     first_head_id: int
-    shape: ModelShape
+    layout: Layout
 
     def param_id(self, address: Address) -> int:
-        return self.first_param_id + self.shape.row(address)
+        return self.first_param_id + self.layout.row(address)
 
     def head_id(self, address: Address) -> int:
-        return self.first_head_id + self.shape.head_row(address)
+        return self.first_head_id + self.layout.head_row(address)
+
+    def address(self, param_id: int) -> Address:
+        return self.layout.address(self.name, param_id - self.first_param_id)
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """The model's parameters [first, end) by param_id."""
+        return self.first_param_id, self.first_param_id + self.layout.n_parameters
+
+    def spans(self, kind: str | None, layer: int | None) -> list[tuple[int, int]]:
+        """As ``span``, of one kind, one layer (in every stack) or both; touching spans are one."""
+        found: list[tuple[int, int]] = []
+        for run in self.layout.runs:
+            if kind in (None, run.kind) and layer in (None, run.layer):
+                start = self.first_param_id + run.first
+                joined = bool(found) and found[-1][1] == start
+                first = found.pop()[0] if joined else start
+                found.append((first, start + run.n_rows))
+        return found
 
 
 def open(path: str | Path) -> Atlas:  # noqa: A001  # `paramdex.open` reads as `gzip.open` does
@@ -55,11 +77,18 @@ class Atlas:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._database = Database(self.path)
+        runs: dict[int, list[Run]] = {}
+        for number, *run in self._database.rows(
+            "SELECT model_id, kind, stack, layer, owner, n_owners, size, group_size, "
+            "l.first_param_id - m.first_param_id "
+            "FROM store.layout AS l JOIN store.models AS m USING (model_id) ORDER BY l.first_param_id"
+        ):
+            runs.setdefault(number, []).append(Run(*run))
         self.models = {
-            name: Model(number, name, vocabulary, size, first, first_head, ModelShape(*shape))
-            for number, name, vocabulary, size, first, first_head, *shape in self._database.rows(
-                "SELECT model_id, model, vocabulary, vocabulary_size, first_param_id, first_head_id, "
-                "n_layers, d_model, n_heads, n_kv_heads, d_head, d_ff, gated FROM store.models ORDER BY model_id"
+            name: Model(number, name, vocabulary, size, first, first_head, Layout(tuple(runs[number])))
+            for number, name, vocabulary, size, first, first_head in self._database.rows(
+                "SELECT model_id, model, vocabulary, vocabulary_size, first_param_id, first_head_id "
+                "FROM store.models ORDER BY model_id"
             )
         }
 
@@ -75,6 +104,10 @@ class Atlas:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @property
+    def _postings(self) -> Postings:
+        return Postings(self._database)
 
     @cached_property
     def _vectors(self) -> Vectors:
@@ -125,10 +158,12 @@ class Atlas:
             return self._show_parameter(model, where, k)
         if where.is_head:
             return self._show_head(model, where, k, distinct=distinct)
-        if where.layer is not None:
-            raise AddressError(
-                f"{where} is a layer; show takes a parameter or a head, {where}/ff_value/0 or {where}/H0, say"
-            )
+        if where != Address(where.model):
+            what = "an expert" if where.expert is not None else "a layer" if where.layer is not None else "a stack"
+            example = model.layout.example(where)
+            head = Address(where.model, example.layer, 0, stack=example.stack)
+            examples = str(example) if where.expert is not None else f"{example} or {head}"
+            raise AddressError(f"{where} is {what}; show takes a parameter or a head, {examples}, say")
         table = self._database.named("info")
         row = table.slice(table["model"].to_pylist().index(model.name), 1)
         pairs = {"property": row.column_names, "value": [_text(value) for value in row.to_pylist()[0].values()]}
@@ -147,23 +182,28 @@ class Atlas:
         words = [tokens] if isinstance(tokens, str) else list(tokens)
         _check_k(k)
         chosen = self._with_layer(self._choose(model), layer)
-        self._check_kind(kind, chosen, matrices=True)
+        self._check_kind(kind, chosen, layer, matrices=True)
         wanted = self._resolve(chosen, words)
         parameters: list[dict[str, Any]] = []
         heads: list[dict[str, Any]] = []
         for item in wanted:
-            models = [one.model_id for one in chosen if one.vocabulary == item.vocabulary]
-            values = {"ids": item.ids, "words": item.words, "models": models, "kind": kind, "layer": layer, "k": k}
+            models = [one for one in chosen if one.vocabulary == item.vocabulary]
             of = {"vocabulary": item.vocabulary}
-            if kind not in MATRICES:
-                found = self._database.named_rows("find_parameters", values)
-                parameters += [row | of | {"lists": [row["ids"]]} for row in found]
-            if kind is None or kind in MATRICES:
+            spans = [span for one in models for span in one.spans(kind, layer)] if kind not in MATRICES else []
+            if spans:
+                for row in self._postings.holders(item, [one.span for one in models], spans, k):
+                    where = self._owner(row["id"]).address(row["id"])
+                    parameters.append(row | of | {"address": str(where), "kind": where.kind, "lists": [row["ids"]]})
+            if (kind is None or kind in MATRICES) and any(one.layout.n_heads for one in models):
+                values = {
+                    "ids": item.ids, "words": item.words, "models": [one.model_id for one in models], "kind": kind,
+                    "layer": layer, "k": k,
+                }  # fmt: skip
                 found = self._database.named_rows("find_heads", values | {"shown": 3})
                 heads += [row | of | {"lists": [row["sources"], row["targets"]]} for row in found]
         order = lambda row: (-row["words"], -row.get("linked", 0), -(row["z"] or 0), row["id"])  # noqa: E731
         rows = [*sorted(parameters, key=order)[:k], *sorted(heads, key=order)[:k]]
-        texts = self._texts([(row["vocabulary"], i) for row in rows for ids in row["lists"] for i in ids])
+        texts = self._postings.texts([(row["vocabulary"], i) for row in rows for ids in row["lists"] for i in ids])
         for row in rows:  # a parameter's tokens, or the two of each of a head's pairs
             items = zip(*row["lists"], strict=True)
             row["tokens"] = [" → ".join(texts[row["vocabulary"], i] for i in item) for item in items]
@@ -185,15 +225,15 @@ class Atlas:
         """
         _check_k(k)
         chosen = self._with_layer(self._choose(model), layer)
-        self._check_kind(kind, chosen)
+        self._check_kind(kind, chosen, layer)
         wanted = self._resolve(chosen, words.split() if isinstance(words, str) else list(words))
         hits: list[tuple[float, int]] = []
         for item in wanted:
             for one in chosen:
                 if one.vocabulary == item.vocabulary:
                     query = self._indicator(one, sorted(set(item.ids)))
-                    for each in one.shape.kinds if kind is None else [kind]:
-                        if each in one.shape.kinds:
+                    for each in one.layout.kinds if kind is None else [kind]:
+                        if each in one.layout.kinds:
                             hits += self._nearest(one, each, query, k, layer, side)
         hits = _strongest(hits, k, side)
         return self._list(hits, None, self._missing(wanted, chosen))
@@ -210,24 +250,24 @@ class Atlas:
         """
         where = self.address(address)
         if where.kind is None or where.is_head:
-            example = Address(where.model, where.layer or 0, kind="ff_value", idx=0)
+            example = self.models[where.model].layout.example(replace(where, head=None))
             raise AddressError(f"similar takes the address of a parameter, {example}, say, not {where}")
         _check_k(k)
         own = self.models[where.model]
         chosen = self._with_layer([own] if model is None else self._choose(None if model == "all" else model), layer)
         kind = where.kind if kind is None else kind
-        self._check_kind(kind, chosen)
-        row = own.shape.row(where) - own.shape.blocks[where.kind].first
-        vector = self._vectors.index(own.name, where.kind).reconstruct(row)
+        self._check_kind(kind, chosen, layer)
+        row = own.layout.row(where) - own.layout.blocks[where.kind].first
+        (vector,) = self._vectors.index(own.name, where.kind).reconstruct_n(row, 1)
         hits: list[tuple[float, int]] = []
         notes: list[str] = []
         for one in chosen:
-            if kind not in one.shape.kinds:
+            if kind not in one.layout.kinds:
                 continue
             if one.vocabulary == own.vocabulary:
-                query = self._vectors.transfer(own, one) @ vector
+                query = vector if one is own else self._vectors.transfer(own, one) @ vector
                 found = self._nearest(one, kind, query, k + 1, layer, side)
-                hits += [hit for hit in found if hit[1] != own.first_param_id + own.shape.row(where)]
+                hits += [hit for hit in found if hit[1] != own.param_id(where)]
             else:
                 try:
                     shared, flipped = self._shared(own, one)
@@ -241,6 +281,19 @@ class Atlas:
         hits = _strongest(hits, k, side)
         return self._list(hits, f"nearest to {where}: {self._describe(own.param_id(where))}", notes)
 
+    def diff(
+        self, base: str, tuned: str | None = None, k: int = 10, *, kind: str | None = None, layer: int | None = None
+    ) -> Result:
+        """What training moved most: of each kind of neuron and each of the heads' matrices (or of ``kind`` alone) the k
+        parameters whose tuned vector lies farthest from the base's, with the tokens they moved toward and away from.
+
+        The atlas must have been built with ``--base``. ``base`` and ``tuned`` are names in the atlas or the sources
+        given at the build; the displacement's own name alone does as well. ``norm`` is that of the difference,
+        ``relative`` in parts of the base's own where the atlas has the base. Raises QueryError or AddressError.
+        """
+        _check_k(k)
+        return diff(self, base, tuned, k, kind, layer)
+
     def align(self, model_a: str, model_b: str, kind: str | None = None) -> Alignment:
         """How alike the layers of two models are: for every kind and pair of layers the mean |Pearson correlation| over
         all pairs of their vectors, and the one-to-one matching of layers that maximizes its sum.
@@ -251,44 +304,47 @@ class Atlas:
         if a is b:
             raise QueryError(f"align takes two different models, not {a.name} twice")
         self._check_kind(kind, [a, b])
-        kinds = [each for each in a.shape.kinds if each in b.shape.kinds and kind in (None, each)]
+        weights = [each for each in KINDS if KINDS[each].form == "weight"]
+        if kind is not None and kind not in weights:
+            raise QueryError(f"align compares layers by their weights, and {kind} is none; {nearest(kind, weights)}")
+        kinds = [each for each in weights if each in a.layout.kinds and each in b.layout.kinds and kind in (None, each)]
         if a.vocabulary == b.vocabulary:
             first, second = sorted((a, b), key=lambda model: model.model_id)
             rows = self._database.rows(
-                "SELECT kind, layer_a, layer_b, score, matched, feature_score, feature_matched "
+                "SELECT kind, stack_a, layer_a, stack_b, layer_b, score, matched, feature_score, feature_matched "
                 "FROM store.layer_alignments WHERE model_a = ? AND model_b = ?",
                 [first.name, second.name],
             )
+            pairs = [(each, (sa, la), (sb, lb), *rest) for each, sa, la, sb, lb, *rest in rows if each in kinds]
             if first is b:
-                rows = [(each, lb, la, *rest) for each, la, lb, *rest in rows]
-            rows = sorted((row for row in rows if row[0] in kinds), key=lambda row: (kinds.index(row[0]), *row[1:3]))
-            return alignment_from_rows(a.name, b.name, rows)
+                pairs = [(each, pb, pa_, *rest) for each, pa_, pb, *rest in pairs]
+            order = {each: (list(a.layout.places(each)), list(b.layout.places(each))) for each in kinds}
+            pairs.sort(key=lambda row: (kinds.index(row[0]), *(order[row[0]][i].index(row[i + 1]) for i in (0, 1))))
+            return alignment_from_rows(a.name, b.name, pairs)
         shared, flipped = self._shared(a, b)
         root_a, root_b = reversed(shared.roots) if flipped else shared.roots
         T = shared.transfer.T if flipped else shared.transfer
-        rows = []
+        pairs = []
         for each in kinds:
             in_b = (self._vectors.shared_rows(a.name, each, root_a, None) @ T.T).astype(np.float32)
             own = self._vectors.shared_rows(b.name, each, root_b, a.name)
-            scores = isometry.layer_scores(np.split(in_b, a.shape.n_layers), np.split(own, b.shape.n_layers))
+            places = (a.layout.places(each), b.layout.places(each))
+            layers = [[x[i:j] for i, j in spans.values()] for x, spans in zip((in_b, own), places, strict=True)]
+            scores = isometry.layer_scores(*layers)
             matched = isometry.match_layers(scores)
-            rows += [
-                (each, i, j, float(scores[i, j]), bool(matched[i, j]), None, None) for i, j in np.ndindex(*scores.shape)
+            pairs += [
+                (each, place_a, place_b, float(scores[i, j]), bool(matched[i, j]), None, None)
+                for i, place_a in enumerate(places[0])
+                for j, place_b in enumerate(places[1])
             ]
-        return alignment_from_rows(a.name, b.name, rows, [_shared_note(a, b, shared)])
+        return alignment_from_rows(a.name, b.name, pairs, [_shared_note(a, b, shared)])
 
     # ---- what they are made of
 
     def address(self, text: str) -> Address:
         """Read an address and check that the atlas has it. Raises AddressError, naming the nearest there are."""
         where = Address.parse(text)
-        model = self._model(where.model)
-        if where.kind is not None:
-            model.shape.row(where)
-        elif where.head is not None:
-            model.shape.head_row(where)
-        elif where.layer is not None:
-            model.shape.check_layer(where)
+        self._model(where.model).layout.check(where)
         return where
 
     def _model(self, name: str) -> Model:
@@ -299,21 +355,27 @@ class Atlas:
     def _choose(self, name: str | None) -> list[Model]:
         return list(self.models.values()) if name is None else [self._model(name)]
 
-    def _check_kind(self, kind: str | None, models: list[Model], *, matrices: bool = False) -> None:
-        known = [each for each in KINDS if any(each in model.shape.kinds for model in models)]
+    def _check_kind(
+        self, kind: str | None, models: list[Model], layer: int | None = None, *, matrices: bool = False
+    ) -> None:
+        """Raises QueryError where no model has such a kind, or a layer is asked for that it cannot have."""
+        known = [each for each in KINDS if any(each in model.layout.kinds for model in models)]
         known += ["QK", "VO"] if matrices else []
         if kind is not None and kind not in known:
             where = f"{models[0].name} has no parameters of" if len(models) == 1 else "there is no"
             raise QueryError(f"{where} kind {kind!r}; {nearest(kind, known)}")
+        if kind in KINDS and KINDS[kind].owner == "model" and layer is not None:
+            raise QueryError(f"{kind} belongs to no layer; ask without layer {layer}")
 
     def _with_layer(self, models: list[Model], layer: int | None) -> list[Model]:
         """The models that have this layer. Raises AddressError where none has."""
         if layer is None:
             return models
-        found = [model for model in models if 0 <= layer < model.shape.n_layers]
+        found = [model for model in models if 0 <= layer < model.layout.n_layers()]
         if not found:
-            most = max(models, key=lambda model: model.shape.n_layers)
-            raise AddressError(f"there is no layer {layer}; {most.name} has layers L0 to L{most.shape.n_layers - 1}")
+            most = max(models, key=lambda model: model.layout.n_layers())
+            last = most.layout.n_layers() - 1
+            raise AddressError(f"there is no layer {layer}; {most.name} has layers L0 to L{last}")
         return found
 
     def _resolve(self, models: list[Model], words: list[str]) -> list[Wanted]:
@@ -330,30 +392,26 @@ class Atlas:
             notes.append(f"the vocabulary of {', '.join(silent)} has none of these words")
         return notes
 
-    def _texts(self, items: Iterable[tuple[str, int]]) -> dict[tuple[str, int], str]:
-        """(vocabulary, token_id) -> text, of these items and perhaps of some others."""
-        wanted = set(items)
-        rows = self._database.rows(
-            "SELECT vocabulary, token_id, text FROM store.tokens "
-            "WHERE list_contains($ids, token_id) AND list_contains($vocabularies, vocabulary)",
-            {"ids": sorted({i for _, i in wanted}), "vocabularies": sorted({v for v, _ in wanted})},
-        )
-        return {(vocabulary, token_id): text for vocabulary, token_id, text in rows}
-
     def _show_parameter(self, model: Model, where: Address, k: int) -> Result:
         param_id = model.param_id(where)
-        ((address, norm, mean, std),) = self._database.rows(
-            "SELECT address, norm, mean, std FROM store.parameters WHERE param_id = ?", [param_id]
-        )
-        table = self._database.named("parameter", {"param_id": param_id, "k": k})
-        n_top = table["side"].to_pylist().count("top")  # the rows come with the top side first
-        sides = {"top": table.slice(0, n_top), "bottom": table.slice(n_top)}
-        shown: dict[str, Any] = {"rank": sides["top"]["rank"]}
-        for side, rows in sides.items():
+        found = self._postings.parameters([param_id], k)[param_id]
+        token, text = (self._database.tokens(model.vocabulary, column) for column in ("token", "text"))
+        sides = []
+        for side in ("top", "bottom"):
+            ids, scores = found.tokens[side], np.array(found.scores[side], np.float32)
+            z = (scores - found.mean) / found.std if found.std > 0 else pa.nulls(len(ids), pa.float32())
+            columns = {
+                "side": [side] * len(ids), "rank": range(1, len(ids) + 1), "token_id": pa.array(ids, pa.int32()),
+                "token": token.take(pa.array(ids)), "text": text.take(pa.array(ids)), "score": scores, "z": z,
+            }  # fmt: skip
+            sides.append(pa.table(columns))
+        shown: dict[str, Any] = {"rank": sides[0]["rank"]}
+        for side, rows in zip(("top", "bottom"), sides, strict=True):
             shown |= {side: rows["text"], f"{side} score": rows["score"], f"{side} z": rows["z"]}
-        title = f"{address}: {KINDS[str(where.kind)].says}"
-        numbers = f"norm {norm:.4g}; scores over {model.vocabulary_size:,} tokens: mean {mean:.4g}, std {std:.4g}"
-        return Result(table, f"{title}\n{numbers}", shown=pa.table(shown))
+        title = f"{found.address}: {KINDS[str(where.kind)].says}"
+        of_scores = f"mean {found.mean:.4g}, std {found.std:.4g}"
+        numbers = f"norm {found.norm:.4g}; scores over {model.vocabulary_size:,} tokens: {of_scores}"
+        return Result(pa.concat_tables(sides), f"{title}\n{numbers}", shown=pa.table(shown))
 
     def _show_head(self, model: Model, where: Address, k: int, *, distinct: bool) -> Result:
         head_id = model.head_id(where)
@@ -374,9 +432,8 @@ class Atlas:
         notes = [
             f"{matrix}: {same} of its top {count} pairs are of a word with itself" for matrix, same, count in counts
         ]
-        sharing = (
-            "" if model.shape.group == 1 else f", sharing key/value head {model.shape.kv_head(int(where.head or 0))}"
-        )
+        group = model.layout.heads((where.stack, where.layer)).group
+        sharing = "" if group == 1 else f", sharing key/value head {int(where.head or 0) // group}"
         title = f"{where}: QK pairs are query → key, VO pairs read → written{sharing}"
         names = ("matrix", "rank", "top", "top score", "bottom", "bottom score")
         return Result(table, title, notes, pa.table({name: [line.get(name) for line in shown] for name in names}))
@@ -391,22 +448,19 @@ class Atlas:
         norm = (m * (1 - m / V)) ** 0.5
         return space.root.inverse.T @ total / norm if norm else np.zeros(space.root.rank)
 
-    def _span(self, model: Model, kind: str, layer: int | None) -> tuple[int, int] | None:
+    def _spans(self, model: Model, kind: str, layer: int | None) -> list[tuple[int, int]]:
+        """The rows of a kind's index that a layer has, in every stack; all rows where no layer is asked for."""
         if layer is None:
-            return None
-        rows = model.shape.blocks[kind].rows_per_layer
-        return layer * rows, (layer + 1) * rows
+            return [(0, model.layout.blocks[kind].n_rows)]
+        return [span for (_, each), span in model.layout.places(kind).items() if each == layer]
 
     def _nearest(
         self, model: Model, kind: str, query: Array, k: int, layer: int | None, side: str
     ) -> list[tuple[float, int]]:
         """(similarity, param_id) of the k parameters of a kind nearest to a query in the model's own coordinates."""
-        first, span = model.first_param_id + model.shape.blocks[kind].first, self._span(model, kind, layer)
-        hits: dict[int, float] = {}
-        for sign in _signs(side):
-            found = self._vectors.nearest(model.name, kind, sign * query, k, span)
-            hits |= {first + row: sign * similarity for similarity, row in found}
-        return _strongest([(similarity, param_id) for param_id, similarity in hits.items()], k, side)
+        first = model.first_param_id + model.layout.blocks[kind].first
+        rows, spans = self._vectors.index(model.name, kind), self._spans(model, kind, layer)
+        return [(similarity, first + row) for similarity, row in nearest_rows(rows, query, k, spans, _signs(side))]
 
     def _nearest_shared(
         self, own: Model, vector: Array, other: Model, kind: str, shared: SharedSpace, flipped: bool, k: int,
@@ -417,10 +471,14 @@ class Atlas:
         T = shared.transfer.T if flipped else shared.transfer
         moved = root_own.root @ (self._vectors.space(own.name).root.inverse @ vector.astype(np.float64))
         query = T @ isometry.normalize(moved[None, :])[0]
-        scores = self._vectors.shared_rows(other.name, kind, root_other, own.name) @ query.astype(np.float32)
-        start, end = self._span(other, kind, layer) or (0, len(scores))
-        first = other.first_param_id + other.shape.blocks[kind].first
-        return _strongest([(float(scores[row]), first + row) for row in range(start, end)], k, side)
+        first = other.first_param_id + other.layout.blocks[kind].first
+        hits: list[tuple[float, int]] = []
+        for span in self._spans(other, kind, layer):
+            scores = self._vectors.shared_similarities(other.name, kind, root_other, own.name, query, span)
+            strength = np.max([sign * scores for sign in _signs(side)], axis=0)
+            best = np.lexsort((np.arange(len(scores)), -strength))[:k]
+            hits += [(float(scores[row]), first + span[0] + int(row)) for row in best]
+        return _strongest(hits, k, side)
 
     def _shared(self, a: Model, b: Model) -> tuple[SharedSpace, bool]:
         """The shared space of two models of different vocabularies, and whether it is kept the other way round."""
@@ -430,10 +488,15 @@ class Atlas:
     def _shared_tokens(self, a: Model, b: Model) -> tuple[list[int], list[int]]:
         """The ids of the tokens whose text both models have, in each. Raises QueryError where there are too few."""
         rows = self._database.rows(
-            "WITH items AS (SELECT vocabulary, trim(text) AS text, is_word_start, min(token_id) AS token_id "
+            "WITH items AS (SELECT vocabulary, trim(text) AS text, is_word_start, "
+            # Where only ends of words are marked, the whole word and not the beginning of longer ones.
+            "first(token_id ORDER BY is_word_start IS NULL AND NOT ends_with(text, ' '), token_id) AS token_id "
             "FROM store.tokens WHERE NOT is_special AND trim(text) <> '' AND vocabulary IN ($a, $b) GROUP BY ALL) "
-            "SELECT x.token_id, y.token_id FROM items AS x JOIN items AS y USING (text, is_word_start) "
-            "WHERE x.vocabulary = $a AND y.vocabulary = $b ORDER BY ALL",
+            "SELECT x.token_id, y.token_id FROM items AS x JOIN items AS y USING (text) "
+            "WHERE x.vocabulary = $a AND y.vocabulary = $b AND coalesce(x.is_word_start = y.is_word_start, true) "
+            # Where one vocabulary does not say what starts a word, a text may have two matches: the word is meant.
+            "QUALIFY row_number() OVER (PARTITION BY x.token_id ORDER BY y.is_word_start DESC NULLS LAST) = 1 "
+            "AND row_number() OVER (PARTITION BY y.token_id ORDER BY x.is_word_start DESC NULLS LAST) = 1 ORDER BY ALL",
             {"a": a.vocabulary, "b": b.vocabulary},
         )
         if len(rows) < 2:
@@ -446,17 +509,21 @@ class Atlas:
 
     def _tokens(self, param_ids: list[int]) -> dict[int, tuple[str, list[str], list[str]]]:
         """param_id -> (address, its strongest tokens on top, and at the bottom)."""
-        rows = self._database.rows(
-            "SELECT p.param_id, p.address, m.vocabulary, p.top_tokens[:$n], p.bottom_tokens[:$n] "
-            "FROM store.parameters AS p JOIN store.models AS m USING (model_id) "
-            "WHERE p.param_id IN (SELECT unnest($ids))",
-            {"ids": param_ids, "n": _SHOWN_TOKENS},
+        found = self._postings.parameters(param_ids, _SHOWN_TOKENS)
+        vocabularies = {i: self._owner(i).vocabulary for i in found}
+        texts = self._postings.texts(
+            (vocabularies[i], token_id) for i, one in found.items() for ids in one.tokens.values() for token_id in ids
         )
-        texts = self._texts([(row[2], i) for row in rows for i in (*row[3], *row[4])])
-        return {
-            param_id: (address, [texts[v, i] for i in top], [texts[v, i] for i in bottom])
-            for param_id, address, v, top, bottom in rows
+        sides = {
+            (i, side): [texts[vocabularies[i], each] for each in ids]
+            for i, one in found.items()
+            for side, ids in one.tokens.items()
         }
+        return {i: (one.address, sides[i, "top"], sides[i, "bottom"]) for i, one in found.items()}
+
+    def _owner(self, param_id: int) -> Model:
+        """The model of a parameter."""
+        return next(one for one in self.models.values() if one.span[0] <= param_id < one.span[1])
 
     def _list(self, hits: list[tuple[float, int]], title: str | None, notes: Sequence[str]) -> Result:
         """Parameters in order of similarity, each with its strongest tokens."""

@@ -65,10 +65,12 @@ def _open(path: Path) -> Any:
 @click.option("--neighbor-k", type=int, default=5, show_default=True, help="nearest kept a parameter and other model")
 @click.option("--space", type=click.Choice(["output", "input"]), default="output", show_default=True,
               help="the embedding whose rows the scores belong to")  # fmt: skip
+@click.option("--base", help="the model that the sources were tuned from: keep what moved (also from a LoRA folder)")
+@click.option("--fold-norm", is_flag=True, help="multiply the gains of norms into the vectors beside them")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N")
 def build(
     sources: tuple[str, ...], output: Path, top_k: int, pair_k: int, neighbor_k: int, space: str,
-    device: str,
+    base: str | None, fold_norm: bool, device: str,
 ) -> None:  # fmt: skip
     """Build an atlas of models, or add models to one. Interrupted, the same command goes on where it was.
 
@@ -77,6 +79,7 @@ def build(
     \b
     paramdex build gpt2 gpt2-medium -o gpt2.atlas
     paramdex build base=./bert tuned=./bert-imdb -o bert.atlas --top-k 100
+    paramdex build moved=./bert-imdb --base ./bert -o bert.atlas
     """
     # Threads that wait for each other without spinning: a little slower alone, more than twice as fast where two
     # builds share the cores.
@@ -85,7 +88,7 @@ def build(
         from paramdex_builder import Options, TerminalProgress
         from paramdex_builder import build as run
 
-        run(sources, output, Options(top_k, pair_k, neighbor_k, space, device), TerminalProgress())
+        run(sources, output, Options(top_k, pair_k, neighbor_k, base, fold_norm, space, device), TerminalProgress())
     except KeyboardInterrupt as error:
         raise QueryError("interrupted; run the same command again, and it goes on where it was") from error
     except ImportError as error:  # some are loaded where they are used
@@ -209,6 +212,26 @@ def align(atlas: Path, model_a: str, model_b: str, kind: str, plot: Path | None,
 
 @cli.command()
 @_ATLAS
+@click.argument("base")
+@click.argument("tuned", required=False)
+@_K
+@click.option("--kind", help="only of this kind: ff_key, ff_value, ..., or QK or VO for heads")
+@_LAYER
+@_FORMAT
+def diff(atlas: Path, base: str, tuned: str | None, k: int, kind: str, layer: int, output: str) -> None:
+    """What training moved most: neurons and heads, with the tokens they moved toward and away from.
+
+    BASE and TUNED are names in the atlas or the sources of a build with --base, whose name alone does as well.
+
+    \b
+    paramdex diff bert.atlas ./bert ./bert-imdb
+    paramdex diff bert.atlas moved --kind ff_value --layer 4
+    """
+    _print(_open(atlas).diff(base, tuned, k, kind=kind, layer=layer), output)
+
+
+@cli.command()
+@_ATLAS
 @click.argument("query")
 @_FORMAT
 def sql(atlas: Path, query: str, output: str) -> None:
@@ -234,6 +257,31 @@ def check(atlas: Path, output: str) -> None:
 
 
 @cli.command()
+@_ATLAS
+@click.option("--host", default="127.0.0.1", show_default=True, help="the address to listen on; 0.0.0.0 is every one")
+@click.option("--port", type=click.IntRange(0, 65535), default=8642, show_default=True, help="0 takes one that is free")
+@click.option("--sql-seconds", type=click.FloatRange(0.1, 600), default=10.0, show_default=True,
+              help="seconds until a visitor's SQL is stopped")  # fmt: skip
+@click.option("--sql-memory", type=click.IntRange(64), default=512, show_default=True,
+              help="megabytes that a visitor's SQL may hold")  # fmt: skip
+def serve(atlas: Path, host: str, port: int, sql_seconds: float, sql_memory: int) -> None:
+    """Explore an atlas in the browser: a page for every model, head and parameter, and its data as JSON.
+
+    \b
+    paramdex serve demo.atlas
+    paramdex serve demo.atlas --port 9000
+    """
+    try:
+        from paramdex.web.fence import Limits
+        from paramdex.web.serve import serve as run
+    except ImportError as error:
+        raise QueryError(f"serving needs {error.name}; install it with: pip install 'paramdex[web]'") from error
+    opened = _open(atlas)
+    limits = Limits(seconds=sql_seconds, memory_mb=sql_memory)
+    run(opened, host, port, limits, lambda url: click.echo(f"{atlas} is at {url} (Ctrl+C stops)"))
+
+
+@cli.command()
 @click.option("--models", default="data/models", show_default=True, type=click.Path(path_type=Path),
               help="folder of the demo models")  # fmt: skip
 @click.option("-o", "--output", default="demo.atlas", show_default=True, type=click.Path(path_type=Path),
@@ -247,7 +295,7 @@ def demo(models: Path, output: Path) -> None:
     from paramdex.tour import demo_sources, tour
 
     sources = demo_sources(models)
-    build.callback(sources, output, 50, 200, 5, "output", "auto")  # type: ignore[misc]
+    build.callback(sources, output, 50, 200, 5, "output", base=None, fold_norm=False, device="auto")  # type: ignore[misc]
     for command in tour(output, {source.partition("=")[0] for source in sources}):
         click.echo()
         click.secho(f"# {command.question}", fg="green")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 
 from paramdex_schemas import FORMAT_VERSION, AtlasError, QueryError, atlas_files
@@ -33,6 +34,7 @@ class Database:
     def __init__(self, atlas: Path) -> None:
         """Raises AtlasError where ``atlas`` is no atlas, is damaged or is of a newer format."""
         self.atlas = atlas
+        self._kept: dict[tuple[str, ...], pa.Table] = {}
         file = atlas_files.database(atlas)
         if not file.is_file():
             what = "there is no such folder" if not atlas.exists() else f"it holds no {atlas_files.DATABASE}"
@@ -87,6 +89,31 @@ class Database:
             return self.connection.execute(sql, values or []).fetchall()
         except duckdb.Error as error:
             raise self._failed(error) from error
+
+    def arrays(self, sql: str, values: Any = None) -> dict[str, np.ndarray]:
+        """The columns of one of paramdex's own queries, none of which has NULLs. Raises AtlasError as ``rows`` does."""
+        try:
+            found = self.connection.execute(sql, values or []).fetchnumpy()
+        except duckdb.Error as error:
+            raise self._failed(error) from error
+        return {name: np.ma.getdata(column) for name, column in found.items()}
+
+    def kept(self, sql: str, *values: str | int) -> pa.Table:
+        """The rows of one of paramdex's own queries that is asked again and again; read once, each column in one piece.
+
+        Raises AtlasError as ``rows`` does.
+        """
+        key = (sql, *map(str, values))
+        if key not in self._kept:
+            try:
+                self._kept[key] = _arrow(self.connection, sql, list(values)).combine_chunks()
+            except duckdb.Error as error:
+                raise self._failed(error) from error
+        return self._kept[key]
+
+    def tokens(self, vocabulary: str, column: str) -> pa.ChunkedArray:
+        """A column of ``store.tokens`` for one vocabulary, by token_id."""
+        return self.kept(f"SELECT {column} FROM store.tokens WHERE vocabulary = ? ORDER BY token_id", vocabulary)[0]
 
     def named(self, name: str, values: Any = None) -> pa.Table:
         """The rows of the query ``sql/NAME.sql``. Raises AtlasError where the database cannot be read."""

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from paramdex.alignment import Alignment, short_name
 from paramdex_schemas import QueryError
-
-if TYPE_CHECKING:
-    from paramdex.alignment import Alignment
+from paramdex_schemas.layout import place_name
 
 
 def _figure_class() -> Any:
@@ -30,20 +29,25 @@ def alignment_figure(alignment: Alignment) -> Any:
     rows = 2 if known else 1
     figure = Figure(figsize=(2.3 * len(kinds) + 1.2, 2.5 * rows + 0.9), layout="constrained")
     axes = figure.subplots(rows, len(kinds), squeeze=False)
-    for row, feature in enumerate([False, True][:rows]):
+    for line, feature in enumerate([False, True][:rows]):
         for column, kind in enumerate(kinds):
-            axis = axes[row, column]
+            axis = axes[line, column]
             scores = alignment.scores(kind, feature=feature)
+            places = (alignment.places(kind, "a"), alignment.places(kind, "b"))
             picture = axis.imshow(scores, cmap="viridis", origin="lower")
             matched = "feature_matched" if feature else "matched"
             for entry in alignment.table.to_pylist():
                 if entry["kind"] == kind and entry[matched]:
-                    axis.plot(entry["layer_b"], entry["layer_a"], "o", color="white", markeredgecolor="black")
-            axis.set_xticks(_ticks(scores.shape[1]))
-            axis.set_yticks(_ticks(scores.shape[0]))
-            if row == 0:
+                    row_a, row_b = (
+                        names.index(place_name((entry[f"stack_{side}"], entry[f"layer_{side}"])))
+                        for side, names in zip("ab", places, strict=True)
+                    )
+                    axis.plot(row_b, row_a, "o", color="white", markeredgecolor="black")
+            for names, ticks in ((places[0], axis.set_yticks), (places[1], axis.set_xticks)):
+                ticks(_ticks(len(names)), [short_name(names[i]) for i in _ticks(len(names))])
+            if line == 0:
                 axis.set_title(kind)
-            if row == rows - 1:
+            if line == rows - 1:
                 axis.set_xlabel(f"layer of {b}")
             if column == 0:
                 axis.set_ylabel(f"{'raw weights' if feature else 'embedding space'}\nlayer of {a}")

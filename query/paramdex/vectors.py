@@ -1,6 +1,7 @@
 """The vectors of an atlas: FAISS indexes, embedding spaces, and the way from one model's coordinates to another's.
 
-Files are read when first asked for, checked against their recorded SHA-256, and kept.
+Files are read when first asked for, checked against their recorded SHA-256, and kept. The rows of a kind that has codes
+are left on the disk and checked one by one as they are read; only ``check_all`` reads all of them.
 """
 
 from __future__ import annotations
@@ -14,11 +15,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from safetensors import safe_open
 
-from paramdex_schemas import AtlasError, QueryError, atlas_files, isometry
+from paramdex.nearest import Coded, Loaded, Rows, exact_products
+from paramdex_schemas import AtlasError, QueryError, atlas_files, isometry, vector_files
 from paramdex_schemas.isometry import Array
 
 if TYPE_CHECKING:
     from paramdex.atlas import Model
+
+_BLOCK = 4096
+"""Rows that are moved into another space at a time."""
 
 
 def _faiss() -> Any:
@@ -79,18 +84,23 @@ class Vectors:
 
     atlas: Path
     files: dict[str, tuple[int, str]]
-    _indexes: dict[tuple[str, str], Any] = field(default_factory=dict)
+    _indexes: dict[tuple[str, str], Rows] = field(default_factory=dict)
     _spaces: dict[str, Space] = field(default_factory=dict)
     _shared: dict[tuple[str, str], SharedSpace] = field(default_factory=dict)
     _moved: dict[tuple[str, str, str], Array] = field(default_factory=dict)
+    _moves: dict[tuple[str, str, str], tuple[Array, Array]] = field(default_factory=dict)
+    _transfers: dict[tuple[str, str], Array] = field(default_factory=dict)
+    _rotations: list[Array] = field(default_factory=list)
 
-    def _checked(self, model: str, name: str) -> Path:
+    def _checked(self, model: str, name: str, *, whole: bool = True) -> Path:
+        """The path of a file once it is what was recorded; of less than the ``whole`` only its size is compared."""
         path = atlas_files.model_folder(Path(), model) / name
         if path.as_posix() not in self.files:
             raise AtlasError(
                 f"{self.atlas} is damaged: it does not list {path.as_posix()}; copy it again or rebuild it"
             )
-        return atlas_files.check(self.atlas, path.as_posix(), *self.files[path.as_posix()])
+        n_bytes, digest = self.files[path.as_posix()]
+        return atlas_files.check(self.atlas, path.as_posix(), n_bytes, digest if whole else None)
 
     def check_all(self) -> int:
         """Check every file; give how many there are. Raises AtlasError for the first that differs."""
@@ -98,12 +108,31 @@ class Vectors:
             atlas_files.check(self.atlas, path, *recorded)
         return len(self.files)
 
-    def index(self, model: str, kind: str) -> Any:
-        """The FAISS index of one kind: row i is the i-th parameter of that kind, normalized coordinates."""
+    def index(self, model: str, kind: str) -> Rows:
+        """The vectors of one kind: row i is the i-th parameter of that kind, normalized coordinates."""
+        faiss = _faiss()  # of small kinds too: what has to be installed does not hang on the size of a model
         if (model, kind) not in self._indexes:
-            path = self._checked(model, atlas_files.index_name(kind))
-            self._indexes[model, kind] = _faiss().read_index(str(path))
+            codes, name = vector_files.codes_name(kind), vector_files.index_name(kind)
+            if (atlas_files.model_folder(Path(), model) / codes).as_posix() in self.files:
+                path = self._checked(model, name, whole=False)
+                mapped = getattr(faiss, "IO_FLAG_MMAP_IFC", 0)  # FAISS before 1.11 reads the file
+                with safe_open(self._checked(model, vector_files.scale_name(kind)), framework="np") as file:
+                    scale = {tensor: file.get_tensor(tensor) for tensor in file.keys()}  # noqa: SIM118  # no mapping
+                scale["rotation"] = self._rotation(scale["rotation"])
+                index = faiss.read_index(str(self._checked(model, codes)), mapped)
+                damaged = atlas_files.damaged(self.atlas, path.relative_to(self.atlas).as_posix())
+                self._indexes[model, kind] = Coded(vector_files.open_rows(path), index, scale, damaged)
+            else:
+                self._indexes[model, kind] = Loaded(vector_files.load_rows(self._checked(model, name)))
         return self._indexes[model, kind]
+
+    def _rotation(self, stored: Array) -> Array:
+        """A rotation in float64, which kinds of one width have in common: the builder draws it from one seed."""
+        for known in self._rotations:
+            if np.array_equal(known, stored):
+                return known
+        self._rotations.append(stored.astype(np.float64))
+        return self._rotations[-1]
 
     def space(self, model: str) -> Space:
         if model not in self._spaces:
@@ -120,8 +149,10 @@ class Vectors:
         if a.name == b.name:
             return np.eye(self.space(a.name).root.rank)
         later, earlier = (b, a) if b.model_id > a.model_id else (a, b)
-        with safe_open(self._checked(later.name, atlas_files.TRANSFER), framework="np") as file:
-            T = file.get_tensor(earlier.name)
+        if (later.name, earlier.name) not in self._transfers:
+            with safe_open(self._checked(later.name, atlas_files.TRANSFER), framework="np") as file:
+                self._transfers[later.name, earlier.name] = file.get_tensor(earlier.name)
+        T = self._transfers[later.name, earlier.name]
         return T if later is b else T.T
 
     def shared(self, a: Model, b: Model, ids: Callable[[], tuple[list[int], list[int]]]) -> SharedSpace:
@@ -146,15 +177,25 @@ class Vectors:
             self._moved[key] = rows
         return self._moved[key]
 
-    def nearest(
-        self, model: str, kind: str, query: Array, k: int, span: tuple[int, int] | None = None
-    ) -> list[tuple[float, int]]:
-        """(similarity, row) of the k rows of a kind nearest to ``query`` (r), within rows ``span`` where given."""
-        faiss = _faiss()
-        index = self.index(model, kind)
-        first, last = span or (0, index.ntotal)
-        parameters = faiss.SearchParameters(sel=faiss.IDSelectorRange(first, last)) if span else None
-        scores, rows = index.search(
-            np.ascontiguousarray(query[None, :], np.float32), min(k, last - first), params=parameters
-        )
-        return sorted(zip(scores[0].tolist(), rows[0].tolist(), strict=True), key=lambda hit: (-hit[0], hit[1]))
+    def shared_similarities(
+        self, model: str, kind: str, root: isometry.Root, other: str, query: Array, span: tuple[int, int]
+    ) -> Array:
+        """Of the rows of a span (float32) with ``query``, both on the tokens shared with ``other``.
+
+        The similarity of M x with q is <x, M^T q> / |M x|: only the norms are kept, and no row is moved for a query.
+        """
+        move, norms = self._shared_move(model, kind, root, other)
+        products = exact_products(self.index(model, kind), move.T @ query, np.arange(*span))
+        norms = norms[slice(*span)]
+        return np.divide(products, norms, out=np.zeros_like(products), where=norms > 0).astype(np.float32)
+
+    def _shared_move(self, model: str, kind: str, root: isometry.Root, other: str) -> tuple[Array, Array]:
+        """M (shared rank x r) into the coordinates of ``root``, and |M x| of every row of a kind (n, float64)."""
+        if (model, kind, other) not in self._moves:
+            move, index = root.root @ self.space(model).root.inverse, self.index(model, kind)
+            parts = [
+                np.linalg.norm(index.reconstruct_n(start, min(_BLOCK, index.ntotal - start)) @ move.T, axis=1)
+                for start in range(0, index.ntotal, _BLOCK)
+            ]
+            self._moves[model, kind, other] = move, np.concatenate([np.empty(0), *parts])
+        return self._moves[model, kind, other]

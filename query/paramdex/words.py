@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+import pyarrow.compute as pc
+
 from paramdex.database import Database
 from paramdex_schemas import TokenError
 
@@ -37,24 +40,18 @@ def _items(database: Database, vocabularies: list[str], words: list[str]) -> dic
     Most words are found by how they read; only those with a marker, or found nowhere, are compared as they are spelled.
     """
 
-    def rows(column: str, wanted: list[str]) -> list[tuple[str, int, str, str, str]]:
-        return database.rows(
-            "SELECT vocabulary, token_id, token, text, folded FROM store.tokens "
-            f"WHERE list_contains($wanted, {column}) AND list_contains($vocabularies, vocabulary) ORDER BY token_id",
-            {"vocabularies": vocabularies, "wanted": wanted},
-        )
+    def ids(vocabulary: str, column: str, text: str) -> list[int]:
+        return np.flatnonzero(pc.equal(database.tokens(vocabulary, column), text)).tolist()
 
-    read = rows("folded", [_bare(word) for word in words])
-    known = {row[4] for row in read}
-    rest = [word for word in words if word.startswith(_MARKERS) or _bare(word) not in known]
-    spelled = rows("token", rest) if rest else []
-    found = {}
-    for vocabulary in vocabularies:
-        for word in words:
-            alike = [row for row in read if row[0] == vocabulary and row[4] == _bare(word)]
-            same = [row for row in spelled if row[0] == vocabulary and row[2] == word]
-            exact = {row[1] for row in [*same, *alike] if word in row[2:4]} if word.startswith(_MARKERS) else set()
-            found[vocabulary, word] = sorted(exact or {row[1] for row in alike} or {row[1] for row in same})
+    found = {(each, word): ids(each, "folded", _bare(word)) for each in vocabularies for word in words}
+    known = {word for (_, word), alike in found.items() if alike}
+    for (vocabulary, word), alike in found.items():
+        if word.startswith(_MARKERS):
+            texts = database.tokens(vocabulary, "text")
+            exact = {*ids(vocabulary, "token", word), *(i for i in alike if texts[i].as_py() == word)}
+            found[vocabulary, word] = sorted(exact) or alike
+        elif word not in known:
+            found[vocabulary, word] = ids(vocabulary, "token", word)
     return found
 
 

@@ -14,7 +14,7 @@ from paramdex_schemas.errors import (
     QueryError,
     TokenError,
 )
-from paramdex_schemas.layout import KINDS, MATRICES, Block, Kind, ModelShape
+from paramdex_schemas.layout import KINDS, MATRICES, Kind, Layout, Run
 
 __all__ = [
     "FORMAT_VERSION",
@@ -23,14 +23,14 @@ __all__ = [
     "Address",
     "AddressError",
     "AtlasError",
-    "Block",
     "BuildError",
     "CheckpointError",
     "FamilyError",
     "Kind",
-    "ModelShape",
+    "Layout",
     "ParamdexError",
     "QueryError",
+    "Run",
     "TokenError",
 ]
 

@@ -3,6 +3,7 @@
     NAME.atlas/
       atlas.duckdb                      everything SQL can see
       models/MODEL/KIND.faiss           normalized isometric coordinates, row i = the i-th parameter of that kind
+      models/MODEL/KIND.codes.*         of a large kind, the same in a byte a number; see vector_files
       models/MODEL/space.safetensors    the embedding, its column means, the root R of its Gram matrix and its inverse
       models/MODEL/transfer.safetensors from each earlier model of the vocabulary into this one's coordinates
 
@@ -32,10 +33,6 @@ def model_folder(atlas: Path, model: str) -> Path:
     return atlas / "models" / model
 
 
-def index_name(kind: str) -> str:
-    return f"{kind}.faiss"
-
-
 def sha256(*paths: Path) -> str:
     """The SHA-256, in hexadecimal, of the files' bytes one after the other."""
     digest = hashlib.sha256()
@@ -46,8 +43,13 @@ def sha256(*paths: Path) -> str:
     return digest.hexdigest()
 
 
-def check(atlas: Path, path: str, n_bytes: int, digest: str) -> Path:
-    """The full path of a file of the atlas, once its size and SHA-256 are what was recorded.
+def damaged(atlas: Path, path: str) -> str:
+    """What to say of a file that is not what was recorded."""
+    return f"{atlas} is damaged: {path} is not what was written; copy the atlas again or rebuild it"
+
+
+def check(atlas: Path, path: str, n_bytes: int, digest: str | None) -> Path:
+    """The full path of a file of the atlas, once its size and SHA-256 (unless None) are what was recorded.
 
     Raises AtlasError where the file is missing or differs.
     """
@@ -55,11 +57,11 @@ def check(atlas: Path, path: str, n_bytes: int, digest: str) -> Path:
     if not full.is_file():
         raise AtlasError(f"{atlas} is damaged: {path} is missing; copy the atlas again or rebuild it")
     try:
-        same = full.stat().st_size == n_bytes and sha256(full) == digest
+        same = full.stat().st_size == n_bytes and digest in (None, sha256(full) if digest else None)
     except OSError as error:
         raise AtlasError(f"{atlas} cannot be read: {path}: {error.strerror}") from error
     if not same:
-        raise AtlasError(f"{atlas} is damaged: {path} is not what was written; copy the atlas again or rebuild it")
+        raise AtlasError(damaged(atlas, path))
     return full
 
 

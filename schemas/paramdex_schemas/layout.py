@@ -1,119 +1,219 @@
 """How the parameters of a model are numbered.
 
-A model's parameters take consecutive ``param_id``s, ordered by kind, then layer, then head, then index. So a kind is
-one contiguous block, row i of its vector index is ``first_param_id + i``, and a layer is a contiguous range of it.
+A model's parameters take consecutive ``param_id``s, ordered by kind, then stack, layer, owner (a head or an expert) and
+index. So a kind is one contiguous block, row i of its vector index is ``first_param_id + i``, and a layer is a
+contiguous range of it. What a layer has may differ from layer to layer (dense and mixture-of-experts layers, the two
+stacks of an encoder-decoder), so a layout is a list of runs, which the atlas keeps as a table.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
-from paramdex_schemas.addresses import Address
+from paramdex_schemas.addresses import STACKS, Address
 from paramdex_schemas.errors import AddressError, nearest
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of parameter: what it does with the residual stream and of what a layer has one each."""
+    """A kind of parameter: what it does with the residual stream and what owns one; ``form`` is what it is made of.
+
+    The vectors of ``owner`` ``layer`` belong to a layer or to one expert of it, those of ``model`` to no layer.
+    """
 
     name: str
     role: Literal["reads", "writes"]
-    per: Literal["neuron", "head", "kv_head"]
+    owner: Literal["layer", "head", "kv_head", "expert", "model"]
+    form: Literal["weight", "bias", "embedding"]
     says: str
 
 
 KINDS: dict[str, Kind] = {
     kind.name: kind
     for kind in [
-        Kind("ff_key", "reads", "neuron", "what a feed-forward neuron reads"),
-        Kind("ff_gate", "reads", "neuron", "what a feed-forward neuron's gate reads"),
-        Kind("ff_value", "writes", "neuron", "what a feed-forward neuron writes"),
-        Kind("attn_query", "reads", "head", "what one query dimension of a head reads"),
-        Kind("attn_key", "reads", "kv_head", "what one key dimension of a head reads"),
-        Kind("attn_value", "reads", "kv_head", "what one value dimension of a head reads"),
-        Kind("attn_output", "writes", "head", "what one value dimension of a head writes"),
+        Kind("ff_key", "reads", "layer", "weight", "what a feed-forward neuron reads"),
+        Kind("ff_gate", "reads", "layer", "weight", "what a feed-forward neuron's gate reads"),
+        Kind("ff_value", "writes", "layer", "weight", "what a feed-forward neuron writes"),
+        Kind("attn_query", "reads", "head", "weight", "what one query dimension of a head reads"),
+        Kind("attn_key", "reads", "kv_head", "weight", "what one key dimension of a head reads"),
+        Kind("attn_value", "reads", "kv_head", "weight", "what one value dimension of a head reads"),
+        Kind("attn_output", "writes", "head", "weight", "what one value dimension of a head writes"),
+        Kind("router", "reads", "expert", "weight", "what calls an expert"),
+        Kind("ff_bias", "writes", "layer", "bias", "what a feed-forward layer writes whatever it reads"),
+        Kind("attn_bias", "writes", "layer", "bias", "what an attention layer writes whatever it reads"),
+        Kind("attn_query_bias", "reads", "head", "bias", "what a head attends to whatever the query"),
+        Kind("attn_key_bias", "reads", "head", "bias", "which queries a head's key bias answers, whatever the key"),
+        Kind("attn_value_bias", "writes", "head", "bias", "what a head writes whatever it attends to"),
+        Kind("position", "writes", "model", "embedding", "what a position adds"),
+        Kind("token_type", "writes", "model", "embedding", "what a token type adds"),
     ]
 }
 """Every kind, in the order of the numbering."""
 
 MATRICES = ("QK", "VO")
 
+Place = tuple[str | None, int | None]
+"""A stack (None where a model has one) and a layer of it (None for what belongs to no layer)."""
+
+
+def place_name(place: Place) -> str:
+    """A place as it stands in an address.
+
+    >>> place_name((None, 3)), place_name(("decoder", 0))
+    ('L3', 'decoder/L0')
+    """
+    stack, layer = place
+    return "/".join(part for part in (stack, None if layer is None else f"L{layer}") if part is not None)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Consecutive rows: all that one place has of one kind under owners of one sort.
+
+    ``owner`` is what the rows belong to within the place: head, kv_head or expert, with ``n_owners`` of them and
+    ``size`` rows each, or None. ``group`` is how many query heads share a key/value head. ``first`` counts from the
+    model's own first parameter.
+    """
+
+    kind: str
+    stack: str | None
+    layer: int | None
+    owner: Literal["head", "kv_head", "expert"] | None
+    n_owners: int
+    size: int
+    group: int
+    first: int = 0
+
+    @property
+    def place(self) -> Place:
+        return self.stack, self.layer
+
+    @property
+    def n_rows(self) -> int:
+        return self.n_owners * self.size
+
+    def rows(self, owners: range | None = None) -> Iterator[tuple[int | None, int | None, int | None, int]]:
+        """(head, kv_head, expert, idx) of every row of ``owners`` (all of them by default), in order.
+
+        A vector that belongs to a key/value head carries the first query head that uses it as its head.
+        """
+        for n in range(self.n_owners) if owners is None else owners:
+            if self.owner == "head":
+                start: tuple[int | None, int | None, int | None] = (n, n // self.group, None)
+            elif self.owner == "kv_head":
+                start = (n * self.group, n, None)
+            else:
+                start = (None, None, n if self.owner == "expert" else None)
+            yield from ((*start, i) for i in range(self.size))
+
 
 @dataclass(frozen=True)
 class Block:
-    """The contiguous run of one kind: ``n_rows`` parameters, ``rows_per_layer`` in each layer."""
+    """The contiguous run of one kind: ``n_rows`` parameters from the model's ``first``-th on."""
 
     kind: str
     first: int
     n_rows: int
-    rows_per_layer: int
 
 
 @dataclass(frozen=True)
-class ModelShape:
-    """The numbers that fix how a model's parameters are laid out."""
+class Layout:
+    """The numbering of one model's parameters and heads."""
 
-    n_layers: int
-    d_model: int
-    n_heads: int
-    n_kv_heads: int
-    d_head: int
-    d_ff: int
-    gated: bool
+    runs: tuple[Run, ...]
 
-    @property
-    def group(self) -> int:
-        """How many query heads share one key/value head."""
-        return self.n_heads // self.n_kv_heads
+    @classmethod
+    def number(cls, runs: list[Run]) -> Layout:
+        """The layout of ``runs`` in their order, ``first`` filled in. They must be in the order of the numbering."""
+        first, numbered = 0, []
+        for run in runs:
+            numbered.append(replace(run, first=first))
+            first += run.n_rows
+        return cls(tuple(numbered))
 
-    @property
+    @cached_property
+    def _by_kind(self) -> dict[str, list[Run]]:
+        found: dict[str, list[Run]] = {}
+        for run in self.runs:
+            found.setdefault(run.kind, []).append(run)
+        return found
+
+    @cached_property
     def kinds(self) -> list[str]:
-        return [name for name in KINDS if name != "ff_gate" or self.gated]
+        return list(self._by_kind)
 
-    def rows_per_layer(self, kind: str) -> int:
-        per = KINDS[kind].per
-        if per == "neuron":
-            return self.d_ff
-        return (self.n_heads if per == "head" else self.n_kv_heads) * self.d_head
+    @cached_property
+    def stacks(self) -> list[str]:
+        """The names of the model's stacks; none where it has one."""
+        return [stack for stack in STACKS if any(run.stack == stack for run in self.runs)]
 
-    @property
+    @cached_property
     def blocks(self) -> dict[str, Block]:
-        """The block of every kind; ``first`` counts from the model's own first parameter."""
-        blocks = {}
-        first = 0
-        for kind in self.kinds:
-            rows = self.rows_per_layer(kind)
-            blocks[kind] = Block(kind, first, rows * self.n_layers, rows)
-            first += rows * self.n_layers
-        return blocks
+        return {kind: Block(kind, runs[0].first, sum(r.n_rows for r in runs)) for kind, runs in self._by_kind.items()}
+
+    @cached_property
+    def n_parameters(self) -> int:
+        return sum(run.n_rows for run in self.runs)
+
+    def of(self, kind: str) -> list[Run]:
+        return self._by_kind.get(kind, [])
+
+    def places(self, kind: str) -> dict[Place, tuple[int, int]]:
+        """The places that have parameters of a kind, with the rows of the kind's block that each has (start, end)."""
+        found: dict[Place, tuple[int, int]] = {}
+        for run in self.of(kind):
+            start = run.first - self.blocks[kind].first
+            found[run.place] = (found.get(run.place, (start, 0))[0], start + run.n_rows)
+        return found
+
+    @cached_property
+    def _heads(self) -> dict[Place, tuple[int, Run]]:
+        """Place -> the number of its first head and its run of attn_query."""
+        found, first = {}, 0
+        for run in self.of("attn_query"):
+            found[run.place] = (first, run)
+            first += run.n_owners
+        return found
 
     @property
-    def n_parameters(self) -> int:
-        return sum(block.n_rows for block in self.blocks.values())
+    def attention_places(self) -> list[Place]:
+        """The places that have heads, in the order in which heads are numbered."""
+        return list(self._heads)
 
-    def kv_head(self, head: int) -> int:
-        """The key/value head that query head ``head`` uses."""
-        return head // self.group
+    @property
+    def n_heads(self) -> int:
+        """How many heads the model has in all."""
+        return sum(run.n_owners for _, run in self._heads.values())
 
-    def rows(self, kind: str) -> Iterator[tuple[int | None, int | None, int]]:
-        """(head, kv_head, idx) of every row that a layer has of one kind, in order.
+    def n_layers(self, stack: str | None = None) -> int:
+        """How many layers a stack has; without one, how many the largest stack has."""
+        layers = (run.layer for run in self.runs if run.layer is not None and stack in (None, run.stack))
+        return max(layers, default=-1) + 1
 
-        A vector that belongs to a key/value head carries the first query head that uses it as its head.
+    def heads(self, place: Place) -> Run:
+        """The attn_query run of a place: its owners are the heads."""
+        return self._heads[place][1]
+
+    def head_row(self, address: Address) -> int:
+        """The row of a head within its model.
+
+        Raises AddressError where the model has no such stack, layer or head.
         """
-        per = KINDS[kind].per
-        if per == "neuron":
-            yield from ((None, None, i) for i in range(self.d_ff))
-        elif per == "head":
-            yield from ((h, self.kv_head(h), j) for h in range(self.n_heads) for j in range(self.d_head))
-        else:
-            yield from ((g * self.group, g, j) for g in range(self.n_kv_heads) for j in range(self.d_head))
+        self._check_layer(address)
+        place = (address.stack, address.layer)
+        if place not in self._heads:
+            raise AddressError(f"{address}: {address.model}/{place_name(place)} has no heads")
+        first, run = self._heads[place]
+        return first + _owner(address, run)
 
     def row(self, address: Address) -> int:
         """The row of a parameter within its model; any head of a group finds its shared key and value vectors.
 
-        Raises AddressError where the model has no such kind, layer, head or index.
+        Raises AddressError where the model has no such kind, stack, layer, head, expert or index.
         """
         if address.kind is None or address.idx is None:
             raise AddressError(f"{address} is not the address of a parameter")
@@ -121,39 +221,141 @@ class ModelShape:
             raise AddressError(
                 f"{address.model} has no parameters of kind {address.kind!r}; {nearest(address.kind, self.kinds)}"
             )
-        layer = self.check_layer(address)
-        block = self.blocks[address.kind]
-        start = block.first + layer * block.rows_per_layer
-        if KINDS[address.kind].per == "neuron":
-            if address.head is not None:
-                raise AddressError(f"{address}: {address.kind} belongs to no head; write it without /H{address.head}")
-            if address.idx >= self.d_ff:
-                raise AddressError(f"{address}: {address.kind} of {address.model} goes from 0 to {self.d_ff - 1}")
-            return start + address.idx
-        if address.head is None:
+        run = self._run(address)
+        owner = _owner(address, run)
+        if address.idx >= run.size:
+            of = replace(address, kind=None, idx=None)
             raise AddressError(
-                f"{address}: {address.kind} belongs to a head; "
-                f"write {address.model}/L{layer}/H0/{address.kind}/{address.idx}, say"
+                f"{address}: {address.kind} of {of} goes from 0 to {run.size - 1}"
+                if run.size > 1
+                else f"{address}: {of} has one {address.kind}; write {replace(address, idx=0)}"
             )
-        head = self.check_head(address)
-        if address.idx >= self.d_head:
-            raise AddressError(f"{address}: {address.kind} of a head goes from 0 to {self.d_head - 1}")
-        owner = head if KINDS[address.kind].per == "head" else self.kv_head(head)
-        return start + owner * self.d_head + address.idx
+        return run.first + owner * run.size + address.idx
 
-    def head_row(self, address: Address) -> int:
-        """The row of a head within its model.
+    def address(self, model: str, row: int) -> Address:
+        """The address of the ``row``-th parameter of ``model``; a shared vector's names the first head that uses it.
 
-        Raises AddressError where the model has no such layer or head.
+        >>> str(Layout.number([Run("attn_key", None, 0, "kv_head", 2, 8, 3)]).address("m", 9))
+        'm/L0/H3/attn_key/1'
         """
-        return self.check_layer(address) * self.n_heads + self.check_head(address)
+        run = self.runs[bisect_right(self._firsts, row) - 1]
+        owner, idx = divmod(row - run.first, run.size)
+        head = {"head": owner, "kv_head": owner * run.group}.get(run.owner or "")
+        return Address(model, run.layer, head, run.kind, idx, run.stack, owner if run.owner == "expert" else None)
 
-    def check_layer(self, address: Address) -> int:
-        if address.layer is None or address.layer >= self.n_layers:
-            raise AddressError(f"{address}: {address.model} has layers L0 to L{self.n_layers - 1}")
-        return address.layer
+    @cached_property
+    def _firsts(self) -> list[int]:
+        return [run.first for run in self.runs]
 
-    def check_head(self, address: Address) -> int:
-        if address.head is None or address.head >= self.n_heads:
-            raise AddressError(f"{address}: {address.model} has heads H0 to H{self.n_heads - 1} in each layer")
-        return address.head
+    def check(self, address: Address) -> None:
+        """Raises AddressError where the model has nothing of this name."""
+        if address.is_parameter:
+            self.row(address)
+        elif address.is_head:
+            self.head_row(address)
+        elif address.layer is not None:
+            self._check_layer(address)
+            if address.expert is not None:
+                place = (address.stack, address.layer)
+                run = next((run for run in self.runs if run.owner == "expert" and run.place == place), None)
+                if run is None:
+                    raise AddressError(f"{address}: {address.model}/{place_name(place)} has no experts")
+                _owner(address, run)
+        elif address.stack is not None:
+            self._check_stack(address)
+
+    def example(self, within: Address) -> Address:
+        """The address of a parameter in what ``within`` names, for a message: of a neuron, where it has neurons."""
+        runs = [
+            run
+            for run in self.runs
+            if run.layer is not None
+            and within.stack in (None, run.stack)
+            and within.layer in (None, run.layer)
+            and (within.expert is None or run.owner == "expert")
+        ]
+        return _like(within, next(run for kind in ("ff_value", *KINDS) for run in runs if run.kind == kind))
+
+    def _run(self, address: Address) -> Run:
+        """The run of a parameter's address, by its kind and place and by whether it names a head or an expert."""
+        kind, at = KINDS[str(address.kind)], replace(address, head=None, expert=None, kind=None, idx=None)
+        self._check_stack(address)
+        run = _nearest_run(address, self.of(kind.name))
+        say = f"write {_like(address, run)}, say"
+        if kind.owner == "model" and address.layer is not None:
+            raise AddressError(f"{address}: {kind.name} belongs to no layer; {say}")
+        if kind.owner != "model" and address.layer is None:
+            raise AddressError(f"{address}: {kind.name} belongs to a layer; {say}")
+        if address.layer is not None:
+            self._check_layer(address)
+        if run.place != (address.stack, address.layer):
+            raise AddressError(f"{address}: {at} has no {kind.name}; {say}")
+        of_head = run.owner in ("head", "kv_head")
+        if of_head != (address.head is not None):
+            raise AddressError(f"{address}: {kind.name} belongs to {'a' if of_head else 'no'} head; {say}")
+        of_expert = run.owner == "expert"
+        if of_expert != (address.expert is not None):
+            raise AddressError(f"{address}: {kind.name} of {at} belongs to {'an' if of_expert else 'no'} expert; {say}")
+        return run
+
+    def _check_stack(self, address: Address) -> None:
+        """Raises AddressError where an address names a stack that the model has not, or none of those it has."""
+        if address.stack in self.stacks or (address.stack is None and not self.stacks):
+            return
+        if not self.stacks:
+            raise AddressError(f"{address}: {address.model} has one stack; write it without /{address.stack}")
+        run = _nearest_run(address, self.of(address.kind) if address.kind else list(self.runs))
+        example = _like(address, run) if address.kind else replace(address, stack=run.stack)
+        stacks = f"{'stacks' if len(self.stacks) > 1 else 'stack'} {', '.join(self.stacks)}"
+        raise AddressError(f"{address}: {address.model} has the {stacks}; write {example}, say")
+
+    def _check_layer(self, address: Address) -> None:
+        """Raises AddressError where the model has no such stack or layer."""
+        self._check_stack(address)
+        n_layers = self.n_layers(address.stack)
+        if address.layer is None or address.layer >= n_layers:
+            where = Address(address.model, stack=address.stack)
+            raise AddressError(f"{address}: {where} has layers L0 to L{n_layers - 1}")
+
+
+def _owner(address: Address, run: Run) -> int:
+    """The number of the head, key/value head or expert within its run. Raises AddressError where there is none."""
+    if run.owner is None:
+        return 0
+    if run.owner == "expert":
+        number, n = address.expert, run.n_owners
+        has = f"{Address(address.model, address.layer, stack=address.stack)} has experts E0 to E{n - 1}"
+    else:
+        number, n = address.head, run.n_owners * (run.group if run.owner == "kv_head" else 1)
+        has = f"{Address(address.model, stack=address.stack)} has heads H0 to H{n - 1} in each layer"
+    if number is None or number >= n:
+        raise AddressError(f"{address}: {has}")
+    return number // run.group if run.owner == "kv_head" else number
+
+
+def _nearest_run(address: Address, runs: list[Run]) -> Run:
+    """Of several runs the first that agrees with an address in most: in stack, then layer, then owner."""
+
+    def agreement(run: Run) -> tuple[bool, bool, bool]:
+        of_experts = run.owner == "expert"
+        return run.stack == address.stack, run.layer == address.layer, of_experts == (address.expert is not None)
+
+    return max(runs, key=agreement)
+
+
+def _like(address: Address, run: Run) -> Address:
+    """The address of a row of ``run``, as near to ``address`` as there is one."""
+
+    def within(number: int | None, n: int) -> int:
+        return number if number is not None and number < n else 0
+
+    head = within(address.head, run.n_owners * (run.group if run.owner == "kv_head" else 1))
+    return Address(
+        address.model,
+        run.layer,
+        head if run.owner in ("head", "kv_head") else None,
+        run.kind,
+        within(address.idx, run.size),
+        run.stack,
+        within(address.expert, run.n_owners) if run.owner == "expert" else None,
+    )

@@ -22,6 +22,7 @@ CREATE TABLE store.models (
     model VARCHAR NOT NULL,
     source VARCHAR NOT NULL,
     revision VARCHAR,
+    base VARCHAR,
     family VARCHAR NOT NULL,
     family_inferred BOOLEAN NOT NULL,
     model_type VARCHAR NOT NULL,
@@ -30,12 +31,16 @@ CREATE TABLE store.models (
     n_heads INTEGER NOT NULL,
     n_kv_heads INTEGER NOT NULL,
     d_head INTEGER NOT NULL,
-    d_ff INTEGER NOT NULL,
+    d_ff INTEGER,
+    n_experts INTEGER,
+    d_expert INTEGER,
     gated BOOLEAN NOT NULL,
+    stacks VARCHAR[],
     vocabulary VARCHAR NOT NULL,
     vocabulary_size INTEGER NOT NULL,
     embedding VARCHAR NOT NULL,
     tied BOOLEAN NOT NULL,
+    fold_norm BOOLEAN NOT NULL,
     embedding_rank INTEGER NOT NULL,
     embedding_condition DOUBLE NOT NULL,
     rotary_left_out BOOLEAN NOT NULL,
@@ -47,10 +52,24 @@ CREATE TABLE store.models (
     first_param_id BIGINT NOT NULL,
     first_head_id BIGINT NOT NULL,
     weights_sha256 VARCHAR NOT NULL,
+    base_sha256 VARCHAR,
     tokenizer_sha256 VARCHAR NOT NULL,
     plan_sha256 VARCHAR NOT NULL,
     built_at TIMESTAMP NOT NULL,
     builder_version VARCHAR NOT NULL
+);
+
+-- One row a run of parameters: all that a layer has of one kind under owners of one sort, numbered from first_param_id.
+CREATE TABLE store.layout (
+    model_id INTEGER NOT NULL,
+    kind VARCHAR NOT NULL,
+    stack VARCHAR,
+    layer SMALLINT,
+    owner VARCHAR,
+    n_owners INTEGER NOT NULL,
+    size INTEGER NOT NULL,
+    group_size INTEGER NOT NULL,
+    first_param_id BIGINT NOT NULL
 );
 
 -- One row a vocabulary item; `folded` is what a typed word is compared with.
@@ -63,7 +82,7 @@ CREATE TABLE store.tokens (
     is_special BOOLEAN NOT NULL,
     is_ascii BOOLEAN NOT NULL,
     is_alnum BOOLEAN NOT NULL,
-    is_word_start BOOLEAN NOT NULL
+    is_word_start BOOLEAN
 );
 
 -- One row a parameter, by param_id; the lists hold its strongest tokens, strongest first, for look-ups by parameter.
@@ -71,10 +90,12 @@ CREATE TABLE store.parameters (
     param_id BIGINT NOT NULL,
     address VARCHAR NOT NULL,
     model_id INTEGER NOT NULL,
-    layer SMALLINT NOT NULL,
+    stack VARCHAR,
+    layer SMALLINT,
     kind VARCHAR NOT NULL,
     head SMALLINT,
     kv_head SMALLINT,
+    expert SMALLINT,
     idx INTEGER NOT NULL,
     norm FLOAT NOT NULL,
     mean FLOAT NOT NULL,
@@ -85,6 +106,8 @@ CREATE TABLE store.parameters (
     bottom_tokens INTEGER[] NOT NULL,
     bottom_scores FLOAT[] NOT NULL
 );
+
+CREATE UNIQUE INDEX parameters_by_id ON store.parameters (param_id);
 
 -- One row a parameter, side and rank, in the order (token_id, side, score) within a model, for look-ups by token.
 CREATE TABLE store.postings (
@@ -100,6 +123,7 @@ CREATE TABLE store.heads (
     head_id BIGINT NOT NULL,
     address VARCHAR NOT NULL,
     model_id INTEGER NOT NULL,
+    stack VARCHAR,
     layer SMALLINT NOT NULL,
     head SMALLINT NOT NULL,
     kv_head SMALLINT NOT NULL,
@@ -138,7 +162,9 @@ CREATE TABLE store.layer_alignments (
     model_a VARCHAR NOT NULL,
     model_b VARCHAR NOT NULL,
     kind VARCHAR NOT NULL,
+    stack_a VARCHAR,
     layer_a SMALLINT NOT NULL,
+    stack_b VARCHAR,
     layer_b SMALLINT NOT NULL,
     score FLOAT NOT NULL,
     matched BOOLEAN NOT NULL,

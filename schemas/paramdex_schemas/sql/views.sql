@@ -3,10 +3,19 @@
 -- The models of the atlas.
 CREATE VIEW models AS
 SELECT
-    model, source, revision, family, family_inferred, model_type, n_layers, d_model, n_heads, n_kv_heads, d_head, d_ff, gated,
-    vocabulary, vocabulary_size, embedding, tied, embedding_rank, embedding_condition, rotary_left_out, dtype,
-    top_k, pair_k, neighbor_k, n_parameters, weights_sha256, tokenizer_sha256, built_at, builder_version
+    model, source, revision, base, family, family_inferred, model_type, n_layers, d_model, n_heads, n_kv_heads, d_head, d_ff,
+    n_experts, d_expert, gated, stacks,
+    vocabulary, vocabulary_size, embedding, tied, fold_norm, embedding_rank, embedding_condition, rotary_left_out, dtype,
+    top_k, pair_k, neighbor_k, n_parameters, weights_sha256, base_sha256, tokenizer_sha256, built_at, builder_version
 FROM store.models;
+
+-- What each model has: all that a layer has of one kind, in the order of param_id. ``owner`` is what the vectors belong
+-- to within the layer (head, kv_head, expert, or the layer itself where NULL), ``size`` how many each of them has.
+CREATE VIEW layout AS
+SELECT
+    m.model, l.kind, l.stack, l.layer, l.owner, l.n_owners, l.size, l.n_owners * l.size AS n_parameters, l.first_param_id
+FROM store.layout AS l
+JOIN store.models AS m USING (model_id);
 
 -- The vocabularies of the models.
 CREATE VIEW tokens AS
@@ -16,7 +25,7 @@ FROM store.tokens;
 -- Every vector that reads from or writes to the residual stream.
 CREATE VIEW parameters AS
 SELECT
-    p.param_id, p.address, m.model, p.layer, p.kind, p.head, p.kv_head, p.idx,
+    p.param_id, p.address, m.model, p.stack, p.layer, p.kind, p.head, p.kv_head, p.expert, p.idx,
     p.norm, p.mean, p.std, p.projected_norm
 FROM store.parameters AS p
 JOIN store.models AS m USING (model_id);
@@ -24,7 +33,7 @@ JOIN store.models AS m USING (model_id);
 -- The strongest tokens of every parameter, both sides.
 CREATE VIEW parameter_tokens AS
 SELECT
-    t.param_id, p.address, m.model, p.layer, p.kind, p.head, p.idx,
+    t.param_id, p.address, m.model, p.stack, p.layer, p.kind, p.head, p.expert, p.idx,
     CASE WHEN t.is_top THEN 'top' ELSE 'bottom' END AS side,
     t.rank, t.token_id, v.token, v.text, t.score
 FROM store.postings AS t
@@ -35,7 +44,7 @@ JOIN store.tokens AS v ON v.vocabulary = m.vocabulary AND v.token_id = t.token_i
 -- The heads, with the sizes of their two matrices.
 CREATE VIEW heads AS
 SELECT
-    h.head_id, h.address, m.model, h.layer, h.head, h.kv_head,
+    h.head_id, h.address, m.model, h.stack, h.layer, h.head, h.kv_head,
     h.qk_norm, h.vo_norm, h.qk_mean, h.qk_std, h.vo_mean, h.vo_std
 FROM store.heads AS h
 JOIN store.models AS m USING (model_id);
@@ -43,7 +52,7 @@ JOIN store.models AS m USING (model_id);
 -- The strongest token pairs of every head's two matrices, both sides.
 CREATE VIEW head_pairs AS
 SELECT
-    r.head_id, h.address, m.model, h.layer, h.head, r.matrix,
+    r.head_id, h.address, m.model, h.stack, h.layer, h.head, r.matrix,
     CASE WHEN r.is_top THEN 'top' ELSE 'bottom' END AS side,
     r.rank, r.rank_distinct, r.same_word,
     r.source_id, s.text AS source, r.target_id, g.text AS target, r.score
@@ -64,5 +73,6 @@ JOIN store.models AS m ON m.model_id = n.neighbor_model_id;
 
 -- How alike the layers of two models of one vocabulary are, each unordered pair of models once.
 CREATE VIEW layer_alignments AS
-SELECT model_a, model_b, kind, layer_a, layer_b, score, matched, feature_score, feature_matched
+SELECT
+    model_a, model_b, kind, stack_a, layer_a, stack_b, layer_b, score, matched, feature_score, feature_matched
 FROM store.layer_alignments;

@@ -1,0 +1,243 @@
+"""Time the two kernels of a build on one core: the strongest pairs of a head, and the strongest tokens of a row.
+
+    OMP_NUM_THREADS=1 python benchmarks/kernels.py [HEADS]
+
+on HEADS matrices of all-MiniLM-L6-v2 (default 12 of its 144) and on random ones of other shapes. Each way is timed on
+the same matrix right after the other, in processor seconds, so that ratios mean something on a shared machine too.
+"""
+
+from __future__ import annotations
+
+import datetime
+import platform
+import statistics
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from safetensors import safe_open
+
+from paramdex.result import Result
+from paramdex.tour import PUBLISHED
+from paramdex_builder import pair_scan, project
+from paramdex_builder.pairs import Words, same_words, strongest_pairs
+from paramdex_builder.project import strongest_tokens
+from paramdex_builder.screening import FLOAT32, Precision, precision_of
+from paramdex_builder.space import Space, make_space
+
+CPU = torch.device("cpu")
+KS = (50, 500, 5000)
+NATIVE = precision_of(CPU)
+PRECISIONS = [NATIVE] if NATIVE == FLOAT32 else [NATIVE, FLOAT32]
+Head = tuple[torch.Tensor, torch.Tensor]
+
+
+def seconds(call: Callable[[], object]) -> float:
+    """Processor seconds of a call."""
+    started = time.process_time()
+    call()
+    return time.process_time() - started
+
+
+def named(precision: Precision) -> str:
+    return str(precision.dtype).removeprefix("torch.") + (" oneDNN" if precision.onednn else "")
+
+
+class Weights:
+    """The weights of all-MiniLM-L6-v2."""
+
+    def __init__(self) -> None:
+        spec = find_spec(PUBLISHED[1])
+        if spec is None or not spec.submodule_search_locations:
+            raise SystemExit("error: this needs all-MiniLM-L6-v2; install it with: make .venv/ready")
+        self.file = Path(spec.submodule_search_locations[0]) / "model" / "model.safetensors"
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        with safe_open(self.file, "pt") as tensors:
+            return tensors.get_tensor(name).float()
+
+    def heads(self, count: int) -> Iterator[Head]:
+        """The factors of ``count`` of the 144 matrices, of all layers, half of them QK."""
+        E = self["embeddings.word_embeddings.weight"].double()
+        for n in range(count):
+            block, rows = f"encoder.layer.{n % 6}.attention.", slice(32 * (n % 12), 32 * (n % 12 + 1))
+            if n // 2 % 2:
+                P, Q = self[block + "self.value.weight"], self[block + "output.dense.weight"].T
+            else:
+                P, Q = self[block + "self.query.weight"], self[block + "self.key.weight"]
+            yield E @ P[rows].double().T, E @ Q[rows].double().T
+
+
+class Everything(pair_scan.Factor):
+    """A factor all of whose rows reach everything."""
+
+    def reaching(self, start: int, size: int, *_: float) -> slice:
+        return slice(start, min(start + size, len(self.ids)))
+
+
+class Unpruned(pair_scan.Scan):
+    """The scan without its pruning: every tile, whole, in order, against the running threshold."""
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*arguments)  # type: ignore[arg-type]
+        self.left, self.right = (Everything(**vars(factor)) for factor in (self.left, self.right))
+
+    def _tiles(self) -> list[tuple[int, int, float, int, int]]:
+        V = len(self.A)
+        return [
+            (row, column, np.inf, 0, 0)
+            for row in range(0, V, pair_scan.TILE_ROWS)
+            for column in range(0, V, pair_scan.TILE_COLUMNS)
+        ]
+
+
+def materialised(A: torch.Tensor, B: torch.Tensor, k: int, rows: int = 512) -> float:
+    """Seconds to form A B^T in float32, ``rows`` rows at a time, and to take torch.topk of each part and side; from one
+    part in fifteen.
+    """
+    A, B = A.float(), B.float()
+    parts = A.split(rows)[::15]
+
+    def run() -> None:
+        for part in parts:
+            scores = (part @ B.T).flatten()
+            for largest in (True, False):
+                scores.topk(k, largest=largest)
+
+    return seconds(run) * len(A) / sum(len(part) for part in parts)
+
+
+def time_pairs(what: str, heads: list[Head], words: Words) -> list[dict[str, object]]:
+    """Mean seconds a matrix of every way and size of list; both sides, and for the scans words kept apart."""
+    took: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for number, (A, B) in enumerate(heads):
+        for k in KS:
+            if number % 6 == 0:
+                took["materialise, torch.topk"][k].append(materialised(A, B, k))
+            for precision in PRECISIONS:
+                name = named(precision)
+                if number % 3 == 0:
+                    call = lambda k=k, A=A, B=B, p=precision: Unpruned(A, B, words, k, p).run()  # noqa: E731
+                    took[f"every tile, {name}"][k].append(seconds(call))
+                call = lambda k=k, A=A, B=B, p=precision: strongest_pairs(A, B, words, k, p)  # noqa: E731
+                took[f"strongest_pairs, {name}"][k].append(seconds(call))
+    means = {way: {k: statistics.mean(times) for k, times in by_k.items()} for way, by_k in took.items()}
+    rows: list[dict[str, object]] = []
+    for way, by_k in means.items():
+        row: dict[str, object] = {"matrix": what, "way": way}
+        for k in KS:
+            row[f"k={k}"] = f"{by_k[k]:.3f}"
+        for other in [name for name in means if not name.startswith("strongest")]:
+            if way.startswith("strongest") and (other.startswith("mat") or other.endswith(way.split(", ")[1])):
+                row["than materialised" if other.startswith("mat") else "than every tile"] = " / ".join(
+                    f"{means[other][k] / by_k[k]:.1f}" for k in KS
+                )
+        rows.append(row)
+    return rows
+
+
+@contextmanager
+def stages() -> Iterator[dict[str, float]]:
+    """Processor seconds inside the products, the sorting and the float64 scores of ``strongest_tokens``."""
+    spent: dict[str, float] = defaultdict(float)
+
+    def timed(owner: object, name: str, stage: str) -> Callable[[], None]:
+        original = getattr(owner, name)
+
+        def wrapped(*arguments: object) -> object:
+            started = time.process_time()
+            try:
+                return original(*arguments)
+            finally:
+                spent[stage] += time.process_time() - started
+
+        setattr(owner, name, wrapped)
+        return lambda: setattr(owner, name, original)
+
+    undo = [
+        timed(Precision, "product", "product"),
+        timed(project, "rank", "rank"),
+        timed(project._Block, "scored", "scored"),  # noqa: SLF001
+        timed(project._Block, "whole", "scored"),  # noqa: SLF001
+        timed(project, "_Block", "rounding"),
+    ][::-1]
+    try:
+        yield spent
+    finally:
+        for step in undo:
+            step()
+
+
+def time_rows(what: str, space: Space, rows: torch.Tensor, k: int = 50) -> list[dict[str, object]]:
+    """Rows a second of every way, and the share of the time that is neither the product nor scoring in float64."""
+    E = space.embedding
+    took: dict[str, list[float]] = defaultdict(list)
+    shares: dict[str, list[float]] = defaultdict(list)
+    scores = torch.empty(256, len(E))
+    for precision in PRECISIONS:
+        strongest_tokens(rows[:2], space, k, precision)  # makes the screen, once a model
+
+    def plain() -> None:
+        for part in rows.split(256):
+            torch.mm(part, E.T, out=scores[: len(part)])
+            scores[: len(part)].topk(k)
+            scores[: len(part)].topk(k, largest=False)
+
+    for _ in range(3):
+        took["torch.mm, torch.topk twice"].append(seconds(plain))
+        for precision in PRECISIONS:
+            strongest_tokens(rows[:2], space, k, precision)
+            way = f"strongest_tokens, {named(precision)}"
+            with stages() as spent:
+                total = seconds(lambda p=precision: strongest_tokens(rows, space, k, p))  # type: ignore[misc]
+            took[way].append(total)
+            shares[way].append((total - spent["product"] - spent["scored"] + spent["rank"] - spent["rounding"]) / total)
+    best = {way: min(times) for way, times in took.items()}
+    baseline = best["torch.mm, torch.topk twice"]
+    return [
+        {
+            "rows": what,
+            "way": way,
+            "rows a second": f"{len(rows) / time_taken:,.0f}",
+            "ratio": f"{baseline / time_taken:.2f}",
+            "selecting": f"{min(shares[way]):.0%}" if way in shares else "",
+        }
+        for way, time_taken in best.items()
+    ]
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    count = int(sys.argv[1]) if len(sys.argv) > 1 else 12
+    weights, draw = Weights(), torch.Generator().manual_seed(0)
+    E = weights["embeddings.word_embeddings.weight"]
+    words = same_words(np.arange(len(E)), CPU)
+    wide = [
+        (torch.randn(2, len(E), 128, generator=draw, dtype=torch.float64)).unbind() for _ in range(max(1, count // 6))
+    ]
+    pairs = [
+        *time_pairs("MiniLM's, d_head 32", list(weights.heads(count)), words),
+        *time_pairs("random, d_head 128", wide, words),  # type: ignore[arg-type]
+    ]
+    rows = torch.cat([weights[f"encoder.layer.{n}.intermediate.dense.weight"][:256] for n in range(6)])
+    large = make_space(torch.randn(50_257, 1024, generator=draw), CPU)
+    tokens = [
+        *time_rows("MiniLM's, d 384, V 30,522", make_space(E, CPU), rows),
+        *time_rows("random, d 1,024, V 50,257", large, torch.randn(256, 1024, generator=draw)),
+    ]
+    model = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), "")
+    machine = model.partition(": ")[2] or platform.processor() or platform.machine()
+    print(f"{datetime.date.today()}, one thread of {machine}, torch {torch.__version__}, numpy {np.__version__}\n")  # noqa: DTZ011
+    print(Result(pa.Table.from_pylist(pairs), f"Pairs: seconds a head matrix, mean of {count}; times faster at each k"))
+    print(Result(pa.Table.from_pylist(tokens), "Tokens: top and bottom 50 of each row"))
+
+
+if __name__ == "__main__":
+    main()

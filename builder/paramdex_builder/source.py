@@ -1,0 +1,70 @@
+"""Where a model comes from: a local folder, the hub's cache or the hub; and its config.json."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from paramdex_schemas import CheckpointError
+
+ADAPTER_CONFIG = "adapter_config.json"
+"""What a folder of PEFT's holds in place of a model's config."""
+_WANTED_FILES = [
+    "config.json", ADAPTER_CONFIG, "adapter_model.bin",
+    "*.safetensors", "*.index.json", "pytorch_model*.bin", "tokenizer*", "vocab*", "merges.txt",
+    "special_tokens_map.json", "added_tokens.json", "*.model",
+]  # fmt: skip
+
+
+def locate(source: str) -> tuple[Path, str | None]:
+    """The local folder of a model and, for one from the hub, its revision.
+
+    Raises CheckpointError where there is neither such a folder nor such a model.
+    """
+    path = Path(source)
+    if path.is_dir():
+        return path, None
+    if path.exists():
+        raise CheckpointError(f"{source} is a file; give the folder that holds config.json and the weights")
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source):
+        raise CheckpointError(f"there is no folder {source}")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(source, allow_patterns=_WANTED_FILES))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(
+            f"there is no folder {source}, and no model of that name in the hub's cache or on the hub ({reason})"
+        ) from error
+    return folder, folder.name
+
+
+def read_config(source: str, folder: Path) -> dict[str, Any]:
+    """config.json, with a model_type. Raises CheckpointError."""
+    file = folder / "config.json"
+    if not file.is_file() and (folder / ADAPTER_CONFIG).is_file():
+        raise CheckpointError(f"{source} is an adapter; say with --base which model it was tuned from")
+    if not file.is_file():
+        raise CheckpointError(f"{source} is no model: it has no config.json")
+    try:
+        data = json.loads(file.read_text("utf-8"))
+        model_type = data.get("model_type")
+    except (ValueError, AttributeError) as error:
+        raise CheckpointError(f"{source}: config.json is not a JSON object ({error})") from error
+    if not isinstance(model_type, str):
+        raise CheckpointError(f"{source}: config.json names no model_type")
+    return data
+
+
+def typed_config(source: str, folder: Path) -> Any:
+    """The transformers config, with the defaults of its model type. Raises CheckpointError."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder)
+    except Exception as error:  # transformers raises many kinds of errors here
+        raise CheckpointError(f"{source}: transformers cannot read config.json ({error})") from error

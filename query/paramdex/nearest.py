@@ -1,0 +1,173 @@
+"""The rows of one kind nearest to a query: a fast pass over all of them names candidates, an exact one ranks those.
+
+The similarity of row x with query q is <q, x> in float64, rounded to float32; ties go to the first row. The fast pass
+gives every row a score s(x) with |s(x) - <q, x>| <= e, e a bound that is proved below. Let t be the k-th largest score.
+At least k rows have s >= t, so <q, x> >= t - e: the k-th largest product is no less either. A row with
+s(x) < t - 2 e has <q, x> < t - e, so it is not among the k nearest, and the rows with s(x) >= t - 2 e are candidates
+enough. Products that only tie once rounded differ by no more than rounding, for which e has room.
+
+What the fast pass reads depends on the size of the kind (``paramdex_schemas.vector_files``):
+
+* ``Loaded``: the rows themselves, in memory, by BLAS. A float32 dot product of r numbers, in any order of summing, is
+  off by at most g |q| |x| with g = r u / (1 - r u), u = 2^-24, after the rounding of q by another u |q| |x|.
+* ``Coded``: codes c of one byte a number, a quarter of what there is to read, by FAISS, mapped from the disk. With
+  x' = P^T (steps * c) and the turned query p = steps * (P q),
+
+      <q, x> = <q, x - x'> + <p, c>,    |<q, x - x'>| <= |q| error.
+
+  FAISS multiplies such codes with queries of bytes (of a width that is a multiple of 64, FAISS 1.15 rounds any query
+  to bytes, unasked), so p is split into t b + d, b of whole numbers up to 127: <p, c> = t <b, c> + <d, c>, and
+  |<d, c>| <= |d| longest. <b, c> is a whole number that a float32 sum has to g |b| longest, g as above. The candidates'
+  rows, a few dozen, are read from the disk and checked one by one.
+
+|x| is 1, or 0, to float32 rounding.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from paramdex_schemas import AtlasError, QueryError
+from paramdex_schemas.isometry import Array
+
+Ids = npt.NDArray[np.int64]
+Span = tuple[int, int]
+"""Rows [first, end)."""
+_BLOCK = 1 << 20
+"""Numbers of a block of rows that is held in float64."""
+
+
+class Rows(Protocol):
+    """The normalized coordinates of one kind (ntotal x r); names as in FAISS's indexes."""
+
+    @property
+    def ntotal(self) -> int: ...
+
+    def reconstruct_n(self, first: int, n: int) -> npt.NDArray[np.float32]:
+        """Rows [first, first + n)."""
+
+    def reconstruct_batch(self, ids: Ids) -> npt.NDArray[np.float32]:
+        """Some rows (len(ids) x r)."""
+
+    def candidates(self, query: Array, k: int, span: Span) -> Ids:
+        """Rows of a span, in order, that have its k nearest to ``query`` (r, float64) among them; it has k at least."""
+
+
+def nearest(
+    rows: Rows, query: Array, k: int, spans: list[Span], signs: tuple[int, ...] = (1,)
+) -> list[tuple[float, int]]:
+    """(similarity, row) of the k rows of ``spans`` of largest sign * similarity under any of ``signs``, those first."""
+    chosen = [
+        rows.candidates(sign * query, min(k, end - first), (first, end))
+        for sign in signs
+        for first, end in spans
+        if first < end
+    ]
+    ids = np.unique(np.concatenate([np.empty(0, np.int64), *chosen]))
+    scores = exact_products(rows, query, ids).astype(np.float32)
+    strength = np.max([sign * scores for sign in signs], axis=0)
+    best = np.lexsort((ids, -strength))[:k]
+    return list(zip(scores[best].tolist(), ids[best].tolist(), strict=True))
+
+
+def exact_products(rows: Rows, query: Array, ids: Ids) -> Array:
+    """<query, x> of some rows (float64). Summed row by row, not by BLAS: equal rows have equal products."""
+    found = np.empty(len(ids))
+    step = max(1, _BLOCK // max(1, len(query)))
+    for start in range(0, len(ids), step):
+        part = slice(start, start + step)
+        found[part] = (rows.reconstruct_batch(ids[part]) * query).sum(axis=1)
+    return found
+
+
+def _rounding(query: Array, size: float) -> float:
+    """At least what a float32 product of a query and a row of a length up to ``size`` can be off, rounding included."""
+    return float(np.linalg.norm(query)) * size * (len(query) + 16) * 2.0**-23 + len(query) * 2.0**-120
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Rows in memory (n x r, float32)."""
+
+    rows: npt.NDArray[np.float32]
+
+    @property
+    def ntotal(self) -> int:
+        return len(self.rows)
+
+    def reconstruct_n(self, first: int, n: int) -> npt.NDArray[np.float32]:
+        return self.rows[first : first + n]
+
+    def reconstruct_batch(self, ids: Ids) -> npt.NDArray[np.float32]:
+        return self.rows[ids]
+
+    def candidates(self, query: Array, k: int, span: Span) -> Ids:
+        first, end = span
+        scores = self.rows[first:end] @ query.astype(np.float32)
+        least = np.partition(scores, len(scores) - k)[len(scores) - k]
+        return first + np.flatnonzero(scores >= float(least) - 2 * _rounding(query, 1.01))
+
+
+@dataclass(frozen=True)
+class Coded:
+    """Rows left on the disk (n x r, memory-mapped), with their codes in a FAISS index.
+
+    ``scale`` has the tensors of KIND.codes.safetensors, ``damaged`` says that a row is not what was written.
+    """
+
+    rows: npt.NDArray[np.float32]
+    index: Any
+    scale: dict[str, np.ndarray]
+    damaged: str
+
+    @property
+    def ntotal(self) -> int:
+        return len(self.rows)
+
+    def reconstruct_n(self, first: int, n: int) -> npt.NDArray[np.float32]:
+        return self._checked(slice(first, first + n))
+
+    def reconstruct_batch(self, ids: Ids) -> npt.NDArray[np.float32]:
+        return self._checked(ids)
+
+    def _checked(self, which: slice | Ids) -> npt.NDArray[np.float32]:
+        rows = np.array(self.rows.view(np.uint8)[which])  # as bytes: mapped floats are not aligned, which is slow
+        if [zlib.crc32(row) for row in rows] != self.scale["crc32"][which].tolist():
+            raise AtlasError(self.damaged)
+        return rows.view("<f4")
+
+    def candidates(self, query: Array, k: int, span: Span) -> Ids:
+        import faiss
+
+        first, end = span
+        turned = self.scale["steps"] * (self.scale["rotation"] @ query)
+        unit = np.abs(turned).max() / 127
+        if not unit:  # all products are 0
+            return np.arange(first, first + k)
+        whole = np.rint(turned / unit)
+        error, longest = (float(self.scale[name][0]) for name in ("error", "longest"))
+        margin = np.linalg.norm(query) * error + np.linalg.norm(turned - unit * whole) * longest
+        margin = 2 * (margin + _rounding(query, 1.01) + _rounding(unit * whole, longest)) / unit
+
+        asked = whole.astype(np.float32)[None, :]
+        inside = faiss.IDSelectorRange(first, end)  # its parameters do not keep it alive
+        parameters = None
+        if span != (0, self.ntotal):
+            parameters = faiss.SearchParameters()
+            parameters.sel = inside
+        n = 4 * k + 500
+        while n < end - first:  # of fewer rows, and of those that nearly all tie, all are candidates
+            scores, ids = self.index.search(asked, n, params=parameters)
+            best = float(self.index.reconstruct(int(ids[0, 0])).astype(np.float64) @ whole)
+            if abs(scores[0, 0] - best) > margin:
+                raise QueryError(f"faiss {faiss.__version__} multiplies bytes wrongly; install another version of it")
+            least = float(scores[0, k - 1]) - margin
+            if scores[0, -1] < least:
+                return np.sort(ids[0, scores[0] >= least])
+            n *= 8
+        return np.arange(first, end)

@@ -1,0 +1,130 @@
+"""Look-ups by token and by parameter: queries of one table each, put together here.
+
+DuckDB plans a query in about as long as it takes to read what a look-up needs, so what it answers fastest is one
+comparison in one table: ``token_id = ?`` finds the few row groups of ``store.postings`` that have the token, whose
+order is by token within a model, and ``param_id = ?`` is met by an index. A list of tokens is asked for one by one,
+since DuckDB leaves row groups out for an equality but not for an ``IN``. Texts, and each parameter's mean and standard
+deviation, are read once a vocabulary and a model, and kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from paramdex.database import Database
+from paramdex.words import Wanted
+
+Ids = npt.NDArray[np.int64]
+Span = tuple[int, int]
+"""Parameters [first, end) by param_id."""
+
+
+@dataclass(frozen=True)
+class Strongest:
+    """One parameter: its row of ``store.parameters`` and the strongest tokens of each side, strongest first."""
+
+    param_id: int
+    address: str
+    norm: float
+    mean: np.float32
+    std: np.float32
+    tokens: dict[str, list[int]]
+    scores: dict[str, list[float]]
+
+
+@dataclass(frozen=True)
+class Postings:
+    """The look-ups of one atlas."""
+
+    database: Database
+
+    def texts(self, items: Iterable[tuple[str, int]]) -> dict[tuple[str, int], str]:
+        """(vocabulary, token_id) -> text."""
+        return {item: self.database.tokens(item[0], "text")[item[1]].as_py() for item in set(items)}
+
+    def parameters(self, param_ids: list[int], k: int) -> dict[int, Strongest]:
+        """param_id -> the parameter with at most ``k`` tokens a side."""
+        where = "param_id = $id" if len(param_ids) == 1 else "param_id IN (SELECT unnest($id))"
+        rows = self.database.rows(
+            "SELECT param_id, address, norm, mean, std, top_tokens[:$k], bottom_tokens[:$k], top_scores[:$k], "
+            f"bottom_scores[:$k] FROM store.parameters WHERE {where}",
+            {"id": param_ids[0] if len(param_ids) == 1 else param_ids, "k": k},
+        )
+        return {
+            row[0]: Strongest(
+                row[0], row[1], row[2], np.float32(row[3]), np.float32(row[4]),
+                {"top": row[5], "bottom": row[6]}, {"top": row[7], "bottom": row[8]},
+            )
+            for row in rows
+        }  # fmt: skip
+
+    def holders(self, wanted: Wanted, models: list[Span], spans: list[Span], k: int) -> list[dict[str, Any]]:
+        """The k parameters within ``spans``, one side each, that have most of the wanted words among their strongest;
+        of as many words those with the largest mean z. ``models`` are the spans of the whole models they are of.
+
+        ``rank`` is the best of any wanted token, and a word's token is the one of its items of the best rank.
+        """
+        hits = [self._hits(token_id, spans) for token_id in wanted.ids]
+        numbers = {word: number for number, word in enumerate(dict.fromkeys(wanted.words))}
+        words = np.repeat([numbers[word] for word in wanted.words], [len(hit[0]) for hit in hits])
+        tokens = np.repeat(wanted.ids, [len(hit[0]) for hit in hits])
+        param_ids, is_top, rank, score = (np.concatenate(column) for column in zip(*hits, strict=True))
+        if not len(param_ids):
+            return []
+        mean, std = self._moments_of(param_ids, models)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            z = np.where(std > 0, np.abs((score - mean) / std), np.float32(np.nan))
+
+        owners = 2 * param_ids + ~is_top  # a parameter's side, top first
+        order = np.lexsort((rank, words, owners))
+        owners, words, tokens, rank, z = (column[order] for column in (owners, words, tokens, rank, z))
+        first = np.flatnonzero(np.diff(owners, prepend=-1).astype(bool) | np.diff(words, prepend=-1).astype(bool))
+        z = np.fmax.reduceat(z, first)  # of a word's items the largest
+        owners, tokens, rank = owners[first], tokens[first], rank[first]
+
+        sides, starts, n_words = np.unique(owners, return_index=True, return_counts=True)
+        best = np.minimum.reduceat(rank, starts)
+        mean_z = (np.add.reduceat(z.astype(np.float64), starts) / n_words).astype(np.float32)
+        chosen = np.lexsort((sides, -np.nan_to_num(mean_z, nan=-1), -n_words))[:k]
+        rows = []
+        for i in chosen.tolist():
+            own = slice(starts[i], starts[i] + n_words[i])
+            rows.append(
+                {
+                    "id": int(sides[i] >> 1), "side": "bottom" if sides[i] & 1 else "top", "words": int(n_words[i]),
+                    "rank": int(best[i]), "z": None if np.isnan(mean_z[i]) else float(mean_z[i]),
+                    "ids": tokens[own][np.argsort(rank[own], kind="stable")].tolist(),
+                }
+            )  # fmt: skip
+        return rows
+
+    def _hits(self, token_id: int, spans: list[Span]) -> tuple[np.ndarray, ...]:
+        """param_id, is_top, rank and score of a token's postings within ``spans``.
+
+        Models lie one after the other, so the ends of all spans together leave out other models' row groups.
+        """
+        found = self.database.arrays(
+            "SELECT param_id, is_top, rank, score FROM store.postings WHERE token_id = ? AND param_id BETWEEN ? AND ?",
+            [token_id, min(first for first, _ in spans), max(end for _, end in spans) - 1],
+        )
+        inside = np.zeros(len(found["param_id"]), bool)
+        for first, end in spans:
+            inside |= (found["param_id"] >= first) & (found["param_id"] < end)
+        param_id, is_top, rank, score = (found[name][inside] for name in ("param_id", "is_top", "rank", "score"))
+        return param_id, is_top, rank, score
+
+    def _moments_of(self, param_ids: Ids, models: list[Span]) -> tuple[np.ndarray, np.ndarray]:
+        """mean and std (float32) of the scores of each of ``param_ids``."""
+        mean, std = (np.empty(len(param_ids), np.float32) for _ in range(2))
+        for first, end in models:
+            sql = "SELECT mean, std FROM store.parameters WHERE param_id BETWEEN ? AND ? ORDER BY param_id"
+            table = self.database.kept(sql, first, end - 1)
+            inside = (param_ids >= first) & (param_ids < end)
+            for to, column in ((mean, "mean"), (std, "std")):
+                to[inside] = table[column].to_numpy()[param_ids[inside] - first]
+        return mean, std
