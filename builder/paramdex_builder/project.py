@@ -1,17 +1,23 @@
 """Projection: the strongest tokens of every parameter, both sides, exact.
 
-A stored score is the float64 value of E w rounded to float32; tokens are ordered by (stored score, token id). To get
-there fast, one float32 GEMM screens all V scores and only the survivors are scored again in float64.
+A stored score is the float64 value of E w rounded to float32; tokens are ordered by (stored score, token id).
 
-The screening is certified. For n x d float32 operands and any order of summation, the computed s~ of s = <e, w> has
+**Screened.** One product in low precision gives all V scores of a row w, within a bound (see ``screening``). Taking one
+vector c from every row of E moves all scores of w by one number and leaves their order. With c the column means, what
+is screened is t = <e - c, w>, of which the top is above 0 and the bottom below. e - c and w are scaled so that no norm
+is over 1. What their rounding to e' and w' cost is measured, which is less than half of what it might have:
 
-    |s~ - s| <= gamma_d ||e|| ||w||,   gamma_d = d u / (1 - d u),  u = 2^-24          (Higham 2002, section 3.1)
+    |t~ - t| <= b + u / (1 - u) |t~|,   b = ||e - c - e'|| + ||e'|| (||w - w'|| + gamma_d ||w'||) + UNDERFLOW
 
-(by Cauchy-Schwarz on sum |e_i w_i|). Let b = gamma_d max||e|| ||w||. If the (k + PAD)-th largest s~ lies more than 3b
-below the k-th largest, then every token outside the k + PAD survivors has s < s~_k - 2b, while k survivors have
-s >= s~_k - b: a gap of b >= 2 ulp(s) at d >= 2, which rounding to float32 cannot close. So the top k lie among the
-survivors. The few rows where this cannot be certified (near ties) are scored in float64 over the whole vocabulary; so
-are those whose scores could leave float32's range, where the bound does not hold (see ``screening_bound``).
+**Selected.** Tokens are taken in groups, and only the largest t~ of each is looked at. The k-th largest of those is at
+most the k-th largest of all t~. Call it theta: k tokens are certain to have t >= theta - b - u / (1 - u) theta, and
+whatever has a t certain to be less, by more than float32 rounds off, is not among the top k. That leaves few groups,
+and few tokens in them; fewer still once b is that of each token, and not of the longest row of E.
+
+**Scored.** Those are scored in float64. The order of that sum is a library's business, so it is within gamma_d ||e||
+||w|| of the score (gamma for float64); where float32 rounds both ends of that to one number, that is the stored score,
+and ``screening.dot`` settles the others. So the result does not depend on blocks, threads or the device. Rows in which
+this does not leave few tokens (near ties, zeros, scores out of float32's range) are scored in float64 as a whole.
 """
 
 from __future__ import annotations
@@ -19,15 +25,39 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch.utils.weak import WeakTensorKeyDictionary
 
+from paramdex_builder.screening import (
+    LARGEST,
+    UNDERFLOW,
+    Precision,
+    as_stored,
+    ascending,
+    at_least,
+    chosen_products,
+    dot,
+    full_float32,
+    gamma,
+    gamma64,
+    kth_largest,
+    precision_of,
+)
 from paramdex_builder.space import Space
 
-PAD = 14
-_U = 2.0**-24
-SMALLEST, LARGEST = 2.0**-126, 2.0**126
-"""Sums of smaller terms may lose them, sums of larger ones may overflow, in float32."""
-_BLOCK_BYTES = 64 << 20
-"""Bytes of a block of screened scores."""
+GROUPS = (64, 32, 16, 8, 4, 2, 1)
+"""Sizes of groups of tokens; the first is taken of which there are at least four times k."""
+FEW = 256
+"""A row is scored as a whole where more tokens than this and 6 k are left."""
+_TILE = 1024
+"""Tokens screened at a time on a processor, whose cache has them still when their groups are looked at."""
+_BLOCK_ROWS, _BLOCK_BYTES = 512, 32 << 20
+"""Rows screened at a time, and bytes of their scores."""
+_MUCH = 1 << 25
+"""An embedding of more numbers than this is not held in float64 beside itself."""
+_FEW_TOKENS = 256
+"""Rows of such an E in float64 at a time."""
+_CHUNK = 4096
+"""Rows held in float64 at a time."""
 
 
 @dataclass
@@ -36,19 +66,6 @@ class Tokens:
 
     ids: torch.Tensor
     scores: torch.Tensor
-
-
-def gamma(n: int) -> float:
-    """gamma_n = n u / (1 - n u) for float32's unit roundoff u."""
-    return n * _U / (1 - n * _U)
-
-
-def screening_bound(d: int, norms: torch.Tensor) -> torch.Tensor:
-    """How far a float32 <e, w> of d terms can be from the true one, from ||e|| ||w|| (``norms``, float64).
-
-    Terms that underflow cost up to float32's smallest normal number each; infinite where a sum could overflow.
-    """
-    return torch.where(norms < LARGEST, gamma(d) * norms + d * SMALLEST, torch.inf)
 
 
 def moments(rows: torch.Tensor, space: Space) -> tuple[torch.Tensor, torch.Tensor]:
@@ -62,61 +79,218 @@ def moments(rows: torch.Tensor, space: Space) -> tuple[torch.Tensor, torch.Tenso
 
 
 def rank(scores: torch.Tensor, ids: torch.Tensor, k: int) -> Tokens:
-    """The k largest of each row of ``scores`` (n x m, float32), ties by the smaller id (``ids``, n x m)."""
-    by_id = ids.argsort(dim=1, stable=True)
-    scores, ids = scores.gather(1, by_id), ids.gather(1, by_id)
-    by_score = scores.argsort(dim=1, descending=True, stable=True)[:, :k]
-    return Tokens(ids.gather(1, by_score), scores.gather(1, by_score))
+    """The k largest of each row of ``scores`` (n x m, float32), ties by the smaller id (``ids``, n x m, below 2^32).
+
+    They are sorted as integers: the bits of the score, made to compare as it does, and below them those of the id.
+    """
+    bits = (scores + 0.0).view(torch.int32).long()  # + 0.0: -0.0 is 0.0
+    best = ascending((bits ^ ((bits >> 31) & 0x7FFF_FFFF)) << 32 | (0xFFFF_FFFF - ids))[:, -k:].flip(1)
+    bits = best >> 32
+    return Tokens(0xFFFF_FFFF - (best & 0xFFFF_FFFF), (bits ^ ((bits >> 31) & 0x7FFF_FFFF)).int().view(torch.float32))
 
 
-def _exact(rows: torch.Tensor, ids: torch.Tensor, E: torch.Tensor) -> torch.Tensor:
-    """The stored scores (n x m, float32) of the tokens ``ids`` (n x m) for every row (n x d)."""
-    out = torch.empty(ids.shape, dtype=torch.float32, device=ids.device)
-    step = max(1, _BLOCK_BYTES // (8 * ids.shape[1] * E.shape[1]))
-    for start in range(0, len(rows), step):
-        part = slice(start, start + step)
-        out[part] = torch.bmm(E[ids[part]].double(), rows[part].double().unsqueeze(2)).squeeze(2).float()
-    return out
+@dataclass
+class _Screen:
+    """E as it is screened: ``rows`` e' = (e - c) / size in low precision, and rows of 0 up to whole groups."""
+
+    rows: torch.Tensor
+    norms: torch.Tensor
+    """||e'|| (V, float64)."""
+    errors: torch.Tensor
+    """||(e - c) / size - e'|| (V, float64)."""
+    size: float
+    precision: Precision
+    vectors: torch.Tensor
+    """E (V x d), in float64 where that is not much."""
+
+    @classmethod
+    def of(cls, space: Space, precision: Precision) -> _Screen:
+        E = space.embedding
+        size = space.longest + float(space.means.norm())
+        rows = torch.zeros(-(-len(E) // max(GROUPS)) * max(GROUPS), E.shape[1], dtype=precision.dtype, device=E.device)
+        norms, errors = (torch.empty(len(E), dtype=torch.float64, device=E.device) for _ in range(2))
+        for start in range(0, len(E), _CHUNK):
+            part = slice(start, min(start + _CHUNK, len(E)))
+            centred = (E[part].double() - space.means) / (size or 1)
+            rows[part] = centred
+            rounded = rows[part].double()
+            norms[part], errors[part] = rounded.norm(dim=1), (centred - rounded).norm(dim=1)
+        vectors = E.double() if E.numel() <= _MUCH else E
+        return cls(rows, norms, errors, size, precision, vectors)
 
 
-def _whole(row: torch.Tensor, E: torch.Tensor, k: int, sign: int) -> Tokens:
-    """One row's tokens from float64 scores over the whole vocabulary."""
-    scores = torch.cat([(chunk.double() @ row.double()).float() for chunk in E.split(8192)]) * sign
-    ids = torch.arange(len(E), device=E.device)
-    order = scores.argsort(descending=True, stable=True)[:k]  # stable: equal scores stay in order of id
-    return Tokens(ids[order].unsqueeze(0), scores[order].unsqueeze(0))
+_screens = WeakTensorKeyDictionary()
+"""The screen of every embedding in use: many blocks of rows are projected to one."""
 
 
-def _side(
-    screened: torch.Tensor, rows: torch.Tensor, E: torch.Tensor, bound: torch.Tensor, k: int, sign: int
-) -> Tokens:
-    """One side of a block; ``sign`` is 1 for top and -1 for bottom."""
-    width = min(k + PAD, len(E))
-    best = screened.topk(width, dim=1, largest=sign > 0)
-    found = rank(_exact(rows, best.indices, E) * sign, best.indices, k)
-    if width < len(E):
-        values = best.values * sign
-        unsure = (~(values[:, k - 1] - values[:, -1] > 3 * bound)).nonzero().flatten().tolist()
-        for i in unsure:
-            whole = _whole(rows[i], E, k, sign)
-            found.ids[i], found.scores[i] = whole.ids[0], whole.scores[0]
-    return Tokens(found.ids, found.scores * sign)
+def _screen(space: Space, precision: Precision) -> _Screen:
+    found = _screens.get(space.embedding)
+    if found is None or found.precision != precision:
+        found = _screens[space.embedding] = _Screen.of(space, precision)
+    return found
 
 
-def strongest_tokens(rows: torch.Tensor, space: Space, k: int) -> dict[str, Tokens]:
-    """The k strongest tokens of every row (n x d, float32), as {"top": ..., "bottom": ...}, on the device of E.
+class _Block:
+    """A block of rows W (n x d, float64), and how well their scores are known."""
 
-    Sides are ordered strongest first; where V < k, all V tokens are given.
+    def __init__(self, W: torch.Tensor, space: Space, screen: _Screen) -> None:
+        self.W, self.E, self.screen = W, space.embedding, screen
+        self.tile = _TILE if W.device.type == "cpu" else len(screen.rows)
+        d, u = W.shape[1], screen.precision.u
+        norms = W.norm(dim=1)
+        units = W / norms.clamp_min(1e-300)[:, None]
+        self.low = units.to(screen.precision.dtype)
+        rounded = self.low.double()
+        self.per_norm = (units - rounded).norm(dim=1) + gamma(d) * rounded.norm(dim=1)
+        """What b has for every 1 of ||e'|| (n)."""
+        self.relative = u / (1 - u)
+        self.noise = gamma64(d) * space.longest * norms
+        """How far a sum in float64 can be from the score (n)."""
+        largest = space.longest * norms
+        slack = (2.0**-22 * largest + 2.0**-148) / (screen.size * norms)
+        self.slack = slack.where((largest > 0) & (largest < LARGEST), torch.inf)
+        """How much less a t is that is certain to be less once rounded to float32 (n)."""
+
+    def bounds(self, errors: torch.Tensor, norms: torch.Tensor, row: torch.Tensor | slice) -> torch.Tensor:
+        """b, from ||e - c - e'|| and ||e'||, for rows; 1.001 makes up for its own rounding."""
+        return 1.001 * (errors + norms * self.per_norm[row]) + UNDERFLOW
+
+    def screened(self, group: int, space: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The bits of all -t~ (n V / group x group), in ``space``, and of the largest t~ and the largest -t~ of every
+        group (2 x n x V / group). The first are in order of tile, row and token.
+        """
+        n, precision = len(self.low), self.screen.precision
+        peaks = torch.empty(2, n, len(self.screen.rows) // group, dtype=precision.bits, device=self.low.device)
+        done = 0
+        for tile in self.screen.rows.split(self.tile):
+            products = precision.product(self.low, tile, space[n * done :])
+            bits = products.view(precision.bits).view(n, -1, group)
+            here = slice(done // group, (done + len(tile)) // group)
+            torch.amax(bits, 2, out=peaks[0, :, here])
+            torch.amax(bits.bitwise_xor_(precision.sign), 2, out=peaks[1, :, here])
+            done += len(tile)
+        return space[: n * done].view(precision.bits).view(-1, group), peaks
+
+    def survivors(
+        self, bits: torch.Tensor, peaks: torch.Tensor, k: int, sign: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(row, token, few): the tokens that may be among the k strongest of a row, by row, for rows with few of them;
+        ``few`` (n) says which those are.
+        """
+        screen, precision = self.screen, self.screen.precision
+        n, n_groups = peaks.shape
+        group = bits.shape[1]
+        theta = kth_largest(peaks, k).view(precision.dtype).double()
+        bound = self.bounds(screen.errors.max(), screen.norms.max(), slice(None))
+        limit = (theta * (1 - self.relative) - 2 * bound - self.slack) / (1 + self.relative)
+        keys = precision.keys(limit.clamp_min(0)).masked_fill(~(limit > 0), torch.iinfo(precision.bits).max)
+        hot = at_least(peaks, keys[:, None])
+        row, place = hot // n_groups, hot % n_groups
+        few = (limit > 0) & (torch.bincount(row, minlength=n) <= FEW + 6 * k)
+        if not few.all():
+            kept = few[row].nonzero().flatten()
+            row, place = row[kept], place[kept]
+        # Before a group in ``bits``: the tiles before, the rows before in its tile, the groups before in its row.
+        per_tile = self.tile // group
+        before = place // per_tile * per_tile
+        found = bits.index_select(0, before * n + row * (n_groups - before).clamp_max(per_tile) + place - before)
+        if sign > 0:
+            found.bitwise_xor_(precision.sign)
+        over = at_least(found, keys[row][:, None])
+        at = over // group
+        row, token = row[at], place[at] * group + over % group
+        value = found.view(-1)[over].view(precision.dtype).double()
+        # The same with the bound of each token. k of a row are certain to have more than 0.
+        bound = self.bounds(screen.errors[token], screen.norms[token], row) + self.relative * value
+        lower = (value - bound).clamp_min(0).float().view(torch.int32)
+        end = torch.bincount(row, minlength=n).cumsum(0)
+        kth = ascending(row << 32 | lower)[end[few] - k] & 0xFFFF_FFFF
+        least = torch.full_like(limit, torch.inf)
+        least[few] = kth.int().view(torch.float32).double() * (1 - 2.0**-23) - self.slack[few]
+        kept = (value + bound >= least[row]).nonzero().flatten()
+        row, token = row[kept], token[kept]
+        many = few & (torch.bincount(row, minlength=n) > FEW + 6 * k)
+        if many.any():
+            kept = (~many[row]).nonzero().flatten()
+            row, token = row[kept], token[kept]
+        return row, token, few & ~many
+
+    def scores(self, row: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
+        """The stored scores (N, float32) of pairs of a row and a token.
+
+        They are taken token by token, so that every row of E is read once and those of W stay in the cache.
+        """
+        V, here = len(self.E), self.E.device
+        order = ascending(token << 32 | torch.arange(len(token), device=here)) & 0xFFFF_FFFF
+        by_token = row[order]
+        ends = torch.zeros(V + 1, dtype=torch.int64, device=here)
+        ends[1:] = torch.bincount(token, minlength=V).cumsum(0)
+        found = torch.empty(len(token), dtype=torch.float64, device=here)
+        step = V if self.screen.vectors.dtype == torch.float64 else _FEW_TOKENS
+        for start, vectors in zip(range(0, V, step), self.screen.vectors.split(step), strict=True):
+            end = ends[start : start + len(vectors) + 1]
+            part = slice(int(end[0]), int(end[-1]))
+            found[part] = chosen_products(vectors.double(), self.W, end - end[0], by_token[part])
+        scores = torch.empty_like(found)
+        scores[order] = found
+        stored, unsure = as_stored(scores, self.noise[row])
+        stored[unsure] = self._settled(row[unsure], token[unsure])
+        return stored
+
+    def ranked(self, row: torch.Tensor, token: torch.Tensor, scores: torch.Tensor, k: int) -> Tokens:
+        """The k tokens of largest score (N, float32) of each row; of rows with fewer, anything beside them."""
+        count = torch.bincount(row, minlength=len(self.W))
+        place = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
+        shape = len(self.W), max(k, int(count.max()))
+        values = torch.full(shape, -torch.inf, device=row.device)
+        values[row, place] = scores
+        ids = torch.full(shape, 0xFFFF_FFFF, device=row.device)
+        ids[row, place] = token
+        return rank(values, ids, k)
+
+    def whole(self, rows: torch.Tensor, k: int, sign: int) -> Tokens:
+        """Of all tokens the k strongest of each of ``rows``, with sign times their stored scores."""
+        scores = torch.cat([self.W[rows] @ chunk.double().T for chunk in self.E.split(_CHUNK)], 1)
+        stored, unsure = as_stored(scores, self.noise[rows, None])
+        V = len(self.E)
+        stored.view(-1)[unsure] = self._settled(rows[unsure // V], unsure % V)
+        return rank(stored * sign, torch.arange(V, device=rows.device).expand_as(stored), k)
+
+    def _settled(self, row: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
+        """The stored scores of pairs of a row and a token."""
+        parts = zip(row.split(_CHUNK), token.split(_CHUNK), strict=True)
+        return torch.cat([dot(self.W[r], self.E[t].double()).float() for r, t in parts])
+
+
+def strongest_tokens(rows: torch.Tensor, space: Space, k: int, precision: Precision | None = None) -> dict[str, Tokens]:
+    """The k strongest tokens of every row (n x d, float32 or float64), as {"top": ..., "bottom": ...}.
+
+    On the device of E. Sides are ordered strongest first; where V < k, all V tokens are given. The result is the same
+    on every device and for every ``precision`` of the screening.
     """
     E = space.embedding
-    k = min(k, len(E))
-    sides: dict[str, list[Tokens]] = {"top": [], "bottom": []}
-    for block in rows.to(E.device).split(max(1, _BLOCK_BYTES // (4 * len(E)))):
-        screened = block @ E.T
-        bound = screening_bound(E.shape[1], space.longest * block.double().norm(dim=1))
-        for side, sign in (("top", 1), ("bottom", -1)):
-            sides[side].append(_side(screened, block, E, bound, k, sign))
-    return {
-        side: Tokens(torch.cat([t.ids for t in parts]), torch.cat([t.scores for t in parts]))
-        for side, parts in sides.items()
-    }
+    n, k = len(rows), min(k, len(E))
+    screen = _screen(space, precision or precision_of(E.device))
+    group = next(size for size in GROUPS if len(E) >= 4 * k * size or size == 1)
+    step = min(_BLOCK_ROWS, max(1, _BLOCK_BYTES // (len(screen.rows) * screen.precision.dtype.itemsize)))
+    buffer = screen.rows.new_empty(min(n, step) * len(screen.rows))
+    sides = [
+        Tokens(*(torch.empty(n, k, dtype=dtype, device=E.device) for dtype in (torch.int64, torch.float32)))
+        for _ in range(2)
+    ]
+    for start in range(0, n, step):
+        here = slice(start, start + step)
+        block = _Block(rows[here].to(E.device).double(), space, screen)
+        with full_float32():
+            bits, peaks = block.screened(group, buffer)
+        left = [block.survivors(bits, peak, k, sign) for peak, sign in zip(peaks, (1, -1), strict=True)]
+        scores = block.scores(torch.cat([row for row, _, _ in left]), torch.cat([token for _, token, _ in left]))
+        for side, sign, (row, token, few) in zip(sides, (1, -1), left, strict=True):
+            own, scores = scores[: len(row)], scores[len(row) :]
+            found = block.ranked(row, token, sign * own, k)
+            for part in (~few).nonzero().flatten().split(max(1, _BLOCK_BYTES // (8 * len(E)))):
+                if len(part):
+                    whole = block.whole(part, k, sign)
+                    found.ids[part], found.scores[part] = whole.ids, whole.scores
+            side.ids[here], side.scores[here] = found.ids, found.scores * sign + 0.0  # + 0.0: -0.0 is 0.0
+    return {"top": sides[0], "bottom": sides[1]}

@@ -1,0 +1,204 @@
+"""Time the look-ups on an atlas of the size of GPT-2 medium's: 10 M postings, and 300,000 vectors of width 1024.
+
+    python benchmarks/lookups.py [SCALE]
+
+Writes random numbers as the units of finished models and publishes them as a build does, so that no model is
+projected; then prints each measure beside its bound and, where a machine's speed decides, beside a baseline of the same
+run: the ratios of the times and of the processor times. Random vectors are harder to search exactly than real ones,
+whose nearest stand out more. Takes about four minutes and 5 GB of disk; SCALE (1 by default) shrinks the numbers of
+rows for a try.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import torch
+
+import paramdex
+from paramdex.result import Result
+from paramdex_builder.progress import TerminalProgress
+from paramdex_builder.publish import FinishedModel, publish
+from paramdex_builder.space import Space
+from paramdex_builder.units import PARAMETERS, Piece, Units, pieces
+from paramdex_builder.vocabulary import Vocabulary
+from paramdex_schemas import Layout, Run, atlas_files
+from paramdex_schemas.isometry import Root, normalize
+
+V = 50_257
+ROUNDS = 40
+
+
+def vocabulary(name: str) -> Vocabulary:
+    """V made-up words; the last is the model's own, so that no two vocabularies are the same."""
+    words = [f"word{i}" for i in range(V - 1)] + [name]
+    return Vocabulary([f"Ġ{w}" for w in words], [f" {w}" for w in words], words, [False] * V, [True] * V, "0" * 64)
+
+
+def rows_of(piece: Piece, top_k: int, draw: np.random.Generator) -> pa.Table:
+    """The rows of a unit: tokens as unevenly spread as in trained models, scores in order, k a side."""
+    n = piece.n_rows
+    columns = {
+        "row": range(piece.first, piece.first + n),
+        "stack": pa.nulls(n), "layer": [piece.run.layer] * n, "head": pa.nulls(n), "kv_head": pa.nulls(n),
+        "expert": pa.nulls(n), "idx": range(n),
+        **{name: draw.random(n, np.float32) for name in ("norm", "mean", "std", "projected_norm")},
+    }  # fmt: skip
+    for side, sign in (("top", 1), ("bottom", -1)):
+        ids = (V * draw.random((n, top_k)) ** 2).astype(np.int32)
+        scores = sign * np.sort(draw.normal(4, 0.5, (n, top_k)).astype(np.float32), axis=1)[:, ::-1]
+        for name, values in (("tokens", ids), ("scores", scores)):
+            offsets = np.arange(0, n * top_k + 1, top_k, dtype=np.int32)
+            columns[f"{side}_{name}"] = pa.ListArray.from_arrays(offsets, values.ravel())
+    return pa.table([pa.array(columns[field.name], field.type) for field in PARAMETERS], schema=PARAMETERS)
+
+
+def add_model(atlas: Path, name: str, n_layers: int, size: int, width: int, top_k: int) -> None:
+    """Publish a model of one kind, ff_value: ``n_layers`` of ``size`` random vectors."""
+    draw = np.random.default_rng(len(name) + size)
+    layout = Layout.number([Run("ff_value", None, layer, None, 1, size, 1) for layer in range(n_layers)])
+    staging = atlas.with_suffix(".building")
+    units = Units(staging / name, {})
+    scale = 1 / np.arange(1, width + 1) ** 0.25  # coordinates lie in order of the embedding's singular values
+    for piece in pieces(layout, "ff_value"):
+        rows = draw.standard_normal((piece.n_rows, width), np.float32) * scale
+        units.write_coordinates("ff_value", piece.number, normalize(rows).astype(np.float32))
+        units.write("ff_value", piece.number, rows_of(piece, top_k, draw))
+    E = torch.randn(V, width, generator=torch.Generator().manual_seed(size)).half().float()
+    space = Space(E, E.double().mean(0), Root(np.eye(width), np.eye(width), 1.0), 1.0)
+    words = vocabulary(name)
+    row = dict.fromkeys(("source", "family", "model_type", "embedding", "dtype"), "made-up")
+    row |= dict.fromkeys(("weights_sha256", "tokenizer_sha256", "plan_sha256", "builder_version"), "0")
+    row |= dict.fromkeys(("family_inferred", "gated", "tied", "fold_norm", "rotary_left_out"), False)
+    row |= dict.fromkeys(("n_heads", "n_kv_heads", "d_head", "pair_k", "neighbor_k"), 1)
+    row |= {"n_layers": n_layers, "d_model": width, "d_ff": size, "top_k": top_k, "n_parameters": layout.n_parameters}
+    row |= {"vocabulary": words.name, "vocabulary_size": V, "embedding_rank": width, "embedding_condition": 1.0}
+    finished = FinishedModel(name, row, layout, space, words, units)
+    publish(finished, atlas, staging, torch.device("cpu"), TerminalProgress())
+    shutil.rmtree(staging)
+
+
+def cpu() -> float:
+    """Seconds of processor time so far, of this process's threads and of finished processes."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
+
+
+def times(call: Callable[[], object], rounds: int = ROUNDS) -> tuple[float, float]:
+    """Median milliseconds of a call after three warm-up calls: as a clock has it, and of processor time, of which other
+    programs take less.
+    """
+    took = []
+    for n in range(rounds + 3):
+        started = time.perf_counter(), cpu()
+        call()
+        if n >= 3:
+            took.append((1000 * (time.perf_counter() - started[0]), 1000 * (cpu() - started[1])))
+    wall, busy = zip(*took, strict=True)
+    return statistics.median(wall), statistics.median(busy)
+
+
+def shell(*arguments: str) -> tuple[float, float]:
+    """``times`` of a Python process."""
+    command = [sys.executable, *arguments]
+    return times(lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL), 5)
+
+
+@contextmanager
+def scattered(database: Path, out: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A database of the same rows in other orders: what look-ups cost that go through a whole table."""
+    with duckdb.connect(str(out)) as connection:
+        connection.execute(f"ATTACH '{database}' AS atlas (READ_ONLY)")
+        connection.execute("CREATE TABLE postings AS FROM atlas.store.postings ORDER BY param_id, is_top, rank")
+        connection.execute("CREATE TABLE parameters AS FROM atlas.store.parameters ORDER BY hash(param_id)")
+        connection.execute("DETACH atlas")
+        yield connection
+
+
+def main() -> None:
+    scale = float(sys.argv[1]) if len(sys.argv) > 1 else 1.0
+    size, wide = int(4167 * scale), int(12_500 * scale)
+    pick = random.Random(0)
+    rows: list[dict[str, str]] = []
+
+    def add(
+        what: str, took: tuple[float, float], bound: str, baseline: tuple[float, float] | None = None, of: str = ""
+    ) -> tuple[float, float]:
+        ratio = f"{took[0] / baseline[0]:.2f}, {took[1] / baseline[1]:.2f} of {of}" if baseline else ""
+        median, busy = (f"{each:.1f}" for each in took)
+        rows.append({"what": what, "ms": median, "CPU ms": busy, "bound": bound, "ratios": ratio})
+        print(rows[-1], file=sys.stderr)
+        return took
+
+    def address(of: str, n: int) -> str:
+        return f"{of}/L{pick.randrange(24)}/ff_value/{pick.randrange(n)}"
+
+    def word() -> str:
+        return f"word{pick.randrange(V - 1)}"
+
+    def attach() -> None:
+        with duckdb.connect() as connection:
+            connection.execute(f"ATTACH '{atlas_files.database(path)}' AS atlas (READ_ONLY)")
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "bench.atlas"
+        add_model(path, "main", 24, size, 64, 50)
+        n = 24 * size * 100
+        each = atlas_files.database(path).stat().st_size / n
+        opened = times(lambda: paramdex.open(path).close(), 10)
+        add("open, 1 model", opened, "50", times(attach, 10), "connect, ATTACH")
+        with scattered(atlas_files.database(path), Path(folder) / "scattered.duckdb") as naive:
+            sql = "SELECT * FROM postings WHERE token_id = ?"
+            by_token = times(lambda: naive.execute(sql, [pick.randrange(V)]).fetchnumpy(), 10)
+            sql_2 = "SELECT * FROM parameters WHERE address = ?"
+            by_address = times(lambda: naive.execute(sql_2, [address("main", size)]).fetchall(), 10)
+        with paramdex.open(path) as atlas:
+            show = times(lambda: atlas.show(address("main", size)))
+            add("parameter to tokens, 1 model", show, "2", by_address, "SQL in any order")
+            find = times(lambda: atlas.find(word(), model="main"))
+            add("token to parameters, 1 model", find, "3", by_token, "SQL in any order")
+        add_model(path, "vectors", 24, wide, 1024, 5)
+        for name in ("third", "fourth"):
+            add_model(path, name, 24, size, 64, 50)
+        opened = times(lambda: paramdex.open(path).close(), 10)
+        add("open, 4 models", opened, "50", times(attach, 10), "connect, ATTACH")
+        bare = shell("-c", "import duckdb, pyarrow, rich, click")
+        took = shell("-m", "paramdex", "show", str(path), "main/L1/ff_value/7")
+        add("show from the shell", took, "600", bare, "bare imports")
+        with paramdex.open(path) as atlas:
+            again = times(lambda: atlas.show(address("main", size)))
+            add("parameter to tokens, 4 models", again, "2", show, "1 model")
+            again = times(lambda: atlas.find(word(), model="main"))
+            add("token to parameters, in 1 of 4 models", again, "3", find, "1 model")
+            started = time.perf_counter(), cpu()
+            atlas.similar("vectors/L0/ff_value/0")
+            first = 1000 * (time.perf_counter() - started[0]), 1000 * (cpu() - started[1])
+            add("similar for the first time", first, "")
+            similar = times(lambda: atlas.similar(address("vectors", wide)))
+            layer = times(lambda: atlas.similar(address("vectors", wide), layer=3))
+            search = times(lambda: atlas.search(word(), model="vectors"))
+            held = atlas._vectors.rows("vectors", "ff_value")  # noqa: SLF001  # for the baseline
+            scan = times(lambda: np.argpartition(held @ held[pick.randrange(len(held))], -11), 10)
+            add(f"similar, {24 * wide:,} x 1024", similar, "60", scan, "NumPy, rows in memory")
+            add("similar, in 1 of 24 layers", layer, "", similar, "all layers")
+            add("search, in that model", search, "", scan, "NumPy")
+    title = f"{os.cpu_count()} cores; {n:,} postings take {each:.1f} bytes each (bound 14)"
+    print(Result(pa.Table.from_pylist(rows), title))
+
+
+if __name__ == "__main__":
+    main()

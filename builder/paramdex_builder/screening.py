@@ -1,0 +1,186 @@
+"""Screening: matrix products that are fast and rounded, and off by no more than a proven bound.
+
+What a score is, ``dot`` says, in float64. Which scores are worth that, a product in low precision says. With u the unit
+roundoff of its type (2^-24 for float32, 2^-8 for bfloat16), operands x are rounded to x', the products of two are
+summed in float32 in whatever order the hardware likes, and the sum is rounded once more:
+
+    ||x - x'|| <= u ||x||
+    |sum - <x', y'>| <= gamma_d ||x'|| ||y'||,  gamma_d = d u_32 / (1 - d u_32),  u_32 = 2^-24
+    |s~ - sum| <= u |sum|                                                               (Higham 2002, section 3.1)
+
+(the second by Cauchy-Schwarz on sum |x'_i y'_i|). Together
+
+    |s~ - <x, y>| <= ((1 + u)^3 (1 + gamma_d) - 1) ||x|| ||y||                          (``Precision.error``)
+
+Where no norm is over 1, numbers that underflow on the way, or that hardware takes for 0 because they are subnormal,
+add less than ``UNDERFLOW`` to that: there are at most 4 d of them, each below 2^-126.
+
+Products are looked at as integers: of two floats that are not negative, the larger one has the larger bits. The bits of
+a negative one are a negative integer, below all of those. So what is at least a limit above 0 can be found among
+integers, which are compared and reduced several times as fast as floats, which may be NaN.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+UNDERFLOW = 2.0**-100
+LARGEST = 2.0**126
+"""Scores and sums below this cannot overflow float32."""
+
+
+def gamma(n: int, u: float = 2.0**-24) -> float:
+    """gamma_n = n u / (1 - n u), u the unit roundoff: float32's, unless another is given."""
+    return n * u / (1 - n * u)
+
+
+def gamma64(n: int) -> float:
+    """gamma_n for float64, with a little room for the rounding of what it is multiplied with."""
+    return 1.001 * gamma(n, 2.0**-53)
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How products are screened: the type of their operands, and of themselves.
+
+    ``onednn``: by oneDNN where PyTorch would take MKL, which leaves other processors than Intel's half idle.
+    """
+
+    dtype: torch.dtype
+    onednn: bool = False
+
+    @property
+    def u(self) -> float:
+        """The unit roundoff."""
+        return float(torch.finfo(self.dtype).eps) / 2
+
+    @property
+    def bits(self) -> torch.dtype:
+        """The integers of the same width."""
+        return torch.int16 if self.dtype.itemsize == 2 else torch.int32
+
+    @property
+    def sign(self) -> int:
+        """The integer of which only the bit is set that makes a float negative."""
+        return int(torch.iinfo(self.bits).min)
+
+    def error(self, d: int) -> float:
+        """How far a product of d terms can be off, of the product of the norms."""
+        return 1.001 * ((1 + self.u) ** 3 * (1 + gamma(d)) - 1)
+
+    def keys(self, limits: torch.Tensor) -> torch.Tensor:
+        """Least bits that a number at least as large as a limit (float64, above 0) has."""
+        near = limits.float()
+        bits = near.view(torch.int32) - (near.double() > limits).int()
+        return (bits >> (32 - 8 * self.dtype.itemsize)).clamp_min(1).to(self.bits)
+
+    def key(self, limit: float) -> int:
+        """``keys`` of one limit."""
+        near = np.float32(limit)
+        bits = int(near.view(np.int32)) - (float(near) > limit)
+        return max(bits >> (32 - 8 * self.dtype.itemsize), 1)
+
+    def product(self, a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        """a b^T (n x m) of operands in this precision (n x d, m x d), in the first n m places of ``out``."""
+        out = out[: a.shape[0] * b.shape[0]].view(a.shape[0], b.shape[0])
+        if self.onednn:
+            return out.copy_(torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], ""))  # noqa: SLF001
+        return torch.mm(a, b.T, out=out)
+
+
+FLOAT32, ONEDNN_FLOAT32, BFLOAT16 = Precision(torch.float32), Precision(torch.float32, True), Precision(torch.bfloat16)
+
+
+def precision_of(device: torch.device) -> Precision:
+    """The precision that is fastest on a device: bfloat16 on a processor with instructions for it, else float32.
+
+    On a GPU float32, as PyTorch lets a GPU add up products of bfloat16 in bfloat16.
+    """
+    if device.type != "cpu":
+        return FLOAT32
+    features: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    if features.get("amx_bf16") or features.get("avx512_bf16"):
+        return BFLOAT16
+    if "amd" in str(features.get("cpu_name", "")).lower() and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return ONEDNN_FLOAT32
+    return FLOAT32
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """In here products of float32 are what they say, also in a program that has allowed PyTorch less."""
+    try:
+        before = torch.get_float32_matmul_precision()
+    except RuntimeError:  # it was set for some libraries and not for others
+        before = "highest"
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """<a_i, b_i> (n, float64) of n pairs of rows (n x d each, float64): products, added up by halves.
+
+    Every step rounds every number by itself, so that a result is the same to the last bit whatever the other pairs,
+    the threads and the device are.
+    """
+    terms = (a * b).T.contiguous()
+    while terms.shape[0] > 1:
+        half, odd = divmod(terms.shape[0], 2)
+        last = terms[-1]
+        terms = terms[:half] + terms[half : 2 * half]
+        if odd:
+            terms[0] += last
+    return terms.sum(0)
+
+
+def chosen_products(a: torch.Tensor, b: torch.Tensor, ends: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """Some entries of a b^T (N, float64), for a (n x d) and b (m x d): those of row i are in the ``columns`` (N) from
+    ``ends[i]`` to ``ends[i + 1]``. Their sums are a library's.
+    """
+    zeros = torch.zeros(len(columns), dtype=a.dtype, device=a.device)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
+        pattern = torch.sparse_csr_tensor(ends, columns, zeros, (len(a), len(b)), check_invariants=False)
+    return torch.sparse.sampled_addmm(pattern, a, b.T, beta=0.0).values()
+
+
+def as_stored(scores: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scores (float64) that may be off by ``noise`` as float32, and the flat positions of those that have two ways to
+    be rounded.
+    """
+    low = (scores - noise).float()
+    return low, (low != (scores + noise).float()).flatten().nonzero().flatten()
+
+
+def at_least(values: torch.Tensor, limit: float | torch.Tensor) -> torch.Tensor:
+    """Flat positions, ascending, of the values that are at least ``limit`` (a number, or a tensor that broadcasts)."""
+    if values.device.type == "cpu":  # several times as fast in NumPy
+        return torch.from_numpy(np.flatnonzero(values.numpy() >= np.asarray(limit)))
+    return (values >= limit).flatten().nonzero().flatten()
+
+
+def kth_largest(values: torch.Tensor, k: int) -> torch.Tensor:
+    """The k-th largest along the last dimension."""
+    if values.device.type == "cpu":  # several times as fast in NumPy
+        place, array = values.shape[-1] - k, values.numpy()
+        # Short rows are sorted as fast as they are searched, and much faster where many values are equal.
+        ordered = np.partition(array, place) if array.ndim == 1 else np.sort(array, axis=-1)
+        return torch.from_numpy(ordered[..., place : place + 1].copy())[..., 0]
+    return values.topk(k, dim=-1).values[..., -1]
+
+
+def ascending(values: torch.Tensor) -> torch.Tensor:
+    """The values in order along the last dimension."""
+    if values.device.type == "cpu":  # several times as fast in NumPy
+        return torch.from_numpy(np.sort(values.numpy(), axis=-1))
+    return values.sort(dim=-1).values

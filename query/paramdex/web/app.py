@@ -1,0 +1,149 @@
+"""The server: a pure factory from an open atlas to an application. Every thing has one address; with ``.json`` at its
+end the same address gives its data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib import resources
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+from fastapi.staticfiles import StaticFiles
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from paramdex import Atlas, __version__
+from paramdex.web.errors import fault
+from paramdex.web.fence import Fence, Limits
+from paramdex.web.pages import Pages
+from paramdex.web.routes import Moved, router
+from paramdex.web.shapes import Fault, Problem
+from paramdex.web.sql_routes import sql_router
+from paramdex.web.store import Pool
+from paramdex_schemas import ParamdexError
+
+STATIC = "/-/static"
+"""No model's name begins with a dash."""
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+_HEADERS = [
+    (b"content-security-policy", POLICY.encode()),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+]
+LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]"})
+
+
+class Guard:
+    """Puts the security headers on every answer, and answers only to the names that the server goes by: a page
+    elsewhere whose name is made to resolve to this machine cannot read the atlas.
+    """
+
+    def __init__(self, app: ASGIApp, hosts: frozenset[str] | None) -> None:
+        self.app = app
+        self.hosts = hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+
+        async def guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], *_HEADERS]
+            await send(message)
+
+        host = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
+        if self.hosts is not None and _name(host) not in self.hosts:
+            said = Fault(status=400, kind="request", message="this server does not go by that name")
+            await _json(said)(scope, receive, guarded)
+            return
+        await self.app(scope, receive, guarded)
+
+
+def _name(host: str) -> str:
+    """A host without its port."""
+    return host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() and ":" in host else host
+
+
+def _json(said: Fault, headers: dict[str, str] | None = None) -> JSONResponse:
+    return JSONResponse(Problem(error=said).model_dump(), said.status, headers)
+
+
+def make_app(atlas: Atlas, limits: Limits | None = None, hosts: frozenset[str] | None = LOOPBACK) -> FastAPI:
+    """The application over an open atlas. ``hosts`` are the names it answers to, None for any.
+
+    The atlas stays the caller's to close; the processes that run SQL start when first asked and end with the server.
+    """
+    fence = Fence(atlas.path, limits or Limits())
+    pool = Pool(atlas)
+    pages = Pages(atlas)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        fence.warm()
+        yield
+        fence.close()
+
+    app = FastAPI(
+        title="paramdex", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan,
+        description="What the weights of language models say: the data of every page of this server.",
+        license_info={"name": "Apache-2.0"},
+    )  # fmt: skip
+    app.state.fence = fence
+    app.mount(STATIC, StaticFiles(directory=str(resources.files("paramdex.web") / "static")), name="static")
+    app.include_router(sql_router(fence, pages))
+    app.include_router(router(pool, pages, app))
+    _add_errors(app, atlas, pages)
+    app.add_middleware(Guard, hosts=hosts)
+    return app
+
+
+def _add_errors(app: FastAPI, atlas: Atlas, pages: Pages) -> None:
+    """One shape for every error: a page for people, Problem for programs."""
+
+    def respond(request: Request, said: Fault, headers: dict[str, str] | None = None) -> Response:
+        path = request.url.path
+        for_program = path.rpartition("/")[2].rpartition(".")[2] in ("json", "csv", "parquet")
+        if for_program or path.startswith(STATIC):
+            return _json(said, headers)
+        return HTMLResponse(pages.render("error.html", request, fault=said), said.status, headers)
+
+    async def ours(request: Request, error: Exception) -> Response:
+        assert isinstance(error, ParamdexError)
+        asked = str(request.path_params.get("address") or request.query_params.get("address") or "")
+        if not asked and "a" in request.path_params:
+            asked = next((request.path_params[x] for x in "ab" if request.path_params[x] not in atlas.models), "")
+        said = fault(atlas, error, asked)
+        return respond(request, said, {"retry-after": "5"} if said.kind == "busy" else None)
+
+    async def moved(request: Request, error: Exception) -> Response:
+        assert isinstance(error, Moved)
+        query = f"?{request.url.query}" if request.url.query else ""
+        return RedirectResponse(error.path + query, 307)
+
+    async def invalid(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        wrong = [f"{item['loc'][-1]}: {item['msg'][:1].lower()}{item['msg'][1:]}" for item in error.errors()]
+        return respond(request, Fault(status=422, kind="request", message="; ".join(wrong)))
+
+    async def http(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        said = Fault(status=error.status_code, kind="request", message=f"{error.detail}")
+        return respond(request, said, dict(error.headers or {}))
+
+    async def unknown(request: Request, _: Exception) -> Response:
+        return respond(request, Fault(status=500, kind="server", message="this is a fault of the server's own"))
+
+    handlers: dict[Any, Any] = {
+        ParamdexError: ours, Moved: moved, RequestValidationError: invalid, HTTPException: http, Exception: unknown,
+    }  # fmt: skip
+    for cls, handler in handlers.items():
+        app.add_exception_handler(cls, handler)

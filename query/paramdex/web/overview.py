@@ -1,0 +1,139 @@
+"""The models of an atlas side by side, and the map of one model: layers x heads and layers x neurons."""
+
+from __future__ import annotations
+
+from pathlib import PurePath
+from typing import Any
+
+from paramdex import Atlas
+from paramdex.atlas import Model
+from paramdex.web.shapes import Cell, Grid, GridRow, Home, ModelCard, ModelSummary
+from paramdex.web.store import rows, short
+from paramdex_schemas import Address, QueryError
+from paramdex_schemas.errors import nearest
+from paramdex_schemas.layout import Place, place_name
+
+HEAD_COLUMNS = ["qk_norm", "vo_norm", "qk_std", "vo_std"]
+VECTOR_COLUMNS = ["norm", "projected_norm", "mean", "std"]
+_CELLS = 4096
+"""Vectors that a map shows one by one; of more, a cell stands for several."""
+_WIDTH = 128
+"""Cells a layer where a cell stands for several."""
+
+
+def summaries(atlas: Atlas) -> list[ModelSummary]:
+    found = []
+    for row in atlas.info().to_rows():
+        source = PurePath(row["source"])
+        # where a model was built from lies on somebody's disk: its last folders say what it is
+        local = source.is_absolute() or ".." in source.parts
+        known = {name: row[name] for name in ModelSummary.model_fields if name not in ("built_at", "source")}
+        found.append(
+            ModelSummary(
+                **known,
+                source="/".join(source.parts[-2:]) if local else row["source"],
+                built_at=f"{row['built_at']:%Y-%m-%d %H:%M}",
+            )
+        )
+    return found
+
+
+def home(atlas: Atlas) -> Home:
+    size = sum(file.stat().st_size for file in atlas.path.rglob("*") if file.is_file())
+    return Home(atlas=atlas.path.name, megabytes=round(size / 2**20, 1), models=summaries(atlas))
+
+
+def model_card(
+    atlas: Atlas, where: Address, *, heads: str = "vo_norm", kind: str | None = None, column: str = "norm"
+) -> ModelCard:
+    """A model, or the part of it that an address names: a stack, a layer, an expert.
+
+    ``heads`` and ``column`` are what the maps are coloured by, ``kind`` which vectors the second one shows.
+    """
+    model = atlas.models[where.model]
+    runs = [
+        run
+        for run in model.layout.runs
+        if where.stack in (None, run.stack)
+        and where.layer in (None, run.layer)
+        and (where.expert is None or run.owner == "expert")
+    ]
+    kinds: dict[str, int] = {}
+    for run in runs:
+        share = 1 if where.expert is not None else run.n_owners
+        kinds[run.kind] = kinds.get(run.kind, 0) + share * run.size
+    places = list(dict.fromkeys(run.place for run in runs if run.layer is not None))
+    places.sort(key=lambda place: (model.layout.stacks.index(place[0]) if place[0] else 0, place[1]))
+    kind = kind or next((each for each in ("ff_value", *kinds) if each in kinds), None)
+    if kind not in kinds:
+        raise QueryError(f"{where} has no vectors of kind {kind!r}; {nearest(str(kind), kinds)}")
+    grids = []
+    if where.expert is None and any(place in model.layout.attention_places for place in places):
+        grids.append(_head_grid(atlas, model, places, _chosen(heads, HEAD_COLUMNS)))
+    grids.append(_vector_grid(atlas, model, where, kind, _chosen(column, VECTOR_COLUMNS)))
+    (summary,) = (each for each in summaries(atlas) if each.model == model.name)
+    return ModelCard(
+        address=str(where), model=model.name, summary=summary, kinds=kinds, grids=grids,
+        places=[f"{model.name}/{place_name(place)}" for place in places],
+    )  # fmt: skip
+
+
+def _chosen(column: str, columns: list[str]) -> str:
+    if column not in columns:
+        raise QueryError(f"there is no column {column!r} to colour by; {nearest(column, columns)}")
+    return column
+
+
+def _grid(what: dict[str, Any], rows_: list[GridRow]) -> Grid:
+    """``low`` and ``high`` are the ends of the colours; of many cells the outermost hundredths share the end colours,
+    since one outlier would leave all others the same.
+    """
+    values = sorted(cell.value for row in rows_ for cell in row.cells)
+    out = len(values) // 100
+    return Grid(**what, rows=rows_, low=values[out], high=values[-1 - out])
+
+
+def _head_grid(atlas: Atlas, model: Model, places: list[Place], column: str) -> Grid:
+    lines: dict[Place, list[Cell]] = {place: [] for place in places if place in model.layout.attention_places}
+    for stack, layer, address, value in rows(
+        atlas,
+        f"SELECT stack, layer, address, {column} FROM store.heads WHERE model_id = ? ORDER BY head_id",
+        [model.model_id],
+    ):
+        if (stack, layer) in lines:
+            lines[stack, layer].append(Cell(address=address, value=short(value) or 0.0))
+    found = [
+        GridRow(place=place_name(place), address=f"{model.name}/{place_name(place)}", cells=cells)
+        for place, cells in lines.items()
+    ]
+    return _grid({"of": "heads", "kind": None, "column": column, "columns": HEAD_COLUMNS}, found)
+
+
+def _vector_grid(atlas: Atlas, model: Model, where: Address, kind: str, column: str) -> Grid:
+    """The vectors of a kind, a row a layer; of many, a cell stands for several and leads to the largest of them."""
+    spans = {
+        place: span
+        for place, span in model.layout.places(kind).items()
+        if where.stack in (None, place[0]) and where.layer in (None, place[1])
+    }
+    first = model.first_param_id + model.layout.blocks[kind].first
+    total = sum(end - start for start, end in spans.values())
+    lines = []
+    for place, (start, end) in spans.items():
+        each = 1 if total <= _CELLS else max(1, -(-(end - start) // _WIDTH))
+        cells = rows(
+            atlas,
+            f"SELECT arg_max(address, {column}), max({column}), count(*) FROM store.parameters "
+            "WHERE param_id >= $first AND param_id < $last AND ($expert IS NULL OR expert = $expert) "
+            "GROUP BY (param_id - $first) // $each ORDER BY min(param_id)",
+            {"first": first + start, "last": first + end, "each": each, "expert": where.expert},
+        )
+        at = place_name(place)
+        lines.append(
+            GridRow(
+                place=at or kind,
+                address=f"{model.name}/{at}" if at else model.name,
+                cells=[Cell(address=address, value=short(value) or 0.0, count=n) for address, value, n in cells],
+            )
+        )
+    return _grid({"of": "vectors", "kind": kind, "column": column, "columns": VECTOR_COLUMNS}, lines)

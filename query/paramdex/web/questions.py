@@ -1,0 +1,147 @@
+"""The questions of the search box: what is meant, who has these words among its strongest, who is nearest to them."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any, Literal
+
+from paramdex import Atlas
+from paramdex.web.shapes import (
+    Choice,
+    Facets,
+    Found,
+    FoundHead,
+    FoundParameter,
+    Near,
+    Searched,
+    Similar,
+    Understood,
+)
+from paramdex.web.store import described, split_words
+from paramdex_schemas import KINDS, Address, AddressError, TokenError
+from paramdex_schemas.layout import place_name
+
+COUNTED = 100
+"""Results that facets are counted over."""
+_ADDRESS = re.compile(r"[^/\s]+(/(encoder|decoder|cross|[LHE]\d+|[a-z_]+|\d+))+/?")
+
+
+def understand(atlas: Atlas, q: str) -> Understood:
+    """Read what a person typed into the search box. Raises TokenError where it is empty."""
+    text = q.strip().strip("/")
+    looks = _ADDRESS.fullmatch(text) is not None
+    if text in atlas.models or (looks and text.partition("/")[0] in atlas.models):
+        return Understood(q=q, kind="address", address=text, words=[], says=f"the address {text}")
+    words = split_words(q)
+    if not words:
+        raise TokenError("type a word, some words, a token or an address")
+    if looks and "/L" in text:  # a slip of the pen: say which addresses there are, not which words
+        return Understood(q=q, kind="address", address=text, words=[], says=f"the address {text}")
+    says = f"the word {_quoted(words)}" if len(words) == 1 else f"the {len(words)} words {_quoted(words)}"
+    return Understood(q=q, kind="words", address=None, words=words, says=says)
+
+
+def _quoted(words: list[str]) -> str:
+    return ", ".join(f"“{word}”" for word in words)
+
+
+def _layer_of(address: str) -> str:
+    where = Address.parse(address)
+    return place_name((where.stack, where.layer))
+
+
+def _facets(rows: Iterable[dict[str, Any]]) -> Facets:
+    """How often each model, layer, kind and side comes; layers and kinds in their own order."""
+    found = list(rows)
+    layers = Counter(_layer_of(row["address"]) for row in found)
+    kinds = Counter(row["kind"] for row in found)
+    known = [*KINDS, "QK", "VO"]
+    return Facets(
+        model=_choices(Counter(row["address"].partition("/")[0] for row in found)),
+        layer=_choices({k: layers[k] for k in sorted(layers, key=_natural)}),
+        kind=_choices({k: kinds[k] for k in known if k in kinds}),
+        side=_choices(Counter(row["side"] for row in found)),
+    )
+
+
+def _natural(name: str) -> list[Any]:
+    """L2 before L10."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+
+
+def _choices(counts: dict[str, int]) -> list[Choice]:
+    return [Choice(value=value, count=count) for value, count in counts.items() if value]
+
+
+def find(
+    atlas: Atlas, q: str, k: int = 10, *, model: str | None = None, kind: str | None = None, layer: int | None = None,
+    side: Literal["top", "bottom"] | None = None,
+) -> Found:  # fmt: skip
+    """Parameters and heads that have the words among their strongest: k of each."""
+    words = split_words(q)
+    result = atlas.find(words, max(k, COUNTED), model=model, kind=kind, layer=layer)
+    rows = [row for row in result.to_rows() if side in (None, row["side"])]
+    parameters = [row for row in rows if row["kind"] in KINDS][:k]
+    named = described(atlas, [row["address"] for row in parameters])
+    return Found(
+        q=q,
+        words=words,
+        parameters=[
+            FoundParameter(
+                **dict(named[row["address"]]), side=row["side"], words=row["words"], rank=row["rank"], z=row["z"],
+                matched=row["tokens"],
+            )
+            for row in parameters
+        ],
+        heads=[
+            FoundHead(
+                address=row["address"], kind=row["kind"], side=row["side"], words=row["words"], rank=row["rank"],
+                z=row["z"], pairs=row["tokens"],
+            )
+            for row in rows if row["kind"] not in KINDS
+        ][:k],
+        facets=_facets(rows),
+        counted=len(rows),
+        notes=list(result.notes),
+    )  # fmt: skip
+
+
+def search(
+    atlas: Atlas, q: str, k: int = 10, *, model: str | None = None, kind: str | None = None, layer: int | None = None,
+    side: Literal["top", "bottom", "both"] = "top",
+) -> Searched:  # fmt: skip
+    """The k parameters nearest to the words."""
+    words = split_words(q)
+    result = atlas.search(words, max(k, COUNTED), model=model, kind=kind, layer=layer, side=side)
+    rows = [
+        row | {"kind": Address.parse(row["address"]).kind, "side": "top" if row["similarity"] > 0 else "bottom"}
+        for row in result.to_rows()
+    ]
+    return Searched(
+        q=q, words=words, side=side, rows=_near(atlas, rows[:k]), facets=_facets(rows), counted=len(rows),
+        notes=list(result.notes),
+    )  # fmt: skip
+
+
+def similar(
+    atlas: Atlas, address: str, k: int = 5, *, model: str | None = None, kind: str | None = None,
+    side: Literal["top", "bottom", "both"] = "top",
+) -> Similar:  # fmt: skip
+    """The k parameters nearest to one, in its own or another model."""
+    where = atlas.address(address)
+    result = atlas.similar(address, k, model=model, kind=kind, side=side)
+    if where.kind is None:
+        raise AddressError(f"{address} is no parameter")
+    return Similar(
+        address=str(where), model=model or where.model, kind=kind or where.kind, rows=_near(atlas, result.to_rows()),
+        notes=list(result.notes),
+    )  # fmt: skip
+
+
+def _near(atlas: Atlas, rows: list[dict[str, Any]]) -> list[Near]:
+    named = described(atlas, [row["address"] for row in rows])
+    return [
+        Near(**dict(named[row["address"]]), rank=n, similarity=row["similarity"]) for n, row in enumerate(rows, start=1)
+    ]

@@ -1,0 +1,41 @@
+"""``paramdex serve``: the application on a port of this machine."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+
+import uvicorn
+
+from paramdex import Atlas
+from paramdex.web.app import LOOPBACK, make_app
+from paramdex.web.fence import Limits
+from paramdex_schemas import QueryError
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises QueryError where the port is taken or the host is none of this machine's."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        bound = socket.socket(family, kind, protocol)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+        bound.listen(128)  # who comes before the server is up waits for it
+    except OSError as error:
+        raise QueryError(
+            f"cannot listen on {host} port {port}: {error.strerror}; give another --port or --host"
+        ) from error
+    return bound
+
+
+def serve(atlas: Atlas, host: str, port: int, limits: Limits, say: Callable[[str], None]) -> None:
+    """Serve until interrupted. ``say`` is told the address once the port is open; port 0 takes any that is free."""
+    with bind(host, port) as bound:
+        name = f"[{host}]" if ":" in host else host
+        hosts = LOOPBACK if host in ("127.0.0.1", "localhost", "::1") else None
+        app = make_app(atlas, limits, hosts)
+        say(f"http://{name}:{bound.getsockname()[1]}/")
+        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3)
+        with suppress(KeyboardInterrupt):  # uvicorn has ended in good order by then
+            uvicorn.Server(config).run(sockets=[bound])

@@ -1,0 +1,157 @@
+"""What the pages ask of an atlas beyond its verbs, and atlases for several threads.
+
+The one module of the server that reaches inside Atlas; the others call the verbs and what stands here.
+"""
+
+# ruff: noqa: SLF001  # see above
+from __future__ import annotations
+
+import copy
+import queue
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from paramdex import Atlas
+from paramdex.atlas import Model
+from paramdex.web.shapes import Named, Token
+from paramdex_schemas import Address, QueryError
+from paramdex_schemas.isometry import Array
+from paramdex_schemas.layout import Place
+
+Row = tuple[Any, ...]
+SHOWN = 6
+"""Tokens that describe a parameter in a list."""
+
+
+def short(value: float | None) -> float | None:
+    """A float32 in its own shortest form.
+
+    >>> short(0.2207000106573105)
+    0.2207
+    """
+    return None if value is None else float(str(np.float32(value)))
+
+
+def fork(atlas: Atlas) -> Atlas:
+    """The same open atlas for another thread: a cursor of its own; vectors, which never change, are shared."""
+    twin = copy.copy(atlas)
+    vectors = atlas._vectors
+    twin.__dict__["_vectors"] = vectors
+    twin._database = copy.copy(atlas._database)
+    twin._database.connection = atlas._database.connection.cursor()
+    twin._database.connection.execute("USE atlas")
+    return twin
+
+
+class Pool:
+    """Forks of one atlas, lent to one thread at a time."""
+
+    def __init__(self, atlas: Atlas, n: int = 4) -> None:
+        self.atlas = atlas
+        self._free: queue.LifoQueue[Atlas] = queue.LifoQueue()
+        for _ in range(n):
+            self._free.put(fork(atlas))
+
+    @contextmanager
+    def lend(self) -> Iterator[Atlas]:
+        atlas = self._free.get()
+        try:
+            yield atlas
+        finally:
+            self._free.put(atlas)
+
+
+def rows(atlas: Atlas, sql: str, values: Any = None) -> list[Row]:
+    return atlas._database.rows(sql, values)
+
+
+def token(atlas: Atlas, vocabulary: str, token_id: int) -> Token:
+    spelled, read = (atlas._database.tokens(vocabulary, column)[token_id].as_py() for column in ("token", "text"))
+    return Token(token_id=token_id, token=spelled, text=read)
+
+
+def param_id(atlas: Atlas, address: str) -> int:
+    where = Address.parse(address)
+    return atlas.models[where.model].param_id(where)
+
+
+def described(atlas: Atlas, addresses: Sequence[str]) -> dict[str, Named]:
+    """Address -> the parameter with its strongest tokens."""
+    if not addresses:
+        return {}
+    ids = [param_id(atlas, address) for address in dict.fromkeys(addresses)]
+    found = {}
+    for each in atlas._postings.parameters(ids, SHOWN).values():
+        where = Address.parse(each.address)
+        v = atlas.models[where.model].vocabulary
+        sides = {side: [token(atlas, v, i) for i in items] for side, items in each.tokens.items()}
+        found[each.address] = Named(address=each.address, kind=str(where.kind), **sides)
+    return found
+
+
+def span(model: Model, kind: str, place: Place) -> tuple[int, int]:
+    """The param_ids (first, past the last) that a place has of a kind."""
+    first, last = model.layout.places(kind)[place]
+    start = model.first_param_id + model.layout.blocks[kind].first
+    return start + first, start + last
+
+
+def place_vectors(atlas: Atlas, a: Model, b: Model, kind: str, at: tuple[Place, Place]) -> tuple[Array, Array, str]:
+    """The normalized vectors of a kind in a place of each of two models, in one space: their inner products are the
+    Pearson correlations. And what the comparison is based on, where it is not the whole vocabulary.
+    """
+    spans = [model.layout.places(kind)[place] for model, place in zip((a, b), at, strict=True)]
+    vectors = atlas._vectors
+    if a.vocabulary == b.vocabulary:
+        own, right = (
+            vectors.index(model.name, kind).reconstruct_n(i, j - i) for model, (i, j) in zip((a, b), spans, strict=True)
+        )
+        return (vectors.transfer(a, b) @ own.T).T.astype(np.float32), right, ""
+    shared, flipped = atlas._shared(a, b)
+    root_a, root_b = reversed(shared.roots) if flipped else shared.roots
+    T = shared.transfer.T if flipped else shared.transfer
+    left = vectors.shared_rows(a.name, kind, root_a, b.name)[slice(*spans[0])] @ T.T
+    right = vectors.shared_rows(b.name, kind, root_b, a.name)[slice(*spans[1])]
+    note = f"compared on the {shared.n_tokens:,} tokens whose text both have"
+    return np.asarray(left, np.float32), right, note
+
+
+def nearest_pairs(left: Array, right: Array, k: int, block: int = 1024) -> list[tuple[float, int, int]]:
+    """(similarity, i, j) of the k largest inner products of rows of ``left`` and ``right``, a block at a time.
+
+    >>> nearest_pairs(np.eye(2), np.array([[0.0, 1.0]]), 1)
+    [(1.0, 1, 0)]
+    """
+    best: list[tuple[float, int, int]] = []
+    for start in range(0, len(left), block):
+        scores = left[start : start + block] @ right.T
+        n = min(k, scores.size)
+        flat = np.argpartition(scores, scores.size - n, axis=None)[-n:]
+        i, j = np.unravel_index(flat, scores.shape)
+        best += zip(scores[i, j].tolist(), (i + start).tolist(), j.tolist(), strict=True)
+        best = sorted(best, key=lambda hit: (-hit[0], hit[1], hit[2]))[:k]
+    return best
+
+
+def split_words(q: str) -> list[str]:
+    """What a person typed into words: split at white space; what stands in double quotes is one word, spaces and all.
+
+    >>> split_words('wine " Canada" ##ing')
+    ['wine', ' Canada', '##ing']
+    """
+    words: list[str] = []
+    rest = q
+    while rest := rest.lstrip():
+        if rest[0] == '"' and '"' in rest[1:]:
+            word, _, rest = rest[1:].partition('"')
+        else:
+            word, *more = rest.split(None, 1)
+            rest = more[0] if more else ""
+        if word:
+            words.append(word)
+    if len(words) > 50:
+        raise QueryError(f"ask for at most 50 words, not {len(words)}")
+    return words

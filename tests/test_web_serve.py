@@ -1,0 +1,72 @@
+"""``paramdex serve``: starts, says where, stops; and what it says where it cannot."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+SERVE = [sys.executable, "-m", "paramdex", "serve"]
+
+
+def test_it_serves_until_interrupted(small_atlas: Path) -> None:
+    with subprocess.Popen([*SERVE, str(small_atlas), "--port", "0"], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        url = next(word for word in line.split() if word.startswith("http://127.0.0.1:"))
+        assert line == f"{small_atlas} is at {url} (Ctrl+C stops)\n"
+        with urllib.request.urlopen(f"{url}.json", timeout=30) as answer:
+            assert b'"gpt2-a"' in answer.read()
+        with urllib.request.urlopen(f"{url}sql.json?q=SELECT+1+AS+x", timeout=30) as answer:
+            assert b'"rows":[{"x":1}]' in answer.read()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) in (0, 130)
+
+
+def refused(*arguments: str, **environment: str) -> str:
+    done = subprocess.run(
+        [*SERVE, *arguments], capture_output=True, text=True, check=False, timeout=60, env=os.environ | environment
+    )
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    return line
+
+
+def test_a_port_that_is_taken(small_atlas: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        assert refused(str(small_atlas), "--port", port).startswith(f"error: cannot listen on 127.0.0.1 port {port}: ")
+
+
+def test_no_atlas(tmp_path: Path) -> None:
+    assert refused(str(tmp_path / "no.atlas")).startswith(f"error: {tmp_path}/no.atlas is no atlas")
+
+
+@pytest.mark.parametrize("missing", ["fastapi", "uvicorn", "jinja2"])
+def test_without_the_extra_it_says_what_to_install(small_atlas: Path, missing: str) -> None:
+    program = f"import sys; sys.modules[{missing!r}] = None; sys.argv = ['paramdex', 'serve', {str(small_atlas)!r}]"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{program}\nfrom paramdex.cli import main; main()"], capture_output=True, text=True,
+        check=False, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr == f"error: serving needs {missing}; install it with: pip install 'paramdex[web]'\n"
+
+
+def test_the_query_package_needs_none_of_it(small_atlas: Path) -> None:
+    program = """
+import sys
+import paramdex, paramdex.cli
+with paramdex.open(sys.argv[1]) as atlas:
+    atlas.find("canada")
+assert not {"fastapi", "uvicorn", "jinja2", "pydantic", "starlette"} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", program, str(small_atlas)], check=True, timeout=60)
