@@ -8,7 +8,7 @@ the same matrix right after the other, in processor seconds, so that ratios mean
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import platform
 import statistics
 import sys
@@ -131,9 +131,8 @@ def time_pairs(what: str, heads: list[Head], words: Words) -> list[dict[str, obj
     means = {way: {k: statistics.mean(times) for k, times in by_k.items()} for way, by_k in took.items()}
     rows: list[dict[str, object]] = []
     for way, by_k in means.items():
-        row: dict[str, object] = {"matrix": what, "way": way}
-        for k in KS:
-            row[f"k={k}"] = f"{by_k[k]:.3f}"
+        row: dict[str, object] = {"matrix": what, "way": way} | {f"k={k}": f"{by_k[k]:.3f}" for k in KS}
+        row |= {"than every tile": "", "than materialised": ""}
         for other in [name for name in means if not name.startswith("strongest")]:
             if way.startswith("strongest") and (other.startswith("mat") or other.endswith(way.split(", ")[1])):
                 row["than materialised" if other.startswith("mat") else "than every tile"] = " / ".join(
@@ -145,7 +144,7 @@ def time_pairs(what: str, heads: list[Head], words: Words) -> list[dict[str, obj
 
 @contextmanager
 def stages() -> Iterator[dict[str, float]]:
-    """Processor seconds inside the products, the sorting and the float64 scores of ``strongest_tokens``."""
+    """Processor seconds of ``strongest_tokens`` in all but its selection."""
     spent: dict[str, float] = defaultdict(float)
 
     def timed(owner: object, name: str, stage: str) -> Callable[[], None]:
@@ -163,11 +162,10 @@ def stages() -> Iterator[dict[str, float]]:
 
     undo = [
         timed(Precision, "product", "product"),
-        timed(project, "rank", "rank"),
-        timed(project._Block, "scored", "scored"),  # noqa: SLF001
-        timed(project._Block, "whole", "scored"),  # noqa: SLF001
+        timed(project._Block, "scores", "scores"),  # noqa: SLF001
+        timed(project._Block, "whole", "scores"),  # noqa: SLF001
         timed(project, "_Block", "rounding"),
-    ][::-1]
+    ]
     try:
         yield spent
     finally:
@@ -198,7 +196,7 @@ def time_rows(what: str, space: Space, rows: torch.Tensor, k: int = 50) -> list[
             with stages() as spent:
                 total = seconds(lambda p=precision: strongest_tokens(rows, space, k, p))  # type: ignore[misc]
             took[way].append(total)
-            shares[way].append((total - spent["product"] - spent["scored"] + spent["rank"] - spent["rounding"]) / total)
+            shares[way].append(1 - sum(spent.values()) / total)
     best = {way: min(times) for way, times in took.items()}
     baseline = best["torch.mm, torch.topk twice"]
     return [
@@ -234,7 +232,8 @@ def main() -> None:
     ]
     model = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), "")
     machine = model.partition(": ")[2] or platform.processor() or platform.machine()
-    print(f"{datetime.date.today()}, one thread of {machine}, torch {torch.__version__}, numpy {np.__version__}\n")  # noqa: DTZ011
+    today = dt.datetime.now(dt.timezone.utc).date()
+    print(f"{today}, one thread of {machine}, torch {torch.__version__}, numpy {np.__version__}\n")
     print(Result(pa.Table.from_pylist(pairs), f"Pairs: seconds a head matrix, mean of {count}; times faster at each k"))
     print(Result(pa.Table.from_pylist(tokens), "Tokens: top and bottom 50 of each row"))
 

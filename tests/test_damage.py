@@ -20,6 +20,7 @@ import paramdex
 from damage_worker import QUESTIONS
 from paramdex import AtlasError
 from paramdex.cli import main
+from paramdex_schemas import FORMAT_VERSION
 from query_helpers import random_source
 
 HEADERS, BLOCK = 3 * 4096, 262_144
@@ -193,17 +194,25 @@ def write(atlas: Path, sql: str) -> None:
 
 
 def test_newer_format(atlas: Path) -> None:
-    write(atlas, "UPDATE store.atlas SET format_version = 2")
+    newer = FORMAT_VERSION + 1
+    write(atlas, f"UPDATE store.atlas SET format_version = {newer}")
     with pytest.raises(AtlasError) as caught:
         paramdex.open(atlas)
     assert str(caught.value) == (
-        f"{atlas} has format 2, this paramdex reads format 1; install a newer one with: pip install -U paramdex"
+        f"{atlas} has format {newer}, this paramdex reads format {FORMAT_VERSION}; "
+        "install a newer one with: pip install -U paramdex"
     )
+
+
+def test_older_format(atlas: Path) -> None:
+    write(atlas, "UPDATE store.atlas SET format_version = 1")
+    with pytest.raises(AtlasError, match=f"has format 1, this paramdex reads format {FORMAT_VERSION}; build it again"):
+        paramdex.open(atlas)
 
 
 def test_format_that_is_not_said(atlas: Path) -> None:
     write(atlas, "DELETE FROM store.atlas")
-    with pytest.raises(AtlasError, match="has format unknown, this paramdex reads format 1"):
+    with pytest.raises(AtlasError, match=f"has format unknown, this paramdex reads format {FORMAT_VERSION}"):
         paramdex.open(atlas)
 
 

@@ -261,7 +261,7 @@ def test_no_rows() -> None:
 def shape(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Everything cut into small pieces; and what is rare made common: scores that need settling, rows scored whole."""
     settings: dict[str, dict[str, object]] = {
-        "tiles": {"_TILE": 64, "_CHUNK": 7},
+        "tiles": {"_TILE_BYTES": 1, "_CHUNK": 7},
         "groups": {"GROUPS": (16, 1)},
         "rows": {"_BLOCK_ROWS": 2, "_BLOCK_BYTES": 4096},
         "noise": {"gamma64": lambda _: 1e-6},

@@ -9,6 +9,7 @@ import duckdb
 import pytest
 
 from paramdex import Atlas, QueryError
+from paramdex_schemas import FORMAT_VERSION
 from query_helpers import VIEWS
 
 pytest_plugins = ["query_fixtures"]
@@ -201,7 +202,7 @@ def test_writes_in_disguise_are_refused(
     with pytest.raises(QueryError):
         atlas.sql(query)
     assert list(tmp_path.iterdir()) == []
-    assert atlas.sql("SELECT format_version FROM store.atlas").to_rows() == [{"format_version": 1}]
+    assert atlas.sql("SELECT format_version FROM store.atlas").to_rows() == [{"format_version": FORMAT_VERSION}]
     assert atlas.sql("SELECT count(*) AS n FROM duckdb_tables() WHERE database_name = 'memory'").to_rows() == [{"n": 0}]
 
 

@@ -16,6 +16,7 @@ from starlette.testclient import TestClient
 from paramdex import Atlas
 from paramdex.web.examples import EXAMPLES
 from paramdex.web.fence import Limits
+from paramdex_schemas import FORMAT_VERSION
 from web_helpers import data, page, server
 
 pytest_plugins = ["query_fixtures", "web_fixtures"]
@@ -203,7 +204,7 @@ def test_nothing_takes_too_much(client: TestClient, secret: Path, query: str) ->
 def test_after_all_that_it_still_answers(client: TestClient, small_atlas: Path) -> None:
     assert data(client, "/sql.json", q="SELECT count(*) AS n FROM heads")["rows"] == [{"n": 34}]
     with duckdb.connect(str(small_atlas / "atlas.duckdb"), read_only=True) as connection:
-        assert connection.execute("SELECT format_version FROM store.atlas").fetchall() == [(1,)]
+        assert connection.execute("SELECT format_version FROM store.atlas").fetchall() == [(FORMAT_VERSION,)]
 
 
 def test_a_runaway_leaves_the_others_unharmed(small_atlas: Path) -> None:

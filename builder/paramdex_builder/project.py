@@ -48,8 +48,8 @@ GROUPS = (64, 32, 16, 8, 4, 2, 1)
 """Sizes of groups of tokens; the first is taken of which there are at least four times k."""
 FEW = 256
 """A row is scored as a whole where more tokens than this and 6 k are left."""
-_TILE = 1024
-"""Tokens screened at a time on a processor, whose cache has them still when their groups are looked at."""
+_TILE_BYTES = 1 << 20
+"""Bytes of scores screened at a time on a processor, whose cache has them still when their groups are looked at."""
 _BLOCK_ROWS, _BLOCK_BYTES = 512, 32 << 20
 """Rows screened at a time, and bytes of their scores."""
 _MUCH = 1 << 25
@@ -135,7 +135,8 @@ class _Block:
 
     def __init__(self, W: torch.Tensor, space: Space, screen: _Screen) -> None:
         self.W, self.E, self.screen = W, space.embedding, screen
-        self.tile = _TILE if W.device.type == "cpu" else len(screen.rows)
+        tile = _TILE_BYTES // (len(W) * screen.rows.element_size()) // max(GROUPS) * max(GROUPS)
+        self.tile = max(tile, *GROUPS) if W.device.type == "cpu" else len(screen.rows)
         d, u = W.shape[1], screen.precision.u
         norms = W.norm(dim=1)
         units = W / norms.clamp_min(1e-300)[:, None]

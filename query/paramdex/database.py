@@ -63,10 +63,9 @@ class Database:
         if found != [(FORMAT_VERSION,)]:
             self.connection.close()
             version = found[0][0] if found else "unknown"
-            raise AtlasError(
-                f"{atlas} has format {version}, this paramdex reads format {FORMAT_VERSION}; "
-                "install a newer one with: pip install -U paramdex"
-            )
+            older = isinstance(version, int) and version < FORMAT_VERSION
+            what = "build it again" if older else "install a newer one with: pip install -U paramdex"
+            raise AtlasError(f"{atlas} has format {version}, this paramdex reads format {FORMAT_VERSION}; {what}")
 
     def _damaged(self, error: Exception) -> AtlasError:
         del error  # DuckDB's own account of it, which stays as the cause
