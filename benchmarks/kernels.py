@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/kernels.py [HEADS]
 
-on HEADS matrices of all-MiniLM-L6-v2 (default 12 of its 144) and on random ones of other shapes. Each way is timed on
+on HEADS matrices of all-MiniLM-L6-v2 (default 6 of its 144) and on random ones of other shapes. Each way is timed on
 the same matrix right after the other, in processor seconds, so that ratios mean something on a shared machine too.
 """
 
@@ -16,6 +16,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -89,6 +90,10 @@ class Unpruned(pair_scan.Scan):
         super().__init__(*arguments)  # type: ignore[arg-type]
         self.left, self.right = (Everything(**vars(factor)) for factor in (self.left, self.right))
 
+    @classmethod
+    def way(cls, *arguments: object) -> None:
+        cls(*arguments).run()
+
     def _tiles(self) -> list[tuple[int, int, float, int, int]]:
         V = len(self.A)
         return [
@@ -115,29 +120,23 @@ def materialised(A: torch.Tensor, B: torch.Tensor, k: int, rows: int = 512) -> f
 
 
 def time_pairs(what: str, heads: list[Head], words: Words) -> list[dict[str, object]]:
-    """Mean seconds a matrix of every way and size of list; both sides, and for the scans words kept apart."""
-    took: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for number, (A, B) in enumerate(heads):
+    """Mean seconds a matrix of every way and size of list, both sides."""
+    took: dict[tuple[str, int], list[float]] = defaultdict(list)
+    for A, B in heads:
         for k in KS:
-            if number % 6 == 0:
-                took["materialise, torch.topk"][k].append(materialised(A, B, k))
+            took["materialise, torch.topk", k].append(materialised(A, B, k))
             for precision in PRECISIONS:
-                name = named(precision)
-                if number % 3 == 0:
-                    call = lambda k=k, A=A, B=B, p=precision: Unpruned(A, B, words, k, p).run()  # noqa: E731
-                    took[f"every tile, {name}"][k].append(seconds(call))
-                call = lambda k=k, A=A, B=B, p=precision: strongest_pairs(A, B, words, k, p)  # noqa: E731
-                took[f"strongest_pairs, {name}"][k].append(seconds(call))
-    means = {way: {k: statistics.mean(times) for k, times in by_k.items()} for way, by_k in took.items()}
+                for name, way in (("every tile", Unpruned.way), ("strongest_pairs", strongest_pairs)):
+                    arguments = (A, B, words, k, precision)
+                    took[f"{name}, {named(precision)}", k].append(seconds(partial(way, *arguments)))
+    mean = {key: statistics.mean(times) for key, times in took.items()}
     rows: list[dict[str, object]] = []
-    for way, by_k in means.items():
-        row: dict[str, object] = {"matrix": what, "way": way} | {f"k={k}": f"{by_k[k]:.3f}" for k in KS}
-        row |= {"than every tile": "", "than materialised": ""}
-        for other in [name for name in means if not name.startswith("strongest")]:
-            if way.startswith("strongest") and (other.startswith("mat") or other.endswith(way.split(", ")[1])):
-                row["than materialised" if other.startswith("mat") else "than every tile"] = " / ".join(
-                    f"{means[other][k] / by_k[k]:.1f}" for k in KS
-                )
+    for way in dict.fromkeys(way for way, _ in took):
+        row: dict[str, object] = {"matrix": what, "way": way} | {f"k={k}": f"{mean[way, k]:.3f}" for k in KS}
+        name, _, precision_name = way.partition(", ")
+        for column, other in (("every tile", f"every tile, {precision_name}"), ("all", "materialise, torch.topk")):
+            ratios = " / ".join(f"{mean[other, k] / mean[way, k]:.1f}" for k in KS) if name == "strongest_pairs" else ""
+            row[f"times {column}"] = ratios
         rows.append(row)
     return rows
 
@@ -213,16 +212,14 @@ def time_rows(what: str, space: Space, rows: torch.Tensor, k: int = 50) -> list[
 
 def main() -> None:
     torch.set_num_threads(1)
-    count = int(sys.argv[1]) if len(sys.argv) > 1 else 12
+    count = int(sys.argv[1]) if len(sys.argv) > 1 else 6
     weights, draw = Weights(), torch.Generator().manual_seed(0)
     E = weights["embeddings.word_embeddings.weight"]
     words = same_words(np.arange(len(E)), CPU)
-    wide = [
-        (torch.randn(2, len(E), 128, generator=draw, dtype=torch.float64)).unbind() for _ in range(max(1, count // 6))
-    ]
+    wide = torch.randn(2, len(E), 128, generator=draw, dtype=torch.float64)
     pairs = [
         *time_pairs("MiniLM's, d_head 32", list(weights.heads(count)), words),
-        *time_pairs("random, d_head 128", wide, words),  # type: ignore[arg-type]
+        *time_pairs("random, d_head 128", [(wide[0], wide[1])], words),
     ]
     rows = torch.cat([weights[f"encoder.layer.{n}.intermediate.dense.weight"][:256] for n in range(6)])
     large = make_space(torch.randn(50_257, 1024, generator=draw), CPU)
@@ -234,7 +231,7 @@ def main() -> None:
     machine = model.partition(": ")[2] or platform.processor() or platform.machine()
     today = dt.datetime.now(dt.timezone.utc).date()
     print(f"{today}, one thread of {machine}, torch {torch.__version__}, numpy {np.__version__}\n")
-    print(Result(pa.Table.from_pylist(pairs), f"Pairs: seconds a head matrix, mean of {count}; times faster at each k"))
+    print(Result(pa.Table.from_pylist(pairs), "Pairs: seconds a head matrix; how many times faster, at each k"))
     print(Result(pa.Table.from_pylist(tokens), "Tokens: top and bottom 50 of each row"))
 
 

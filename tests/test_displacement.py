@@ -27,6 +27,7 @@ from paramdex.cli import cli
 from paramdex.tour import demo_sources
 from paramdex_builder import Options, build
 from paramdex_builder.displacement import Displacement
+from paramdex_builder.pairs import of_rank
 from paramdex_schemas import AddressError, BuildError, CheckpointError, QueryError
 
 ROOT = Path(__file__).parents[1]
@@ -367,6 +368,22 @@ def test_an_adapter_over_another_base_is_refused(adapter: Path, model_folders: d
 def test_an_adapter_without_a_base_asks_for_it(adapter: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is an adapter; say with --base which model it was tuned from"):
         build([str(adapter)], tmp_path / "x.atlas")
+
+
+@pytest.mark.parametrize(("m", "d", "rank"), [(12, 20, 4), (12, 20, 12), (30, 20, 6), (12, 20, 0)])
+def test_factors_of_a_low_rank_product_have_as_many_rows(m: int, d: int, rank: int) -> None:
+    """Or else stay as they are: full rank, or nothing at all."""
+    generator = np.random.default_rng(m + rank)
+    P, Q = (
+        generator.standard_normal((m, rank)) @ generator.standard_normal((rank, d)),
+        generator.standard_normal((m, d)),
+    )
+    left, right = (factor.numpy() for factor in of_rank(torch.from_numpy(P), torch.from_numpy(Q)))
+    assert len(left) == len(right) == (rank or m)
+    np.testing.assert_allclose(left.T @ right, P.T @ Q, rtol=0, atol=1e-12)
+    if rank in (0, m):
+        assert (left == P).all()
+        assert (right == Q).all()
 
 
 # ---- diff

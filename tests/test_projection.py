@@ -263,7 +263,7 @@ def shape(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
     settings: dict[str, dict[str, object]] = {
         "tiles": {"_TILE_BYTES": 1, "_CHUNK": 7},
         "groups": {"GROUPS": (16, 1)},
-        "rows": {"_BLOCK_ROWS": 2, "_BLOCK_BYTES": 4096},
+        "rows": {"_BLOCK_ROWS": (1, 2), "_BLOCK_BYTES": 4096},
         "noise": {"gamma64": lambda _: 1e-6},
         "crowds": {"FEW": -60},
         "large": {"_MUCH": 0, "_FEW_TOKENS": 13},
@@ -326,7 +326,7 @@ def test_same_bytes_from_any_threads_blocks_and_precision(
             (2, 37, BFLOAT16),
         ):
             torch.set_num_threads(n_threads)
-            monkeypatch.setattr(project, "_BLOCK_ROWS", block)
+            monkeypatch.setattr(project, "_BLOCK_ROWS", (block, block))
             assert_same_bytes(strongest_tokens(rows, space, 50, precision), expected)
     finally:
         torch.set_num_threads(threads)

@@ -2,13 +2,16 @@
 
 **Balanced.** A B^T is also that of A M and B N wherever M N^T = 1. Of all such factors the norms of A' = U sqrt(S) and
 B' = V sqrt(S) say most about the scores, with U S V^T the singular value decomposition of A B^T. They come from Grams
-of d_head x d_head: with A^T A = Ra^T Ra, B^T B = Rb^T Rb and U S V^T now that of Ra Rb^T, M = Ra^-1 U sqrt(S) and
-N = Rb^-1 V sqrt(S). What float64 makes of that is off by little, and by no more than
+of d_head x d_head: with A^T A = L L^T, B^T B = R R^T and U S V^T now that of L^T R, M = L^-T U sqrt(S) and
+N = R^-T V sqrt(S). What numbers make of that need not be exact, as long as it is known how far off it is. For any M
+and N, and any L, R with A^T A <= L L^T, B^T B <= R R^T, the rows of A, B are a = L x, b = R y with ||x||, ||y|| no
+more than 1, so
 
-    |<a', b'> - <a, b>| <= ||a|| ||b|| (||M N^T - 1|| + 5 gamma_(d_head + 1) ||M|| ||N||)         (gamma for float64)
+    |<a M, b N> - <a, b>| <= ||L^T R - (L^T M) (R^T N)^T||
 
-for rows a, b of A, B: the five are for the products A M, B N, and both together, for M N^T, and for the rounding of
-the score itself. With ||a|| ||b|| <= sqrt(tr A^T A  tr B^T B) this is one number for all pairs, the ``gap``.
+To be sure of the <=, L L^T is made larger than the computed A^T A by what that may be off, which also keeps L away
+from singular. To this come the roundings of float64 in A M, B N, this bound and the score itself (``_rounding``). All
+together are one number for all pairs, the ``gap``.
 
 **Best first.** Rows are sorted by the norms of a' and b' and cut into tiles. Tiles are visited in order of the largest
 possible |score| in them, that of their first row and column: ||a'|| ||b'|| + gap (Cauchy-Schwarz). A threshold on each
@@ -44,7 +47,7 @@ from paramdex_builder.screening import (
     kth_largest,
 )
 
-TILE_ROWS, TILE_COLUMNS = 512, 1024
+TILE_ROWS, TILE_COLUMNS = 1024, 1024
 """The scores of a tile stay in a core's cache while they are looked at."""
 STEP = 128
 """Tiles are cut to multiples of so many rows and columns: a product is compiled anew for every new shape."""
@@ -52,8 +55,6 @@ CROWD = 16_384
 """So many pairs of a tile are scored one by one."""
 _BATCH = 256
 """So many pairs are scored together, to raise the threshold; k where that is more."""
-_CHUNK = 4096
-"""Rows held in float64 at a time."""
 _LARGEST = float(torch.finfo(torch.float32).max)
 _INFINITY = 0x7F80_0000
 """The bits of float32's infinity."""
@@ -154,21 +155,44 @@ class Side:
         return self.last is not None and (source, target) > self.last
 
 
-def balance(gram_a: torch.Tensor, gram_b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """M, N (r x r) of the balanced factors A M and B N, from A^T A and B^T B (r x r each), and M N^T but for rounding.
+def balance(A: torch.Tensor, B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """(M, N, gap): M and N (r x r) of the balanced factors A M, B N, for A, B (V x r), and how far scores can be off.
 
-    That is 1, and 0 for columns that are zero in A or in B, which are left out. It is so also where Grams are singular:
-    eigenvalues are held above 1e-12 of the largest.
+    Columns that are zero in A or in B add nothing and are left out.
     """
-    used = (gram_a.diag() > 0) & (gram_b.diag() > 0)
-    M, N, place = torch.zeros_like(gram_a), torch.zeros_like(gram_b), used.nonzero()
-    if len(place):
-        (values_a, vectors_a), (values_b, vectors_b) = (torch.linalg.eigh(G[place, place.T]) for G in (gram_a, gram_b))
-        root_a, root_b = (values.clamp_min(1e-12 * float(values[-1])).sqrt() for values in (values_a, values_b))
-        U, S, Vt = torch.linalg.svd((root_a[:, None] * vectors_a.T) @ (vectors_b * root_b))
-        M[place, place.T] = vectors_a / root_a @ (U * S.sqrt())
-        N[place, place.T] = vectors_b / root_b @ (Vt.T * S.sqrt())
-    return M, N, used.to(M.dtype).diag()
+    M, N = (torch.zeros(A.shape[1], A.shape[1], dtype=A.dtype, device=A.device) for _ in range(2))
+    gram_a, gram_b = A.T @ A, B.T @ B
+    used = ((gram_a.diag() > 0) & (gram_b.diag() > 0)).nonzero()
+    if not len(used):
+        return M, N, 0.0
+    (L, inverse_L), (R, inverse_R) = (_root(gram[used, used.T], len(A)) for gram in (gram_a, gram_b))
+    product = L.T @ R
+    U, S, Vt = torch.linalg.svd(product)
+    m, n = inverse_L @ (U * S.sqrt()), inverse_R @ (Vt.T * S.sqrt())
+    left, right = L.T @ m, R.T @ n
+    off = float((product - left @ right.T).norm())
+    M[used, used.T], N[used, used.T] = m, n
+    return M, N, 1.001 * (off + _rounding(len(used), *(float(X.norm()) for X in (L, R, m, n, left, right))))
+
+
+def _root(gram: torch.Tensor, V: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """L (r x r) with A^T A <= L L^T, and L^-T, from A^T A of V rows as it was computed."""
+    values, vectors = torch.linalg.eigh(gram)
+    # Sums of V terms, and the decomposition, which is off by a small multiple of r u ||A^T A||.
+    root = (values.clamp_min(0) + 2 * gamma64(V + 100 * len(gram)) * float(gram.trace())).sqrt()
+    return vectors * root, vectors / root
+
+
+def _rounding(r: int, L: float, R: float, M: float, N: float, left: float, right: float) -> float:
+    """What float64 loses in <a M, b N>, <a, b> and the bound of their difference, from Frobenius norms.
+
+    ||a|| <= L and ||b|| <= R, so a M is off by x = gamma_r L M and b N by y = gamma_r R N, as are ``left`` = L^T M and
+    ``right`` = R^T N, which are at least ||a M|| and ||b N|| but for that; each counts twice. <a, b> and L^T R are off
+    by gamma_r L R, and <a M, b N> and the product of left and right by gamma_r of their norms.
+    """
+    gamma = gamma64(r + 2)
+    x, y = gamma * L * M, gamma * R * N
+    return 4 * (gamma * (L * R + (left + x) * (right + y)) + x * right + y * left + x * y)
 
 
 @dataclass
@@ -183,16 +207,11 @@ class Factor:
     exponent: int
 
     @classmethod
-    def of(cls, X: torch.Tensor, M: torch.Tensor, gram: torch.Tensor, precision: Precision) -> Factor:
-        longest = math.sqrt(max(float((M.T @ gram * M.T).sum()), 0.0))  # ||X M||, no less than that of any row
-        exponent = -math.frexp(longest)[1] - 1
-        M = M * 2.0**exponent
-        rows = torch.empty(X.shape, dtype=precision.dtype, device=X.device)
-        norms = torch.empty(len(X), dtype=torch.float64, device=X.device)
-        for start in range(0, len(X), _CHUNK):
-            part = slice(start, start + _CHUNK)
-            Y = X[part] @ M
-            rows[part], norms[part] = Y, torch.linalg.vector_norm(Y, dim=1)
+    def of(cls, X: torch.Tensor, M: torch.Tensor, precision: Precision) -> Factor:
+        Y = X @ M
+        norms = torch.linalg.vector_norm(Y, dim=1)
+        exponent = -math.frexp(float(norms.max()))[1] - 1
+        rows, norms = Y.mul_(2.0**exponent).to(precision.dtype), norms * 2.0**exponent
         upper = norms.float().nextafter(torch.tensor(torch.inf, device=X.device)).where(norms > 0, 0.0)
         # One sort of integers, by norm descending and by id.
         order = ascending((_INFINITY - upper.view(torch.int32).long()) << 32 | torch.arange(len(X), device=X.device))
@@ -211,8 +230,8 @@ class Factor:
         norms = self.norms[start : start + size]
         n = len(norms)
         if least > 0:
-            n = int(np.searchsorted(-norms, -least / (other * (1 + 2.0**-50)), side="right")) if other else 0
-            n = min(len(norms), -(-n // STEP) * STEP)
+            reach = norms >= least / (other * (1 + 2.0**-50)) if other else norms > np.inf
+            n = min(n, -(-int(np.count_nonzero(reach)) // STEP) * STEP)
         return slice(start, start + n)
 
 
@@ -230,17 +249,12 @@ class Scan:
 
     def __init__(self, A: torch.Tensor, B: torch.Tensor, words: Words, k: int, precision: Precision) -> None:
         self.A, self.B, self.words, self.precision = A, B, words, precision
-        r = A.shape[1]
-        gram_a, gram_b = A.T @ A, B.T @ B
-        M, N, product = balance(gram_a, gram_b)
-        lengths = math.sqrt(float((product * gram_a).sum())) * math.sqrt(float((product * gram_b).sum()))
-        off = float((M @ N.T - product).norm()) + 5 * gamma64(r + 1) * float(M.norm()) * float(N.norm())
-        gap = 1.001 * lengths * off
-        self.left, self.right = Factor.of(A, M, gram_a, precision), Factor.of(B, N, gram_b, precision)
+        M, N, gap = balance(A, B)
+        self.left, self.right = Factor.of(A, M, precision), Factor.of(B, N, precision)
         self.exponent = self.left.exponent + self.right.exponent
         """Thresholds and stored scores are as A and B have them; all else here is times 2^exponent."""
         self.gap = math.ldexp(gap, self.exponent)
-        self.error = precision.error(r)
+        self.error = precision.error(A.shape[1])
         self.sides = [Side(sign, k, Pairs.empty(A.device)) for sign in (1, -1)]
         self.buffer = torch.empty(TILE_ROWS * TILE_COLUMNS, dtype=precision.dtype, device=A.device)
 
@@ -299,9 +313,10 @@ class Scan:
         return self.error * float(self.left.norms[row] * self.right.norms[column]) + self.gap + UNDERFLOW
 
     def _set_thresholds(self) -> None:
-        """First thresholds, from the screened scores of the first tile."""
-        screened = self.precision.product(self.left.rows[:TILE_ROWS], self.right.rows[:TILE_COLUMNS], self.buffer)
-        source, target = self.left.ids[:TILE_ROWS, None], self.right.ids[:TILE_COLUMNS]
+        """First thresholds, from the screened scores of the rows of largest norm."""
+        rows, columns = slice(TILE_ROWS // 2), slice(TILE_COLUMNS // 2)
+        screened = self.precision.product(self.left.rows[rows], self.right.rows[columns], self.buffer)
+        source, target = self.left.ids[rows, None], self.right.ids[columns]
         screened.masked_fill_(self.words.number[source] == self.words.number[target], 0.0)
         bits = screened.view(self.precision.bits).flatten()
         for side in self.sides:

@@ -50,8 +50,8 @@ FEW = 256
 """A row is scored as a whole where more tokens than this and 6 k are left."""
 _TILE_BYTES = 1 << 20
 """Bytes of scores screened at a time on a processor, whose cache has them still when their groups are looked at."""
-_BLOCK_ROWS, _BLOCK_BYTES = 512, 32 << 20
-"""Rows screened at a time, and bytes of their scores."""
+_BLOCK_ROWS, _BLOCK_BYTES = (256, 512), 32 << 20
+"""Least and most rows screened at a time, and bytes of their scores."""
 _MUCH = 1 << 25
 """An embedding of more numbers than this is not held in float64 beside itself."""
 _FEW_TOKENS = 256
@@ -273,7 +273,8 @@ def strongest_tokens(rows: torch.Tensor, space: Space, k: int, precision: Precis
     n, k = len(rows), min(k, len(E))
     screen = _screen(space, precision or precision_of(E.device))
     group = next(size for size in GROUPS if len(E) >= 4 * k * size or size == 1)
-    step = min(_BLOCK_ROWS, max(1, _BLOCK_BYTES // (len(screen.rows) * screen.precision.dtype.itemsize)))
+    least, most = _BLOCK_ROWS
+    step = min(most, max(least, _BLOCK_BYTES // (len(screen.rows) * screen.precision.dtype.itemsize)))
     buffer = screen.rows.new_empty(min(n, step) * len(screen.rows))
     sides = [
         Tokens(*(torch.empty(n, k, dtype=dtype, device=E.device) for dtype in (torch.int64, torch.float32)))

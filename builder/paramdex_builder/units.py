@@ -19,8 +19,17 @@ import pyarrow.parquet as pq
 import torch
 from safetensors.numpy import load_file, save_file
 
-from paramdex_builder.pairs import HeadPairs, Words, balanced, frobenius, pair_moments, strongest_pairs
-from paramdex_builder.project import strongest_tokens
+from paramdex_builder.pairs import (
+    HeadPairs,
+    Words,
+    balanced,
+    factors,
+    frobenius,
+    of_rank,
+    pair_moments,
+    strongest_pairs,
+)
+from paramdex_builder.project import Tokens, strongest_tokens
 from paramdex_builder.space import Space
 from paramdex_schemas import Layout, Run
 from paramdex_schemas.atlas_files import sha256
@@ -145,7 +154,7 @@ class Units:
 def parameter_unit(rows: torch.Tensor, piece: Piece, space: Space, top_k: int) -> tuple[pa.Table, np.ndarray]:
     """The table rows and normalized coordinates (n x r, float32) of the vectors ``rows`` (n x d) of a piece."""
     rows = rows.to(space.embedding.device)
-    tokens = strongest_tokens(rows, space, top_k)
+    tokens = _tokens(rows, space, top_k)
     mean, std, coordinates = space.describe(rows)
     norm = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
     projected = (space.size * (mean**2 + std**2)).sqrt()
@@ -168,6 +177,23 @@ def parameter_unit(rows: torch.Tensor, piece: Piece, space: Space, top_k: int) -
         columns[f"{side}_scores"] = _lists(found.scores)
     table = pa.table([pa.array(columns[field.name], field.type) for field in PARAMETERS], schema=PARAMETERS)
     return table, coordinates.cpu().numpy()
+
+
+def _tokens(rows: torch.Tensor, space: Space, k: int) -> dict[str, Tokens]:
+    """As ``strongest_tokens``; rows of zeros, such as what training did not move, have the first tokens, with 0."""
+    moved = rows.any(dim=1)
+    if moved.all():
+        return strongest_tokens(rows, space, k)
+    k = min(k, space.size)
+    found = strongest_tokens(rows[moved], space, k) if moved.any() else {}
+    sides = {}
+    for side in ("top", "bottom"):
+        ids = torch.arange(k, device=rows.device).repeat(len(rows), 1)
+        scores = torch.zeros(ids.shape, device=rows.device)
+        if side in found:
+            ids[moved], scores[moved] = found[side].ids, found[side].scores
+        sides[side] = Tokens(ids, scores)
+    return sides
 
 
 def _lists(values: torch.Tensor) -> pa.ListArray:
@@ -201,8 +227,8 @@ def head_units(
                 )
             )
             if len(vectors[left]) > 1:
-                P, Q = balanced(P, Q)
-            A, B = _scores(E, P), _scores(E, Q)
+                P, Q = of_rank(*balanced(P, Q))
+            A, B = factors(E, [P, Q])
             for side, found in strongest_pairs(A, B, words, pair_k).items():
                 pairs.append(_pair_rows(found, words, first + head, matrix, is_top=side == "top"))
             mean, std = pair_moments(A, B)
@@ -211,11 +237,6 @@ def head_units(
             advance(1)
         heads.append(entry)
     return pa.Table.from_pylist(heads, schema=HEADS), pa.concat_tables(pairs)
-
-
-def _scores(E: torch.Tensor, P: torch.Tensor) -> torch.Tensor:
-    """E P^T (V x d_head, float64), a block of E at a time."""
-    return torch.cat([chunk.double() @ P.double().T for chunk in E.split(8192)])
 
 
 def _pair_rows(found: HeadPairs, words: Words, row: int, matrix: str, *, is_top: bool) -> pa.Table:
