@@ -87,8 +87,8 @@ def run(job: dict[str, Any]) -> None:
 
 def warm_up(source: str) -> None:
     """Read one model, so that the forks need not import what reading takes."""
-    with Checkpoint.open(source) as checkpoint:
-        read_vocabulary(source, checkpoint.folder, 1 << 20)
+    checkpoint = Checkpoint.open(source)
+    read_vocabulary(source, checkpoint.folder, 1 << 20)
 
 
 def main() -> None:

@@ -259,12 +259,12 @@ def test_a_bad_gain_is_found_where_gains_are_read(word_model: Path, tmp_path: Pa
 
 
 def test_a_model_without_biases_has_no_kinds_of_them(word_model: Path) -> None:
-    with Checkpoint.open(str(word_model)) as checkpoint:
-        kinds = checkpoint.layout.kinds
+    checkpoint = Checkpoint.open(str(word_model))
+    kinds = checkpoint.layout.kinds
     edit(word_model, lambda tensors: [tensors.pop(name) for name in list(tensors) if name.endswith(".bias")])
-    with Checkpoint.open(str(word_model)) as checkpoint:
-        checkpoint.check_layers()
-        assert checkpoint.layout.kinds == [kind for kind in kinds if not kind.endswith("_bias")]
+    checkpoint = Checkpoint.open(str(word_model))
+    checkpoint.check_layers()
+    assert checkpoint.layout.kinds == [kind for kind in kinds if not kind.endswith("_bias")]
 
 
 def test_good_model_beside_a_bad_one_is_not_built(word_model: Path, tmp_path: Path) -> None:
@@ -378,8 +378,8 @@ def test_names(word_model: Path, tmp_path: Path, sources: list[str], message: st
 def test_sharded_model_is_the_whole_one(word_model: Path, tmp_path: Path) -> None:
     """Every tensor is found, in whichever shard it lies, and read with the same values."""
     tensors = load_file(word_model / "model.safetensors")
-    with Checkpoint.open(str(word_model)) as whole:
-        expected = {run: whole.rows(run) for run in whole.layout.runs}
+    whole = Checkpoint.open(str(word_model))
+    expected = {run: whole.rows(run) for run in whole.layout.runs}
     names = sorted(tensors)
     shards = {f"model-{i}-of-3.safetensors": names[i::3] for i in range(3)}
     for shard, part in shards.items():
@@ -387,11 +387,11 @@ def test_sharded_model_is_the_whole_one(word_model: Path, tmp_path: Path) -> Non
     index = {"weight_map": {name: shard for shard, part in shards.items() for name in part}}
     (word_model / "model.safetensors.index.json").write_text(json.dumps(index))
     (word_model / "model.safetensors").unlink()
-    with Checkpoint.open(str(word_model)) as sharded:
-        assert [file.name for file in sharded.files.paths] == sorted(shards)
-        assert sharded.layout.runs == tuple(expected)
-        for run, rows in expected.items():
-            assert torch.equal(sharded.rows(run), rows)
+    sharded = Checkpoint.open(str(word_model))
+    assert [file.name for file in sharded.files.paths] == sorted(shards)
+    assert sharded.layout.runs == tuple(expected)
+    for run, rows in expected.items():
+        assert torch.equal(sharded.rows(run), rows)
 
 
 def test_untied_by_its_weights(tmp_path: Path) -> None:
@@ -399,8 +399,8 @@ def test_untied_by_its_weights(tmp_path: Path) -> None:
     folder = models.save_word_model(tmp_path / "word-model")
     other = torch.randn(60, 24)
     edit(folder, lambda t: t.update({"lm_head.weight": other}))
-    with Checkpoint.open(str(folder)) as checkpoint:
-        E, which, tied = checkpoint.embedding()
+    checkpoint = Checkpoint.open(str(folder))
+    E, which, tied = checkpoint.embedding()
     assert (which, tied) == ("output", False)
     assert torch.equal(E, other)
 

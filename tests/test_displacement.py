@@ -162,9 +162,9 @@ def test_norms_are_folded_into_each_model_before_they_are_subtracted(
         load_file(folders[name] / "model.safetensors")["transformer.h.1.ln_2.weight"].double().numpy()
         for folders in (tuned_folders, model_folders)
     ]
-    with Displacement.open(str(tuned_folders[name]), str(model_folders[name]), fold_norm=True) as moved:
-        run = next(run for run in moved.layout.of("ff_key") if run.layer == 1)
-        found = moved.rows(run).numpy()
+    moved = Displacement.open(str(tuned_folders[name]), str(model_folders[name]), fold_norm=True)
+    run = next(run for run in moved.layout.of("ff_key") if run.layer == 1)
+    found = moved.rows(run).numpy()
     expected = tuned.rows["ff_key"][1] * gains[0] - base.rows["ff_key"][1] * gains[1]
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-15)
 
@@ -257,13 +257,13 @@ def test_an_adapter_moves_what_merging_it_moves(case: str, model_folders: dict[s
     base = model_folders[name]
     adapter, merged = adapt(base, auto, tmp_path, **settings)
     shutil.copy(base / "config.json", merged)
-    with Displacement.open(str(adapter), str(base)) as found, Displacement.open(str(merged), str(base)) as expected:
-        found.check_layers()
-        mine, theirs = all_rows(found), all_rows(expected)
-        assert mine.keys() == theirs.keys()
-        for run, rows in theirs.items():
-            np.testing.assert_allclose(mine[run], rows, rtol=0, atol=1e-12, err_msg=str(run))
-        assert sum(rows.any() for rows in mine.values()) > 1
+    found, expected = Displacement.open(str(adapter), str(base)), Displacement.open(str(merged), str(base))
+    found.check_layers()
+    mine, theirs = all_rows(found), all_rows(expected)
+    assert mine.keys() == theirs.keys()
+    for run, rows in theirs.items():
+        np.testing.assert_allclose(mine[run], rows, rtol=0, atol=1e-12, err_msg=str(run))
+    assert sum(rows.any() for rows in mine.values()) > 1
 
 
 def test_an_adapter_is_built_as_the_model_it_makes(model_folders: dict[str, Path], tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ MODULES and one to LINES; a test says so.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from pathlib import Path
@@ -383,7 +383,7 @@ class Run:
 
 
 @pytest.fixture(scope="module", params=LINES)
-def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """One line of the table, run."""
     name = request.param
     family, layout, _, _ = LINES[name]
@@ -420,19 +420,19 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         output = model(tokens, attention_mask=torch.ones_like(tokens), output_attentions=True, **more)
     for each in hooks:
         each.remove()
-    with Checkpoint.open(str(folder)) as checkpoint:
-        assert checkpoint.family.name == family
-        path = next(iter(stacks.values())).factor
-        factor = attrgetter(path)(model.base_model) if has(model.base_model, path) else None
-        result = Run(model, checkpoint, folder, stacks, seen, whole, [], factor, output.get("logits"))
-        for stack, names in stacks.items():
-            blocks = attrgetter(names.layers)(model.base_model)
-            # Where blocks run more than once (ALBERT), hooks and patterns are those of the last time.
-            patterns = output[names.patterns]
-            times = len(patterns) // len(blocks)
-            for i, (block, pattern) in enumerate(zip(blocks, patterns[times - 1 :: times], strict=True)):
-                result.layers.append(Layer(names, (stack, i), block, result, pattern[0]))
-        yield result
+    checkpoint = Checkpoint.open(str(folder))
+    assert checkpoint.family.name == family
+    path = next(iter(stacks.values())).factor
+    factor = attrgetter(path)(model.base_model) if has(model.base_model, path) else None
+    result = Run(model, checkpoint, folder, stacks, seen, whole, [], factor, output.get("logits"))
+    for stack, names in stacks.items():
+        blocks = attrgetter(names.layers)(model.base_model)
+        # Where blocks run more than once (ALBERT), hooks and patterns are those of the last time.
+        patterns = output[names.patterns]
+        times = len(patterns) // len(blocks)
+        for i, (block, pattern) in enumerate(zip(blocks, patterns[times - 1 :: times], strict=True)):
+            result.layers.append(Layer(names, (stack, i), block, result, pattern[0]))
+    return result
 
 
 def has(model: Any, path: str | None) -> bool:
@@ -634,33 +634,33 @@ def test_folded_norms_are_those_that_the_vectors_read(run: Run) -> None:
             Checkpoint.open(str(run.folder), fold_norm=True)
         return
     norms = [module for module in run.model.modules() if "Norm" in type(module).__name__ and module in run.seen]
-    with Checkpoint.open(str(run.folder), fold_norm=True) as folded:
-        folded.check_layers()
-        for layer in run.layers:
-            for kind, (stream, expert) in layer.beside().items():
-                plain = layer.rows(kind, expert)
-                mine = layer.rows(kind, expert, folded)
-                reads = KINDS[kind].role == "reads"
-                near = [norm for norm in norms if same(run.seen[norm][1 if reads else 0], stream)]
-                name = folded.gains_name(kind, layer.place)
-                if name is None:
-                    assert torch.equal(mine, plain)
-                    assert not near or not reads, f"{kind} reads the output of a norm that is not folded"
-                elif len(plain):
-                    assert any(norm is norm_of(run, name) for norm in near)
-                    assert_close(mine, plain * gains_of(norm_of(run, name)))
-        E, which, tied = run.checkpoint.embedding()
-        name = folded.final_gains_name()
-        mine, _, _ = folded.embedding()
-        if name is None or not (tied or which == "output"):
-            assert torch.equal(mine, E)
-            return
-        norm = norm_of(run, name)
-        base = run.model.base_model
-        last = run.whole[getattr(base, "decoder", base)][1]
-        stream = run.seen[run.factor][0] if run.checkpoint._factor() == "outward" else last[0]
-        assert same(run.seen[norm][1], flat(stream))
-        assert_close(mine, E * gains_of(norm))
+    folded = Checkpoint.open(str(run.folder), fold_norm=True)
+    folded.check_layers()
+    for layer in run.layers:
+        for kind, (stream, expert) in layer.beside().items():
+            plain = layer.rows(kind, expert)
+            mine = layer.rows(kind, expert, folded)
+            reads = KINDS[kind].role == "reads"
+            near = [norm for norm in norms if same(run.seen[norm][1 if reads else 0], stream)]
+            name = folded.gains_name(kind, layer.place)
+            if name is None:
+                assert torch.equal(mine, plain)
+                assert not near or not reads, f"{kind} reads the output of a norm that is not folded"
+            elif len(plain):
+                assert any(norm is norm_of(run, name) for norm in near)
+                assert_close(mine, plain * gains_of(norm_of(run, name)))
+    E, which, tied = run.checkpoint.embedding()
+    name = folded.final_gains_name()
+    mine, _, _ = folded.embedding()
+    if name is None or not (tied or which == "output"):
+        assert torch.equal(mine, E)
+        return
+    norm = norm_of(run, name)
+    base = run.model.base_model
+    last = run.whole[getattr(base, "decoder", base)][1]
+    stream = run.seen[run.factor][0] if run.checkpoint._factor() == "outward" else last[0]
+    assert same(run.seen[norm][1], flat(stream))
+    assert_close(mine, E * gains_of(norm))
 
 
 def same(one: Any, other: torch.Tensor) -> bool:

@@ -74,21 +74,21 @@ def wholes(folders: dict[str, Path]) -> dict[str, Whole]:
     for name, folder in folders.items():
         addresses, kinds, layers, vectors = [], [], [], []
         rows: dict[tuple[str, str | None, int | None], list[np.ndarray]] = {}
-        with Checkpoint.open(str(folder)) as checkpoint:
-            E = checkpoint.embedding()[0].double().numpy()[:60]
-            for run in checkpoint.layout.runs:
-                own = checkpoint.rows(run).double().numpy()
-                for i, vector in enumerate(own):
-                    owner, idx = divmod(i, run.size)
-                    place = [name, run.stack, None if run.layer is None else f"L{run.layer}"]
-                    if run.owner is not None:
-                        owner *= run.group if run.owner == "kv_head" else 1
-                        place.append(f"{'E' if run.owner == 'expert' else 'H'}{owner}")
-                    addresses.append("/".join(part for part in [*place, run.kind, str(idx)] if part is not None))
-                    kinds.append(run.kind)
-                    layers.append(run.layer)
-                    vectors.append(vector)
-                rows.setdefault((run.kind, run.stack, run.layer), []).append(own)
+        checkpoint = Checkpoint.open(str(folder))
+        E = checkpoint.embedding()[0].double().numpy()[:60]
+        for run in checkpoint.layout.runs:
+            own = checkpoint.rows(run).double().numpy()
+            for i, vector in enumerate(own):
+                owner, idx = divmod(i, run.size)
+                place = [name, run.stack, None if run.layer is None else f"L{run.layer}"]
+                if run.owner is not None:
+                    owner *= run.group if run.owner == "kv_head" else 1
+                    place.append(f"{'E' if run.owner == 'expert' else 'H'}{owner}")
+                addresses.append("/".join(part for part in [*place, run.kind, str(idx)] if part is not None))
+                kinds.append(run.kind)
+                layers.append(run.layer)
+                vectors.append(vector)
+            rows.setdefault((run.kind, run.stack, run.layer), []).append(own)
         whole = {place: np.concatenate(parts) for place, parts in rows.items()}
         found[name] = Whole(name, addresses, kinds, layers, np.array(vectors) @ E.T, E, whole)
     return found

@@ -48,17 +48,17 @@ def sharded(state: dict[str, torch.Tensor], folder: Path) -> None:
 def test_pytorch_files_read_as_safetensors_do(folder: Path, save: Callable, dtype: torch.dtype) -> None:
     state = {name: value.to(dtype) for name, value in load_file(folder / "model.safetensors").items()}
     save_file(state, folder / "model.safetensors")
-    with Checkpoint.open(str(folder)) as checkpoint:
-        expected = {run: checkpoint.rows(run).clone() for run in checkpoint.layout.runs}
-        E = checkpoint.embedding()[0].clone()
+    checkpoint = Checkpoint.open(str(folder))
+    expected = {run: checkpoint.rows(run).clone() for run in checkpoint.layout.runs}
+    E = checkpoint.embedding()[0].clone()
     (folder / "model.safetensors").unlink()
     save(state, folder)
-    with Checkpoint.open(str(folder)) as checkpoint:
-        assert checkpoint.layout.runs == tuple(expected)
-        for run, rows in expected.items():
-            assert torch.equal(checkpoint.rows(run), rows)
-        assert torch.equal(checkpoint.embedding()[0], E)
-        assert checkpoint.dtype() == str(dtype).removeprefix("torch.")
+    checkpoint = Checkpoint.open(str(folder))
+    assert checkpoint.layout.runs == tuple(expected)
+    for run, rows in expected.items():
+        assert torch.equal(checkpoint.rows(run), rows)
+    assert torch.equal(checkpoint.embedding()[0], E)
+    assert checkpoint.dtype() == str(dtype).removeprefix("torch.")
 
 
 class Dangerous:
@@ -152,8 +152,8 @@ def test_an_unlisted_type_of_another_layout_is_refused(folder: Path, change: Cal
 
 def test_norms_under_their_old_names_are_found(model_folders: dict[str, Path], tmp_path: Path) -> None:
     """Checkpoints converted from TensorFlow call a LayerNorm's weight gamma and its bias beta."""
-    with Checkpoint.open(str(model_folders["bert"]), fold_norm=True) as checkpoint:
-        expected = {run: checkpoint.rows(run).clone() for run in checkpoint.layout.runs}
+    checkpoint = Checkpoint.open(str(model_folders["bert"]), fold_norm=True)
+    expected = {run: checkpoint.rows(run).clone() for run in checkpoint.layout.runs}
     folder = Path(shutil.copytree(model_folders["bert"], tmp_path / "bert"))
     state = load_file(folder / "model.safetensors")
     old = {
@@ -162,6 +162,6 @@ def test_norms_under_their_old_names_are_found(model_folders: dict[str, Path], t
     }
     assert set(old) != set(state)
     save_file(old, folder / "model.safetensors")
-    with Checkpoint.open(str(folder), fold_norm=True) as checkpoint:
-        for run, rows in expected.items():
-            assert torch.equal(checkpoint.rows(run), rows)
+    checkpoint = Checkpoint.open(str(folder), fold_norm=True)
+    for run, rows in expected.items():
+        assert torch.equal(checkpoint.rows(run), rows)

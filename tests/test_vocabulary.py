@@ -226,8 +226,8 @@ def test_padding_rows_are_dropped(tmp_path: Path) -> None:
     options = Options(top_k=5, pair_k=5, neighbor_k=1, device="cpu")
     tokenizer = models.word_tokenizer(60)
     folder = models.save(tmp_path / "padded", models.gpt2(75), tokenizer, 3)
-    with Checkpoint.open(str(folder)) as checkpoint:
-        E, _, _ = checkpoint.embedding()
+    checkpoint = Checkpoint.open(str(folder))
+    E, _, _ = checkpoint.embedding()
     assert len(E) == 75
     atlas = build([str(folder)], tmp_path / "x.atlas", options)
     from safetensors.torch import load_file

@@ -6,7 +6,7 @@ import errno
 import math
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +21,7 @@ from paramdex_builder.checkpoint import Checkpoint
 from paramdex_builder.displacement import Displacement
 from paramdex_builder.pairs import same_words
 from paramdex_builder.progress import Progress
+from paramdex_builder.project import forget
 from paramdex_builder.publish import FinishedModel, database, publish
 from paramdex_builder.space import make_space, pick_device
 from paramdex_builder.units import ATTENTION, Units, head_units, parameter_unit, pieces
@@ -82,17 +83,11 @@ def build(
     if not named:
         raise BuildError("give at least one model to build")
     try:
-        with ExitStack() as stack:
-            present = _present(atlas)
-            checkpoints: dict[str, Checkpoint | Displacement] = {}
-            for name, source in named.items():
-                checkpoints[name] = _open(source, options)
-                stack.enter_context(checkpoints[name])
-            plans = {name: _plan(name, checkpoint, options, progress) for name, checkpoint in checkpoints.items()}
-            _check_space(
-                atlas, [checkpoint for name, checkpoint in checkpoints.items() if name not in present], options
-            )
-            staging = stack.enter_context(_staging(atlas))
+        present = _present(atlas)
+        checkpoints = {name: _open(source, options) for name, source in named.items()}
+        plans = {name: _plan(name, checkpoint, options, progress) for name, checkpoint in checkpoints.items()}
+        _check_space(atlas, [checkpoint for name, checkpoint in checkpoints.items() if name not in present], options)
+        with _staging(atlas) as staging:
             present = _present(atlas)  # another build may have ended since
             for name, checkpoint in checkpoints.items():
                 plan, vocabulary = plans[name]
@@ -206,7 +201,7 @@ def _make(
     units = Units(staging / name, plan | {"builder_version": version("paramdex")})
     E, embedding, tied = checkpoint.embedding(options.space)
     space = make_space(E[: len(vocabulary)], device)
-    del E  # the space has its own in float32
+    del E  # the space has its own
     words = same_words(vocabulary.words(), device)
     with progress.step(f"{name}: projecting parameters", layout.n_parameters) as advance:
         for kind in layout.kinds:
@@ -217,6 +212,7 @@ def _make(
                     units.write_coordinates(kind, piece.number, coordinates)
                     units.write(kind, piece.number, table)
                 advance(piece.n_rows)
+    forget(space)
     first = 0
     with progress.step(f"{name}: pairing tokens", 2 * layout.n_heads) as advance:
         for number, place in enumerate(layout.attention_places):

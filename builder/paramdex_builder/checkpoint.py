@@ -67,13 +67,9 @@ class Checkpoint:
         if getattr(config, "quantization_config", None) is not None:
             raise CheckpointError(f"{source} is quantized; paramdex reads float32, float16 and bfloat16 weights")
         files = TensorFiles.open(source, folder)
-        try:
-            family = known[data["model_type"]] if listed else infer_family(data["model_type"], config, files)
-            family.check_config(config)
-            return cls(source, folder, revision, config, family, not listed, fold_norm, files, precision)
-        except BaseException:
-            files.close()
-            raise
+        family = known[data["model_type"]] if listed else infer_family(data["model_type"], config, files)
+        family.check_config(config)
+        return cls(source, folder, revision, config, family, not listed, fold_norm, files, precision)
 
     def __post_init__(self) -> None:
         if self.fold_norm and (self.inferred or self.family.final_norm is None):
@@ -135,12 +131,6 @@ class Checkpoint:
         if owner == "expert":
             return Run(kind, *place, owner, sizes["n_experts"], neurons or sizes["d_expert"], 1)
         return Run(kind, *place, None, 1, neurons or sizes["d_shared" if sparse else "d_ff"], 1)
-
-    def __enter__(self) -> Checkpoint:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.files.close()
 
     @property
     def d_model(self) -> int:
@@ -353,16 +343,18 @@ class Checkpoint:
     # ---- embeddings
 
     def embedding(self, space: str = "output") -> tuple[torch.Tensor, str, bool]:
-        """(E, which, tied): E (rows x d_model, float32), 'output' or 'input', and whether the model ties the two.
+        """(E, which, tied): E (rows x d_model), 'output' or 'input', and whether the model ties the two.
 
         The one that ``space`` asks for; the input embedding where the checkpoint carries no output head. One of
         another width than the residual stream is given through the map between the two, E P. Where that map
         leads into the stream, only the input embedding passes it, so it is the input embedding that is given. With
-        ``fold_norm`` the gains of the final norm are multiplied into an embedding that reads what it gives.
+        ``fold_norm`` the gains of the final norm are multiplied into an embedding that reads what it gives. E is
+        float32, or float16 or bfloat16 where it is stored so: half the memory, and the same numbers.
         """
         E, which, tied = self._chosen_embedding(space)
         gains = self._gains(self.final_gains_name()) if self.fold_norm and (tied or which == "output") else None
-        E = E.float()
+        if gains is not None or E.dtype not in (torch.float16, torch.bfloat16):
+            E = E.float()
         return (E if gains is None else E * gains), which, tied
 
     def _chosen_embedding(self, space: str) -> tuple[torch.Tensor, str, bool]:

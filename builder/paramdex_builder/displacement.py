@@ -38,7 +38,7 @@ _LEFT = ("attn_query", "attn_value")
 
 @dataclass
 class Displacement:
-    """A tuned model less its base, to be built in place of a checkpoint. Use as a context manager."""
+    """A tuned model less its base, to be built in place of a checkpoint."""
 
     tuned: Checkpoint
     base: Checkpoint
@@ -50,36 +50,22 @@ class Displacement:
         Raises CheckpointError or FamilyError as ``Checkpoint.open``, and where the two are not of one architecture.
         """
         opened = Checkpoint.open(base, fold_norm=fold_norm, precision=torch.float64)
-        try:
-            folder, revision = locate(source)
-            if (folder / ADAPTER_CONFIG).is_file():
-                files: Any = AdaptedFiles.open(source, folder, opened)
-                tuned = Checkpoint(
-                    source, folder, revision, opened.config, opened.family, opened.inferred, fold_norm, files,
-                    torch.float64,
-                )  # fmt: skip
-            else:
-                tuned = Checkpoint.open(source, fold_norm=fold_norm, precision=torch.float64)
-        except BaseException:
-            opened.files.close()
-            raise
-        found = cls(tuned, opened)
+        folder, revision = locate(source)
+        if (folder / ADAPTER_CONFIG).is_file():
+            files: Any = AdaptedFiles.open(source, folder, opened)
+            tuned = Checkpoint(
+                source, folder, revision, opened.config, opened.family, opened.inferred, fold_norm, files, torch.float64
+            )
+        else:
+            tuned = Checkpoint.open(source, fold_norm=fold_norm, precision=torch.float64)
         differs = _difference(tuned, opened)
         if differs:
-            found.__exit__()
             raise CheckpointError(f"{source} and its base {base} are not of one architecture: {differs}")
-        return found
+        return cls(tuned, opened)
 
     def __getattr__(self, name: str) -> Any:
         """All that says what kind of model it is is the base's."""
         return getattr(self.base, name)
-
-    def __enter__(self) -> Displacement:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.tuned.files.close()
-        self.base.files.close()
 
     @property
     def source(self) -> str:
@@ -153,9 +139,9 @@ class AdaptedFiles:
         Raises CheckpointError where it is no LoRA, is of a kind that this does not read, or does not fit the base.
         """
         config = _read_config(source, folder)
-        with TensorFiles.open(source, folder, _STEMS) as files:
-            state = {name: files.tensor(name) for name in files.names()}
-            paths = [folder / ADAPTER_CONFIG, *files.paths]
+        files = TensorFiles.open(source, folder, _STEMS)
+        state = {name: files.tensor(name) for name in files.names()}
+        paths = [folder / ADAPTER_CONFIG, *files.paths]
         names = base.files.names()
         adapted = cls(base.files, paths, {}, {})
         for name, value in state.items():
@@ -202,9 +188,6 @@ class AdaptedFiles:
             left, right = self.factors[name]
             whole = whole + left @ right
         return whole if part is None else whole[part : part + 1]
-
-    def close(self) -> None:
-        """Nothing of its own is open."""
 
 
 def _read_config(source: str, folder: Path) -> dict[str, Any]:

@@ -130,6 +130,11 @@ def _screen(space: Space, precision: Precision) -> _Screen:
     return found
 
 
+def forget(space: Space) -> None:
+    """Free what the projection to a space keeps from one block of rows to the next."""
+    _screens.pop(space.embedding, None)
+
+
 class _Block:
     """A block of rows W (n x d, float64), and how well their scores are known."""
 

@@ -172,7 +172,7 @@ def _write_space(model: FinishedModel, others: list[_Neighbor], folder: Path) ->
     E = space.embedding.cpu()
     half = _as_half(E)
     tensors = {
-        "embedding": E if half is None else half,
+        "embedding": E.float() if half is None else half,
         "means": space.means.cpu(),
         "root": torch.from_numpy(space.root.root.copy()),
         "inverse": torch.from_numpy(space.root.inverse.copy()),
@@ -196,7 +196,7 @@ def _as_half(E: torch.Tensor) -> torch.Tensor | None:
     for start in range(0, len(E), 8192):
         chunk = E[start : start + 8192]
         half[start : start + 8192] = chunk
-        if not torch.equal(half[start : start + 8192].float(), chunk):
+        if not torch.equal(half[start : start + 8192].float(), chunk.float()):
             return None
     return half
 

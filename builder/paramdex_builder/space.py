@@ -17,7 +17,9 @@ _CHUNK = 8192
 
 @dataclass
 class Space:
-    """E (V x d, float32 on the device), its column means (d, float64) and the root of its centred Gram matrix."""
+    """E (V x d, on the device, float32 or what it is stored in), its column means (d, float64) and the root of its
+    centred Gram matrix.
+    """
 
     embedding: torch.Tensor
     means: torch.Tensor
@@ -44,19 +46,20 @@ class Space:
 
         mean = <column means of E, w>; std = ||Ec w|| / sqrt(V) = ||R w|| / sqrt(V).
         """
-        means, stds, units = [], [], []
-        for part in rows.split(_CHUNK // 4):
-            c = self.coordinates(part)
+        means, stds = (torch.empty(len(rows), dtype=torch.float64, device=rows.device) for _ in range(2))
+        units = torch.empty(len(rows), self.root.rank, device=rows.device)
+        for start in range(0, len(rows), _CHUNK // 4):
+            here = slice(start, start + _CHUNK // 4)
+            c = self.coordinates(rows[here])
             norm = c.norm(dim=1)
-            means.append(part.double() @ self.means)
-            stds.append(norm / self.size**0.5)
-            units.append(torch.where(norm > 0, 1 / norm, 0.0)[:, None].mul(c).float())
-        return torch.cat(means), torch.cat(stds), torch.cat(units)
+            means[here], stds[here] = rows[here].double() @ self.means, norm / self.size**0.5
+            units[here] = torch.where(norm > 0, 1 / norm, 0.0)[:, None].mul(c)
+        return means, stds, units
 
 
 def make_space(embedding: torch.Tensor, device: torch.device) -> Space:
-    """The space of an output embedding E (V x d, any float dtype)."""
-    E = embedding.to(device).float()
+    """The space of an output embedding E (V x d, of a floating dtype of at most 32 bits), of which it keeps a copy."""
+    E = embedding.to(device, copy=True)
     means = sum((chunk.double().sum(0) for chunk in E.split(_CHUNK)), torch.zeros(1, device=device)) / len(E)
     gram = centred_gram(E, means, E, means)
     longest = max(float(torch.linalg.vector_norm(chunk.double(), dim=1).max()) for chunk in E.split(_CHUNK))

@@ -6,7 +6,6 @@ import json
 import pickle
 import warnings
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,16 +22,24 @@ _OLD_ENDINGS = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerN
 """Names of checkpoints that were converted from TensorFlow (bert-base-uncased, for one) -> as transformers has them."""
 
 
+@dataclass(frozen=True)
+class _Stored:
+    """A tensor of a file: what the file calls it, its shape and dtype, and of PyTorch's format the tensor itself."""
+
+    path: Path
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    mapped: torch.Tensor | None = None
+
+
 @dataclass
 class TensorFiles:
-    """The opened weight files of a model. Use as a context manager."""
+    """The weight files of a model. Nothing of them stays open or in memory between two reads."""
 
     source: str
     paths: list[Path]
-    _stack: ExitStack = field(default_factory=ExitStack)
-    _where: dict[str, Any] = field(default_factory=dict)
-    _stored: dict[str, str] = field(default_factory=dict)
-    """Name -> what the file calls it."""
+    _tensors: dict[str, _Stored] = field(default_factory=dict)
 
     @classmethod
     def open(cls, source: str, folder: Path, stems: Sequence[str] = _STEMS) -> TensorFiles:
@@ -46,15 +53,25 @@ class TensorFiles:
                 path.open("rb").close()  # safe_open takes every failure for a missing file
             except OSError as error:
                 raise CheckpointError(f"{source}: {path.name} cannot be read ({error.strerror})") from error
-            handle = files._open_safetensors(path) if path.suffix == ".safetensors" else files._load_pickle(path)
-            names = {_modern(stored): stored for stored in handle.keys()}  # noqa: SIM118  # handles are no mappings
-            files._where.update(dict.fromkeys(names, handle))
-            files._stored.update(names)
+            if path.suffix == ".safetensors":
+                files._list_safetensors(path)
+            else:
+                for name, tensor in files._load_pickle(path).items():
+                    dtype = str(tensor.dtype).removeprefix("torch.")
+                    files._tensors[_modern(name)] = _Stored(path, name, tuple(tensor.shape), dtype, tensor)
         return files
 
-    def _open_safetensors(self, path: Path) -> Any:
+    def _list_safetensors(self, path: Path) -> None:
+        with self._safetensors(path) as file:
+            for name in file.keys():  # noqa: SIM118  # it is no mapping
+                part = file.get_slice(name)
+                dtype = part.get_dtype()
+                stored = _Stored(path, name, tuple(part.get_shape()), _DTYPES.get(dtype, dtype))
+                self._tensors[_modern(name)] = stored
+
+    def _safetensors(self, path: Path) -> Any:
         try:
-            return self._stack.enter_context(safe_open(path, framework="pt"))
+            return safe_open(path, framework="pt")
         except (SafetensorError, OSError) as error:
             raise CheckpointError(
                 f"{self.source}: {path.name} is truncated or no safetensors file ({error}); fetch it again"
@@ -78,39 +95,27 @@ class TensorFiles:
             f"{self.source}: {path.name} is damaged or holds more than tensors ({line}); convert it to safetensors"
         ) from reason
 
-    def __enter__(self) -> TensorFiles:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self._stack.close()
-
     def __contains__(self, name: str) -> bool:
-        return name in self._where
+        return name in self._tensors
 
     def names(self) -> list[str]:
-        return sorted(self._where)
+        return sorted(self._tensors)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        handle, name = self._where[name], self._stored[name]
-        return tuple(handle[name].shape if isinstance(handle, dict) else handle.get_slice(name).get_shape())
+        return self._tensors[name].shape
 
     def dtype(self, name: str) -> str:
         """float32, float16, ...; for what is not floating point the name that the file gives it."""
-        handle, name = self._where[name], self._stored[name]
-        if isinstance(handle, dict):
-            return str(handle[name].dtype).removeprefix("torch.")
-        stored = handle.get_slice(name).get_dtype()
-        return _DTYPES.get(stored, stored)
+        return self._tensors[name].dtype
 
     def tensor(self, name: str, part: int | None = None) -> torch.Tensor:
         """A tensor, or only the ``part``-th entry of its first axis, which stays (1 x ...)."""
-        handle, name = self._where[name], self._stored[name]
-        if part is None:
-            return handle[name] if isinstance(handle, dict) else handle.get_tensor(name)
-        return (handle[name] if isinstance(handle, dict) else handle.get_slice(name))[part : part + 1]
+        stored = self._tensors[name]
+        here = slice(part, None if part is None else part + 1)
+        if stored.mapped is not None:
+            return stored.mapped[here]
+        with self._safetensors(stored.path) as file:
+            return file.get_tensor(stored.name) if part is None else file.get_slice(stored.name)[here]
 
 
 def _modern(name: str) -> str:
@@ -137,6 +142,4 @@ def weight_files(source: str, folder: Path, stems: Sequence[str] = _STEMS) -> li
             return [folder / name for name in names]
         if (folder / stem).is_file():
             return [folder / stem]
-    raise CheckpointError(
-        f"{source} has no {stems[0]}; save it with model.save_pretrained(folder), which writes one"
-    )
+    raise CheckpointError(f"{source} has no {stems[0]}; save it with model.save_pretrained(folder), which writes one")
