@@ -31,6 +31,7 @@ from paramdex_builder.pairs import of_rank
 from paramdex_schemas import AddressError, BuildError, CheckpointError, QueryError
 
 ROOT = Path(__file__).parents[1]
+ADAPTER = ROOT / "data" / "models" / "minilm-reviews-lora"
 OPTIONS = Options(top_k=8, pair_k=20, neighbor_k=2, device="cpu")
 NAMES = ["gpt2-a", "llama-gqa", "bert"]
 MOVED_LAYER = {"gpt2-a": "h.1.", "llama-gqa": "layers.1.", "bert": "layer.1."}
@@ -499,3 +500,59 @@ def test_diff_without_the_base_in_the_atlas_leaves_the_relative_norm_out(
 
 def minilm() -> Path:
     return Path(dict(source.split("=", 1) for source in demo_sources(ROOT / "data" / "models"))["minilm"])
+
+
+def opinion_share(vectors: np.ndarray, E: np.ndarray, opinion: np.ndarray, words: np.ndarray, k: int = 10) -> float:
+    """The share of opinion words among the k strongest words on either side of each vector (n x d)."""
+    scores = (vectors @ E.T)[:, words]
+    strongest = np.argpartition(np.concatenate([scores, -scores]), -k, axis=1)[:, -k:]
+    return float(opinion[words][strongest].mean())
+
+
+READING = ["ff_key", "attn_query", "attn_key", "attn_value"]
+
+
+def test_the_most_moved_parameters_of_a_model_tuned_on_reviews_read_opinions() -> None:
+    """The 30 most moved parameters of each kind that reads, in the tuned layers: opinion words among their strongest,
+    against the same parameters in the base, others of the base at random, and random directions.
+
+    What writes is left out: of this adapter it does not speak of opinions.
+    """
+    base = minilm()
+    truth = oracle.read(base)
+    tokenizer = json.loads((base / "tokenizer.json").read_text("utf-8"))["model"]["vocab"]
+    lines = (Path(__file__).parent / "opinion_words.txt").read_text("utf-8").splitlines()
+    listed = {word for line in lines if not line.startswith("#") for word in line.split()}
+    words = np.array([i for token, i in tokenizer.items() if token.isalpha() and len(token) > 2])
+    opinion = np.zeros(len(truth.E), dtype=bool)
+    opinion[[i for token, i in tokenizer.items() if token in listed]] = True
+    generator = np.random.default_rng(0)
+    share: dict[str, float] = {}
+    baselines: dict[str, float] = {}
+    found = Displacement.open(str(ADAPTER), str(base))
+    for kind in READING:
+        runs = found.layout.of(kind)
+        moved = [found.rows(run).numpy() for run in runs]
+        assert not any(rows.any() for rows in moved[:3])
+        assert all(rows.any(axis=1).all() for rows in moved[3:])
+        vectors, own = np.concatenate(moved[3:]), np.concatenate(truth.rows[kind][3:])
+        order = np.argsort(-np.linalg.norm(vectors, axis=1))[:30]
+        share[kind] = opinion_share(vectors[order], truth.E, opinion, words)
+        baselines[f"{kind} in the base"] = opinion_share(own[order], truth.E, opinion, words)
+        others = own[generator.choice(len(own), 300, replace=False)]
+        baselines[f"others of {kind}"] = opinion_share(others, truth.E, opinion, words)
+    random_rows = generator.standard_normal((300, truth.E.shape[1]))
+    baselines["random directions"] = opinion_share(random_rows, truth.E, opinion, words)
+    print(share, baselines)
+    assert min(share.values()) > 2 * max(baselines.values())
+    assert np.mean(list(share.values())) > 5 * max(baselines.values())
+
+
+def test_the_committed_adapter_is_small_and_says_nothing_of_where_it_was_made() -> None:
+    files = [file for file in ADAPTER.rglob("*") if file.is_file()]
+    assert sum(file.stat().st_size for file in files) < 700_000
+    config = json.loads((ADAPTER / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "sentence-transformers/all-MiniLM-L6-v2"
+    facts, result = (json.loads(line) for line in (ADAPTER / "training.jsonl").read_text().splitlines())
+    assert facts["seed"] == 0
+    assert result["held_out_accuracy"] > 0.8
