@@ -201,7 +201,7 @@ def _make(
     units = Units(staging / name, plan | {"builder_version": version("paramdex")})
     E, embedding, tied = checkpoint.embedding(options.space)
     space = make_space(E[: len(vocabulary)], device)
-    del E  # the space has its own
+    del E
     words = same_words(vocabulary.words(), device)
     with progress.step(f"{name}: projecting parameters", layout.n_parameters) as advance:
         for kind in layout.kinds:

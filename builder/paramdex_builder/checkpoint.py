@@ -353,9 +353,9 @@ class Checkpoint:
         """
         E, which, tied = self._chosen_embedding(space)
         gains = self._gains(self.final_gains_name()) if self.fold_norm and (tied or which == "output") else None
-        if gains is not None or E.dtype not in (torch.float16, torch.bfloat16):
-            E = E.float()
-        return (E if gains is None else E * gains), which, tied
+        dtype = E.dtype if gains is None and E.dtype in (torch.float16, torch.bfloat16) else torch.float32
+        E = E.to(dtype, copy=True)  # no view of a file any more
+        return (E if gains is None else E.mul_(gains)), which, tied
 
     def _chosen_embedding(self, space: str) -> tuple[torch.Tensor, str, bool]:
         tied = bool(getattr(self.config, "tie_word_embeddings", False))

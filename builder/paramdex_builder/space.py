@@ -58,8 +58,8 @@ class Space:
 
 
 def make_space(embedding: torch.Tensor, device: torch.device) -> Space:
-    """The space of an output embedding E (V x d, of a floating dtype of at most 32 bits), of which it keeps a copy."""
-    E = embedding.to(device, copy=True)
+    """The space of an output embedding E (V x d, of a floating dtype of at most 32 bits)."""
+    E = embedding.to(device)
     means = sum((chunk.double().sum(0) for chunk in E.split(_CHUNK)), torch.zeros(1, device=device)) / len(E)
     gram = centred_gram(E, means, E, means)
     longest = max(float(torch.linalg.vector_norm(chunk.double(), dim=1).max()) for chunk in E.split(_CHUNK))
