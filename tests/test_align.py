@@ -9,10 +9,13 @@ from pathlib import Path
 import duckdb
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from matplotlib.image import imread
 
 import oracle
 from paramdex import AddressError, Atlas, QueryError
+from paramdex.alignment import diagonality
 from query_helpers import GPT2, shared_ids
 
 pytest_plugins = ["query_fixtures"]
@@ -97,7 +100,57 @@ def test_summary_says_layers_and_means(atlas: Atlas) -> None:
     matched, others = ([row["score"] for row in rows if row["matched"] is wanted] for wanted in (True, False))
     pairs = " ".join(f"{row['layer_a']}-{row['layer_b']}" for row in rows if row["matched"])
     (line,) = [line for line in str(result).splitlines() if line.startswith("ff_value")]
-    assert line.split() == ["ff_value", *pairs.split(), f"{np.mean(matched):.4g}", f"{np.mean(others):.4g}"]
+    numbers = [np.mean(matched), np.mean(others), *result.diagonality("ff_value")]
+    assert line.split() == ["ff_value", *pairs.split(), *(f"{number:.4g}" for number in numbers)]
+
+
+def test_the_same_order_on_both_sides_is_called_so(atlas: Atlas) -> None:
+    for row in atlas.align("gpt2-a", "gpt2-b").summary:
+        pairs = {(r["layer_a"], r["layer_b"]) for r in atlas.align("gpt2-a", "gpt2-b", row["kind"]) if r["matched"]}
+        assert (row["layers"] == "identity") == (pairs == {(0, 0), (1, 1)})
+
+
+def brute_diagonality(S: np.ndarray) -> tuple[float, float]:
+    """By its definition: the correlation of all entries, and of every order of the longer side, or of either."""
+    i, j = np.indices(S.shape)
+    near = (1 - np.abs(i / (len(S) - 1) - j / (S.shape[1] - 1))).ravel()
+    own = np.corrcoef(near, S.ravel())[0, 1]
+    of_a = [np.corrcoef(near, S[list(p)].ravel())[0, 1] for p in permutations(range(S.shape[0]))]
+    of_b = [np.corrcoef(near, S[:, list(p)].ravel())[0, 1] for p in permutations(range(S.shape[1]))]
+    chosen = [others for others, size in ((of_a, S.shape[0]), (of_b, S.shape[1])) if size == max(S.shape)]
+    return own, max(float(np.mean(np.array(others) >= own - 1e-9)) for others in chosen)
+
+
+@given(st.integers(2, 5), st.integers(2, 5), st.integers(0, 999))
+def test_diagonality_is_its_definition(n: int, m: int, seed: int) -> None:
+    S = np.random.default_rng(seed).random((n, m))
+    assert diagonality(S) == pytest.approx(brute_diagonality(S))
+    assert diagonality(S.T) == pytest.approx(diagonality(S))
+
+
+def test_diagonality_of_deep_models_is_drawn() -> None:
+    """Of 24 layers: a diagonal is found out, noise is not, and both the same every time."""
+    noise = np.random.default_rng(0).random((24, 24))
+    ordered = noise + 2 * np.eye(24)
+    correlation, p = diagonality(ordered)
+    assert correlation == pytest.approx(brute_correlation(ordered))
+    assert p == 1 / 10_000
+    correlation, p = diagonality(noise)
+    assert 0.01 < p < 1
+    assert diagonality(noise) == (correlation, p)
+    orders = np.random.default_rng(1).permuted([range(24)] * 2000, axis=1)
+    drawn = [brute_correlation(noise[:, order]) for order in orders]
+    assert p == pytest.approx(np.mean(np.array(drawn) >= correlation), abs=0.05)
+
+
+def brute_correlation(S: np.ndarray) -> float:
+    depth = np.linspace(0, 1, len(S))
+    return float(np.corrcoef((1 - np.abs(depth[:, None] - depth)).ravel(), S.ravel())[0, 1])
+
+
+@pytest.mark.parametrize("S", [np.ones((3, 4)), np.ones((1, 4)), np.zeros((2, 2))])
+def test_diagonality_of_what_has_no_order(S: np.ndarray) -> None:
+    assert np.isnan(diagonality(S)).all()
 
 
 def test_different_vocabularies_say_what_they_share(atlas: Atlas, db: duckdb.DuckDBPyConnection) -> None:
@@ -161,6 +214,16 @@ def test_svg_is_a_picture_with_the_names_in_it(atlas: Atlas, tmp_path: Path) -> 
     # layers of the first model upwards, of the second to the right: 2 x 3 cells
     width, height = (float(images[0].attrib[name]) for name in ("width", "height"))
     assert width / height == pytest.approx(3 / 2, rel=0.05)
+
+
+def test_html_is_a_page_with_the_picture_in_it(atlas: Atlas, tmp_path: Path) -> None:
+    text = atlas.align("gpt2-a", "gpt2-b", "ff_key").plot(tmp_path / "a&b.html").read_text("utf-8")
+    assert text.startswith("<!doctype html>")
+    assert "<title>a&amp;b</title>" in text
+    assert "layer of gpt2-a" in text
+    assert "http" not in text.partition("<svg")[0]
+    assert "<script" not in text
+    assert ET.fromstring(text[text.index("<svg") : text.index("</body>")]).tag.endswith("svg")
 
 
 def test_plot_of_one_kind_is_one_column(atlas: Atlas, tmp_path: Path) -> None:

@@ -51,6 +51,15 @@ VERBS = {
         [ADDRESS, "--kind", "position", "--in", "bert"],
         lambda atlas: atlas.similar(ADDRESS, kind="position", model="bert"),
     ),
+    "similar heads": (
+        ["bert/L1/H0", "--in", "gpt2-a", "--kind", "QK"],
+        lambda atlas: atlas.similar("bert/L1/H0", model="gpt2-a", kind="QK"),
+    ),
+    "match": (
+        ["gpt2-b", "bert", "--kind", "ff_key", "--layer-a", "1", "-k", "3", "--side", "both"],
+        lambda atlas: atlas.match("gpt2-b", "bert", "ff_key", 3, layer_a=1, side="both"),
+    ),
+    "align summary": (["gpt2-b", "gpt2-a", "--summary"], lambda atlas: atlas.align("gpt2-b", "gpt2-a").summary),
     "align": (["gpt2-b", "gpt2-a"], lambda atlas: atlas.align("gpt2-b", "gpt2-a")),
     "align kind": (["bert", "gpt2-a", "--kind", "ff_key"], lambda atlas: atlas.align("bert", "gpt2-a", "ff_key")),
     "sql": (["SELECT * FROM heads ORDER BY head_id"], lambda atlas: atlas.sql("SELECT * FROM heads ORDER BY head_id")),
@@ -90,7 +99,7 @@ def program(*arguments: str | Path) -> subprocess.CompletedProcess:
 def test_every_verb_has_a_command_of_its_name_and_the_reverse() -> None:
     methods = {name for name, _ in inspect.getmembers(Atlas, inspect.isfunction) if not name.startswith("_")}
     verbs = methods - {"address", "close"}  # what they are made of
-    assert verbs == {"info", "check", "sql", "show", "find", "search", "similar", "align", "diff"}
+    assert verbs == {"info", "check", "sql", "show", "find", "search", "similar", "align", "match", "diff"}
     assert set(cli.commands) - {"build", "demo", "serve"} == verbs
     assert {name.split()[0] for name in VERBS} == verbs - {"diff"}  # which needs a displacement: test_displacement
 
@@ -161,10 +170,12 @@ BAD = {
         "there is no layer 2; bert has layers L0",
     ),
     "search, nothing": (["search", "A", " "], "give at least one word"),
-    "similar, head": (
-        ["similar", "A", "bert/L1/H0"],
-        "similar takes the address of a parameter, bert/L1/ff_value/0, say, ",
+    "similar, layer's": (
+        ["similar", "A", "bert/L1"],
+        "similar takes the address of a parameter or a head, bert/L1/ff_value/0, say, ",
     ),
+    "similar, matrix": (["similar", "A", "bert/L1/H0", "--kind", "OV"], "a head has no matrix 'OV'; "),
+    "match, one": (["match", "A", "bert", "bert"], "match takes two different models, not bert twice"),
     "similar, model": (["similar", "A", ADDRESS, "--in", "x"], "A has no model 'x'; "),
     "similar, kind": (
         ["similar", "A", ADDRESS, "--kind", "x"],

@@ -172,13 +172,13 @@ def test_title_says_what_was_asked_in_printable_words(atlas: Atlas) -> None:
     assert r"\n" in title
 
 
-@pytest.mark.parametrize("address", ["gpt2-a/L1/H1", "gpt2-a", "gpt2-a/L1", "bert"])
-def test_only_parameters_have_similar_ones(atlas: Atlas, address: str) -> None:
+@pytest.mark.parametrize("address", ["gpt2-a", "gpt2-a/L1", "bert"])
+def test_only_parameters_and_heads_have_similar_ones(atlas: Atlas, address: str) -> None:
     with pytest.raises(AddressError) as caught:
         atlas.similar(address)
     message = str(caught.value)
     assert message.endswith(f", say, not {address}")
-    example = message.removeprefix("similar takes the address of a parameter, ").partition(", say")[0]
+    example = message.removeprefix("similar takes the address of a parameter or a head, ").partition(", say")[0]
     assert len(atlas.similar(example, k=3)) == 3
 
 

@@ -23,7 +23,7 @@ __all__ = [
     "strongest_pairs",
 ]  # fmt: skip
 
-_CHUNK = 4096
+_CHUNK = 1024
 """Rows that are worked on at a time."""
 
 

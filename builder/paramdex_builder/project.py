@@ -56,7 +56,7 @@ _MUCH = 1 << 25
 """An embedding of more numbers than this is not held in float64 beside itself."""
 _FEW_TOKENS = 256
 """Rows of such an E in float64 at a time."""
-_CHUNK = 4096
+_CHUNK = 1024
 """Rows held in float64 at a time."""
 
 

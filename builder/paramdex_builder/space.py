@@ -11,7 +11,7 @@ import torch
 
 from paramdex_schemas import isometry
 
-_CHUNK = 8192
+_CHUNK = 2048
 """Rows of E that are held in float64 at a time."""
 
 
@@ -48,8 +48,8 @@ class Space:
         """
         means, stds = (torch.empty(len(rows), dtype=torch.float64, device=rows.device) for _ in range(2))
         units = torch.empty(len(rows), self.root.rank, device=rows.device)
-        for start in range(0, len(rows), _CHUNK // 4):
-            here = slice(start, start + _CHUNK // 4)
+        for start in range(0, len(rows), _CHUNK):
+            here = slice(start, start + _CHUNK)
             c = self.coordinates(rows[here])
             norm = c.norm(dim=1)
             means[here], stds[here] = rows[here].double() @ self.means, norm / self.size**0.5

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,15 +11,18 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from paramdex.alignment import Alignment, alignment_from_rows
+from paramdex.alignment import Alignment, align
+from paramdex.common import Common, common
 from paramdex.database import Database
 from paramdex.diff import diff
+from paramdex.head_similarity import similar_heads
+from paramdex.matching import match
 from paramdex.nearest import nearest as nearest_rows
 from paramdex.postings import Postings
 from paramdex.result import Result, visible
 from paramdex.vectors import SharedSpace, Vectors
 from paramdex.words import Wanted, resolve
-from paramdex_schemas import KINDS, MATRICES, Address, AddressError, Layout, QueryError, Run, isometry
+from paramdex_schemas import KINDS, MATRICES, Address, AddressError, Layout, QueryError, Run
 from paramdex_schemas.errors import nearest
 from paramdex_schemas.isometry import Array
 
@@ -242,19 +245,22 @@ class Atlas:
         self, address: str, k: int = 10, *, model: str | None = None, kind: str | None = None,
         layer: int | None = None, side: str = "top",
     ) -> Result:  # fmt: skip
-        """The k parameters nearest to one: by the Pearson correlation of their V scores, exactly.
+        """The k parameters nearest to one, by the Pearson correlation of their V scores, or the k heads nearest to one,
+        by the cosine of their matrices QK and VO (``kind`` for one of them) over all V x V pairs of tokens; exactly.
 
         In the same model unless ``model`` names another (or "all"), of the same kind unless ``kind`` names another.
         Between models of different vocabularies, scores are compared on the tokens whose text both have.
         ``side`` as in search. Raises AddressError.
         """
         where = self.address(address)
-        if where.kind is None or where.is_head:
-            example = self.models[where.model].layout.example(replace(where, head=None))
-            raise AddressError(f"similar takes the address of a parameter, {example}, say, not {where}")
         _check_k(k)
         own = self.models[where.model]
         chosen = self._with_layer([own] if model is None else self._choose(None if model == "all" else model), layer)
+        if where.is_head:
+            return similar_heads(self, where, k, chosen, kind, layer, _signs(side))
+        if where.kind is None:
+            example = own.layout.example(where)
+            raise AddressError(f"similar takes the address of a parameter or a head, {example}, say, not {where}")
         kind = where.kind if kind is None else kind
         self._check_kind(kind, chosen, layer)
         row = own.layout.row(where) - own.layout.blocks[where.kind].first
@@ -270,14 +276,14 @@ class Atlas:
                 hits += [hit for hit in found if hit[1] != own.param_id(where)]
             else:
                 try:
-                    shared, flipped = self._shared(own, one)
+                    both = common(self, own, one)
                 except QueryError as error:
                     if model != "all":
                         raise
                     notes.append(f"left out: {error}")
                     continue
-                hits += self._nearest_shared(own, vector, one, kind, shared, flipped, k, layer, side)
-                notes.append(_shared_note(own, one, shared))
+                hits += self._nearest_shared(vector, both, kind, k, layer, side)
+                notes += both.notes
         hits = _strongest(hits, k, side)
         return self._list(hits, f"nearest to {where}: {self._describe(own.param_id(where))}", notes)
 
@@ -296,48 +302,25 @@ class Atlas:
 
     def align(self, model_a: str, model_b: str, kind: str | None = None) -> Alignment:
         """How alike the layers of two models are: for every kind and pair of layers the mean |Pearson correlation| over
-        all pairs of their vectors, and the one-to-one matching of layers that maximizes its sum.
+        all pairs of their vectors, the one-to-one matching of layers that maximizes its sum, and how diagonal it is.
 
         Beside it the same on the raw weights, where the widths agree. Raises AddressError for an unknown model.
         """
+        return align(self, self._model(model_a), self._model(model_b), kind)
+
+    def match(
+        self, model_a: str, model_b: str, kind: str, k: int = 10, *, layer_a: int | None = None,
+        layer_b: int | None = None, side: str = "top",
+    ) -> Result:  # fmt: skip
+        """For each parameter of a kind of one model (or of one of its layers) its counterpart in another (or in a layer
+        of it): the nearest one, whether each is the other's nearest, and a one-to-one partner within a pair of layers.
+
+        The layers are those given, or those that align. All rows are in the result, the k most similar are printed.
+        ``side`` both counts a large negative correlation as near. Raises AddressError or QueryError.
+        """
+        _check_k(k)
         a, b = self._model(model_a), self._model(model_b)
-        if a is b:
-            raise QueryError(f"align takes two different models, not {a.name} twice")
-        self._check_kind(kind, [a, b])
-        weights = [each for each in KINDS if KINDS[each].form == "weight"]
-        if kind is not None and kind not in weights:
-            raise QueryError(f"align compares layers by their weights, and {kind} is none; {nearest(kind, weights)}")
-        kinds = [each for each in weights if each in a.layout.kinds and each in b.layout.kinds and kind in (None, each)]
-        if a.vocabulary == b.vocabulary:
-            first, second = sorted((a, b), key=lambda model: model.model_id)
-            rows = self._database.rows(
-                "SELECT kind, stack_a, layer_a, stack_b, layer_b, score, matched, feature_score, feature_matched "
-                "FROM store.layer_alignments WHERE model_a = ? AND model_b = ?",
-                [first.name, second.name],
-            )
-            pairs = [(each, (sa, la), (sb, lb), *rest) for each, sa, la, sb, lb, *rest in rows if each in kinds]
-            if first is b:
-                pairs = [(each, pb, pa_, *rest) for each, pa_, pb, *rest in pairs]
-            order = {each: (list(a.layout.places(each)), list(b.layout.places(each))) for each in kinds}
-            pairs.sort(key=lambda row: (kinds.index(row[0]), *(order[row[0]][i].index(row[i + 1]) for i in (0, 1))))
-            return alignment_from_rows(a.name, b.name, pairs)
-        shared, flipped = self._shared(a, b)
-        root_a, root_b = reversed(shared.roots) if flipped else shared.roots
-        T = shared.transfer.T if flipped else shared.transfer
-        pairs = []
-        for each in kinds:
-            in_b = (self._vectors.shared_rows(a.name, each, root_a, None) @ T.T).astype(np.float32)
-            own = self._vectors.shared_rows(b.name, each, root_b, a.name)
-            places = (a.layout.places(each), b.layout.places(each))
-            layers = [[x[i:j] for i, j in spans.values()] for x, spans in zip((in_b, own), places, strict=True)]
-            scores = isometry.layer_scores(*layers)
-            matched = isometry.match_layers(scores)
-            pairs += [
-                (each, place_a, place_b, float(scores[i, j]), bool(matched[i, j]), None, None)
-                for i, place_a in enumerate(places[0])
-                for j, place_b in enumerate(places[1])
-            ]
-        return alignment_from_rows(a.name, b.name, pairs, [_shared_note(a, b, shared)])
+        return match(self, a, b, kind, (layer_a, layer_b), k, signed=_signs(side) == (1,))
 
     # ---- what they are made of
 
@@ -463,18 +446,14 @@ class Atlas:
         return [(similarity, first + row) for similarity, row in nearest_rows(rows, query, k, spans, _signs(side))]
 
     def _nearest_shared(
-        self, own: Model, vector: Array, other: Model, kind: str, shared: SharedSpace, flipped: bool, k: int,
-        layer: int | None, side: str,
-    ) -> list[tuple[float, int]]:  # fmt: skip
-        """As _nearest, for a model of another vocabulary, on the shared tokens."""
-        root_own, root_other = reversed(shared.roots) if flipped else shared.roots
-        T = shared.transfer.T if flipped else shared.transfer
-        moved = root_own.root @ (self._vectors.space(own.name).root.inverse @ vector.astype(np.float64))
-        query = T @ isometry.normalize(moved[None, :])[0]
-        first = other.first_param_id + other.layout.blocks[kind].first
+        self, vector: Array, both: Common, kind: str, k: int, layer: int | None, side: str
+    ) -> list[tuple[float, int]]:
+        """As _nearest, for a vector of the one model among those of the other, which has another vocabulary."""
+        query, model = both.left.moved(vector.astype(np.float64)[None])[0], both.right.model
+        first = model.first_param_id + model.layout.blocks[kind].first
         hits: list[tuple[float, int]] = []
-        for span in self._spans(other, kind, layer):
-            scores = self._vectors.shared_similarities(other.name, kind, root_other, own.name, query, span)
+        for span in self._spans(model, kind, layer):
+            scores = both.right.similarities(kind, query, span)
             strength = np.max([sign * scores for sign in _signs(side)], axis=0)
             best = np.lexsort((np.arange(len(scores)), -strength))[:k]
             hits += [(float(scores[row]), first + span[0] + int(row)) for row in best]
@@ -555,11 +534,6 @@ def _strongest(hits: list[tuple[float, int]], k: int, side: str) -> list[tuple[f
     """The k (similarity, param_id) that ``side`` asks for, ties by param_id."""
     signs = _signs(side)
     return sorted(hits, key=lambda hit: (-max(sign * hit[0] for sign in signs), hit[1]))[:k]
-
-
-def _shared_note(a: Model, b: Model, shared: SharedSpace) -> str:
-    shares = ", ".join(f"{shared.n_tokens / model.vocabulary_size:.0%} of {model.name}'s" for model in (a, b))
-    return f"{a.name} and {b.name} are compared on the {shared.n_tokens:,} tokens whose text both have ({shares})"
 
 
 def _pair(source: str, target: str) -> str:

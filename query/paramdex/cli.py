@@ -174,16 +174,20 @@ def search(
 @click.argument("address")
 @_K
 @click.option("--in", "model", metavar="MODEL", help='in this model, or "all"; by default in its own')
-@click.option("--kind", help="of this kind; by default of its own")
+@click.option("--kind", help="of this kind, by default of its own; for a head QK or VO, by default both")
 @_LAYER
 @_SIDE
 @_FORMAT
 def similar(atlas: Path, address: str, k: int, model: str, kind: str, layer: int, side: str, output: str) -> None:
-    """The parameters nearest to one, in its own or another model, by correlation over the whole vocabulary.
+    """The parameters or heads nearest to one, in its own or another model.
+
+    Of a parameter by the correlation of scores over the whole vocabulary; of a head by the cosine of its matrices QK
+    and VO over all pairs of tokens.
 
     \b
     paramdex similar demo.atlas tiny-a/L3/ff_value/17
     paramdex similar demo.atlas tiny-a/L3/ff_value/17 --in tiny-wide
+    paramdex similar demo.atlas tiny-a/L2/H1 --in all --kind VO
     """
     _print(_open(atlas).similar(address, k, model=model, kind=kind, layer=layer, side=side), output)
 
@@ -193,21 +197,52 @@ def similar(atlas: Path, address: str, k: int, model: str, kind: str, layer: int
 @click.argument("model_a")
 @click.argument("model_b")
 @_KIND
-@click.option("--plot", type=click.Path(path_type=Path), help="draw heat maps into this file (.png, .svg, .pdf)")
+@click.option("--plot", type=click.Path(path_type=Path), help="draw heat maps into this file (.png, .svg, .html, .pdf)")
+@click.option("--summary", is_flag=True, help="with json and csv: a row a kind, not a row a pair of layers")
 @_FORMAT
-def align(atlas: Path, model_a: str, model_b: str, kind: str, plot: Path | None, output: str) -> None:
-    """Which layers of two models do the same: mean |correlation| of their parameters, and the best matching.
+def align(
+    atlas: Path, model_a: str, model_b: str, kind: str, plot: Path | None, summary: bool, output: str
+) -> None:  # fmt: skip
+    """Which layers of two models do the same: mean |correlation| of their parameters, the best matching, and how
+    diagonal it is.
 
     \b
     paramdex align demo.atlas tiny-a tiny-b
     paramdex align demo.atlas tiny-a tiny-wide --plot heat.png
+    paramdex align demo.atlas tiny-a tiny-wide --summary --format json
     """
     result = _open(atlas).align(model_a, model_b, kind)
     if plot is not None:
         result.plot(plot)
-    _print(result, output)
+    _print(result.summary if summary else result, output)
     if plot is not None:
         click.echo(f"heat maps: {plot}", err=output != "table")
+
+
+@cli.command()
+@_ATLAS
+@click.argument("model_a")
+@click.argument("model_b")
+@click.option("--kind", default="ff_value", show_default=True, help="of this kind: ff_key, ff_value, ...")
+@click.option("--layer-a", type=click.IntRange(0), help="only of this layer of the first model")
+@click.option("--layer-b", type=click.IntRange(0), help="only of this layer of the second model")
+@_K
+@click.option("--side", type=click.Choice(["top", "both"]), default="top", show_default=True,
+              help="both: a large negative correlation is near, too")  # fmt: skip
+@_FORMAT
+def match(
+    atlas: Path, model_a: str, model_b: str, kind: str, layer_a: int, layer_b: int, k: int, side: str, output: str
+) -> None:
+    """Which parameter of another model does the job of each of one model's: nearest, mutual, and one to one.
+
+    Prints the most similar; json and csv give all.
+
+    \b
+    paramdex match demo.atlas tiny-a tiny-b
+    paramdex match demo.atlas tiny-a tiny-wide --kind ff_key --layer-a 3 --layer-b 3 --format csv
+    """
+    found = _open(atlas).match(model_a, model_b, kind, k, layer_a=layer_a, layer_b=layer_b, side=side)
+    _print(found, output)
 
 
 @cli.command()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import io
 from pathlib import Path
 from typing import Any
 
@@ -62,12 +64,34 @@ def _ticks(n: int) -> list[int]:
 
 
 def save(figure: Any, path: Path) -> Path:
-    """Write a figure; the ending of the name chooses the format. Raises QueryError where that cannot be."""
-    known = sorted(figure.canvas.get_supported_filetypes())
-    if path.suffix.removeprefix(".") not in known:
+    """Write a figure; the ending of the name chooses the format, a page that holds the picture for .html.
+
+    Raises QueryError where that cannot be.
+    """
+    known = sorted([*figure.canvas.get_supported_filetypes(), "html"])
+    ending = path.suffix.removeprefix(".")
+    if ending not in known:
         raise QueryError(f"{path} has no ending that names a picture format; write one of .{', .'.join(known)}")
     try:
-        figure.savefig(path, dpi=150)
+        if ending == "html":
+            path.write_text(_page(figure, path.stem), "utf-8")
+        else:
+            figure.savefig(path, dpi=150)
     except OSError as error:
         raise QueryError(f"cannot write {path}: {error.strerror}") from error
     return path
+
+
+def _page(figure: Any, title: str) -> str:
+    """A page of its own with the figure in it as SVG: it scales, and its words can be searched and copied."""
+    from matplotlib import rc_context
+
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "paramdex"}):
+        text = io.StringIO()
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    svg = text.getvalue()
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>\n'
+        '<meta name="viewport" content="width=device-width"><style>svg { max-width: 100%; height: auto }</style>'
+        f"</head>\n<body>\n{svg[svg.index('<svg') :]}</body></html>\n"
+    )

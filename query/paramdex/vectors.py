@@ -87,7 +87,6 @@ class Vectors:
     _indexes: dict[tuple[str, str], Rows] = field(default_factory=dict)
     _spaces: dict[str, Space] = field(default_factory=dict)
     _shared: dict[tuple[str, str], SharedSpace] = field(default_factory=dict)
-    _moved: dict[tuple[str, str, str], Array] = field(default_factory=dict)
     _moves: dict[tuple[str, str, str], tuple[Array, Array]] = field(default_factory=dict)
     _transfers: dict[tuple[str, str], Array] = field(default_factory=dict)
     _rotations: list[Array] = field(default_factory=list)
@@ -162,20 +161,6 @@ class Vectors:
             rows = (self.space(a.name).rows(left), self.space(b.name).rows(right))
             self._shared[a.name, b.name] = SharedSpace.of(*rows)
         return self._shared[a.name, b.name]
-
-    def shared_rows(self, model: str, kind: str, root: isometry.Root, cache: str | None) -> Array:
-        """Normalized coordinates (n x r, float32) of all rows of a kind on the shared tokens, under ``root``.
-
-        ``cache`` names what they are kept under; None keeps nothing.
-        """
-        key = (model, kind, cache or "")
-        if cache is None or key not in self._moved:
-            move = root.root @ self.space(model).root.inverse
-            rows = isometry.normalize(self.rows(model, kind) @ move.T).astype(np.float32)
-            if cache is None:
-                return rows
-            self._moved[key] = rows
-        return self._moved[key]
 
     def shared_similarities(
         self, model: str, kind: str, root: isometry.Root, other: str, query: Array, span: tuple[int, int]

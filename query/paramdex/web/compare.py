@@ -64,7 +64,7 @@ def layer_pairs(atlas: Atlas, a: str, b: str, kind: str, at: tuple[str, str], k:
                 f"{model.name} has no {kind} in {text!r}; {nearest(text, [place_name(each) for each in known])}"
             )
         places.append(place)
-    left, right, note = place_vectors(atlas, *models, kind, (places[0], places[1]))
+    left, right, notes = place_vectors(atlas, *models, kind, (places[0], places[1]))
     hits = nearest_pairs(left, right, k)
     starts = [span(model, kind, place)[0] for model, place in zip(models, places, strict=True)]
     ids = [(starts[0] + i, starts[1] + j) for _, i, j in hits]
@@ -76,7 +76,7 @@ def layer_pairs(atlas: Atlas, a: str, b: str, kind: str, at: tuple[str, str], k:
             SimilarPair(rank=n, similarity=round(hit[0], 6), a=named[left_], b=named[right_])
             for n, (hit, (left_, right_)) in enumerate(zip(hits, addresses, strict=True), start=1)
         ],
-        notes=[f"{a} and {b} are {note}"] if note else [],
+        notes=notes,
     )  # fmt: skip
 
 

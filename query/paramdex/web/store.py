@@ -16,6 +16,7 @@ import numpy as np
 
 from paramdex import Atlas
 from paramdex.atlas import Model
+from paramdex.common import common
 from paramdex.web.shapes import Named, Token
 from paramdex_schemas import Address, QueryError
 from paramdex_schemas.isometry import Array
@@ -99,24 +100,18 @@ def span(model: Model, kind: str, place: Place) -> tuple[int, int]:
     return start + first, start + last
 
 
-def place_vectors(atlas: Atlas, a: Model, b: Model, kind: str, at: tuple[Place, Place]) -> tuple[Array, Array, str]:
-    """The normalized vectors of a kind in a place of each of two models, in one space: their inner products are the
-    Pearson correlations. And what the comparison is based on, where it is not the whole vocabulary.
+def place_vectors(
+    atlas: Atlas, a: Model, b: Model, kind: str, at: tuple[Place, Place]
+) -> tuple[Array, Array, list[str]]:
+    """The vectors of a kind in a place of each of two models, in common coordinates: their inner products are the
+    Pearson correlations. And what a reader has to know of the comparison.
     """
-    spans = [model.layout.places(kind)[place] for model, place in zip((a, b), at, strict=True)]
-    vectors = atlas._vectors
-    if a.vocabulary == b.vocabulary:
-        own, right = (
-            vectors.index(model.name, kind).reconstruct_n(i, j - i) for model, (i, j) in zip((a, b), spans, strict=True)
-        )
-        return (vectors.transfer(a, b) @ own.T).T.astype(np.float32), right, ""
-    shared, flipped = atlas._shared(a, b)
-    root_a, root_b = reversed(shared.roots) if flipped else shared.roots
-    T = shared.transfer.T if flipped else shared.transfer
-    left = vectors.shared_rows(a.name, kind, root_a, b.name)[slice(*spans[0])] @ T.T
-    right = vectors.shared_rows(b.name, kind, root_b, a.name)[slice(*spans[1])]
-    note = f"compared on the {shared.n_tokens:,} tokens whose text both have"
-    return np.asarray(left, np.float32), right, note
+    both = common(atlas, a, b)
+    left, right = (
+        side.unit(kind, side.model.layout.places(kind)[place])
+        for side, place in zip((both.left, both.right), at, strict=True)
+    )
+    return left, right, both.notes
 
 
 def nearest_pairs(left: Array, right: Array, k: int, block: int = 1024) -> list[tuple[float, int, int]]:

@@ -1,0 +1,84 @@
+"""Two models in common coordinates, in which inner products are those of their V scores.
+
+Models of one vocabulary meet in the second one's coordinates, models of two vocabularies on the tokens whose text both
+have (see ``SharedSpace``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from paramdex_schemas import isometry
+from paramdex_schemas.isometry import Array
+
+if TYPE_CHECKING:
+    from paramdex.atlas import Atlas, Model
+    from paramdex.vectors import Vectors
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of two models. ``root`` (None: its own) is of the embedding on the tokens that both have, ``into`` (None: 1)
+    takes the coordinates under it to the common ones.
+    """
+
+    vectors: Vectors
+    model: Model
+    other: Model
+    root: isometry.Root | None
+    into: Array | None
+
+    def stored(self, kind: str, span: tuple[int, int] | None = None) -> Array:
+        """Rows of a kind as the atlas has them (n x r, float32): normalized, in the model's own coordinates."""
+        index = self.vectors.index(self.model.name, kind)
+        start, end = span or (0, index.ntotal)
+        return index.reconstruct_n(start, end - start)
+
+    def own(self, rows: Array) -> Array:
+        """Rows in the model's own coordinates as those on the tokens that both have; not normalized."""
+        if self.root is None:
+            return rows
+        return rows @ (self.root.root @ self.vectors.space(self.model.name).root.inverse).T
+
+    def moved(self, rows: Array) -> Array:
+        """Rows in the model's own coordinates as those whose inner products with the other's ``unit`` rows are the
+        Pearson correlations of their scores.
+        """
+        rows = rows if self.root is None else isometry.normalize(self.own(rows))
+        return rows if self.into is None else rows @ self.into.T
+
+    def unit(self, kind: str, span: tuple[int, int] | None = None) -> Array:
+        """Rows of a kind, or a span of them, moved (n x r, float32)."""
+        return self.moved(self.stored(kind, span)).astype(np.float32, copy=False)
+
+    def similarities(self, kind: str, query: Array, span: tuple[int, int]) -> Array:
+        """Pearson correlations (float32) of the rows of a span with ``query``, a moved vector of the other model."""
+        if self.root is None:
+            return self.stored(kind, span) @ query.astype(np.float32)
+        return self.vectors.shared_similarities(self.model.name, kind, self.root, self.other.name, query, span)
+
+
+@dataclass(frozen=True)
+class Common:
+    """Two models in common coordinates: those of ``right``. ``notes`` say what a reader has to know of them."""
+
+    left: Side
+    right: Side
+    notes: list[str]
+
+
+def common(atlas: Atlas, a: Model, b: Model) -> Common:
+    """Two models in common coordinates. Raises QueryError where they share too few tokens."""
+    vectors = atlas._vectors  # noqa: SLF001
+    if a.vocabulary == b.vocabulary:
+        into = None if a is b else vectors.transfer(a, b)
+        return Common(Side(vectors, a, b, None, into), Side(vectors, b, a, None, None), [])
+    shared, flipped = atlas._shared(a, b)  # noqa: SLF001
+    root_a, root_b = reversed(shared.roots) if flipped else shared.roots
+    into = shared.transfer.T if flipped else shared.transfer
+    shares = ", ".join(f"{shared.n_tokens / model.vocabulary_size:.0%} of {model.name}'s" for model in (a, b))
+    note = f"{a.name} and {b.name} are compared on the {shared.n_tokens:,} tokens whose text both have ({shares})"
+    return Common(Side(vectors, a, b, root_a, into), Side(vectors, b, a, root_b, None), [note])

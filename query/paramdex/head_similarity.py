@@ -1,0 +1,145 @@
+"""How alike two heads are as wholes: the cosine of their matrices in embedding space, exactly, from small products.
+
+A head's matrix is M = Ec P^T Q Ec^T (V x V) for its factors P, Q (d_head x d): W_Q and W_K for QK, W_V and W_O for VO.
+With the coordinates p = R P^T and q = R Q^T of both (r x d_head), R^T R = Ec^T Ec,
+
+    <M1, M2> = tr(M1^T M2) = the sum of the entries of (p1^T p2) * (q1^T q2), d_head x d_head each,
+
+and the cosine is <M1, M2> / (||M1|| ||M2||). As in all similarities, scores enter with their means over the tokens of
+either side taken off; a mean over the keys is nothing that attention's softmax would notice.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from paramdex.common import Common, Side, common
+from paramdex.result import Result, visible
+from paramdex_schemas import MATRICES, Address, QueryError
+from paramdex_schemas.errors import nearest
+from paramdex_schemas.isometry import Array
+from paramdex_schemas.layout import Place
+
+if TYPE_CHECKING:
+    from paramdex.atlas import Atlas, Model
+
+FACTORS = {"QK": ("attn_query", "attn_key"), "VO": ("attn_value", "attn_output")}
+"""The kinds that a head's two matrices are made of."""
+_SHOWN_PAIRS = 3
+_SCHEMA = pa.schema(
+    [("matrix", pa.string()), ("rank", pa.int32()), ("similarity", pa.float32()), ("address", pa.string()),
+     ("top", pa.list_(pa.string()))]
+)  # fmt: skip
+
+
+def similar_heads(
+    atlas: Atlas, where: Address, k: int, models: list[Model], matrix: str | None, layer: int | None,
+    signs: tuple[int, ...],
+) -> Result:  # fmt: skip
+    """See ``Atlas.similar``. Of several models, those that cannot be compared are left out with a note."""
+    if matrix is not None and matrix not in MATRICES:
+        raise QueryError(f"a head has no matrix {matrix!r}; {nearest(matrix, MATRICES)}")
+    own = atlas.models[where.model]
+    matrices = [each for each in MATRICES if matrix in (None, each)]
+    found: list[tuple[str, float, int]] = []
+    notes: list[str] = []
+    for one in models:
+        try:
+            _refuse_displacements(atlas, own, one)
+            both = common(atlas, own, one)
+        except QueryError as error:
+            if len(models) == 1:
+                raise
+            notes.append(f"left out: {error}")
+            continue
+        notes += both.notes
+        for each in matrices:
+            cosines = head_cosines(atlas, both, where, each)
+            rows = [row for row in range(len(cosines)) if one is not own or row != own.layout.head_row(where)]
+            found += [(each, float(cosines[row]), one.first_head_id + row) for row in rows]
+    chosen: list[dict[str, Any]] = []
+    heads = {head_id: (address, place) for one in models for head_id, address, place in _heads(one)}
+    for each in matrices:
+        hits = [hit for hit in found if hit[0] == each and layer in (None, heads[hit[2]][1])]
+        hits.sort(key=lambda hit: (-max(sign * hit[1] for sign in signs), hit[2]))
+        chosen += [
+            {"matrix": each, "rank": rank, "similarity": value, "address": heads[head_id][0], "id": head_id}
+            for rank, (_, value, head_id) in enumerate(hits[:k], start=1)
+        ]
+    pairs = _pairs(atlas, [row["id"] for row in chosen])
+    for row in chosen:
+        row["top"] = pairs.get((row["id"], row["matrix"]), [])
+    table = pa.Table.from_pylist(chosen, schema=_SCHEMA)
+    title = f"nearest to {where}: cosine of the heads' matrices, over all pairs of tokens"
+    return Result(table, title, notes)
+
+
+def head_cosines(atlas: Atlas, both: Common, where: Address, matrix: str) -> Array:
+    """The cosine (n_heads, float64) of a matrix of the left model's head with that of every head of the right one."""
+    p, q = (_factor(atlas, both.left, kind, (where.stack, where.layer))[where.head or 0] for kind in FACTORS[matrix])
+    norm = float(np.sqrt(((p @ p.T) * (q @ q.T)).sum()))
+    if both.left.into is not None:
+        p, q = p @ both.left.into.T, q @ both.left.into.T
+    cosines = []
+    for place in both.right.model.layout.attention_places:
+        P, Q = (_factor(atlas, both.right, kind, place) for kind in FACTORS[matrix])
+        inner = ((P @ p.T) * (Q @ q.T)).sum(axis=(1, 2))
+        norms = norm * np.sqrt(((P @ P.transpose(0, 2, 1)) * (Q @ Q.transpose(0, 2, 1))).sum(axis=(1, 2)))
+        cosines.append(np.divide(inner, norms, out=np.zeros_like(inner), where=norms > 0))
+    return np.concatenate([np.empty(0), *cosines])
+
+
+def _factor(atlas: Atlas, side: Side, kind: str, place: Place) -> Array:
+    """R P^T of one factor of every head of a place, transposed (n_heads x d_head x r, float64).
+
+    The atlas has normalized coordinates, and ||R w|| = sqrt(V) std; a key/value head's are given once a head.
+    """
+    model = side.model
+    run = next(run for run in model.layout.of(kind) if run.place == place)
+    start, end = model.layout.places(kind)[place]
+    first = model.first_param_id + model.layout.blocks[kind].first + start
+    stds = atlas._database.rows(  # noqa: SLF001
+        "SELECT std FROM store.parameters WHERE param_id >= ? AND param_id < ? ORDER BY param_id",
+        [first, first + end - start],
+    )
+    lengths = np.array(stds, dtype=np.float64) * model.vocabulary_size**0.5
+    rows = side.own(side.stored(kind, (start, end)).astype(np.float64)) * lengths
+    of_head = np.arange(model.layout.heads(place).n_owners) // (run.group if run.owner == "kv_head" else 1)
+    return rows.reshape(run.n_owners, run.size, -1)[of_head]
+
+
+def _refuse_displacements(atlas: Atlas, *models: Model) -> None:
+    """Raises QueryError for a displacement, whose heads' matrices are sums of more than what it has vectors of."""
+    for model in models:
+        ((base,),) = atlas._database.rows("SELECT base FROM store.models WHERE model_id = ?", [model.model_id])  # noqa: SLF001
+        if base is not None:
+            raise QueryError(f"{model.name} is a displacement: its heads are differences, which are not compared whole")
+
+
+def _heads(model: Model) -> list[tuple[int, str, int | None]]:
+    """(head_id, address, layer) of every head of a model."""
+    places = [
+        (stack, layer, head)
+        for stack, layer in model.layout.attention_places
+        for head in range(model.layout.heads((stack, layer)).n_owners)
+    ]
+    return [
+        (model.first_head_id + row, str(Address(model.name, layer, head, stack=stack)), layer)
+        for row, (stack, layer, head) in enumerate(places)
+    ]
+
+
+def _pairs(atlas: Atlas, head_ids: list[int]) -> dict[tuple[int, str], list[str]]:
+    """(head_id, matrix) -> its strongest pairs of two words."""
+    rows = atlas._database.rows(  # noqa: SLF001
+        "SELECT head_id, matrix, source, target FROM head_pairs WHERE head_id IN (SELECT unnest($ids)) "
+        "AND side = 'top' AND rank_distinct <= $shown ORDER BY head_id, matrix, rank_distinct",
+        {"ids": head_ids or [-1], "shown": _SHOWN_PAIRS},
+    )
+    found: dict[tuple[int, str], list[str]] = {}
+    for head_id, matrix, source, target in rows:
+        found.setdefault((head_id, matrix), []).append(f"{visible(source)} → {visible(target)}")
+    return found
