@@ -300,7 +300,7 @@ def test_bad_input_says_what_is_wrong(model_folders: dict[str, Path], tmp_path: 
 
 @pytest.mark.parametrize(
     ("verb", "arguments", "what"),
-    [("evaluate", ["x", "--text", "y"], "evaluating")],
+    [("evaluate", ["x", "--text", "y"], "evaluating"), ("stitch", ["x", "y", "--reviews", "z"], "stitching")],
 )
 def test_without_the_builders_needs_says_what_to_install(verb: str, arguments: list[str], what: str) -> None:
     program = "import sys; sys.modules['torch'] = None; sys.argv[0] = 'paramdex'; from paramdex.cli import main; main()"

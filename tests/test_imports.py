@@ -87,7 +87,7 @@ def test_arrows_run_one_way(package: str, allowed: set[str]) -> None:
 
 def test_only_the_commands_that_need_models_load_the_builder() -> None:
     tree = ast.parse((PACKAGES["paramdex"] / "cli.py").read_text("utf-8"))
-    names = {"build", "evaluate"}
+    names = {"build", "evaluate", "stitch"}
     loading = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name in names]
     assert len(loading) == len(names)
     inside = {id(node) for command in loading for node in ast.walk(command)}

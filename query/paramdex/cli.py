@@ -289,6 +289,49 @@ def evaluate(
 
 
 @cli.command()
+@click.argument("pretrained")
+@click.argument("tuned", nargs=-1, required=True)
+@click.option("--reviews", required=True, type=click.Path(path_type=Path),
+              help="texts to judge: JSON lines with text and label, plain or .xz")  # fmt: skip
+@click.option("--base", help="the model that TUNED was tuned from: measured too, and needed for an adapter")
+@click.option("--last", type=click.IntRange(0), multiple=True,
+              help="keep so many last layers of TUNED, can be given again (default: every number)")  # fmt: skip
+@click.option("--state", type=click.Choice(["raw", "scaled", "normed"]), default="raw", show_default=True,
+              help="states as they are, in the mean length of TUNED's own, or through a final norm")  # fmt: skip
+@click.option("--space", type=click.Choice(["output", "input"]), default="output", show_default=True,
+              help="the embeddings that the map leads through")  # fmt: skip
+@click.option("--words", type=click.IntRange(1), help="take the last so many words of every text")
+@click.option("--limit", type=click.IntRange(1), help="take so many texts, evenly from the file")
+@click.option("--plot", type=click.Path(path_type=Path), help="draw accuracies into this file (.png, .svg, .pdf)")
+@_FORMAT
+def stitch(
+    pretrained: str, tuned: tuple[str, ...], reviews: Path, base: str | None, last: tuple[int, ...], state: str,
+    space: str, words: int | None, limit: int | None, plot: Path | None, output: str,
+) -> None:  # fmt: skip
+    """The first layers of one model under the last layers and the classifier of another, without training.
+
+    In between, states go through the vocabulary that the two models share: the kernel E_A E_B^+ of Dar et al.
+    TUNED is a classifier: a folder of transformers' with a head for sequence classification, or a model's folder or a
+    LoRA adapter with classifier.safetensors beside it. Several are averaged in print.
+
+    \b
+    paramdex stitch gpt2-medium ./gpt2-imdb --reviews imdb-test.jsonl --last 3 --plot stitch.png
+    paramdex stitch ./other-bert ./bert-lora --base ./bert --reviews reviews.jsonl --words 180
+    """
+    from paramdex.measures import stitching
+
+    with _builder("stitching"):
+        from paramdex_builder import StitchOptions, TerminalProgress
+        from paramdex_builder import stitch as run
+        from paramdex_builder.classifier import read_labelled
+
+        texts = read_labelled(reviews, words=words, limit=limit)
+        options = StitchOptions(last or None, state, space, base)
+        table = run(pretrained, tuned, texts, options, TerminalProgress())
+    _print_and_plot(stitching(table), output, plot)
+
+
+@cli.command()
 @_ATLAS
 @click.argument("query")
 @_FORMAT
