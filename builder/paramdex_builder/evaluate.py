@@ -54,7 +54,7 @@ class EvaluateOptions:
     """most active parameters at a token"""
     samples: int = 1000
     """tokens looked at, and pairs of each kind and layer, at most"""
-    draws: int = 100
+    draws: int = 40
     """draws of a baseline"""
     seed: int = 0
     """seed of all that is drawn at random"""

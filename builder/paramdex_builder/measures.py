@@ -91,8 +91,10 @@ def state_overlap(
     value = covered(held, chosen, of_state)
 
     def random() -> float:
-        picked = torch.rand(len(chosen), len(drawn), generator=generator).topk(min(active.shape[1], len(drawn)), dim=1)
-        return covered(held, drawn[picked.indices], of_state)
+        order = drawn[torch.randperm(len(drawn), generator=generator)]
+        start = torch.randint(len(drawn), (len(chosen), 1), generator=generator)
+        neighbors = (start + torch.arange(min(active.shape[1], len(drawn)))) % len(drawn)  # distinct at each token
+        return covered(held, order[neighbors], of_state)
 
     def elsewhere() -> float:
         return covered(held, chosen[torch.randperm(len(chosen), generator=generator)], of_state)

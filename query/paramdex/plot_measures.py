@@ -25,9 +25,14 @@ def evaluation_figure(evaluation: Evaluation) -> Any:
     lines = -(-n // columns)
     figure = _figure_class()(figsize=(3.4 * columns, 2.7 * lines + 0.5), layout="constrained")
     axes = figure.subplots(lines, columns, squeeze=False).flatten()
+    explained: set[str] = set()
     for axis, (measure, kind) in zip(axes, panels, strict=False):
         _bars(axis, [row for row in rows if (row["measure"], row["kind"]) == (measure, kind)])
         axis.set_title(f"{_MEASURES[measure]}\n{kind}", fontsize=9)
+        if measure not in explained:  # the same bars stand in every panel of a measure
+            axis.margins(y=0.35)
+            axis.legend(fontsize=7)
+        explained.add(measure)
     if kept:
         _inverses(axes[len(panels)], kept)
     for axis in axes[n:]:
@@ -50,20 +55,17 @@ def _bars(axis: Any, rows: list[dict[str, Any]]) -> None:
         axis.bar(place + i * width, heights, width, yerr=errors, color=_GREYS.get(other, "0.6"), label=other)
     axis.set_xticks(np.arange(len(layers)), layers)
     axis.set_xlabel("layer")
-    axis.legend(fontsize=6)
 
 
 def _inverses(axis: Any, rows: list[dict[str, Any]]) -> None:
     for i, (kind, ks) in enumerate(by(rows, "k", lambda row: row["kind"]).items()):
         own = [row for row in rows if row["kind"] == kind]
-        axis.plot(ks, [row["value"] for row in own], "o-", color=f"C{i}", markersize=3, label=f"{kind}, E^T")
-        axis.plot(
-            ks, [row["baseline"] for row in own], "o--", color=f"C{i}", markersize=3, label=f"{kind}, pseudo-inverse"
-        )
+        axis.plot(ks, [row["value"] for row in own], "o-", color=f"C{i}", markersize=3, label=kind)
+        axis.plot(ks, [row["baseline"] for row in own], "o--", color=f"C{i}", markersize=3)
     axis.set_xscale("log")
     axis.set_xlabel("k, scores kept")
-    axis.set_title("cosine to the true\ninner products", fontsize=9)
-    axis.legend(fontsize=6)
+    axis.set_title("cosine to the true inner products:\nE^T, and dashed the pseudo-inverse", fontsize=9)
+    axis.legend(fontsize=7)
 
 
 def stitching_figure(stitching: Stitching) -> Any:
