@@ -51,6 +51,8 @@ MAKERS = {
     "opt": models.opt,
     "neox": models.neox,
     "bloom": models.MAKERS["BloomModel"],
+    "openai-gpt": models.MAKERS["OpenAIGPTLMHeadModel"],
+    "mpt": models.MAKERS["MptForCausalLM"],
 }
 """Makers of models whose blocks take and give their states in different ways."""
 
@@ -63,7 +65,7 @@ def word_model(folder: Path, seed: int, maker: Any) -> Path:
 def with_classifier(folder: Path, seed: int = 5, classes: int = 2) -> Path:
     """A random classifier beside a model."""
     d = json.loads((folder / "config.json").read_text())
-    width = next(d[name] for name in ("hidden_size", "n_embd", "dim") if name in d)
+    width = next(d[name] for name in ("hidden_size", "n_embd", "dim", "d_model") if name in d)
     generator = torch.Generator().manual_seed(seed)
     save_file({"classifier": torch.randn(classes, width, generator=generator)}, folder / "classifier.safetensors")
     return folder
@@ -123,7 +125,7 @@ def test_states_are_transformers_hidden_states(tmp_path: Path, family: str) -> N
     with torch.no_grad():
         last = states[-1] if norm is None else norm(states[-1])
     torch.testing.assert_close(batch.real(last), batch.real(expected.last_hidden_state))
-    assert (norm is None) == (family in ("bert", "distilbert"))
+    assert (norm is None) == (family in ("bert", "distilbert", "openai-gpt"))
 
 
 @pytest.mark.parametrize("family", MAKERS)

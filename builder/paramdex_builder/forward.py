@@ -68,8 +68,10 @@ class Runner:
     def longest(self) -> int:
         """The tokens of a text that the model can read, LONGEST at most."""
         positions = [run.n_rows for run in self.checkpoint.layout.of("position")]
-        limit = positions[0] if positions else getattr(self.checkpoint.config, "max_position_embeddings", None)
-        return min(LONGEST, limit or LONGEST, self.tokenizer.model_max_length)
+        config = self.checkpoint.config
+        limits = [*positions, getattr(config, "max_position_embeddings", None), getattr(config, "max_seq_len", None)]
+        limit = next((each for each in limits if each is not None), LONGEST)
+        return min(LONGEST, limit, self.tokenizer.model_max_length)
 
     def batches(self, texts: Sequence[str], longest: int, size: int) -> Iterator[tuple[list[int], Batch]]:
         """(numbers of the texts, their tokens) in batches of ``size``, texts of like length together; tokens after the
@@ -112,12 +114,12 @@ class Runner:
     def gives_tuples(self) -> bool:
         """Whether a block gives its state with something else beside it, not the state alone."""
         seen: list[Any] = []
-        hook = self.blocks[0].register_forward_hook(lambda _, __, output: seen.append(isinstance(output, tuple)))
+        hook = self.blocks[0].register_forward_hook(lambda _, __, output: seen.append(output))
         try:
             self.run(self.batch([[0, 0]]))
         finally:
             hook.remove()
-        return bool(seen[0])
+        return isinstance(seen[0], (tuple, list))
 
     @torch.no_grad()
     def run(self, batch: Batch) -> Any:
@@ -171,7 +173,7 @@ def replaced(runner: Runner, layer: int, states: torch.Tensor) -> Iterator[None]
         return args, {**kwargs, "hidden_states": states}
 
     def leave(_: Any, __: Any, output: Any) -> Any:
-        return (states, *output[1:]) if isinstance(output, tuple) else states
+        return (states, *output[1:]) if isinstance(output, (tuple, list)) else states
 
     if layer < len(blocks):
         hook = blocks[layer].register_forward_pre_hook(enter, with_kwargs=True)
@@ -192,7 +194,7 @@ def _entering(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
 
 
 def _leaving(output: Any) -> torch.Tensor:
-    return (output[0] if isinstance(output, tuple) else output).detach()
+    return (output[0] if isinstance(output, (tuple, list)) else output).detach()
 
 
 def load(source: str, folder: Path, auto: str = "AutoModel") -> Any:
