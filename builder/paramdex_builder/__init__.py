@@ -1,6 +1,13 @@
-"""The offline builder: reads models, projects every parameter into embedding space, writes atlases."""
+"""The offline builder: reads models, projects every parameter into embedding space, writes atlases.
+
+What needs forward passes is here too: the measures of ``evaluate`` and the stitched models of ``stitch``.
+"""
 
 from paramdex_builder.build import Options, build
+from paramdex_builder.evaluate import EvaluateOptions, evaluate
 from paramdex_builder.progress import Progress, TerminalProgress
+from paramdex_builder.stitching import StitchOptions, stitch
 
-__all__ = ["Options", "Progress", "TerminalProgress", "build"]
+__all__ = [
+    "EvaluateOptions", "Options", "Progress", "StitchOptions", "TerminalProgress", "build", "evaluate", "stitch",
+]  # fmt: skip

@@ -302,6 +302,29 @@ class Checkpoint:
         """The tensor of the gains of the norm whose output the output embedding reads."""
         return self._norm_name(choose_norm(self.family.final_norm, self.config), (next(iter(self._stacks)), None))
 
+    # ---- modules, for forward passes
+
+    def block_names(self) -> list[str]:
+        """What transformers calls the modules of the layers, first to last, below the model's own name.
+
+        Raises FamilyError where the model is no single stack of layers of their own.
+        """
+        if list(self._stacks) != [None]:
+            raise FamilyError(f"{self.source}: it has several stacks of layers; only models of one stack are run")
+        n_layers = self._sizes[None]["n_layers"]
+        names = [self._stacks[None].layer.format(layer=layer).rstrip(".") for layer in range(n_layers)]
+        if len(set(names)) < n_layers or getattr(self.config, "num_hidden_layers", n_layers) != n_layers:
+            raise FamilyError(f"{self.source}: its layers share their weights; only models whose layers do not are run")
+        return names
+
+    def module_name(self, kind: str, layer: int) -> str | None:
+        """Below its layer, the module whose weights hold a kind's vectors; None where experts hold them."""
+        for owner in (None, "head", "kv_head"):
+            spec = self._specs.get((kind, (None, layer), owner))
+            if spec is not None:
+                return spec.tensor.removesuffix(".weight")
+        return None
+
     # ---- checks
 
     def check_layers(self, advance: Callable[[int], None] | None = None) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -51,6 +52,25 @@ def _print(result: Any, output: str) -> None:
     click.echo(result.render(output))
 
 
+def _print_and_plot(result: Any, output: str, plot: Path | None) -> None:
+    if plot is not None:
+        result.plot(plot)
+    _print(result, output)
+    if plot is not None:
+        click.echo(f"picture: {plot}", err=output != "table")
+
+
+@contextmanager
+def _builder(what: str) -> Iterator[None]:
+    """Around what loads the builder: says what to install where something of it is missing."""
+    try:
+        yield
+    except ImportError as error:  # some are loaded where they are used
+        raise QueryError(
+            f"{what} needs {error.name}; install it with: pip install 'paramdex[build,cpu]' (or [build,gpu])"
+        ) from error
+
+
 def _open(path: Path) -> Any:
     from paramdex.atlas import Atlas
 
@@ -84,17 +104,14 @@ def build(
     # Threads that wait for each other without spinning: a little slower alone, more than twice as fast where two
     # builds share the cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    try:
+    with _builder("building"):
         from paramdex_builder import Options, TerminalProgress
         from paramdex_builder import build as run
 
-        run(sources, output, Options(top_k, pair_k, neighbor_k, base, fold_norm, space, device), TerminalProgress())
-    except KeyboardInterrupt as error:
-        raise QueryError("interrupted; run the same command again, and it goes on where it was") from error
-    except ImportError as error:  # some are loaded where they are used
-        raise QueryError(
-            f"building needs {error.name}; install it with: pip install 'paramdex[build,cpu]' (or [build,gpu])"
-        ) from error
+        try:
+            run(sources, output, Options(top_k, pair_k, neighbor_k, base, fold_norm, space, device), TerminalProgress())
+        except KeyboardInterrupt as error:
+            raise QueryError("interrupted; run the same command again, and it goes on where it was") from error
 
 
 @cli.command()
@@ -263,6 +280,90 @@ def diff(atlas: Path, base: str, tuned: str | None, k: int, kind: str, layer: in
     paramdex diff bert.atlas moved --kind ff_value --layer 4
     """
     _print(_open(atlas).diff(base, tuned, k, kind=kind, layer=layer), output)
+
+
+@cli.command()
+@click.argument("source")
+@click.option("--text", required=True, type=click.Path(path_type=Path), help="a text file, plain or .xz, to run it on")
+@click.option("--space", type=click.Choice(["output", "input"]), default="output", show_default=True,
+              help="the embedding whose rows the scores belong to")  # fmt: skip
+@click.option("--fold-norm", is_flag=True, help="multiply the gains of norms into the vectors beside them")
+@click.option("-k", "k", type=click.IntRange(1), default=50, show_default=True,
+              help="strongest tokens of states and their parameters")  # fmt: skip
+@click.option("--pair-k", type=click.IntRange(1), default=100, show_default=True, help="strongest tokens in a pair")
+@click.option("--samples", type=click.IntRange(2), default=1000, show_default=True,
+              help="tokens of the text looked at, and pairs of a kind and layer, at most")  # fmt: skip
+@click.option("--draws", type=click.IntRange(1), default=40, show_default=True, help="draws of each baseline")
+@click.option("--seed", type=int, default=0, show_default=True, help="seed of all that is drawn at random")
+@click.option("--plot", type=click.Path(path_type=Path), help="draw all measures into this file (.png, .svg, .pdf)")
+@_FORMAT
+def evaluate(
+    source: str, text: Path, space: str, fold_norm: bool, k: int, pair_k: int, samples: int, draws: int, seed: int,
+    plot: Path | None, output: str,
+) -> None:  # fmt: skip
+    """Can a model's parameters be read as tokens? The measures of Dar et al., beside their baselines.
+
+    Runs the model SOURCE, as for build, over a text. Whether a state's strongest tokens are those of the parameters
+    most active there; whether vectors that belong together have strongest tokens in common; whether E^T does for the
+    inverse of E.
+
+    \b
+    paramdex evaluate gpt2 --text wiki.txt
+    paramdex evaluate data/models/tiny-a --text README.md --fold-norm --plot measures.png
+    """
+    from paramdex.measures import evaluation
+
+    with _builder("evaluating"):
+        from paramdex_builder import EvaluateOptions, TerminalProgress
+        from paramdex_builder import evaluate as run
+        from paramdex_builder.evaluate import read_text
+
+        options = EvaluateOptions(space, fold_norm, k, pair_k, samples=samples, draws=draws, seed=seed)
+        table = run(source, read_text(text), options, TerminalProgress())
+    _print_and_plot(evaluation(table), output, plot)
+
+
+@cli.command()
+@click.argument("pretrained")
+@click.argument("tuned", nargs=-1, required=True)
+@click.option("--reviews", required=True, type=click.Path(path_type=Path),
+              help="texts to judge: JSON lines with text and label, plain or .xz")  # fmt: skip
+@click.option("--base", help="the model that TUNED was tuned from: measured too, and needed for an adapter")
+@click.option("--last", type=click.IntRange(0), multiple=True,
+              help="keep so many last layers of TUNED, can be given again (default: every number)")  # fmt: skip
+@click.option("--state", type=click.Choice(["raw", "scaled", "normed"]), default="raw", show_default=True,
+              help="states as they are, in the mean length of TUNED's own, or through a final norm")  # fmt: skip
+@click.option("--space", type=click.Choice(["output", "input"]), default="output", show_default=True,
+              help="the embeddings that the map leads through")  # fmt: skip
+@click.option("--words", type=click.IntRange(1), help="take the last so many words of every text")
+@click.option("--limit", type=click.IntRange(1), help="take so many texts, evenly from the file")
+@click.option("--plot", type=click.Path(path_type=Path), help="draw accuracies into this file (.png, .svg, .pdf)")
+@_FORMAT
+def stitch(
+    pretrained: str, tuned: tuple[str, ...], reviews: Path, base: str | None, last: tuple[int, ...], state: str,
+    space: str, words: int | None, limit: int | None, plot: Path | None, output: str,
+) -> None:  # fmt: skip
+    """The first layers of one model under the last layers and the classifier of another, without training.
+
+    In between, states go through the vocabulary that the two models share: the kernel E_A E_B^+ of Dar et al.
+    TUNED is a classifier: a folder of transformers' with a head for sequence classification, or a model's folder or a
+    LoRA adapter with classifier.safetensors beside it. Several are averaged in print.
+
+    \b
+    paramdex stitch gpt2-medium ./gpt2-imdb --reviews imdb-test.jsonl --last 3 --plot stitch.png
+    paramdex stitch ./other-bert ./bert-lora --base ./bert --reviews reviews.jsonl --words 180
+    """
+    from paramdex.measures import stitching
+
+    with _builder("stitching"):
+        from paramdex_builder import StitchOptions, TerminalProgress
+        from paramdex_builder import stitch as run
+        from paramdex_builder.classifier import read_labelled
+
+        texts = read_labelled(reviews, words=words, limit=limit)
+        options = StitchOptions(last or None, state, space, base)
+        table = run(pretrained, tuned, texts, options, TerminalProgress())
+    _print_and_plot(stitching(table), output, plot)
 
 
 @cli.command()

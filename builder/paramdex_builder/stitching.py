@@ -1,0 +1,208 @@
+"""Stitching without training: the first layers of one model, a map through the vocabulary, the last layers of another.
+
+A state h of model A (d_A) becomes the state h K of model B, where
+
+    K = E_A E_B^+        d_A x d_B, in the paper's row form, E d x V
+
+(Dar et al. 2022), which with E as V x d here is E_A^T (E_B^+)^T: h K is the state of B whose scores over the vocabulary
+are nearest to those of h, argmin_x ||E_B x - E_A h||. Nothing is trained, neither the map nor anything on top of it.
+The paper's notebook ``sentiment-analysis`` passes a state through A's final norm before it maps it, which the formula
+does not have: ``state="normed"``. ``state="scaled"`` gives the mapped states the mean length of B's own, one number a
+point. The notebook also feeds what it maps to B as if it were embeddings, so that GPT-2 adds its positions once more;
+here it enters the block as it is.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+import torch
+
+from paramdex_builder.checkpoint import Checkpoint
+from paramdex_builder.classifier import Classifier, Labelled
+from paramdex_builder.forward import Batch, Runner, replaced
+from paramdex_builder.progress import Advance, Progress
+from paramdex_builder.vocabulary import read_vocabulary
+from paramdex_schemas import BuildError
+
+STATES = ("raw", "scaled", "normed")
+_BATCH = 16
+_CHUNK = 8192
+_SCHEMA = pa.schema(
+    [
+        ("pretrained", pa.string()), ("tuned", pa.string()), ("part", pa.string()), ("state", pa.string()),
+        ("first", pa.int16()), ("last", pa.int16()), ("accuracy", pa.float32()), ("right", pa.int32()),
+        ("n", pa.int32()), ("largest_class", pa.float32()),
+    ]
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class StitchOptions:
+    """Where models are stitched, and how."""
+
+    last: tuple[int, ...] | None = None
+    """how many last layers of the tuned model to keep; by default every number of them"""
+    state: str = "raw"
+    """raw, scaled or normed: what is done with a state beside mapping it"""
+    space: str = "output"
+    """output or input: the embeddings that the map leads through"""
+    base: str | None = None
+    """the model that the tuned ones were tuned from: needed for an adapter, and measured beside them"""
+
+    def check(self) -> None:
+        """Raises BuildError where an option cannot be met."""
+        if self.state not in STATES:
+            raise BuildError(f"state is {', '.join(STATES)}, not {self.state!r}")
+        if self.space not in ("output", "input"):
+            raise BuildError(f"space is output or input, not {self.space!r}")
+
+
+def kernel(E_a: torch.Tensor, E_b: torch.Tensor) -> torch.Tensor:
+    """K (d_A x d_B, float64) for E_A (V x d_A) and E_B (V x d_B): the state h of A becomes h K of B.
+
+    K = E_A^T E_B G^+ with G = E_B^T E_B, whose pseudo-inverse leaves out what float32 cannot tell from nothing.
+    """
+    d_a, d_b = E_a.shape[1], E_b.shape[1]
+    cross, gram = torch.zeros(d_a, d_b, dtype=torch.float64), torch.zeros(d_b, d_b, dtype=torch.float64)
+    for a, b in zip(E_a.split(_CHUNK), E_b.split(_CHUNK), strict=True):
+        cross += a.double().T @ b.double()
+        gram += b.double().T @ b.double()
+    return cross @ torch.linalg.pinv(gram, hermitian=True, rtol=1e-12)
+
+
+def stitch(
+    pretrained: str, tuned: Sequence[str], texts: Labelled, options: StitchOptions | None = None,
+    progress: Progress | None = None,
+) -> pa.Table:  # fmt: skip
+    """The accuracy of every stitched model on labelled texts, a row a tuned model and point, and that of the tuned
+    models themselves (part ``fine-tuned``) and of their base under their classifiers (``pre-trained``).
+
+    ``first`` is the number of layers of ``pretrained`` that are kept, ``last`` that of the tuned model's.
+
+    Raises BuildError, CheckpointError or FamilyError: other vocabularies, more layers than there are, other classes.
+    """
+    options, progress = options or StitchOptions(), progress or Progress()
+    options.check()
+    A = Runner.open(Checkpoint.open(pretrained))
+    norm = _final_norm(A) if options.state == "normed" else None
+    classifiers = [Classifier.open(source, options.base) for source in tuned]
+    if not classifiers:
+        raise BuildError("give at least one tuned model to stitch")
+    base = None
+    if options.base is not None and any(each.weights is not None for each in classifiers):
+        base = Runner.open(Checkpoint.open(options.base))
+    E, name = _embedding(A.checkpoint, options.space)
+    kernels, lasts = [], []
+    for source, each in zip(tuned, classifiers, strict=True):
+        E_b, other = _embedding(each.runner.checkpoint, options.space)
+        if other != name:
+            raise BuildError(f"{pretrained} and {source} have different vocabularies; stitching leads through one")
+        if each.n_classes() != len(texts.names):
+            raise BuildError(
+                f"{source} tells {each.n_classes()} classes apart, the texts have {len(texts.names)} labels: "
+                f"{', '.join(texts.names)}"
+            )
+        if base is not None and base.checkpoint.d_model != each.runner.checkpoint.d_model:
+            raise BuildError(f"{source} was not tuned from {options.base}: it has another width")
+        kernels.append(kernel(E, E_b).float())
+        lasts.append(_lasts(source, options.last, len(each.runner.blocks)))
+    longest = min(runner.longest for runner in (A, *(each.runner for each in classifiers)))
+    scales = None
+    if options.state == "scaled":
+        with progress.step("mean lengths of states", len(texts.texts)) as advance:
+            scales = _scales(A, classifiers, kernels, _batches(A, texts.texts, longest, advance))
+    right: Counter[tuple[int, str, int | None, int | None]] = Counter()
+    with progress.step("texts", len(texts.texts)) as advance:
+        for numbers, batch in _batches(A, texts.texts, longest, advance):
+            truth = texts.classes[numbers]
+            states = A.states(batch)
+            for i, (each, K, last) in enumerate(zip(classifiers, kernels, lasts, strict=True)):
+                of_this = None if scales is None else scales[i]
+                for first, layers, logits in _points(each, K, last, states, batch, norm, of_this):
+                    right[i, "stitched", first, layers] += _right(logits, truth)
+                right[i, "fine-tuned", None, None] += _right(each.logits(batch), truth)
+                if base is not None and each.weights is not None:
+                    right[i, "pre-trained", None, None] += _right(each.on(base).logits(batch), truth)
+    n = len(texts.texts)
+    rows = [
+        {
+            "pretrained": pretrained, "tuned": tuned[i], "part": part, "first": first, "last": last,
+            "state": options.state if part == "stitched" else None, "accuracy": count / n, "right": count, "n": n,
+            "largest_class": texts.largest_share,
+        }
+        for (i, part, first, last), count in right.items()
+    ]  # fmt: skip
+    return pa.Table.from_pylist(rows, schema=_SCHEMA)
+
+
+def _points(
+    classifier: Classifier, K: torch.Tensor, lasts: Sequence[int], states: list[torch.Tensor], batch: Batch,
+    norm: torch.nn.Module | None, scales: torch.Tensor | None,
+) -> Iterator[tuple[int, int, torch.Tensor]]:  # fmt: skip
+    """(first, last, logits) of every point, for A's states before each block and after the last."""
+    n_layers = len(classifier.runner.blocks)
+    for first, state in enumerate(states):
+        with torch.no_grad():
+            mapped = (state if norm is None else norm(state)) @ K
+        for last in lasts:
+            layer = n_layers - last
+            with replaced(classifier.runner, layer, mapped if scales is None else mapped * scales[first, layer]):
+                yield first, last, classifier.logits(batch)
+
+
+def _scales(
+    A: Runner,
+    classifiers: Sequence[Classifier],
+    kernels: Sequence[torch.Tensor],
+    batches: Iterable[tuple[list[int], Batch]],
+) -> list[torch.Tensor]:
+    """Of each classifier, for every number of A's layers and every layer of B's: the mean length of B's own states
+    over that of the mapped ones (L_A + 1 x L_B + 1).
+    """
+    mapped = [torch.zeros(len(A.blocks) + 1) for _ in classifiers]
+    own = [torch.zeros(len(each.runner.blocks) + 1) for each in classifiers]
+    for _, batch in batches:
+        states = A.states(batch)
+        for i, (each, K) in enumerate(zip(classifiers, kernels, strict=True)):
+            mapped[i] += torch.stack([batch.real(state @ K).norm(dim=1).sum() for state in states])
+            own[i] += torch.stack([batch.real(state).norm(dim=1).sum() for state in each.runner.states(batch)])
+    return [b[None, :] / a[:, None] for a, b in zip(mapped, own, strict=True)]
+
+
+def _batches(A: Runner, texts: list[str], longest: int, advance: Advance) -> Iterator[tuple[list[int], Batch]]:
+    for numbers, batch in A.batches(texts, longest, _BATCH):
+        yield numbers, batch
+        advance(len(numbers))
+
+
+def _right(logits: torch.Tensor, truth: torch.Tensor) -> int:
+    return int((logits.argmax(1) == truth).sum())
+
+
+def _lasts(source: str, wanted: tuple[int, ...] | None, n_layers: int) -> list[int]:
+    """How many last layers to keep. Raises BuildError for more than there are."""
+    if wanted is None:
+        return list(range(n_layers + 1))
+    for last in wanted:
+        if not 0 <= last <= n_layers:
+            raise BuildError(f"{source} has {n_layers} layers; its last {last} cannot be kept")
+    return sorted(set(wanted))
+
+
+def _embedding(checkpoint: Checkpoint, space: str) -> tuple[torch.Tensor, str]:
+    """(E without padding rows, the name of the vocabulary)."""
+    E, _, _ = checkpoint.embedding(space)
+    vocabulary = read_vocabulary(checkpoint.source, checkpoint.folder, len(E))
+    return E[: len(vocabulary)], vocabulary.name
+
+
+def _final_norm(A: Runner) -> torch.nn.Module:
+    """A's final norm. Raises BuildError where it has none beside those of its layers."""
+    norm = A.final_norm()
+    if norm is None:
+        raise BuildError(f"{A.checkpoint.source} has no norm after its last layer; take --state raw or scaled")
+    return norm

@@ -1,0 +1,142 @@
+"""What ``evaluate`` and ``stitch`` measured, as results that print a summary and draw themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from paramdex.result import Result
+
+PAPER = "The paper's remark: 3 of its 11 tuned models went above 70 %, stitched onto GPT-2 medium."
+GOOD = 0.7
+"""The accuracy that the paper counts its runs by."""
+RARE = 0.05
+"""The share of draws of a baseline that reach a value which counts as above it."""
+_TITLES = {
+    "states": "share of a state's strongest tokens that its most active parameters have among theirs",
+    "pairs": "overlap (Jaccard) of the strongest tokens of two vectors that belong together",
+    "keep_k": "cosine to the true inner products with only the k largest scores kept, E^T against the pseudo-inverse",
+}
+
+
+@dataclass(frozen=True)
+class Evaluation(Result):
+    """Rows of measure, kind, layer, k: ``value`` beside ``baseline``, the mean over draws, with their ``deviation``
+    and the share ``p_value`` of them that reach the value.
+    """
+
+    def plot(self, path: str | Path) -> Path:
+        """Draw every measure into a picture file. Raises QueryError."""
+        from paramdex.plot import save
+        from paramdex.plot_measures import evaluation_figure
+
+        return save(evaluation_figure(self), Path(path))
+
+
+@dataclass(frozen=True)
+class Stitching(Result):
+    """Rows of tuned, part, first, last: the accuracy of the ``first`` layers of one model under the ``last`` layers of
+    another (part ``stitched``), and that of the tuned models and their base by themselves.
+    """
+
+    def plot(self, path: str | Path) -> Path:
+        """Draw accuracy by layer, with its ends, into a picture file. Raises QueryError."""
+        from paramdex.plot import save
+        from paramdex.plot_measures import stitching_figure
+
+        return save(stitching_figure(self), Path(path))
+
+
+def evaluation(table: pa.Table) -> Evaluation:
+    """From the table of ``paramdex_builder.evaluate``."""
+    rows = table.to_pylist()
+    lines = []
+    for key in dict.fromkeys((row["measure"], row["kind"], row["against"]) for row in rows):
+        measure, kind, other = key
+        own = [row for row in rows if (row["measure"], row["kind"], row["against"]) == key]
+        if measure == "keep_k":  # a line a k, in steps of ten
+            own = [row for row in own if row["k"] in (10, 100, 1000, 10_000) or row is own[-1]]
+        for group in [[row] for row in own] if measure == "keep_k" else [own]:
+            value, baseline = (float(np.mean([row[name] for row in group])) for name in ("value", "baseline"))
+            lines.append(
+                {
+                    "measure": measure, "kind": kind, "k": group[0]["k"], "value": value, "baseline": baseline,
+                    "against": other, "above": _above(group), "value - baseline, by layer": _by_layer(group),
+                }
+            )  # fmt: skip
+    first = rows[0]
+    title = f"{first['model']}: {first['space']} embedding, norms {'' if first['fold_norm'] else 'not '}folded"
+    counts = {row["measure"]: row["n"] for row in rows}
+    notes = [f"{name}: {_TITLES[name]} (n = {n:,})" for name, n in counts.items()]
+    notes.append(f"above: layers whose value at most {RARE:.0%} of the draws of the baseline reach")
+    return Evaluation(table, title, notes, pa.Table.from_pylist(lines))
+
+
+def _above(rows: list[dict[str, Any]]) -> str | None:
+    """How many layers are above their baseline; None where nothing was drawn."""
+    if rows[0]["p_value"] is None:
+        return None
+    return f"{sum(row['p_value'] <= RARE for row in rows)} of {len(rows)}"
+
+
+def _by_layer(rows: list[dict[str, Any]]) -> str | None:
+    if rows[0]["layer"] is None:
+        return None
+    return " ".join(f"{row['value'] - row['baseline']:+.3f}" for row in rows)
+
+
+def stitching(table: pa.Table) -> Stitching:
+    """From the table of ``paramdex_builder.stitch``: printed a line for each number of first layers, a column for each
+    number of last layers, accuracies averaged over the tuned models.
+    """
+    rows = table.to_pylist()
+    points = [row for row in rows if row["part"] == "stitched"]
+    tuned = list(dict.fromkeys(row["tuned"] for row in points))
+    lasts = sorted({row["last"] for row in points})
+    lines: list[dict[str, Any]] = []
+    for first in sorted({row["first"] for row in points}):
+        line: dict[str, Any] = {"first layers": first}
+        for last in lasts:
+            found = [row["accuracy"] for row in points if (row["first"], row["last"]) == (first, last)]
+            line[f"last {last}"] = float(np.mean(found)) if found else None
+        lines.append(line)
+    n, chance = rows[0]["n"], rows[0]["largest_class"]
+    of = tuned[0] if len(tuned) == 1 else f"{len(tuned)} tuned models (means)"
+    title = (
+        f"accuracy of the first layers of {rows[0]['pretrained']} under the last layers and the classifier of {of}\n"
+        f"{n:,} texts, states {points[0]['state']}"
+    )
+    notes = [_end(rows, "fine-tuned", "tuned"), _end(rows, "pre-trained", "its base under its classifier")]
+    best = [max(row["accuracy"] for row in points if row["tuned"] == each) for each in tuned]
+    good = sum(row["accuracy"] > GOOD for row in points)
+    notes.append(f"always the most frequent class: {chance:.3f}; one standard error at 0.5: {(0.25 / n) ** 0.5:.3f}")
+    notes.append(
+        f"above {GOOD:.0%}: {sum(each > GOOD for each in best)} of {len(best)} tuned models at their best point "
+        f"({_spread(best)}), {good} of {len(points)} points. {PAPER}"
+    )
+    return Stitching(table, title, [note for note in notes if note], pa.Table.from_pylist(lines))
+
+
+def _end(rows: list[dict[str, Any]], part: str, name: str) -> str:
+    found = [row["accuracy"] for row in rows if row["part"] == part]
+    return f"{name}, not stitched: {_spread(found)}" if found else ""
+
+
+def _spread(values: list[float]) -> str:
+    """A value, or of several their mean with the least and the largest."""
+    if len(values) == 1:
+        return f"{values[0]:.3f}"
+    return f"{np.mean(values):.3f}, from {min(values):.3f} to {max(values):.3f}"
+
+
+def by(rows: list[dict[str, Any]], value: str, key: Callable[[dict[str, Any]], Any]) -> dict[Any, list[float]]:
+    """The values of rows in groups, in order of the groups' keys."""
+    found: dict[Any, list[float]] = {}
+    for row in rows:
+        found.setdefault(key(row), []).append(row[value])
+    return dict(sorted(found.items()))
