@@ -72,7 +72,8 @@ CREATE TABLE store.layout (
     first_param_id BIGINT NOT NULL
 );
 
--- One row a vocabulary item; `folded` is what a typed word is compared with.
+-- One row a vocabulary item; `folded` is what a typed word is compared with, and `is_undertrained` says that the item is
+-- under-trained in every model of the vocabulary.
 CREATE TABLE store.tokens (
     vocabulary VARCHAR NOT NULL,
     token_id INTEGER NOT NULL,
@@ -82,7 +83,17 @@ CREATE TABLE store.tokens (
     is_special BOOLEAN NOT NULL,
     is_ascii BOOLEAN NOT NULL,
     is_alnum BOOLEAN NOT NULL,
-    is_word_start BOOLEAN
+    is_word_start BOOLEAN,
+    is_undertrained BOOLEAN NOT NULL
+);
+
+-- One row a model and item of its vocabulary: what the row of the model's embedding says of it.
+CREATE TABLE store.token_embeddings (
+    model_id INTEGER NOT NULL,
+    token_id INTEGER NOT NULL,
+    norm FLOAT NOT NULL,
+    undertrained FLOAT,
+    is_undertrained BOOLEAN NOT NULL
 );
 
 -- One row a parameter, by param_id; the lists hold its strongest tokens, strongest first, for look-ups by parameter.

@@ -17,10 +17,18 @@ SELECT
 FROM store.layout AS l
 JOIN store.models AS m USING (model_id);
 
--- The vocabularies of the models.
+-- The vocabularies of the models. An item is under-trained where it is so in every model of the vocabulary.
 CREATE VIEW tokens AS
-SELECT vocabulary, token_id, token, text, is_special, is_ascii, is_alnum, is_word_start
+SELECT vocabulary, token_id, token, text, is_special, is_ascii, is_alnum, is_word_start, is_undertrained
 FROM store.tokens;
+
+-- The rows of the models' embeddings. ``undertrained`` is the cosine, from -1 to 1, with the direction in which rows
+-- point that the training text hardly used, NULL where the model has none such; from 0.7 on the item is under-trained.
+CREATE VIEW token_embeddings AS
+SELECT m.model, m.vocabulary, e.token_id, t.token, t.text, e.norm, e.undertrained, e.is_undertrained
+FROM store.token_embeddings AS e
+JOIN store.models AS m USING (model_id)
+JOIN store.tokens AS t ON t.vocabulary = m.vocabulary AND t.token_id = e.token_id;
 
 -- Every vector that reads from or writes to the residual stream.
 CREATE VIEW parameters AS
