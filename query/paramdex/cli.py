@@ -10,6 +10,7 @@ from typing import Any, NoReturn, TypeVar
 
 import click
 
+from paramdex.filter_options import filtered
 from paramdex_schemas import ParamdexError, QueryError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -114,16 +115,18 @@ def info(atlas: Path, output: str) -> None:
 @click.argument("address")
 @_K
 @click.option("--same-word", is_flag=True, help="for a head: keep pairs of one word with itself")
+@filtered(pairs=True)
 @_FORMAT
-def show(atlas: Path, address: str, k: int, same_word: bool, output: str) -> None:
+def show(atlas: Path, address: str, k: int, same_word: bool, filter: Any, output: str) -> None:
     """The strongest tokens of a parameter, or the strongest token pairs of a head, both sides.
 
     \b
     paramdex show demo.atlas tiny-a/L3/ff_value/17
     paramdex show demo.atlas tiny-a/L2/H1 --same-word
+    paramdex show demo.atlas minilm/L3/ff_value/17 --ascii --alnum --word-starts --no-undertrained
     paramdex show demo.atlas tiny-a
     """
-    _print(_open(atlas).show(address, k, distinct=not same_word), output)
+    _print(_open(atlas).show(address, k, distinct=not same_word, filter=filter), output)
 
 
 @cli.command()
@@ -133,8 +136,11 @@ def show(atlas: Path, address: str, k: int, same_word: bool, output: str) -> Non
 @_MODEL
 @click.option("--kind", help="only of this kind: ff_key, ff_value, ..., or QK or VO for heads")
 @_LAYER
+@filtered(pairs=True)
 @_FORMAT
-def find(atlas: Path, tokens: tuple[str, ...], k: int, model: str, kind: str, layer: int, output: str) -> None:
+def find(
+    atlas: Path, tokens: tuple[str, ...], k: int, model: str, kind: str, layer: int, filter: Any, output: str
+) -> None:
     """Parameters and heads that have these tokens among their strongest.
 
     A bare word finds every spelling of it; a word with a mark of its own (" Canada", Ġcanada, ##ing) just that one.
@@ -143,7 +149,7 @@ def find(atlas: Path, tokens: tuple[str, ...], k: int, model: str, kind: str, la
     paramdex find demo.atlas soup bread wine
     paramdex find demo.atlas french --kind VO --in minilm
     """
-    _print(_open(atlas).find(tokens, k, model=model, kind=kind, layer=layer), output)
+    _print(_open(atlas).find(tokens, k, model=model, kind=kind, layer=layer, filter=filter), output)
 
 
 @cli.command()
@@ -154,9 +160,10 @@ def find(atlas: Path, tokens: tuple[str, ...], k: int, model: str, kind: str, la
 @_KIND
 @_LAYER
 @_SIDE
+@filtered()
 @_FORMAT
 def search(
-    atlas: Path, words: tuple[str, ...], k: int, model: str, kind: str, layer: int, side: str, output: str
+    atlas: Path, words: tuple[str, ...], k: int, model: str, kind: str, layer: int, side: str, filter: Any, output: str
 ) -> None:
     """The parameters nearest to a set of words, by correlation over the whole vocabulary.
 
@@ -166,7 +173,7 @@ def search(
     """
     # a word with a space of its own is one item, as for find; any other argument is split at white space
     parts = [part for word in words for part in ([word] if word != word.strip() != "" else word.split())]
-    _print(_open(atlas).search(parts, k, model=model, kind=kind, layer=layer, side=side), output)
+    _print(_open(atlas).search(parts, k, model=model, kind=kind, layer=layer, side=side, filter=filter), output)
 
 
 @cli.command()
@@ -177,15 +184,18 @@ def search(
 @click.option("--kind", help="of this kind; by default of its own")
 @_LAYER
 @_SIDE
+@filtered()
 @_FORMAT
-def similar(atlas: Path, address: str, k: int, model: str, kind: str, layer: int, side: str, output: str) -> None:
+def similar(
+    atlas: Path, address: str, k: int, model: str, kind: str, layer: int, side: str, filter: Any, output: str
+) -> None:
     """The parameters nearest to one, in its own or another model, by correlation over the whole vocabulary.
 
     \b
     paramdex similar demo.atlas tiny-a/L3/ff_value/17
     paramdex similar demo.atlas tiny-a/L3/ff_value/17 --in tiny-wide
     """
-    _print(_open(atlas).similar(address, k, model=model, kind=kind, layer=layer, side=side), output)
+    _print(_open(atlas).similar(address, k, model=model, kind=kind, layer=layer, side=side, filter=filter), output)
 
 
 @cli.command()
@@ -217,8 +227,11 @@ def align(atlas: Path, model_a: str, model_b: str, kind: str, plot: Path | None,
 @_K
 @click.option("--kind", help="only of this kind: ff_key, ff_value, ..., or QK or VO for heads")
 @_LAYER
+@filtered(pairs=True)
 @_FORMAT
-def diff(atlas: Path, base: str, tuned: str | None, k: int, kind: str, layer: int, output: str) -> None:
+def diff(
+    atlas: Path, base: str, tuned: str | None, k: int, kind: str, layer: int, filter: Any, output: str
+) -> None:
     """What training moved most: neurons and heads, with the tokens they moved toward and away from.
 
     BASE and TUNED are names in the atlas or the sources of a build with --base, whose name alone does as well.
@@ -227,7 +240,7 @@ def diff(atlas: Path, base: str, tuned: str | None, k: int, kind: str, layer: in
     paramdex diff bert.atlas ./bert ./bert-imdb
     paramdex diff bert.atlas moved --kind ff_value --layer 4
     """
-    _print(_open(atlas).diff(base, tuned, k, kind=kind, layer=layer), output)
+    _print(_open(atlas).diff(base, tuned, k, kind=kind, layer=layer, filter=filter), output)
 
 
 @cli.command()

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from paramdex.database import Database
 from paramdex_schemas import TokenError
 
-_MARKERS = (" ", "Ġ", "▁", "##")
+MARKERS = (" ", "Ġ", "▁", "##")
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,9 @@ class Wanted:
     missing: list[str]
 
 
-def _bare(word: str) -> str:
-    for marker in _MARKERS:
+def bare(word: str) -> str:
+    """A typed word as ``store.tokens.folded`` has it: without a marker of its own, case-folded."""
+    for marker in MARKERS:
         word = word.removeprefix(marker)
     return (word.strip() or word or " ").casefold()  # of a marker alone the space it stands for is left
 
@@ -43,10 +44,10 @@ def _items(database: Database, vocabularies: list[str], words: list[str]) -> dic
     def ids(vocabulary: str, column: str, text: str) -> list[int]:
         return np.flatnonzero(pc.equal(database.tokens(vocabulary, column), text)).tolist()
 
-    found = {(each, word): ids(each, "folded", _bare(word)) for each in vocabularies for word in words}
+    found = {(each, word): ids(each, "folded", bare(word)) for each in vocabularies for word in words}
     known = {word for (_, word), alike in found.items() if alike}
     for (vocabulary, word), alike in found.items():
-        if word.startswith(_MARKERS):
+        if word.startswith(MARKERS):
             texts = database.tokens(vocabulary, "text")
             exact = {*ids(vocabulary, "token", word), *(i for i in alike if texts[i].as_py() == word)}
             found[vocabulary, word] = sorted(exact) or alike
@@ -61,7 +62,7 @@ def _nearest(database: Database, vocabularies: list[str], word: str) -> list[str
         "WHERE vocabulary IN (SELECT unnest($vocabularies)) AND NOT is_special AND length(folded) > 1 "
         "AND NOT starts_with(folded, '##') "
         "GROUP BY folded ORDER BY likeness DESC, folded LIMIT 5",
-        {"bare": _bare(word), "vocabularies": vocabularies},
+        {"bare": bare(word), "vocabularies": vocabularies},
     )
     return [folded for folded, _ in rows]
 
