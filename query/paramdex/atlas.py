@@ -15,7 +15,10 @@ from paramdex.alignment import Alignment, alignment_from_rows
 from paramdex.database import Database
 from paramdex.diff import diff
 from paramdex.filters import ALL, Sieve, TokenFilter
+from paramdex.lens import lens
 from paramdex.nearest import nearest as nearest_rows
+from paramdex.nearest import signs_of as _signs
+from paramdex.nearest import strongest_hits as _strongest
 from paramdex.postings import Postings
 from paramdex.result import Result, visible
 from paramdex.vectors import SharedSpace, Vectors
@@ -26,7 +29,6 @@ from paramdex_schemas.isometry import Array
 
 _SHOWN_TOKENS = 5
 """Tokens by which a parameter is described in a list."""
-_SIDES = {"top": (1,), "bottom": (-1,), "both": (1, -1)}
 
 
 @dataclass(frozen=True)
@@ -287,6 +289,22 @@ class Atlas:
                 notes.append(_shared_note(own, one, shared))
         hits = _strongest(hits, k, side)
         return self._list(hits, f"nearest to {where}: {self._describe(own.param_id(where), filter)}", notes, filter)
+
+    def lens(
+        self, vector: Any, model: str, k: int = 10, *, row: int | None = None, name: str | None = None,
+        kind: str | None = None, layer: int | None = None, side: str = "top", filter: TokenFilter | None = None,
+    ) -> Result:  # fmt: skip
+        """What a vector of a model's residual stream says: its k strongest tokens, both sides, and the k parameters
+        nearest to it by the Pearson correlation of their V scores. Both are exact.
+
+        ``vector`` is an array or a .npy or .safetensors file (``name`` is the tensor's); of a matrix ``row`` chooses a
+        row, and without one each has a line. ``kind``, ``layer`` and ``side`` are of the parameters, as in search.
+        Raises QueryError for what is no vector of the model's width, is zero, or holds NaN; AddressError.
+        """
+        _check_k(k)
+        (chosen,) = self._with_layer([self._model(model)], layer)
+        self._check_kind(kind, [chosen], layer)
+        return lens(self, vector, chosen, k, row, name, kind, layer, side, filter)
 
     def diff(
         self, base: str, tuned: str | None = None, k: int = 10, *, kind: str | None = None, layer: int | None = None,
@@ -583,22 +601,9 @@ class Atlas:
         return Result(pa.Table.from_pylist(rows, schema=schema), title, [*notes, *sieve.notes()])
 
 
-def _signs(side: str) -> tuple[int, ...]:
-    """By which signs a query is multiplied so that the largest inner products are what ``side`` asks for."""
-    if side not in _SIDES:
-        raise QueryError(f"side is one of {', '.join(_SIDES)}, not {side!r}")
-    return _SIDES[side]
-
-
 def _check_k(k: int) -> None:
     if k < 1:
         raise QueryError(f"k is how many to give: at least 1, not {k}")
-
-
-def _strongest(hits: list[tuple[float, int]], k: int, side: str) -> list[tuple[float, int]]:
-    """The k (similarity, param_id) that ``side`` asks for, ties by param_id."""
-    signs = _signs(side)
-    return sorted(hits, key=lambda hit: (-max(sign * hit[0] for sign in signs), hit[1]))[:k]
 
 
 def _shared_note(a: Model, b: Model, shared: SharedSpace) -> str:

@@ -200,6 +200,37 @@ def similar(
 
 @cli.command()
 @_ATLAS
+@click.argument("vectors", metavar="FILE", type=click.Path(path_type=Path))
+@click.option("--model", required=True, help="the model of whose residual stream they are")
+@click.option("--row", type=click.IntRange(0), help="this row of a matrix, counted from 0")
+@click.option("--name", help="this tensor of a .safetensors file")
+@_K
+@_KIND
+@_LAYER
+@_SIDE
+@filtered()
+@_FORMAT
+def lens(
+    atlas: Path, vectors: Path, model: str, row: int | None, name: str | None, k: int, kind: str, layer: int,
+    side: str, filter: Any, output: str,
+) -> None:  # fmt: skip
+    """What a vector of your own says: its tokens, and the parameters nearest to it.
+
+    FILE is a .npy or .safetensors file with a vector of the model's residual stream, or a matrix with one a row: a
+    steering vector, a probe, the decoder of a sparse autoencoder.
+
+    \b
+    paramdex lens demo.atlas steering.npy --model minilm
+    paramdex lens demo.atlas sae.safetensors --name W_dec --row 1234 --model tiny-a --no-undertrained
+    """
+    found = _open(atlas).lens(
+        vectors, model, k, row=row, name=name, kind=kind, layer=layer, side=side, filter=filter
+    )  # fmt: skip
+    _print(found, output)
+
+
+@cli.command()
+@_ATLAS
 @click.argument("model_a")
 @click.argument("model_b")
 @_KIND
