@@ -15,6 +15,7 @@ from paramdex.alignment import Alignment, alignment_from_rows
 from paramdex.database import Database
 from paramdex.diff import diff
 from paramdex.filters import ALL, Sieve, TokenFilter
+from paramdex.head_pairs import Pairs, heads
 from paramdex.lens import lens
 from paramdex.nearest import nearest as nearest_rows
 from paramdex.nearest import signs_of as _signs
@@ -305,6 +306,25 @@ class Atlas:
         (chosen,) = self._with_layer([self._model(model)], layer)
         self._check_kind(kind, [chosen], layer)
         return lens(self, vector, chosen, k, row, name, kind, layer, side, filter)
+
+    def heads(
+        self, pairs: Pairs, k: int = 10, *, model: str | None = None, matrix: str = "VO", top: int = 10,
+        side: str = "top",
+    ) -> Result:  # fmt: skip
+        """The k heads that most do what ``pairs`` do: each head's matrix, VO (read → written) or QK (query → key), is
+        scored on pairs of a source and a target word, a file with a tab between them or a sequence.
+
+        ``score`` is the mean over the pairs, of a word with several spellings over those. ``z`` is how many standard
+        errors that is above the mean of all V^2 token pairs (``vo_mean`` and ``vo_std`` of the table ``heads``), were
+        the pairs drawn at random and independently: (score - mean) / (std / sqrt(n)). ``share`` is the relation score
+        of MAPS, the share of pairs whose target is among the ``top`` strongest of its source's row (0 leaves it out),
+        ``share_bottom`` among the most negative. Pairs of unknown words are named in a note.
+        Raises QueryError, AddressError, and TokenError where no pair is known.
+        """
+        _check_k(k)
+        if top < 0:
+            raise QueryError(f"top is how many tokens of a row count: 0 or more, not {top}")
+        return heads(self, pairs, self._choose(model), model is not None, matrix, k, top, side)
 
     def diff(
         self, base: str, tuned: str | None = None, k: int = 10, *, kind: str | None = None, layer: int | None = None,

@@ -231,6 +231,30 @@ def lens(
 
 @cli.command()
 @_ATLAS
+@click.option("--pairs", required=True, type=click.Path(path_type=Path), help="a file: SOURCE, a tab and TARGET a line")
+@_K
+@_MODEL
+@click.option("--matrix", type=click.Choice(["VO", "QK"]), default="VO", show_default=True,
+              help="read → written, or query → key")  # fmt: skip
+@click.option("--top", type=click.IntRange(0, 10_000), default=10, show_default=True,
+              help="of how many strongest tokens of a row the shares are; 0 leaves them out and is faster")  # fmt: skip
+@click.option("--side", type=click.Choice(["top", "bottom", "both"]), default="top", show_default=True,
+              help="largest z, most negative, or largest in size")  # fmt: skip
+@_FORMAT
+def heads(
+    atlas: Path, pairs: Path, k: int, model: str, matrix: str, top: int, side: str, output: str
+) -> None:  # fmt: skip
+    """Which heads do what your pairs of words do: a country and its capital, a verb and its past.
+
+    \b
+    paramdex heads demo.atlas --pairs countries.tsv
+    paramdex heads demo.atlas --pairs countries.tsv --in minilm --matrix QK --side both
+    """
+    _print(_open(atlas).heads(pairs, k, model=model, matrix=matrix, top=top, side=side), output)
+
+
+@cli.command()
+@_ATLAS
 @click.argument("model_a")
 @click.argument("model_b")
 @_KIND

@@ -35,7 +35,7 @@ def bare(word: str) -> str:
     return (word.strip() or word or " ").casefold()  # of a marker alone the space it stands for is left
 
 
-def _items(database: Database, vocabularies: list[str], words: list[str]) -> dict[tuple[str, str], list[int]]:
+def items(database: Database, vocabularies: list[str], words: list[str]) -> dict[tuple[str, str], list[int]]:
     """(vocabulary, word) -> the ids of its items.
 
     Most words are found by how they read; only those with a marker, or found nowhere, are compared as they are spelled.
@@ -56,7 +56,8 @@ def _items(database: Database, vocabularies: list[str], words: list[str]) -> dic
     return found
 
 
-def _nearest(database: Database, vocabularies: list[str], word: str) -> list[str]:
+def nearest_words(database: Database, vocabularies: list[str], word: str) -> list[str]:
+    """The five words of some vocabularies that read most like ``word``."""
     rows = database.rows(
         "SELECT folded, max(jaro_winkler_similarity(folded, $bare)) AS likeness FROM store.tokens "
         "WHERE vocabulary IN (SELECT unnest($vocabularies)) AND NOT is_special AND length(folded) > 1 "
@@ -78,11 +79,11 @@ def resolve(database: Database, vocabularies: list[str], words: list[str]) -> li
     for word in words:
         if any("\ud800" <= character <= "\udfff" for character in word):
             raise TokenError(f"{word!r} is not valid UTF-8 text; type the word again")
-    items = _items(database, vocabularies, words)
-    found = {v: {word: items[v, word] for word in words} for v in vocabularies}
+    by_vocabulary = items(database, vocabularies, words)
+    found = {v: {word: by_vocabulary[v, word] for word in words} for v in vocabularies}
     for word in words:
         if not any(found[v][word] for v in vocabularies):
-            near = ", ".join(_nearest(database, vocabularies, word))
+            near = ", ".join(nearest_words(database, vocabularies, word))
             raise TokenError(f"no vocabulary here has {word!r}; the nearest words are {near}")
     return [
         Wanted(
