@@ -26,6 +26,9 @@ VIEWS = {
     "heads": "head_id address model stack layer head kv_head qk_norm vo_norm",
     "head_pairs": "head_id address model stack layer head matrix side rank rank_distinct same_word source_id source "
     "target_id target score",
+    "head_directions": "head_id address model stack layer head matrix direction singular_value share",
+    "head_direction_tokens": "head_id address model stack layer head matrix direction role side rank token_id token "
+    "text score",
     "neighbors": "param_id address neighbor_id neighbor neighbor_model rank similarity",
     "layer_alignments": "model_a model_b kind stack_a layer_a stack_b layer_b score matched",
 }

@@ -87,7 +87,7 @@ def test_a_filter_reaches_through_the_whole_vocabulary(atlas: Atlas, truths: dic
 
 
 def test_equal_rows_are_in_order_of_their_ids() -> None:
-    from paramdex.lens import strongest
+    from paramdex_schemas.isometry import strongest
 
     values = np.array([0, 2, 1, 2, 2, -1, 1], np.float32)
     assert strongest(values, 3).tolist() == [1, 3, 4]

@@ -313,9 +313,25 @@ def _insert_heads(connection: duckdb.DuckDBPyConnection, model: FinishedModel) -
         FROM unit AS u, store.models AS m
         WHERE m.model = $model
     """
+    directions = """
+        INSERT INTO store.directions
+        SELECT DISTINCT m.first_head_id + u.row AS head_id, u.matrix, u.direction, u.singular_value, u.share
+        FROM unit AS u, store.models AS m
+        WHERE m.model = $model
+        ORDER BY ALL
+    """
+    tokens = """
+        INSERT INTO store.direction_tokens BY NAME
+        SELECT m.first_head_id + u.row AS head_id, u.* EXCLUDE (row, singular_value, share)
+        FROM unit AS u, store.models AS m
+        WHERE m.model = $model
+    """
     for number in range(len(model.layout.attention_places)):
         _insert(connection, heads, model.units.read("heads", number), {"model": model.name})
         _insert(connection, pairs, model.units.read("pairs", number), {"model": model.name})
+        of_directions = model.units.read("directions", number)
+        for sql in (directions, tokens):
+            _insert(connection, sql, of_directions, {"model": model.name})
 
 
 def _insert_relations(

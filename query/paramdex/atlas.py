@@ -14,6 +14,7 @@ import pyarrow as pa
 from paramdex.alignment import Alignment, alignment_from_rows
 from paramdex.database import Database
 from paramdex.diff import diff
+from paramdex.directions import directions
 from paramdex.filters import ALL, Sieve, TokenFilter
 from paramdex.head_pairs import Pairs, heads
 from paramdex.lens import lens
@@ -306,6 +307,18 @@ class Atlas:
         (chosen,) = self._with_layer([self._model(model)], layer)
         self._check_kind(kind, [chosen], layer)
         return lens(self, vector, chosen, k, row, name, kind, layer, side, filter)
+
+    def directions(
+        self, address: str, k: int = 8, *, matrix: str | None = None, filter: TokenFilter | None = None
+    ) -> Result:
+        """The first k singular directions of a head's matrices over tokens, QK and VO or one: each a set of tokens that
+        it reads (or that ask, of QK) and a set that it writes (or that answer).
+
+        Tokens of the top sides go together, and those of the bottom sides. ``share`` is a direction's part of the
+        squared Frobenius norm of the matrix, whose rows and columns are centred. Raises AddressError.
+        """
+        _check_k(k)
+        return directions(self, self.address(address), k, matrix, filter)
 
     def heads(
         self, pairs: Pairs, k: int = 10, *, model: str | None = None, matrix: str = "VO", top: int = 10,

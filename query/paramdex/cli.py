@@ -69,9 +69,11 @@ def _open(path: Path) -> Any:
 @click.option("--base", help="the model that the sources were tuned from: keep what moved (also from a LoRA folder)")
 @click.option("--fold-norm", is_flag=True, help="multiply the gains of norms into the vectors beside them")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N")
+@click.option("--directions-k", type=int, default=8, show_default=True,
+              help="singular directions kept a head and matrix")  # fmt: skip
 def build(
     sources: tuple[str, ...], output: Path, top_k: int, pair_k: int, neighbor_k: int, space: str,
-    base: str | None, fold_norm: bool, device: str,
+    base: str | None, fold_norm: bool, device: str, directions_k: int = 8,
 ) -> None:  # fmt: skip
     """Build an atlas of models, or add models to one. Interrupted, the same command goes on where it was.
 
@@ -89,7 +91,8 @@ def build(
         from paramdex_builder import Options, TerminalProgress
         from paramdex_builder import build as run
 
-        run(sources, output, Options(top_k, pair_k, neighbor_k, base, fold_norm, space, device), TerminalProgress())
+        options = Options(top_k, pair_k, neighbor_k, base, fold_norm, space, device, directions_k)
+        run(sources, output, options, TerminalProgress())
     except KeyboardInterrupt as error:
         raise QueryError("interrupted; run the same command again, and it goes on where it was") from error
     except ImportError as error:  # some are loaded where they are used
@@ -227,6 +230,23 @@ def lens(
         vectors, model, k, row=row, name=name, kind=kind, layer=layer, side=side, filter=filter
     )  # fmt: skip
     _print(found, output)
+
+
+@cli.command()
+@_ATLAS
+@click.argument("address")
+@click.option("-k", "k", type=click.IntRange(1, 10_000), default=4, show_default=True, help="how many of each matrix")
+@click.option("--matrix", type=click.Choice(["QK", "VO"]), help="of this matrix alone")
+@filtered()
+@_FORMAT
+def directions(atlas: Path, address: str, k: int, matrix: str | None, filter: Any, output: str) -> None:
+    """What a head reads and what it writes for it: the singular directions of its matrices.
+
+    \b
+    paramdex directions demo.atlas minilm/L5/H10
+    paramdex directions demo.atlas tiny-a/L3/H1 --matrix QK -k 2
+    """
+    _print(_open(atlas).directions(address, k, matrix=matrix, filter=filter), output)
 
 
 @cli.command()

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 Mask = npt.NDArray[np.bool_]
 ALL = 10_000
 """More tokens, or pairs, than an atlas keeps of one side."""
+_OPTIONS = {"tokens": "--top-k", "pairs": "--pair-k"}
+"""What a list is of -> the option of a build that says how many of them are kept."""
 
 
 @dataclass(frozen=True)
@@ -95,9 +97,7 @@ class Sieve:
 
     def tokens(self, model: Model, ids: Sequence[int], k: int) -> list[int]:
         """The places in ``ids``, a parameter's strongest tokens on one side, of the first k that pass."""
-        mask = self.mask(model)
-        passing = (place for place, i in enumerate(ids) if mask is None or mask[i])
-        return self._first(passing, len(ids), k, "tokens")
+        return self._first((i for i, each in enumerate(ids) if self._passes(model, each)), len(ids), k, "tokens")
 
     def pairs(self, model: Model, pairs: Sequence[dict[str, Any]], k: int) -> list[int]:
         """As ``tokens``, of a head's strongest pairs: rows with source_id, target_id and perhaps same_word."""
@@ -106,10 +106,20 @@ class Sieve:
     def passes(self, model: Model, pair: dict[str, Any]) -> bool:
         """Whether a pair does; both of its tokens must."""
         of = self.filter or TokenFilter()
-        source, target, mask = pair["source_id"], pair["target_id"], self.mask(model)
+        source, target = pair["source_id"], pair["target_id"]
         if (of.no_identical and source == target) or (of.no_same_word and pair.get("same_word")):
             return False
-        return mask is None or bool(mask[source] and mask[target])
+        return self._passes(model, source) and self._passes(model, target)
+
+    def directions(self, model: Model, ids: Sequence[int], k: int) -> list[int]:
+        """As ``tokens``, of a direction's few tokens: the places of all that pass, k of which are printed."""
+        passing = [i for i, each in enumerate(ids) if self._passes(model, each)]
+        self._first(iter(passing), len(ids), k, "tokens of a direction")
+        return passing
+
+    def _passes(self, model: Model, token_id: int) -> bool:
+        mask = self.mask(model)
+        return mask is None or bool(mask[token_id])
 
     def wanted(self, model: Model, item: Wanted) -> Wanted:
         """Of the items that were asked for those that pass in a model."""
@@ -123,11 +133,9 @@ class Sieve:
         for what, (short, total, k) in self._short.items():
             if short:
                 lists = f"{short} of {total} lists have" if total > 1 else "the list has"
-                option = "--top-k" if what == "tokens" else "--pair-k"
-                found.append(
-                    f"filtered: {lists} fewer than {k} {what}, for no more of those that the atlas keeps pass "
-                    f"(build with a larger {option} to keep more)"
-                )
+                more = f" (build with a larger {_OPTIONS[what]} to keep more)" if what in _OPTIONS else ""
+                why = "for no more of those that the atlas keeps pass"
+                found.append(f"filtered: {lists} fewer than {k} {what}, {why}{more}")
         return found
 
     def _first(self, passing: Iterator[int], n: int, k: int, what: str) -> list[int]:

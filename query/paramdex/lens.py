@@ -17,7 +17,7 @@ from paramdex.nearest import strongest_hits
 from paramdex.own_vectors import own_vectors
 from paramdex.result import Result
 from paramdex_schemas import QueryError, isometry
-from paramdex_schemas.isometry import Array
+from paramdex_schemas.isometry import Array, strongest
 
 if TYPE_CHECKING:
     from paramdex.atlas import Atlas, Model
@@ -79,20 +79,6 @@ def lens(
     notes = [f"rows of zeros, which say nothing: {', '.join(zeros)}"] if zeros else []
     title = f"{given.says}: {len(lines)} vectors of {model.name}; one alone is shown with --row"
     return Result(pa.Table.from_pylist(lines, schema=schema), title, [*notes, *sieve.notes()])
-
-
-def strongest(values: np.ndarray, k: int, mask: np.ndarray | None = None) -> np.ndarray:
-    """The ids of the k largest of ``values`` (V, float32), ties by the smaller id; ``mask`` (V) says which may be.
-
-    >>> strongest(np.array([1.0, 3.0, 2.0, 3.0], np.float32), 3).tolist()
-    [1, 3, 2]
-    """
-    ids = np.arange(len(values)) if mask is None else np.flatnonzero(mask)
-    chosen = values[ids]
-    if len(ids) > k:
-        least = np.partition(chosen, len(ids) - k)[len(ids) - k]
-        ids = ids[chosen >= least]
-    return ids[np.lexsort((ids, -values[ids]))][:k]
 
 
 def _one(
