@@ -84,7 +84,7 @@ def add_model(atlas: Path, name: str, n_layers: int, size: int, width: int, top_
     row = dict.fromkeys(("source", "family", "model_type", "embedding", "dtype"), "made-up")
     row |= dict.fromkeys(("weights_sha256", "tokenizer_sha256", "plan_sha256", "builder_version"), "0")
     row |= dict.fromkeys(("family_inferred", "gated", "tied", "fold_norm", "rotary_left_out"), False)
-    row |= dict.fromkeys(("n_heads", "n_kv_heads", "d_head", "pair_k", "neighbor_k"), 1)
+    row |= dict.fromkeys(("n_heads", "n_kv_heads", "d_head", "pair_k", "neighbor_k", "directions_k"), 1)
     row |= {"n_layers": n_layers, "d_model": width, "d_ff": size, "top_k": top_k, "n_parameters": layout.n_parameters}
     row |= {"vocabulary": words.name, "vocabulary_size": V, "embedding_rank": width, "embedding_condition": 1.0}
     finished = FinishedModel(name, row, layout, space, words, units)

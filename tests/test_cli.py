@@ -55,6 +55,7 @@ VERBS = {
         ["bert/L1/H0", "--in", "gpt2-a", "--kind", "QK"],
         lambda atlas: atlas.similar("bert/L1/H0", model="gpt2-a", kind="QK"),
     ),
+    "directions": (["bert/L1/H0", "--matrix", "QK"], lambda atlas: atlas.directions("bert/L1/H0", 4, matrix="QK")),
     "match": (
         ["gpt2-b", "bert", "--kind", "ff_key", "--layer-a", "1", "-k", "3", "--side", "both"],
         lambda atlas: atlas.match("gpt2-b", "bert", "ff_key", 3, layer_a=1, side="both"),
@@ -99,9 +100,13 @@ def program(*arguments: str | Path) -> subprocess.CompletedProcess:
 def test_every_verb_has_a_command_of_its_name_and_the_reverse() -> None:
     methods = {name for name, _ in inspect.getmembers(Atlas, inspect.isfunction) if not name.startswith("_")}
     verbs = methods - {"address", "close"}  # what they are made of
-    assert verbs == {"info", "check", "sql", "show", "find", "search", "similar", "align", "match", "diff"}
+    assert verbs == {
+        "info", "check", "sql", "show", "find", "search", "similar", "lens", "directions", "heads", "align", "match",
+        "diff",
+    }  # fmt: skip
     assert set(cli.commands) - {"build", "evaluate", "stitch", "demo", "serve"} == verbs
-    assert {name.split()[0] for name in VERBS} == verbs - {"diff"}  # which needs a displacement: test_displacement
+    of_files = {"diff", "lens", "heads"}  # of a displacement, a vector, pairs: test_displacement, test_lens, test_heads
+    assert {name.split()[0] for name in VERBS} == verbs - of_files
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -95,8 +95,9 @@ def _of_model(table: str, model: str) -> str:
     own = "model_id = (SELECT model_id FROM store.models WHERE model = '{}')"
     conditions = {
         "models": "model = '{}'", "files": "model = '{}'", "parameters": own, "heads": own, "layout": own,
-        "postings": of_ids,
-        "pairs": of_heads, "neighbors": "false", "layer_alignments": "false",
+        "postings": of_ids, "token_embeddings": own,
+        "pairs": of_heads, "directions": of_heads, "direction_tokens": of_heads,
+        "neighbors": "false", "layer_alignments": "false",
     }  # fmt: skip
     return f"WHERE {conditions[table]}".format(model) if table in conditions else ""
 
@@ -117,11 +118,11 @@ def test_content_sees_what_it_should(whole: dict[str, Any]) -> None:
     assert sum(name.endswith("space.safetensors") for name in whole) == 2
 
 
-# A model of two layers writes 51 files: its plan, 23 parameter units (one of them positions) and 2 head units of two
-# files each.
+# A model of two layers writes 53 files: its plan, 23 parameter units (one of them positions) of two files each and 2
+# head units of three.
 KILLS = [
-    ("before unit", 1), ("before unit", 3), ("after unit", 2), ("half a unit", 5), ("after unit", 50),
-    ("before unit", 75),
+    ("before unit", 1), ("before unit", 3), ("after unit", 2), ("half a unit", 5), ("after unit", 52),
+    ("before unit", 77),
     ("before publishing", 1), ("model row inserted", 1), ("database closed", 1), ("after the renames", 1),
     ("vectors written", 2), ("parameters inserted", 2), ("relations inserted", 1), ("before the first rename", 2),
     ("between the renames", 1), ("after the renames", 2),
@@ -248,7 +249,7 @@ def assert_first(atlas: Path, whole: dict[str, Any]) -> None:
     assert (n_parameters, n_heads) == (N_PARAMETERS, 4)
     for name, number in (("parameters", 0), ("postings", 4)):
         assert found[name] == [row for row in whole[name] if row[number] < n_parameters]
-    for name in ("heads", "pairs"):
+    for name in ("heads", "pairs", "directions", "direction_tokens"):
         assert found[name] == [row for row in whole[name] if row[0] < n_heads]
     files = {name: digest for name, digest in found.items() if name.startswith("models/")}
     assert files == {name: digest for name, digest in whole.items() if name.startswith("models/first/")}

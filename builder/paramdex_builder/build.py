@@ -48,12 +48,16 @@ class Options:
     """output or input: the embedding whose rows the scores belong to; where a model ties the two they are one"""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N; auto takes a GPU where there is one"""
+    directions_k: int = 8
+    """singular directions kept for each head and matrix; 0 keeps none"""
 
     def check(self) -> torch.device:
         """The device. Raises BuildError where an option cannot be met."""
         for name, largest in (("top_k", 1000), ("pair_k", 10_000), ("neighbor_k", 1000)):
             if not 1 <= getattr(self, name) <= largest:
                 raise BuildError(f"{name} must be from 1 to {largest:,}, not {getattr(self, name)}")
+        if not 0 <= self.directions_k <= 1000:
+            raise BuildError(f"directions_k must be from 0 to 1,000, not {self.directions_k}")
         if self.space not in ("output", "input"):
             raise BuildError(f"space is output or input, not {self.space!r}")
         try:
@@ -181,6 +185,7 @@ def _plan(
         "top_k": options.top_k,
         "pair_k": options.pair_k,
         "neighbor_k": options.neighbor_k,
+        "directions_k": options.directions_k,
     }
     return plan, vocabulary
 
@@ -221,8 +226,11 @@ def _make(
                 advance(2 * run.n_owners)
             else:
                 vectors = {kind: checkpoint.head_rows(kind, place) for kind in ATTENTION}
-                heads, pairs = head_units(vectors, run, first, space, words, options.pair_k, advance)
+                heads, pairs, directions = head_units(
+                    vectors, run, first, space, words, options.pair_k, options.directions_k, advance
+                )
                 units.write("pairs", number, pairs)
+                units.write("directions", number, directions)
                 units.write("heads", number, heads)  # last: it stands for the whole place
             first += run.n_owners
     row = {
@@ -244,6 +252,7 @@ def _make(
         "top_k": options.top_k,
         "pair_k": options.pair_k,
         "neighbor_k": options.neighbor_k,
+        "directions_k": options.directions_k,
         "n_parameters": layout.n_parameters,
         "base": options.base,
         "weights_sha256": plan["weights_sha256"],

@@ -26,6 +26,7 @@ from paramdex_builder.index_file import open_rows, write_codes, write_flat_index
 from paramdex_builder.progress import Progress
 from paramdex_builder.relations import Nearest, feature_blocks, relate
 from paramdex_builder.space import Space, centred_gram
+from paramdex_builder.undertrained import token_embeddings
 from paramdex_builder.units import Units, pieces
 from paramdex_builder.vocabulary import Vocabulary
 from paramdex_schemas import FORMAT_VERSION, KINDS, Layout, Run, atlas_files, isometry, vector_files
@@ -221,11 +222,37 @@ def _insert_model(connection: duckdb.DuckDBPyConnection, model: FinishedModel) -
         for run in model.layout.runs
     ]
     connection.executemany(f"INSERT INTO store.layout VALUES ({', '.join('?' * 9)})", runs)
+    _insert_tokens(connection, model, model_id)
+
+
+def _insert_tokens(connection: duckdb.DuckDBPyConnection, model: FinishedModel, model_id: int) -> None:
+    """The rows of ``tokens``, where no earlier model has the vocabulary, and of ``token_embeddings``."""
+    space = model.space
+    means = space.means.cpu().numpy()
+    found = token_embeddings(space.embedding, space.root.root.T @ space.root.root + space.size * np.outer(means, means))
+    table = pa.table(
+        {
+            "model_id": pa.array(np.full(space.size, model_id), pa.int32()),
+            "token_id": pa.array(range(space.size), pa.int32()),
+            "norm": found.norm,
+            "undertrained": pa.nulls(space.size, pa.float32()) if found.score is None else found.score,
+            "is_undertrained": found.undertrained,
+        }
+    )
     known = connection.execute(
         "SELECT count(*) FROM store.tokens WHERE vocabulary = ?", [model.vocabulary.name]
     ).fetchall()
     if known == [(0,)]:
-        _insert(connection, "INSERT INTO store.tokens BY NAME SELECT * FROM unit", model.vocabulary.table())
+        items = model.vocabulary.table().append_column("is_undertrained", table["is_undertrained"])
+        _insert(connection, "INSERT INTO store.tokens BY NAME SELECT * FROM unit", items)
+    else:
+        sql = """
+            UPDATE store.tokens AS t SET is_undertrained = false
+            FROM unit AS u
+            WHERE t.vocabulary = ? AND t.token_id = u.token_id AND t.is_undertrained AND NOT u.is_undertrained
+        """
+        _insert(connection, sql, table, [model.vocabulary.name])
+    _insert(connection, "INSERT INTO store.token_embeddings BY NAME SELECT * FROM unit", table)
 
 
 def _insert(connection: duckdb.DuckDBPyConnection, sql: str, unit: pa.Table, values: Any = None) -> None:
@@ -286,9 +313,25 @@ def _insert_heads(connection: duckdb.DuckDBPyConnection, model: FinishedModel) -
         FROM unit AS u, store.models AS m
         WHERE m.model = $model
     """
+    directions = """
+        INSERT INTO store.directions
+        SELECT DISTINCT m.first_head_id + u.row AS head_id, u.matrix, u.direction, u.singular_value, u.share
+        FROM unit AS u, store.models AS m
+        WHERE m.model = $model
+        ORDER BY ALL
+    """
+    tokens = """
+        INSERT INTO store.direction_tokens BY NAME
+        SELECT m.first_head_id + u.row AS head_id, u.* EXCLUDE (row, singular_value, share)
+        FROM unit AS u, store.models AS m
+        WHERE m.model = $model
+    """
     for number in range(len(model.layout.attention_places)):
         _insert(connection, heads, model.units.read("heads", number), {"model": model.name})
         _insert(connection, pairs, model.units.read("pairs", number), {"model": model.name})
+        of_directions = model.units.read("directions", number)
+        for sql in (directions, tokens):
+            _insert(connection, sql, of_directions, {"model": model.name})
 
 
 def _insert_relations(

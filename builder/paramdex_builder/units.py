@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import torch
 from safetensors.numpy import load_file, save_file
 
+from paramdex_builder.directions import Direction, directions
 from paramdex_builder.pairs import (
     HeadPairs,
     Words,
@@ -57,7 +58,14 @@ PAIRS = pa.schema(
         ("target_id", pa.int32()), ("score", pa.float32()),
     ]
 )  # fmt: skip
-
+DIRECTIONS = pa.schema(
+    [
+        ("row", pa.int64()), ("matrix", pa.string()), ("direction", pa.int16()), ("singular_value", pa.float32()),
+        ("share", pa.float32()), ("is_source", pa.bool_()), ("is_top", pa.bool_()), ("rank", pa.int16()),
+        ("token_id", pa.int32()), ("score", pa.float32()),
+    ]
+)  # fmt: skip
+"""A row a token of a direction, which carries the numbers of the direction."""
 
 ATTENTION = ("attn_query", "attn_key", "attn_value", "attn_output")
 _PIECE_ROWS = 16_384
@@ -125,6 +133,7 @@ class Units:
             table = self.read(name, number)
             if name == "heads":
                 self.read("pairs", number)
+                self.read("directions", number)
                 return True
             recorded = (table.schema.metadata or {}).get(_DIGEST)
             return recorded == sha256(self._path(name, number, "safetensors")).encode()
@@ -204,15 +213,17 @@ def _lists(values: torch.Tensor) -> pa.ListArray:
 
 def head_units(
     vectors: dict[str, list[torch.Tensor]], run: Run, first: int, space: Space, words: Words, pair_k: int,
-    advance: Callable[[int], None],
-) -> tuple[pa.Table, pa.Table]:  # fmt: skip
-    """The rows of ``heads`` and ``pairs`` of one place, from its vectors by kind: the terms of each (n x d each).
+    directions_k: int, advance: Callable[[int], None],
+) -> tuple[pa.Table, pa.Table, pa.Table]:  # fmt: skip
+    """The rows of ``heads``, ``pairs`` and ``directions`` of one place, from its vectors by kind: the terms of each
+    (n x d each).
 
     ``run`` is the place's run of attn_query, ``first`` the number of its first head.
     """
     E = space.embedding
     heads: list[dict[str, Any]] = []
     pairs: list[pa.Table] = []
+    found_directions: list[pa.Table] = [DIRECTIONS.empty_table()]
     for head in range(run.n_owners):
         kv_head = head // run.group
         entry: dict[str, Any] = {
@@ -234,9 +245,30 @@ def head_units(
             mean, std = pair_moments(A, B)
             name = matrix.lower()
             entry |= {f"{name}_norm": frobenius(P, Q), f"{name}_mean": mean, f"{name}_std": std}
+            found_directions += _direction_rows(directions(P, Q, space, directions_k), first + head, matrix)
             advance(1)
         heads.append(entry)
-    return pa.Table.from_pylist(heads, schema=HEADS), pa.concat_tables(pairs)
+    tables = (pa.concat_tables(pairs), pa.concat_tables(found_directions))
+    return pa.Table.from_pylist(heads, schema=HEADS), *tables
+
+
+def _direction_rows(found: list[Direction], row: int, matrix: str) -> Iterator[pa.Table]:
+    """The rows of a head's directions, a table for each list of tokens."""
+    for number, direction in enumerate(found, start=1):
+        for (role, side), (ids, scores) in direction.tokens.items():
+            columns = {
+                "row": np.full(len(ids), row),
+                "matrix": [matrix] * len(ids),
+                "direction": np.full(len(ids), number),
+                "singular_value": np.full(len(ids), direction.singular_value, np.float32),
+                "share": np.full(len(ids), direction.share, np.float32),
+                "is_source": np.full(len(ids), role == "source"),
+                "is_top": np.full(len(ids), side == "top"),
+                "rank": range(1, len(ids) + 1),
+                "token_id": ids,
+                "score": scores,
+            }
+            yield pa.table([pa.array(columns[f.name], f.type) for f in DIRECTIONS], schema=DIRECTIONS)
 
 
 def _pair_rows(found: HeadPairs, words: Words, row: int, matrix: str, *, is_top: bool) -> pa.Table:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,9 +15,15 @@ from paramdex.alignment import Alignment, align
 from paramdex.common import Common, common
 from paramdex.database import Database
 from paramdex.diff import diff
+from paramdex.directions import directions
+from paramdex.filters import ALL, Sieve, TokenFilter
+from paramdex.head_pairs import Pairs, heads
 from paramdex.head_similarity import similar_heads
+from paramdex.lens import lens
 from paramdex.matching import match
 from paramdex.nearest import nearest as nearest_rows
+from paramdex.nearest import signs_of as _signs
+from paramdex.nearest import strongest_hits as _strongest
 from paramdex.postings import Postings
 from paramdex.result import Result, visible
 from paramdex.vectors import SharedSpace, Vectors
@@ -28,7 +34,6 @@ from paramdex_schemas.isometry import Array
 
 _SHOWN_TOKENS = 5
 """Tokens by which a parameter is described in a list."""
-_SIDES = {"top": (1,), "bottom": (-1,), "both": (1, -1)}
 
 
 @dataclass(frozen=True)
@@ -149,18 +154,21 @@ class Atlas:
         """
         return Result(self._database.user_query(query, values))
 
-    def show(self, address: str, k: int = 10, *, distinct: bool = True) -> Result:
+    def show(
+        self, address: str, k: int = 10, *, distinct: bool = True, filter: TokenFilter | None = None
+    ) -> Result:
         """The k strongest tokens of a parameter, both sides; of a head the k strongest pairs of QK and VO.
 
-        ``distinct`` leaves out a head's pairs of one word with itself. Raises AddressError.
+        ``distinct`` leaves out a head's pairs of one word with itself, ``filter`` what it does not let pass; ``rank``
+        counts all. Raises AddressError.
         """
         where = self.address(address)
         _check_k(k)
         model = self.models[where.model]
         if where.is_parameter:
-            return self._show_parameter(model, where, k)
+            return self._show_parameter(model, where, k, Sieve(self._database, filter))
         if where.is_head:
-            return self._show_head(model, where, k, distinct=distinct)
+            return self._show_head(model, where, k, Sieve(self._database, filter), distinct=distinct)
         if where != Address(where.model):
             what = "an expert" if where.expert is not None else "a layer" if where.layer is not None else "a stack"
             example = model.layout.example(where)
@@ -174,23 +182,23 @@ class Atlas:
 
     def find(
         self, tokens: str | Iterable[str], k: int = 10, *, model: str | None = None, kind: str | None = None,
-        layer: int | None = None,
+        layer: int | None = None, filter: TokenFilter | None = None,
     ) -> Result:  # fmt: skip
         """Parameters and heads that have these tokens among their strongest: k of each, those with most of them first.
 
         ``kind`` is a parameter kind, QK or VO. ``z`` is how many standard deviations of all the vector's (or
         matrix's) scores the tokens (or the strongest pair) lie from their mean, averaged over the words.
-        Raises TokenError for a word that no vocabulary has.
+        With a ``filter`` only tokens and pairs that pass count. Raises TokenError for a word that no vocabulary has.
         """
         words = [tokens] if isinstance(tokens, str) else list(tokens)
         _check_k(k)
         chosen = self._with_layer(self._choose(model), layer)
         self._check_kind(kind, chosen, layer, matrices=True)
         wanted = self._resolve(chosen, words)
+        sieve, notes = Sieve(self._database, filter), self._missing(wanted, chosen)
         parameters: list[dict[str, Any]] = []
         heads: list[dict[str, Any]] = []
-        for item in wanted:
-            models = [one for one in chosen if one.vocabulary == item.vocabulary]
+        for item, models in self._groups(wanted, chosen, sieve, notes):
             of = {"vocabulary": item.vocabulary}
             spans = [span for one in models for span in one.spans(kind, layer)] if kind not in MATRICES else []
             if spans:
@@ -198,9 +206,12 @@ class Atlas:
                     where = self._owner(row["id"]).address(row["id"])
                     parameters.append(row | of | {"address": str(where), "kind": where.kind, "lists": [row["ids"]]})
             if (kind is None or kind in MATRICES) and any(one.layout.n_heads for one in models):
+                mask = sieve.mask(models[0])
                 values = {
                     "ids": item.ids, "words": item.words, "models": [one.model_id for one in models], "kind": kind,
-                    "layer": layer, "k": k,
+                    "layer": layer, "k": k, "passing": None if mask is None else mask.tolist(),
+                    "identical": not (filter and filter.no_identical),
+                    "same_word": not (filter and filter.no_same_word),
                 }  # fmt: skip
                 found = self._database.named_rows("find_heads", values | {"shown": 3})
                 heads += [row | of | {"lists": [row["sources"], row["targets"]]} for row in found]
@@ -214,17 +225,17 @@ class Atlas:
             [("address", pa.string()), ("kind", pa.string()), ("side", pa.string()), ("words", pa.int32()),
              ("rank", pa.int32()), ("z", pa.float32()), ("tokens", pa.list_(pa.string()))]
         )  # fmt: skip
-        return Result(pa.Table.from_pylist(rows, schema=schema), notes=self._missing(wanted, chosen))
+        return Result(pa.Table.from_pylist(rows, schema=schema), notes=[*notes, *sieve.notes()])
 
     def search(
         self, words: str | Iterable[str], k: int = 10, *, model: str | None = None, kind: str | None = None,
-        layer: int | None = None, side: str = "top",
+        layer: int | None = None, side: str = "top", filter: TokenFilter | None = None,
     ) -> Result:  # fmt: skip
         """The k parameters nearest to a set of words: by the Pearson correlation of a parameter's V scores with the
         indicator of the words' tokens, exactly. A string is split at white space.
 
         ``side`` asks for the largest correlations (top), the most negative (bottom) or the largest in size (both).
-        Raises TokenError for a word that no vocabulary has.
+        ``filter`` says by which tokens parameters are described. Raises TokenError for a word that no vocabulary has.
         """
         _check_k(k)
         chosen = self._with_layer(self._choose(model), layer)
@@ -239,25 +250,25 @@ class Atlas:
                         if each in one.layout.kinds:
                             hits += self._nearest(one, each, query, k, layer, side)
         hits = _strongest(hits, k, side)
-        return self._list(hits, None, self._missing(wanted, chosen))
+        return self._list(hits, None, self._missing(wanted, chosen), filter)
 
     def similar(
         self, address: str, k: int = 10, *, model: str | None = None, kind: str | None = None,
-        layer: int | None = None, side: str = "top",
+        layer: int | None = None, side: str = "top", filter: TokenFilter | None = None,
     ) -> Result:  # fmt: skip
         """The k parameters nearest to one, by the Pearson correlation of their V scores, or the k heads nearest to one,
         by the cosine of their matrices QK and VO (``kind`` for one of them) over all V x V pairs of tokens; exactly.
 
         In the same model unless ``model`` names another (or "all"), of the same kind unless ``kind`` names another.
         Between models of different vocabularies, scores are compared on the tokens whose text both have.
-        ``side`` as in search. Raises AddressError.
+        ``side`` and ``filter`` as in search. Raises AddressError.
         """
         where = self.address(address)
         _check_k(k)
         own = self.models[where.model]
         chosen = self._with_layer([own] if model is None else self._choose(None if model == "all" else model), layer)
         if where.is_head:
-            return similar_heads(self, where, k, chosen, kind, layer, _signs(side))
+            return similar_heads(self, where, k, chosen, kind, layer, _signs(side), filter)
         if where.kind is None:
             example = own.layout.example(where)
             raise AddressError(f"similar takes the address of a parameter or a head, {example}, say, not {where}")
@@ -285,11 +296,59 @@ class Atlas:
                 hits += self._nearest_shared(vector, both, kind, k, layer, side)
                 notes += both.notes
         hits = _strongest(hits, k, side)
-        return self._list(hits, f"nearest to {where}: {self._describe(own.param_id(where))}", notes)
+        return self._list(hits, f"nearest to {where}: {self._describe(own.param_id(where), filter)}", notes, filter)
+
+    def lens(
+        self, vector: Any, model: str, k: int = 10, *, row: int | None = None, name: str | None = None,
+        kind: str | None = None, layer: int | None = None, side: str = "top", filter: TokenFilter | None = None,
+    ) -> Result:  # fmt: skip
+        """What a vector of a model's residual stream says: its k strongest tokens, both sides, and the k parameters
+        nearest to it by the Pearson correlation of their V scores. Both are exact.
+
+        ``vector`` is an array or a .npy or .safetensors file (``name`` is the tensor's); of a matrix ``row`` chooses a
+        row, and without one each has a line. ``kind``, ``layer`` and ``side`` are of the parameters, as in search.
+        Raises QueryError for what is no vector of the model's width, is zero, or holds NaN; AddressError.
+        """
+        _check_k(k)
+        (chosen,) = self._with_layer([self._model(model)], layer)
+        self._check_kind(kind, [chosen], layer)
+        return lens(self, vector, chosen, k, row, name, kind, layer, side, filter)
+
+    def directions(
+        self, address: str, k: int = 8, *, matrix: str | None = None, filter: TokenFilter | None = None
+    ) -> Result:
+        """The first k singular directions of a head's matrices over tokens, QK and VO or one: each a set of tokens that
+        it reads (or that ask, of QK) and a set that it writes (or that answer).
+
+        Tokens of the top sides go together, and those of the bottom sides. ``share`` is a direction's part of the
+        squared Frobenius norm of the matrix, whose rows and columns are centred. Raises AddressError.
+        """
+        _check_k(k)
+        return directions(self, self.address(address), k, matrix, filter)
+
+    def heads(
+        self, pairs: Pairs, k: int = 10, *, model: str | None = None, matrix: str = "VO", top: int = 10,
+        side: str = "top",
+    ) -> Result:  # fmt: skip
+        """The k heads that most do what ``pairs`` do: each head's matrix, VO (read → written) or QK (query → key), is
+        scored on pairs of a source and a target word, a file with a tab between them or a sequence.
+
+        ``score`` is the mean over the pairs, of a word with several spellings over those. ``z`` is how many standard
+        errors that is above the mean of all V^2 token pairs (``vo_mean`` and ``vo_std`` of the table ``heads``), were
+        the pairs drawn at random and independently: (score - mean) / (std / sqrt(n)). ``share`` is the relation score
+        of MAPS, the share of pairs whose target is among the ``top`` strongest of its source's row (0 leaves it out),
+        ``share_bottom`` among the most negative. Pairs of unknown words are named in a note.
+        Raises QueryError, AddressError, and TokenError where no pair is known.
+        """
+        _check_k(k)
+        if top < 0:
+            raise QueryError(f"top is how many tokens of a row count: 0 or more, not {top}")
+        return heads(self, pairs, self._choose(model), model is not None, matrix, k, top, side)
 
     def diff(
-        self, base: str, tuned: str | None = None, k: int = 10, *, kind: str | None = None, layer: int | None = None
-    ) -> Result:
+        self, base: str, tuned: str | None = None, k: int = 10, *, kind: str | None = None, layer: int | None = None,
+        filter: TokenFilter | None = None,
+    ) -> Result:  # fmt: skip
         """What training moved most: of each kind of neuron and each of the heads' matrices (or of ``kind`` alone) the k
         parameters whose tuned vector lies farthest from the base's, with the tokens they moved toward and away from.
 
@@ -298,7 +357,7 @@ class Atlas:
         ``relative`` in parts of the base's own where the atlas has the base. Raises QueryError or AddressError.
         """
         _check_k(k)
-        return diff(self, base, tuned, k, kind, layer)
+        return diff(self, base, tuned, k, kind, layer, filter)
 
     def align(self, model_a: str, model_b: str, kind: str | None = None) -> Alignment:
         """How alike the layers of two models are: for every kind and pair of layers the mean |Pearson correlation| over
@@ -310,17 +369,18 @@ class Atlas:
 
     def match(
         self, model_a: str, model_b: str, kind: str, k: int = 10, *, layer_a: int | None = None,
-        layer_b: int | None = None, side: str = "top",
+        layer_b: int | None = None, side: str = "top", filter: TokenFilter | None = None,
     ) -> Result:  # fmt: skip
         """For each parameter of a kind of one model (or of one of its layers) its counterpart in another (or in a layer
         of it): the nearest one, whether each is the other's nearest, and a one-to-one partner within a pair of layers.
 
         The layers are those given, or those that align. All rows are in the result, the k most similar are printed.
-        ``side`` both counts a large negative correlation as near. Raises AddressError or QueryError.
+        ``side`` both counts a large negative correlation as near; ``filter`` says by which tokens they are described.
+        Raises AddressError or QueryError.
         """
         _check_k(k)
         a, b = self._model(model_a), self._model(model_b)
-        return match(self, a, b, kind, (layer_a, layer_b), k, signed=_signs(side) == (1,))
+        return match(self, a, b, kind, (layer_a, layer_b), k, signed=_signs(side) == (1,), filter=filter)
 
     # ---- what they are made of
 
@@ -375,36 +435,66 @@ class Atlas:
             notes.append(f"the vocabulary of {', '.join(silent)} has none of these words")
         return notes
 
-    def _show_parameter(self, model: Model, where: Address, k: int) -> Result:
+    def _groups(
+        self, wanted: list[Wanted], chosen: list[Model], sieve: Sieve, notes: list[str]
+    ) -> Iterator[tuple[Wanted, list[Model]]]:
+        """The wanted items of each vocabulary with the models that have it; with a filter, which may let other tokens
+        pass in each model, model by model, those that pass.
+        """
+        for item in wanted:
+            models = [one for one in chosen if one.vocabulary == item.vocabulary]
+            if not sieve:
+                yield item, models
+                continue
+            for one in models:
+                left = sieve.wanted(one, item)
+                out = [word for word in dict.fromkeys(item.words) if word not in left.words]
+                if out:
+                    notes.append(f"filtered: no token of {', '.join(out)} passes in {one.name}")
+                if left.ids:
+                    yield left, [one]
+
+    def _show_parameter(self, model: Model, where: Address, k: int, sieve: Sieve) -> Result:
         param_id = model.param_id(where)
-        found = self._postings.parameters([param_id], k)[param_id]
+        found = self._postings.parameters([param_id], ALL if sieve else k)[param_id]
         token, text = (self._database.tokens(model.vocabulary, column) for column in ("token", "text"))
         sides = []
         for side in ("top", "bottom"):
-            ids, scores = found.tokens[side], np.array(found.scores[side], np.float32)
+            places = sieve.tokens(model, found.tokens[side], k)
+            ids = [found.tokens[side][place] for place in places]
+            scores = np.array(found.scores[side], np.float32)[places]
             z = (scores - found.mean) / found.std if found.std > 0 else pa.nulls(len(ids), pa.float32())
             columns = {
-                "side": [side] * len(ids), "rank": range(1, len(ids) + 1), "token_id": pa.array(ids, pa.int32()),
-                "token": token.take(pa.array(ids)), "text": text.take(pa.array(ids)), "score": scores, "z": z,
+                "side": pa.array([side] * len(ids), pa.string()),
+                "rank": pa.array([place + 1 for place in places], pa.int64()), "token_id": pa.array(ids, pa.int32()),
+                "token": token.take(pa.array(ids, pa.int64())), "text": text.take(pa.array(ids, pa.int64())),
+                "score": scores, "z": z,
             }  # fmt: skip
             sides.append(pa.table(columns))
-        shown: dict[str, Any] = {"rank": sides[0]["rank"]}
+        n = max(map(len, sides))
+        shown: dict[str, Any] = {"rank": range(1, n + 1)}
         for side, rows in zip(("top", "bottom"), sides, strict=True):
-            shown |= {side: rows["text"], f"{side} score": rows["score"], f"{side} z": rows["z"]}
+            columns = {side: rows["text"], f"{side} score": rows["score"], f"{side} z": rows["z"]}
+            shown |= {name: pa.array(column.to_pylist() + [None] * (n - len(rows)), column.type)
+                      for name, column in columns.items()}  # fmt: skip
         title = f"{found.address}: {KINDS[str(where.kind)].says}"
         of_scores = f"mean {found.mean:.4g}, std {found.std:.4g}"
         numbers = f"norm {found.norm:.4g}; scores over {model.vocabulary_size:,} tokens: {of_scores}"
-        return Result(pa.concat_tables(sides), f"{title}\n{numbers}", shown=pa.table(shown))
+        return Result(pa.concat_tables(sides), f"{title}\n{numbers}", sieve.notes(), pa.table(shown))
 
-    def _show_head(self, model: Model, where: Address, k: int, *, distinct: bool) -> Result:
+    def _show_head(self, model: Model, where: Address, k: int, sieve: Sieve, *, distinct: bool) -> Result:
         head_id = model.head_id(where)
-        table = self._database.named("head", {"head_id": head_id, "k": k, "distinct": distinct})
+        table = self._database.named("head", {"head_id": head_id, "k": ALL if sieve else k, "distinct": distinct})
         shown: list[dict[str, Any]] = []
+        chosen: list[int] = []
+        every = table.to_pylist()
         for matrix in ("QK", "VO"):
             lines: list[dict[str, Any]] = [{"matrix": matrix, "rank": n} for n in range(1, k + 1)]
             for side in ("top", "bottom"):
-                rows = [row for row in table.to_pylist() if (row["matrix"], row["side"]) == (matrix, side)]
-                for line, row in zip(lines, rows, strict=False):
+                numbers = [n for n, row in enumerate(every) if (row["matrix"], row["side"]) == (matrix, side)]
+                numbers = [numbers[place] for place in sieve.pairs(model, [every[n] for n in numbers], k)]
+                chosen += numbers
+                for line, row in zip(lines, (every[n] for n in numbers), strict=False):
                     line |= {side: _pair(row["source"], row["target"]), f"{side} score": row["score"]}
             shown += [line for line in lines if len(line) > 2]
         counts = self._database.rows(
@@ -419,7 +509,8 @@ class Atlas:
         sharing = "" if group == 1 else f", sharing key/value head {int(where.head or 0) // group}"
         title = f"{where}: QK pairs are query → key, VO pairs read → written{sharing}"
         names = ("matrix", "rank", "top", "top score", "bottom", "bottom score")
-        return Result(table, title, notes, pa.table({name: [line.get(name) for line in shown] for name in names}))
+        columns = {name: [line.get(name) for line in shown] for name in names}
+        return Result(table.take(pa.array(chosen, pa.int64())), title, [*notes, *sieve.notes()], pa.table(columns))
 
     def _indicator(self, model: Model, ids: list[int]) -> Array:
         """R^-T Ec^T v / ||v_c|| for the indicator v of tokens ``ids``: its inner product with normalized coordinates is
@@ -483,30 +574,35 @@ class Atlas:
         left, right = zip(*rows, strict=True)
         return list(left), list(right)
 
-    def _describe(self, param_id: int) -> str:
-        return ", ".join(visible(text) for text in self._tokens([param_id])[param_id][1])
+    def _describe(self, param_id: int, filter: TokenFilter | None = None) -> str:
+        return ", ".join(visible(text) for text in self._tokens([param_id], Sieve(self._database, filter))[param_id][1])
 
-    def _tokens(self, param_ids: list[int]) -> dict[int, tuple[str, list[str], list[str]]]:
+    def _tokens(
+        self, param_ids: list[int], sieve: Sieve | None = None
+    ) -> dict[int, tuple[str, list[str], list[str]]]:
         """param_id -> (address, its strongest tokens on top, and at the bottom)."""
-        found = self._postings.parameters(param_ids, _SHOWN_TOKENS)
-        vocabularies = {i: self._owner(i).vocabulary for i in found}
-        texts = self._postings.texts(
-            (vocabularies[i], token_id) for i, one in found.items() for ids in one.tokens.values() for token_id in ids
-        )
-        sides = {
-            (i, side): [texts[vocabularies[i], each] for each in ids]
+        sieve = sieve or Sieve(self._database, None)
+        found = self._postings.parameters(param_ids, ALL if sieve else _SHOWN_TOKENS)
+        owners = {i: self._owner(i) for i in found}
+        chosen = {
+            (i, side): [ids[place] for place in sieve.tokens(owners[i], ids, _SHOWN_TOKENS)]
             for i, one in found.items()
             for side, ids in one.tokens.items()
         }
+        texts = self._postings.texts((owners[i].vocabulary, each) for (i, _), ids in chosen.items() for each in ids)
+        sides = {(i, side): [texts[owners[i].vocabulary, each] for each in ids] for (i, side), ids in chosen.items()}
         return {i: (one.address, sides[i, "top"], sides[i, "bottom"]) for i, one in found.items()}
 
     def _owner(self, param_id: int) -> Model:
         """The model of a parameter."""
         return next(one for one in self.models.values() if one.span[0] <= param_id < one.span[1])
 
-    def _list(self, hits: list[tuple[float, int]], title: str | None, notes: Sequence[str]) -> Result:
-        """Parameters in order of similarity, each with its strongest tokens."""
-        tokens = self._tokens([param_id for _, param_id in hits])
+    def _list(
+        self, hits: list[tuple[float, int]], title: str | None, notes: Sequence[str], filter: TokenFilter | None = None
+    ) -> Result:
+        """Parameters in order of similarity, each with its strongest tokens that pass the filter."""
+        sieve = Sieve(self._database, filter)
+        tokens = self._tokens([param_id for _, param_id in hits], sieve)
         rows = [
             {"rank": n, "similarity": similarity, "address": tokens[i][0], "top": tokens[i][1], "bottom": tokens[i][2]}
             for n, (similarity, i) in enumerate(hits, start=1)
@@ -515,25 +611,12 @@ class Atlas:
             [("rank", pa.int32()), ("similarity", pa.float32()), ("address", pa.string()),
              ("top", pa.list_(pa.string())), ("bottom", pa.list_(pa.string()))]
         )  # fmt: skip
-        return Result(pa.Table.from_pylist(rows, schema=schema), title, list(notes))
-
-
-def _signs(side: str) -> tuple[int, ...]:
-    """By which signs a query is multiplied so that the largest inner products are what ``side`` asks for."""
-    if side not in _SIDES:
-        raise QueryError(f"side is one of {', '.join(_SIDES)}, not {side!r}")
-    return _SIDES[side]
+        return Result(pa.Table.from_pylist(rows, schema=schema), title, [*notes, *sieve.notes()])
 
 
 def _check_k(k: int) -> None:
     if k < 1:
         raise QueryError(f"k is how many to give: at least 1, not {k}")
-
-
-def _strongest(hits: list[tuple[float, int]], k: int, side: str) -> list[tuple[float, int]]:
-    """The k (similarity, param_id) that ``side`` asks for, ties by param_id."""
-    signs = _signs(side)
-    return sorted(hits, key=lambda hit: (-max(sign * hit[0] for sign in signs), hit[1]))[:k]
 
 
 def _pair(source: str, target: str) -> str:

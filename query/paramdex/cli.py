@@ -11,6 +11,7 @@ from typing import Any, NoReturn, TypeVar
 
 import click
 
+from paramdex.filter_options import filtered
 from paramdex_schemas import ParamdexError, QueryError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -88,9 +89,11 @@ def _open(path: Path) -> Any:
 @click.option("--base", help="the model that the sources were tuned from: keep what moved (also from a LoRA folder)")
 @click.option("--fold-norm", is_flag=True, help="multiply the gains of norms into the vectors beside them")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N")
+@click.option("--directions-k", type=int, default=8, show_default=True,
+              help="singular directions kept a head and matrix")  # fmt: skip
 def build(
     sources: tuple[str, ...], output: Path, top_k: int, pair_k: int, neighbor_k: int, space: str,
-    base: str | None, fold_norm: bool, device: str,
+    base: str | None, fold_norm: bool, device: str, directions_k: int = 8,
 ) -> None:  # fmt: skip
     """Build an atlas of models, or add models to one. Interrupted, the same command goes on where it was.
 
@@ -108,8 +111,9 @@ def build(
         from paramdex_builder import Options, TerminalProgress
         from paramdex_builder import build as run
 
+        options = Options(top_k, pair_k, neighbor_k, base, fold_norm, space, device, directions_k)
         try:
-            run(sources, output, Options(top_k, pair_k, neighbor_k, base, fold_norm, space, device), TerminalProgress())
+            run(sources, output, options, TerminalProgress())
         except KeyboardInterrupt as error:
             raise QueryError("interrupted; run the same command again, and it goes on where it was") from error
 
@@ -131,16 +135,18 @@ def info(atlas: Path, output: str) -> None:
 @click.argument("address")
 @_K
 @click.option("--same-word", is_flag=True, help="for a head: keep pairs of one word with itself")
+@filtered(pairs=True)
 @_FORMAT
-def show(atlas: Path, address: str, k: int, same_word: bool, output: str) -> None:
+def show(atlas: Path, address: str, k: int, same_word: bool, filter: Any, output: str) -> None:
     """The strongest tokens of a parameter, or the strongest token pairs of a head, both sides.
 
     \b
     paramdex show demo.atlas tiny-a/L3/ff_value/17
     paramdex show demo.atlas tiny-a/L2/H1 --same-word
+    paramdex show demo.atlas minilm/L3/ff_value/17 --ascii --alnum --word-starts --no-undertrained
     paramdex show demo.atlas tiny-a
     """
-    _print(_open(atlas).show(address, k, distinct=not same_word), output)
+    _print(_open(atlas).show(address, k, distinct=not same_word, filter=filter), output)
 
 
 @cli.command()
@@ -150,8 +156,11 @@ def show(atlas: Path, address: str, k: int, same_word: bool, output: str) -> Non
 @_MODEL
 @click.option("--kind", help="only of this kind: ff_key, ff_value, ..., or QK or VO for heads")
 @_LAYER
+@filtered(pairs=True)
 @_FORMAT
-def find(atlas: Path, tokens: tuple[str, ...], k: int, model: str, kind: str, layer: int, output: str) -> None:
+def find(
+    atlas: Path, tokens: tuple[str, ...], k: int, model: str, kind: str, layer: int, filter: Any, output: str
+) -> None:
     """Parameters and heads that have these tokens among their strongest.
 
     A bare word finds every spelling of it; a word with a mark of its own (" Canada", Ġcanada, ##ing) just that one.
@@ -160,7 +169,7 @@ def find(atlas: Path, tokens: tuple[str, ...], k: int, model: str, kind: str, la
     paramdex find demo.atlas soup bread wine
     paramdex find demo.atlas french --kind VO --in minilm
     """
-    _print(_open(atlas).find(tokens, k, model=model, kind=kind, layer=layer), output)
+    _print(_open(atlas).find(tokens, k, model=model, kind=kind, layer=layer, filter=filter), output)
 
 
 @cli.command()
@@ -171,9 +180,10 @@ def find(atlas: Path, tokens: tuple[str, ...], k: int, model: str, kind: str, la
 @_KIND
 @_LAYER
 @_SIDE
+@filtered()
 @_FORMAT
 def search(
-    atlas: Path, words: tuple[str, ...], k: int, model: str, kind: str, layer: int, side: str, output: str
+    atlas: Path, words: tuple[str, ...], k: int, model: str, kind: str, layer: int, side: str, filter: Any, output: str
 ) -> None:
     """The parameters nearest to a set of words, by correlation over the whole vocabulary.
 
@@ -183,7 +193,7 @@ def search(
     """
     # a word with a space of its own is one item, as for find; any other argument is split at white space
     parts = [part for word in words for part in ([word] if word != word.strip() != "" else word.split())]
-    _print(_open(atlas).search(parts, k, model=model, kind=kind, layer=layer, side=side), output)
+    _print(_open(atlas).search(parts, k, model=model, kind=kind, layer=layer, side=side, filter=filter), output)
 
 
 @cli.command()
@@ -194,8 +204,11 @@ def search(
 @click.option("--kind", help="of this kind, by default of its own; for a head QK or VO, by default both")
 @_LAYER
 @_SIDE
+@filtered(pairs=True)
 @_FORMAT
-def similar(atlas: Path, address: str, k: int, model: str, kind: str, layer: int, side: str, output: str) -> None:
+def similar(
+    atlas: Path, address: str, k: int, model: str, kind: str, layer: int, side: str, filter: Any, output: str
+) -> None:
     """The parameters or heads nearest to one, in its own or another model.
 
     Of a parameter by the correlation of scores over the whole vocabulary; of a head by the cosine of its matrices QK
@@ -206,7 +219,79 @@ def similar(atlas: Path, address: str, k: int, model: str, kind: str, layer: int
     paramdex similar demo.atlas tiny-a/L3/ff_value/17 --in tiny-wide
     paramdex similar demo.atlas tiny-a/L2/H1 --in all --kind VO
     """
-    _print(_open(atlas).similar(address, k, model=model, kind=kind, layer=layer, side=side), output)
+    _print(_open(atlas).similar(address, k, model=model, kind=kind, layer=layer, side=side, filter=filter), output)
+
+
+@cli.command()
+@_ATLAS
+@click.argument("vectors", metavar="FILE", type=click.Path(path_type=Path))
+@click.option("--model", required=True, help="the model of whose residual stream they are")
+@click.option("--row", type=click.IntRange(0), help="this row of a matrix, counted from 0")
+@click.option("--name", help="this tensor of a .safetensors file")
+@_K
+@_KIND
+@_LAYER
+@_SIDE
+@filtered()
+@_FORMAT
+def lens(
+    atlas: Path, vectors: Path, model: str, row: int | None, name: str | None, k: int, kind: str, layer: int,
+    side: str, filter: Any, output: str,
+) -> None:  # fmt: skip
+    """What a vector of your own says: its tokens, and the parameters nearest to it.
+
+    FILE is a .npy or .safetensors file with a vector of the model's residual stream, or a matrix with one a row: a
+    steering vector, a probe, the decoder of a sparse autoencoder.
+
+    \b
+    paramdex lens demo.atlas steering.npy --model minilm
+    paramdex lens demo.atlas sae.safetensors --name W_dec --row 1234 --model tiny-a --no-undertrained
+    """
+    found = _open(atlas).lens(
+        vectors, model, k, row=row, name=name, kind=kind, layer=layer, side=side, filter=filter
+    )  # fmt: skip
+    _print(found, output)
+
+
+@cli.command()
+@_ATLAS
+@click.argument("address")
+@click.option("-k", "k", type=click.IntRange(1, 10_000), default=4, show_default=True, help="how many of each matrix")
+@click.option("--matrix", type=click.Choice(["QK", "VO"]), help="of this matrix alone")
+@filtered()
+@_FORMAT
+def directions(atlas: Path, address: str, k: int, matrix: str | None, filter: Any, output: str) -> None:
+    """What a head reads and what it writes for it: the singular directions of its matrices.
+
+    \b
+    paramdex directions demo.atlas minilm/L5/H10
+    paramdex directions demo.atlas tiny-a/L3/H1 --matrix QK -k 2
+    """
+    _print(_open(atlas).directions(address, k, matrix=matrix, filter=filter), output)
+
+
+@cli.command()
+@_ATLAS
+@click.option("--pairs", required=True, type=click.Path(path_type=Path), help="a file: SOURCE, a tab and TARGET a line")
+@_K
+@_MODEL
+@click.option("--matrix", type=click.Choice(["VO", "QK"]), default="VO", show_default=True,
+              help="read → written, or query → key")  # fmt: skip
+@click.option("--top", type=click.IntRange(0, 10_000), default=10, show_default=True,
+              help="of how many strongest tokens of a row the shares are; 0 leaves them out and is faster")  # fmt: skip
+@click.option("--side", type=click.Choice(["top", "bottom", "both"]), default="top", show_default=True,
+              help="largest z, most negative, or largest in size")  # fmt: skip
+@_FORMAT
+def heads(
+    atlas: Path, pairs: Path, k: int, model: str, matrix: str, top: int, side: str, output: str
+) -> None:  # fmt: skip
+    """Which heads do what your pairs of words do: a country and its capital, a verb and its past.
+
+    \b
+    paramdex heads demo.atlas --pairs countries.tsv
+    paramdex heads demo.atlas --pairs countries.tsv --in minilm --matrix QK --side both
+    """
+    _print(_open(atlas).heads(pairs, k, model=model, matrix=matrix, top=top, side=side), output)
 
 
 @cli.command()
@@ -246,10 +331,12 @@ def align(
 @_K
 @click.option("--side", type=click.Choice(["top", "both"]), default="top", show_default=True,
               help="both: a large negative correlation is near, too")  # fmt: skip
+@filtered()
 @_FORMAT
 def match(
-    atlas: Path, model_a: str, model_b: str, kind: str, layer_a: int, layer_b: int, k: int, side: str, output: str
-) -> None:
+    atlas: Path, model_a: str, model_b: str, kind: str, layer_a: int, layer_b: int, k: int, side: str, filter: Any,
+    output: str,
+) -> None:  # fmt: skip
     """Which parameter of another model does the job of each of one model's: nearest, mutual, and one to one.
 
     Prints the most similar; json and csv give all.
@@ -258,7 +345,9 @@ def match(
     paramdex match demo.atlas tiny-a tiny-b
     paramdex match demo.atlas tiny-a tiny-wide --kind ff_key --layer-a 3 --layer-b 3 --format csv
     """
-    found = _open(atlas).match(model_a, model_b, kind, k, layer_a=layer_a, layer_b=layer_b, side=side)
+    found = _open(atlas).match(
+        model_a, model_b, kind, k, layer_a=layer_a, layer_b=layer_b, side=side, filter=filter
+    )
     _print(found, output)
 
 
@@ -269,8 +358,11 @@ def match(
 @_K
 @click.option("--kind", help="only of this kind: ff_key, ff_value, ..., or QK or VO for heads")
 @_LAYER
+@filtered(pairs=True)
 @_FORMAT
-def diff(atlas: Path, base: str, tuned: str | None, k: int, kind: str, layer: int, output: str) -> None:
+def diff(
+    atlas: Path, base: str, tuned: str | None, k: int, kind: str, layer: int, filter: Any, output: str
+) -> None:
     """What training moved most: neurons and heads, with the tokens they moved toward and away from.
 
     BASE and TUNED are names in the atlas or the sources of a build with --base, whose name alone does as well.
@@ -279,7 +371,7 @@ def diff(atlas: Path, base: str, tuned: str | None, k: int, kind: str, layer: in
     paramdex diff bert.atlas ./bert ./bert-imdb
     paramdex diff bert.atlas moved --kind ff_value --layer 4
     """
-    _print(_open(atlas).diff(base, tuned, k, kind=kind, layer=layer), output)
+    _print(_open(atlas).diff(base, tuned, k, kind=kind, layer=layer, filter=filter), output)
 
 
 @cli.command()

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from paramdex.filters import ALL, Sieve, TokenFilter
 from paramdex.result import Result, visible
 from paramdex_schemas import KINDS, MATRICES, AddressError, QueryError
 from paramdex_schemas.errors import nearest
 
 if TYPE_CHECKING:
-    from paramdex.atlas import Atlas
+    from paramdex.atlas import Atlas, Model
 
 NEURON_KINDS = ("ff_key", "ff_gate", "ff_value")
 """Kinds that are shown, beside the heads' matrices, where none is asked for."""
@@ -42,7 +43,10 @@ class _Row:
     """Whether its vectors, and so their norms, hold the gains of norms."""
 
 
-def diff(atlas: Atlas, base: str, tuned: str | None, k: int, kind: str | None, layer: int | None) -> Result:
+def diff(
+    atlas: Atlas, base: str, tuned: str | None, k: int, kind: str | None, layer: int | None,
+    filter: TokenFilter | None = None,
+) -> Result:  # fmt: skip
     """See ``Atlas.diff``."""
     rows = _models(atlas)
     row = _displacement(atlas, rows, base, tuned)
@@ -53,16 +57,19 @@ def diff(atlas: Atlas, base: str, tuned: str | None, k: int, kind: str | None, l
     origin = next((atlas.models[name] for name in same if atlas.models[name].layout == model.layout), None)
     found: list[dict[str, Any]] = []
     notes: list[str] = []
+    sieve = Sieve(atlas._database, filter)  # noqa: SLF001
     for each_kind in kinds:
         values = {"model": row.model, "kind": each_kind, "layer": layer, "k": k}
         if each_kind in MATRICES:
             shift = None if origin is None else origin.first_head_id - model.first_head_id
-            moved = atlas._database.named_rows("diff_heads", values | {"shift": shift, "shown": _SHOWN_PAIRS})  # noqa: SLF001
-            texts = [{side: [_pair(pair) for pair in each[side] or []] for side in ("top", "bottom")} for each in moved]
+            shown = ALL if sieve else _SHOWN_PAIRS
+            moved = atlas._database.named_rows("diff_heads", values | {"shift": shift, "shown": shown})  # noqa: SLF001
+            lists = [{side: each[side] or [] for side in ("top", "bottom")} for each in moved]
+            texts = [{side: _shown(sieve, model, pairs) for side, pairs in each.items()} for each in lists]
         else:
             shift = None if origin is None else origin.first_param_id - model.first_param_id
             moved = atlas._database.named_rows("diff_parameters", values | {"shift": shift})  # noqa: SLF001
-            tokens = atlas._tokens([each["id"] for each in moved])  # noqa: SLF001
+            tokens = atlas._tokens([each["id"] for each in moved], sieve)  # noqa: SLF001
             texts = [dict(zip(("top", "bottom"), tokens[each["id"]][1:], strict=True)) for each in moved]
         for rank, (each, sides) in enumerate(zip(moved, texts, strict=True), start=1):
             numbers = {name: each[name] for name in ("address", "norm", "relative")}
@@ -75,7 +82,7 @@ def diff(atlas: Atlas, base: str, tuned: str | None, k: int, kind: str | None, l
     start = row.base if origin is None else origin.name
     title = f"{row.model}: what moved from {start} to {row.source}{_by_layer(atlas, row.model)}"
     names = ["kind", "rank", "address", "norm", "relative", "toward (top)", "away from (bottom)"]
-    return Result(table, title, notes, table.rename_columns(names))
+    return Result(table, title, [*notes, *sieve.notes()], table.rename_columns(names))
 
 
 def _models(atlas: Atlas) -> list[_Row]:
@@ -133,6 +140,11 @@ def _by_layer(atlas: Atlas, model: str) -> str:
     rows = atlas._database.named_rows("diff_layers", {"model": model, "kinds": weights, "k": 5})  # noqa: SLF001
     shares = [f"{'/'.join(filter(None, [r['stack'], 'L' + str(r['layer'])]))} {r['share']:.0%}" for r in rows]
     return f"\nmoved most, by squared norm: {', '.join(shares)}" if shares else ""
+
+
+def _shown(sieve: Sieve, model: Model, pairs: list[dict[str, Any]]) -> list[str]:
+    """The pairs of one side by which a head is described."""
+    return [_pair(pairs[place]) for place in sieve.pairs(model, pairs, _SHOWN_PAIRS)]
 
 
 def _pair(pair: dict[str, str]) -> str:

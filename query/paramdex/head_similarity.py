@@ -17,6 +17,8 @@ import numpy as np
 import pyarrow as pa
 
 from paramdex.common import Common, Side, common
+from paramdex.filters import ALL, Sieve, TokenFilter
+from paramdex.head_factors import FACTORS, coordinates, displacements, owners
 from paramdex.result import Result, visible
 from paramdex_schemas import MATRICES, Address, QueryError
 from paramdex_schemas.errors import nearest
@@ -26,8 +28,6 @@ from paramdex_schemas.layout import Place
 if TYPE_CHECKING:
     from paramdex.atlas import Atlas, Model
 
-FACTORS = {"QK": ("attn_query", "attn_key"), "VO": ("attn_value", "attn_output")}
-"""The kinds that a head's two matrices are made of."""
 _SHOWN_PAIRS = 3
 _SCHEMA = pa.schema(
     [("matrix", pa.string()), ("rank", pa.int32()), ("similarity", pa.float32()), ("address", pa.string()),
@@ -37,7 +37,7 @@ _SCHEMA = pa.schema(
 
 def similar_heads(
     atlas: Atlas, where: Address, k: int, models: list[Model], matrix: str | None, layer: int | None,
-    signs: tuple[int, ...],
+    signs: tuple[int, ...], filter: TokenFilter | None,
 ) -> Result:  # fmt: skip
     """See ``Atlas.similar``. Of several models, those that cannot be compared are left out with a note."""
     if matrix is not None and matrix not in MATRICES:
@@ -69,12 +69,13 @@ def similar_heads(
             {"matrix": each, "rank": rank, "similarity": value, "address": heads[head_id][0], "id": head_id}
             for rank, (_, value, head_id) in enumerate(hits[:k], start=1)
         ]
-    pairs = _pairs(atlas, [row["id"] for row in chosen])
+    sieve = Sieve(atlas._database, filter)  # noqa: SLF001
+    pairs = _pairs(atlas, [(model, row["id"]) for row in chosen for model in models if _has(model, row["id"])], sieve)
     for row in chosen:
         row["top"] = pairs.get((row["id"], row["matrix"]), [])
     table = pa.Table.from_pylist(chosen, schema=_SCHEMA)
     title = f"nearest to {where}: cosine of the heads' matrices, over all pairs of tokens"
-    return Result(table, title, notes)
+    return Result(table, title, [*notes, *sieve.notes()])
 
 
 def head_cosines(atlas: Atlas, both: Common, where: Address, matrix: str) -> Array:
@@ -93,30 +94,15 @@ def head_cosines(atlas: Atlas, both: Common, where: Address, matrix: str) -> Arr
 
 
 def _factor(atlas: Atlas, side: Side, kind: str, place: Place) -> Array:
-    """R P^T of one factor of every head of a place, transposed (n_heads x d_head x r, float64).
-
-    The atlas has normalized coordinates, and ||R w|| = sqrt(V) std; a key/value head's are given once a head.
-    """
-    model = side.model
-    run = next(run for run in model.layout.of(kind) if run.place == place)
-    start, end = model.layout.places(kind)[place]
-    first = model.first_param_id + model.layout.blocks[kind].first + start
-    stds = atlas._database.rows(  # noqa: SLF001
-        "SELECT std FROM store.parameters WHERE param_id >= ? AND param_id < ? ORDER BY param_id",
-        [first, first + end - start],
-    )
-    lengths = np.array(stds, dtype=np.float64) * model.vocabulary_size**0.5
-    rows = side.own(side.stored(kind, (start, end)).astype(np.float64)) * lengths
-    of_head = np.arange(model.layout.heads(place).n_owners) // (run.group if run.owner == "kv_head" else 1)
-    return rows.reshape(run.n_owners, run.size, -1)[of_head]
+    """The coordinates of one factor of every head of a place (n_heads x d_head x r, float64)."""
+    rows = side.own(coordinates(atlas, side.model, kind, place)[0])
+    of_head = owners(side.model, kind, place)
+    return rows.reshape(max(of_head) + 1, -1, rows.shape[1])[of_head]
 
 
 def _refuse_displacements(atlas: Atlas, *models: Model) -> None:
-    """Raises QueryError for a displacement, whose heads' matrices are sums of more than what it has vectors of."""
-    for model in models:
-        ((base,),) = atlas._database.rows("SELECT base FROM store.models WHERE model_id = ?", [model.model_id])  # noqa: SLF001
-        if base is not None:
-            raise QueryError(f"{model.name} is a displacement: its heads are differences, which are not compared whole")
+    for name in sorted({model.name for model in models} & displacements(atlas)):
+        raise QueryError(f"{name} is a displacement: its heads are differences, which are not compared whole")
 
 
 def _heads(model: Model) -> list[tuple[int, str, int | None]]:
@@ -132,14 +118,23 @@ def _heads(model: Model) -> list[tuple[int, str, int | None]]:
     ]
 
 
-def _pairs(atlas: Atlas, head_ids: list[int]) -> dict[tuple[int, str], list[str]]:
-    """(head_id, matrix) -> its strongest pairs of two words."""
+def _has(model: Model, head_id: int) -> bool:
+    return model.first_head_id <= head_id < model.first_head_id + model.layout.n_heads
+
+
+def _pairs(atlas: Atlas, heads: list[tuple[Model, int]], sieve: Sieve) -> dict[tuple[int, str], list[str]]:
+    """(head_id, matrix) -> its strongest pairs of two words that pass a filter."""
+    models = {head_id: model for model, head_id in heads}
     rows = atlas._database.rows(  # noqa: SLF001
-        "SELECT head_id, matrix, source, target FROM head_pairs WHERE head_id IN (SELECT unnest($ids)) "
-        "AND side = 'top' AND rank_distinct <= $shown ORDER BY head_id, matrix, rank_distinct",
-        {"ids": head_ids or [-1], "shown": _SHOWN_PAIRS},
+        "SELECT head_id, matrix, list({'source': source, 'target': target, 'source_id': source_id, "
+        "'target_id': target_id} ORDER BY rank_distinct) FROM head_pairs "
+        "WHERE head_id IN (SELECT unnest($ids)) AND side = 'top' AND rank_distinct <= $shown GROUP BY ALL",
+        {"ids": list(models) or [-1], "shown": ALL if sieve else _SHOWN_PAIRS},
     )
-    found: dict[tuple[int, str], list[str]] = {}
-    for head_id, matrix, source, target in rows:
-        found.setdefault((head_id, matrix), []).append(f"{visible(source)} → {visible(target)}")
-    return found
+    return {
+        (head_id, matrix): [
+            f"{visible(pairs[place]['source'])} → {visible(pairs[place]['target'])}"
+            for place in sieve.pairs(models[head_id], pairs, _SHOWN_PAIRS)
+        ]
+        for head_id, matrix, pairs in rows
+    }

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from paramdex.common import common
+from paramdex.filters import Sieve, TokenFilter
 from paramdex.result import Result, visible
 from paramdex_schemas import KINDS, QueryError
 from paramdex_schemas.errors import nearest
@@ -77,8 +78,9 @@ def one_to_one(left: Array, right: Array, *, signed: bool) -> list[tuple[int, in
 
 
 def match(
-    atlas: Atlas, a: Model, b: Model, kind: str, layers: tuple[int | None, int | None], k: int, *, signed: bool
-) -> Result:
+    atlas: Atlas, a: Model, b: Model, kind: str, layers: tuple[int | None, int | None], k: int, *, signed: bool,
+    filter: TokenFilter | None,
+) -> Result:  # fmt: skip
     """See ``Atlas.match``."""
     if a is b:
         raise QueryError(f"match takes two different models, not {a.name} twice")
@@ -121,7 +123,9 @@ def match(
     where = " and ".join(_name(model, layer) for model, layer in zip((a, b), layers, strict=True))
     title = f"{where}: {KINDS[kind].name}, each with the nearest of the other model"
     notes = [*_summary(there, mutual, partners, starts, pairs), *notes]
-    return Result(table, title, notes, _shown(atlas, table, order))
+    sieve = Sieve(atlas._database, filter)  # noqa: SLF001
+    shown = _shown(atlas, table, order, sieve)
+    return Result(table, title, [*notes, *sieve.notes()], shown)
 
 
 def _places(atlas: Atlas, model: Model, kind: str, layer: int | None) -> dict[Place, tuple[int, int]]:
@@ -186,12 +190,12 @@ def _summary(
     return [note, f"partners, one to one in {layers}: mean |similarity| {mean:.3f}"]
 
 
-def _shown(atlas: Atlas, table: pa.Table, order: npt.NDArray[np.int64]) -> pa.Table:
-    """The rows of ``order`` with the strongest tokens of both."""
+def _shown(atlas: Atlas, table: pa.Table, order: npt.NDArray[np.int64], sieve: Sieve) -> pa.Table:
+    """The rows of ``order`` with the strongest tokens of both that pass a filter."""
     rows = [table.slice(int(i), 1).to_pylist()[0] for i in order]
     names = [row[column] for row in rows for column in ("address", "nearest")]
     ids = {name: atlas.models[name.partition("/")[0]].param_id(atlas.address(name)) for name in names}
-    tokens = atlas._tokens(list(dict.fromkeys(ids.values())))  # noqa: SLF001
+    tokens = atlas._tokens(list(dict.fromkeys(ids.values())), sieve)  # noqa: SLF001
 
     def says(name: str) -> str:
         return ", ".join(visible(text) for text in tokens[ids[name]][1][:_SHOWN_TOKENS])

@@ -42,6 +42,23 @@ _BLOCK = 1 << 20
 """Numbers of a block of rows that is held in float64."""
 
 
+SIDES = {"top": (1,), "bottom": (-1,), "both": (1, -1)}
+"""Side -> by which signs a query is multiplied so that the largest inner products are what it asks for."""
+
+
+def signs_of(side: str) -> tuple[int, ...]:
+    """Raises QueryError for a side that there is not."""
+    if side not in SIDES:
+        raise QueryError(f"side is one of {', '.join(SIDES)}, not {side!r}")
+    return SIDES[side]
+
+
+def strongest_hits(hits: list[tuple[float, int]], k: int, side: str) -> list[tuple[float, int]]:
+    """The k (similarity, param_id) that ``side`` asks for, ties by param_id."""
+    signs = signs_of(side)
+    return sorted(hits, key=lambda hit: (-max(sign * hit[0] for sign in signs), hit[1]))[:k]
+
+
 class Rows(Protocol):
     """The normalized coordinates of one kind (ntotal x r); names as in FAISS's indexes."""
 

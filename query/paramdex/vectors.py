@@ -6,7 +6,7 @@ are left on the disk and checked one by one as they are read; only ``check_all``
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 _BLOCK = 4096
 """Rows that are moved into another space at a time."""
+_BLOCK_NUMBERS = 1 << 20
+"""Numbers of E that are held in float64 at a time."""
 
 
 def _faiss() -> Any:
@@ -56,6 +58,14 @@ class Space:
             return self._file.get_tensor("embedding")[np.asarray(ids)].astype(np.float64)
         view = self._file.get_slice("embedding")
         return np.concatenate([view[int(i) : int(i) + 1] for i in ids]).astype(np.float64)
+
+    def blocks(self) -> Iterator[Array]:
+        """All rows of E (float64) in order, some at a time."""
+        view = self._file.get_slice("embedding")
+        n_rows, width = view.get_shape()
+        step = max(1, _BLOCK_NUMBERS // width)
+        for start in range(0, n_rows, step):
+            yield view[start : min(start + step, n_rows)].astype(np.float64)
 
     @cached_property
     def means(self) -> Array:

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from paramdex.database import Database
 from paramdex_schemas import TokenError
 
-_MARKERS = (" ", "Ġ", "▁", "##")
+MARKERS = (" ", "Ġ", "▁", "##")
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,14 @@ class Wanted:
     missing: list[str]
 
 
-def _bare(word: str) -> str:
-    for marker in _MARKERS:
+def bare(word: str) -> str:
+    """A typed word as ``store.tokens.folded`` has it: without a marker of its own, case-folded."""
+    for marker in MARKERS:
         word = word.removeprefix(marker)
     return (word.strip() or word or " ").casefold()  # of a marker alone the space it stands for is left
 
 
-def _items(database: Database, vocabularies: list[str], words: list[str]) -> dict[tuple[str, str], list[int]]:
+def items(database: Database, vocabularies: list[str], words: list[str]) -> dict[tuple[str, str], list[int]]:
     """(vocabulary, word) -> the ids of its items.
 
     Most words are found by how they read; only those with a marker, or found nowhere, are compared as they are spelled.
@@ -43,10 +44,10 @@ def _items(database: Database, vocabularies: list[str], words: list[str]) -> dic
     def ids(vocabulary: str, column: str, text: str) -> list[int]:
         return np.flatnonzero(pc.equal(database.tokens(vocabulary, column), text)).tolist()
 
-    found = {(each, word): ids(each, "folded", _bare(word)) for each in vocabularies for word in words}
+    found = {(each, word): ids(each, "folded", bare(word)) for each in vocabularies for word in words}
     known = {word for (_, word), alike in found.items() if alike}
     for (vocabulary, word), alike in found.items():
-        if word.startswith(_MARKERS):
+        if word.startswith(MARKERS):
             texts = database.tokens(vocabulary, "text")
             exact = {*ids(vocabulary, "token", word), *(i for i in alike if texts[i].as_py() == word)}
             found[vocabulary, word] = sorted(exact) or alike
@@ -55,13 +56,14 @@ def _items(database: Database, vocabularies: list[str], words: list[str]) -> dic
     return found
 
 
-def _nearest(database: Database, vocabularies: list[str], word: str) -> list[str]:
+def nearest_words(database: Database, vocabularies: list[str], word: str) -> list[str]:
+    """The five words of some vocabularies that read most like ``word``."""
     rows = database.rows(
         "SELECT folded, max(jaro_winkler_similarity(folded, $bare)) AS likeness FROM store.tokens "
         "WHERE vocabulary IN (SELECT unnest($vocabularies)) AND NOT is_special AND length(folded) > 1 "
         "AND NOT starts_with(folded, '##') "
         "GROUP BY folded ORDER BY likeness DESC, folded LIMIT 5",
-        {"bare": _bare(word), "vocabularies": vocabularies},
+        {"bare": bare(word), "vocabularies": vocabularies},
     )
     return [folded for folded, _ in rows]
 
@@ -77,11 +79,11 @@ def resolve(database: Database, vocabularies: list[str], words: list[str]) -> li
     for word in words:
         if any("\ud800" <= character <= "\udfff" for character in word):
             raise TokenError(f"{word!r} is not valid UTF-8 text; type the word again")
-    items = _items(database, vocabularies, words)
-    found = {v: {word: items[v, word] for word in words} for v in vocabularies}
+    by_vocabulary = items(database, vocabularies, words)
+    found = {v: {word: by_vocabulary[v, word] for word in words} for v in vocabularies}
     for word in words:
         if not any(found[v][word] for v in vocabularies):
-            near = ", ".join(_nearest(database, vocabularies, word))
+            near = ", ".join(nearest_words(database, vocabularies, word))
             raise TokenError(f"no vocabulary here has {word!r}; the nearest words are {near}")
     return [
         Wanted(

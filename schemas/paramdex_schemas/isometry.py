@@ -99,3 +99,17 @@ def match_layers(scores: Array) -> npt.NDArray[np.bool_]:
 def feature_rows(rows: Array) -> Array:
     """Raw weight vectors (n x d) as rows whose inner product is their Pearson correlation over the d features."""
     return normalize(rows - rows.mean(axis=1, keepdims=True))
+
+
+def strongest(values: np.ndarray, k: int, mask: np.ndarray | None = None) -> np.ndarray:
+    """The ids of the k largest of ``values`` (V, float32), ties by the smaller id; ``mask`` (V) says which may be.
+
+    >>> strongest(np.array([1.0, 3.0, 2.0, 3.0], np.float32), 3).tolist()
+    [1, 3, 2]
+    """
+    ids = np.arange(len(values)) if mask is None else np.flatnonzero(mask)
+    chosen = values[ids]
+    if len(ids) > k:
+        least = np.partition(chosen, len(ids) - k)[len(ids) - k]
+        ids = ids[chosen >= least]
+    return ids[np.lexsort((ids, -values[ids]))][:k]

@@ -11,9 +11,10 @@ WITH moved AS (
 pairs AS (
     SELECT
         head_id,
-        list({'source': source, 'target': target} ORDER BY rank_distinct) FILTER (side = 'top') AS top,
-        list({'source': source, 'target': target} ORDER BY rank_distinct) FILTER (side = 'bottom') AS bottom
-    FROM head_pairs
+        list(pair ORDER BY rank_distinct) FILTER (side = 'top') AS top,
+        list(pair ORDER BY rank_distinct) FILTER (side = 'bottom') AS bottom
+    FROM (SELECT *, {'source': source, 'target': target, 'source_id': source_id, 'target_id': target_id} AS pair
+        FROM head_pairs)
     WHERE head_id IN (SELECT head_id FROM moved) AND matrix = $kind AND rank_distinct <= $shown
     GROUP BY head_id
 )

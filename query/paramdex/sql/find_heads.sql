@@ -1,5 +1,6 @@
 -- Heads of the models of one vocabulary that have the wanted tokens in their strongest pairs: most words first, then
--- most pairs of two wanted words (linked), then the largest z scores. words[i] is what ids[i] was asked for by.
+-- most pairs of two wanted words (linked), then the largest z scores. words[i] is what ids[i] was asked for by. Where
+-- $passing is given, both tokens of a pair have passing[token_id]; $identical and $same_word say whether such pairs count.
 WITH hits AS (
     SELECT
         r.head_id, h.address, r.matrix, r.is_top, r.source_id, r.target_id, r.rank,
@@ -13,6 +14,9 @@ WITH hits AS (
     WHERE (list_contains($ids, r.source_id) OR list_contains($ids, r.target_id))
         AND list_contains($models, h.model_id) AND ($kind IS NULL OR r.matrix = $kind)
         AND ($layer IS NULL OR h.layer = $layer)
+        AND ($passing::BOOLEAN[] IS NULL
+            OR ($passing::BOOLEAN[])[r.source_id + 1] AND ($passing::BOOLEAN[])[r.target_id + 1])
+        AND ($identical OR r.source_id <> r.target_id) AND ($same_word OR NOT r.same_word)
 )
 SELECT
     any_value(address) AS address, matrix AS kind, if(is_top, 'top', 'bottom') AS side,

@@ -48,6 +48,7 @@ CREATE TABLE store.models (
     top_k INTEGER NOT NULL,
     pair_k INTEGER NOT NULL,
     neighbor_k INTEGER NOT NULL,
+    directions_k INTEGER NOT NULL,
     n_parameters BIGINT NOT NULL,
     first_param_id BIGINT NOT NULL,
     first_head_id BIGINT NOT NULL,
@@ -72,7 +73,8 @@ CREATE TABLE store.layout (
     first_param_id BIGINT NOT NULL
 );
 
--- One row a vocabulary item; `folded` is what a typed word is compared with.
+-- One row a vocabulary item; `folded` is what a typed word is compared with, and `is_undertrained` says that the item is
+-- under-trained in every model of the vocabulary.
 CREATE TABLE store.tokens (
     vocabulary VARCHAR NOT NULL,
     token_id INTEGER NOT NULL,
@@ -82,7 +84,17 @@ CREATE TABLE store.tokens (
     is_special BOOLEAN NOT NULL,
     is_ascii BOOLEAN NOT NULL,
     is_alnum BOOLEAN NOT NULL,
-    is_word_start BOOLEAN
+    is_word_start BOOLEAN,
+    is_undertrained BOOLEAN NOT NULL
+);
+
+-- One row a model and item of its vocabulary: what the row of the model's embedding says of it.
+CREATE TABLE store.token_embeddings (
+    model_id INTEGER NOT NULL,
+    token_id INTEGER NOT NULL,
+    norm FLOAT NOT NULL,
+    undertrained FLOAT,
+    is_undertrained BOOLEAN NOT NULL
 );
 
 -- One row a parameter, by param_id; the lists hold its strongest tokens, strongest first, for look-ups by parameter.
@@ -145,6 +157,27 @@ CREATE TABLE store.pairs (
     same_word BOOLEAN NOT NULL,
     source_id INTEGER NOT NULL,
     target_id INTEGER NOT NULL,
+    score FLOAT NOT NULL
+);
+
+-- One row a singular direction of a head's matrix, by head_id, matrix and direction (1 has the largest value).
+CREATE TABLE store.directions (
+    head_id BIGINT NOT NULL,
+    matrix VARCHAR NOT NULL,
+    direction SMALLINT NOT NULL,
+    singular_value FLOAT NOT NULL,
+    share FLOAT NOT NULL
+);
+
+-- One row a token of a direction, what is read (is_source) or written, by direction, role and side.
+CREATE TABLE store.direction_tokens (
+    head_id BIGINT NOT NULL,
+    matrix VARCHAR NOT NULL,
+    direction SMALLINT NOT NULL,
+    is_source BOOLEAN NOT NULL,
+    is_top BOOLEAN NOT NULL,
+    rank SMALLINT NOT NULL,
+    token_id INTEGER NOT NULL,
     score FLOAT NOT NULL
 );
 

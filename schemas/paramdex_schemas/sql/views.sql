@@ -6,7 +6,7 @@ SELECT
     model, source, revision, base, family, family_inferred, model_type, n_layers, d_model, n_heads, n_kv_heads, d_head, d_ff,
     n_experts, d_expert, gated, stacks,
     vocabulary, vocabulary_size, embedding, tied, fold_norm, embedding_rank, embedding_condition, rotary_left_out, dtype,
-    top_k, pair_k, neighbor_k, n_parameters, weights_sha256, base_sha256, tokenizer_sha256, built_at, builder_version
+    top_k, pair_k, neighbor_k, directions_k, n_parameters, weights_sha256, base_sha256, tokenizer_sha256, built_at, builder_version
 FROM store.models;
 
 -- What each model has: all that a layer has of one kind, in the order of param_id. ``owner`` is what the vectors belong
@@ -17,10 +17,18 @@ SELECT
 FROM store.layout AS l
 JOIN store.models AS m USING (model_id);
 
--- The vocabularies of the models.
+-- The vocabularies of the models. An item is under-trained where it is so in every model of the vocabulary.
 CREATE VIEW tokens AS
-SELECT vocabulary, token_id, token, text, is_special, is_ascii, is_alnum, is_word_start
+SELECT vocabulary, token_id, token, text, is_special, is_ascii, is_alnum, is_word_start, is_undertrained
 FROM store.tokens;
+
+-- The rows of the models' embeddings. ``undertrained`` is the cosine, from -1 to 1, with the direction in which rows
+-- point that the training text hardly used, NULL where the model has none such; from 0.7 on the item is under-trained.
+CREATE VIEW token_embeddings AS
+SELECT m.model, m.vocabulary, e.token_id, t.token, t.text, e.norm, e.undertrained, e.is_undertrained
+FROM store.token_embeddings AS e
+JOIN store.models AS m USING (model_id)
+JOIN store.tokens AS t ON t.vocabulary = m.vocabulary AND t.token_id = e.token_id;
 
 -- Every vector that reads from or writes to the residual stream.
 CREATE VIEW parameters AS
@@ -61,6 +69,29 @@ JOIN store.heads AS h USING (head_id)
 JOIN store.models AS m USING (model_id)
 JOIN store.tokens AS s ON s.vocabulary = m.vocabulary AND s.token_id = r.source_id
 JOIN store.tokens AS g ON g.vocabulary = m.vocabulary AND g.token_id = r.target_id;
+
+-- The strongest singular directions of every head's two matrices, centred over tokens on both sides: direction 1 has the
+-- largest singular value, ``share`` is its part of the squared Frobenius norm of the V x V matrix.
+CREATE VIEW head_directions AS
+SELECT
+    d.head_id, h.address, m.model, h.stack, h.layer, h.head, d.matrix, d.direction, d.singular_value, d.share
+FROM store.directions AS d
+JOIN store.heads AS h USING (head_id)
+JOIN store.models AS m USING (model_id);
+
+-- What the directions read (source; of QK the query) and write (target; of QK the key): the strongest tokens of either
+-- singular vector, both sides. ``score`` is the entry in standard deviations of all V. A top source goes with the top
+-- targets, a bottom source with the bottom ones; the largest entry of the source in size is on top.
+CREATE VIEW head_direction_tokens AS
+SELECT
+    d.head_id, h.address, m.model, h.stack, h.layer, h.head, d.matrix, d.direction,
+    CASE WHEN d.is_source THEN 'source' ELSE 'target' END AS role,
+    CASE WHEN d.is_top THEN 'top' ELSE 'bottom' END AS side,
+    d.rank, d.token_id, t.token, t.text, d.score
+FROM store.direction_tokens AS d
+JOIN store.heads AS h USING (head_id)
+JOIN store.models AS m USING (model_id)
+JOIN store.tokens AS t ON t.vocabulary = m.vocabulary AND t.token_id = d.token_id;
 
 -- The nearest parameters of the same kind in the other models of one vocabulary.
 CREATE VIEW neighbors AS

@@ -1,0 +1,45 @@
+"""The options of a filter, for every command that shows tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+
+_OPTIONS = [
+    click.option("--ascii", is_flag=True, help="show only tokens of ASCII characters"),
+    click.option("--alnum", is_flag=True, help="show only tokens of letters and digits"),
+    click.option("--word-starts", is_flag=True, help="show only tokens that start a word"),
+    click.option("--words", "word_file", type=click.Path(path_type=Path), metavar="FILE",
+                 help="show only the words of this file, one a line"),
+    click.option("--no-undertrained", is_flag=True, help="show no tokens that training hardly used"),
+]  # fmt: skip
+_OF_PAIRS = [
+    click.option("--no-identical", is_flag=True, help="show no pairs of a token with itself"),
+    click.option("--no-same-word", is_flag=True, help="show no pairs that differ only in case or space"),
+]
+
+_NAMES = ("ascii", "alnum", "word_starts", "no_undertrained", "no_identical", "no_same_word")
+
+
+def filtered(*, pairs: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a command the options of a filter, and those ``of pairs`` where it shows pairs; it gets one ``filter``."""
+    options = [*_OPTIONS, *(_OF_PAIRS if pairs else [])]
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(command)
+        def call(*args: Any, **values: Any) -> Any:
+            from paramdex.filters import TokenFilter
+
+            fields = {name: values.pop(name) for name in _NAMES if name in values}
+            chosen = TokenFilter(words=values.pop("word_file"), **fields)
+            return command(*args, filter=chosen or None, **values)
+
+        for option in reversed(options):
+            call = option(call)
+        return call
+
+    return decorate

@@ -1,0 +1,44 @@
+"""What a head's matrices are made of, from the atlas: the coordinates of its vectors, with their lengths."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from paramdex_schemas.isometry import Array
+from paramdex_schemas.layout import Place
+
+if TYPE_CHECKING:
+    from paramdex.atlas import Atlas, Model
+
+FACTORS = {"QK": ("attn_query", "attn_key"), "VO": ("attn_value", "attn_output")}
+"""The kinds that a head's two matrices are made of."""
+
+
+def coordinates(atlas: Atlas, model: Model, kind: str, place: Place) -> tuple[Array, Array]:
+    """R w of all of a place's vectors w of a kind (n x r, float64), and the mean of the V scores of each (n).
+
+    The atlas has normalized coordinates, and ||R w|| = sqrt(V) std.
+    """
+    start, end = model.layout.places(kind)[place]
+    first = model.first_param_id + model.layout.blocks[kind].first
+    found = atlas._database.arrays(  # noqa: SLF001
+        "SELECT mean, std FROM store.parameters WHERE param_id BETWEEN ? AND ? ORDER BY param_id",
+        [first + start, first + end - 1],
+    )
+    rows = atlas._vectors.index(model.name, kind).reconstruct_n(start, end - start).astype(np.float64)  # noqa: SLF001
+    lengths = found["std"].astype(np.float64) * model.vocabulary_size**0.5
+    return rows * lengths[:, None], found["mean"].astype(np.float64)
+
+
+def owners(model: Model, kind: str, place: Place) -> list[int]:
+    """Of every head of a place the number of the owner of its vectors of a kind, which a group of heads may share."""
+    run = next(run for run in model.layout.of(kind) if run.place == place)
+    n_heads = model.layout.heads(place).n_owners
+    return [head // run.group if run.owner == "kv_head" else head for head in range(n_heads)]
+
+
+def displacements(atlas: Atlas) -> set[str]:
+    """The models whose heads' matrices are no products of their vectors, but differences of two matrices."""
+    return {name for (name,) in atlas._database.rows("SELECT model FROM store.models WHERE base IS NOT NULL")}  # noqa: SLF001

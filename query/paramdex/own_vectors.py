@@ -1,0 +1,109 @@
+"""Vectors that the user brings: read from a .npy or .safetensors file, or an array, and checked before any is used."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from paramdex_schemas import QueryError
+from paramdex_schemas.errors import nearest
+from paramdex_schemas.isometry import Array
+
+ENDINGS = (".npy", ".safetensors")
+
+
+@dataclass(frozen=True)
+class OwnVectors:
+    """Rows (n x d, float64), all finite and none zero; ``single`` where one vector was given and not a matrix."""
+
+    says: str
+    """What they are called in a title or message."""
+    rows: Array
+    numbers: list[int]
+    """The number of each of the rows in what was given."""
+    single: bool
+
+
+def own_vectors(given: Any, width: int, model: str, row: int | None = None, name: str | None = None) -> OwnVectors:
+    """The vectors of ``given``, a path or anything that NumPy takes for an array: d numbers, or n x d of them.
+
+    ``name`` chooses a tensor of a safetensors file, ``row`` one row of a matrix. Raises QueryError where a vector has
+    not the ``width`` of ``model``, is zero or has entries that are no finite numbers.
+    """
+    if isinstance(given, (str, Path)):
+        path = Path(given)
+        says, values = (str(path) if name is None else f"{name} of {path}"), _read(path, name)
+    elif name is not None:
+        raise QueryError("a name chooses a tensor of a .safetensors file; an array has none")
+    else:
+        says, values = "the vector", np.asarray(given)
+    if values.dtype.kind not in "fiu":
+        raise QueryError(f"{says} holds entries of type {values.dtype}; expected real numbers")
+    shape = " x ".join(map(str, values.shape)) or "a single number"
+    if values.ndim not in (1, 2):
+        raise QueryError(f"{says} has the shape {shape}; expected {width} numbers, or rows of {width}")
+    if values.shape[-1] != width:
+        turned = values.ndim == 2 and values.shape[0] == width
+        hint = "; its columns are that wide: transpose it" if turned else ""
+        raise QueryError(f"{says} has the shape {shape}, and vectors of {model} have {width} numbers{hint}")
+    if not len(values):
+        raise QueryError(f"{says} has no rows")
+    single = values.ndim == 1
+    if row is not None:
+        if single:
+            raise QueryError(f"{says} is one vector; ask for it without a row")
+        if not 0 <= row < len(values):
+            raise QueryError(f"{says} has no row {row}; its rows are 0 to {len(values) - 1}")
+    numbers = [0] if single else list(range(len(values))) if row is None else [row]
+    rows = np.atleast_2d(values)[numbers].astype(np.float64)
+    for number, vector in zip(numbers, rows, strict=True):
+        what = says if single else f"row {number} of {says}"
+        bad = int((~np.isfinite(vector)).sum())
+        if bad:
+            raise QueryError(f"{what} has {bad} of {width} entries that are NaN or infinite; expected finite numbers")
+        if not vector.any() and (single or row is not None):
+            raise QueryError(f"{what} is zero, and a zero vector says nothing")
+    return OwnVectors(says if row is None else f"row {row} of {says}", rows, numbers, single or row is not None)
+
+
+def _read(path: Path, name: str | None) -> np.ndarray:
+    """The array of a file. Raises QueryError."""
+    if not path.is_file():
+        raise QueryError(f"there is no file {path}; give a .npy or .safetensors file")
+    if path.suffix not in ENDINGS:
+        raise QueryError(f"{path} is neither a .npy nor a .safetensors file; save the vector as one of these")
+    try:
+        if path.suffix == ".safetensors":
+            return _read_tensor(path, name)
+        if name is not None:
+            raise QueryError(f"a name chooses a tensor of a .safetensors file; {path} has none")
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()
+        raise QueryError(f"{path} cannot be read: {reason[0] if reason else 'it is damaged'}") from error
+
+
+def _read_tensor(path: Path, name: str | None) -> np.ndarray:
+    """One tensor of a safetensors file; bfloat16, which NumPy does not have, as float32."""
+    with safe_open(path, framework="np") as file:
+        names = sorted(file.keys())
+        if name is None:
+            if len(names) != 1:
+                raise QueryError(f"{path} has {len(names)} tensors; choose one by its name: {nearest('', names)}")
+            name = names[0]
+        if name not in names:
+            raise QueryError(f"{path} has no tensor {name!r}; {nearest(name, names)}")
+        if file.get_slice(name).get_dtype() != "BF16":
+            return file.get_tensor(name)
+    with path.open("rb") as raw:
+        size = int.from_bytes(raw.read(8), "little")
+        entry = json.loads(raw.read(size))[name]
+        start, end = entry["data_offsets"]
+        raw.seek(8 + size + start)
+        halves = np.frombuffer(raw.read(end - start), "<u2").astype(np.uint32)
+    return (halves << 16).view(np.float32).reshape(entry["shape"])
