@@ -268,6 +268,23 @@ def test_an_adapter_runs_as_peft_merges_it(tmp_path: Path) -> None:
         torch.testing.assert_close(classifier.logits(batch)[0], torch.tensor([0.0, score]), atol=1e-4, rtol=1e-4)
 
 
+def test_the_script_tunes_the_last_layers_and_a_classifier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "data")
+    import stitch_reviews
+
+    monkeypatch.setattr(stitch_reviews, "EPOCHS", 30)
+    base = word_model(tmp_path / "base", 1, models.gpt2)
+    reviews = [("bread butter food", 1), ("winter river ocean", 0)] * 8
+    folder = stitch_reviews.tuned_folder(base, 0, reviews, 1, tmp_path)
+    before, after = (AutoModel.from_pretrained(each).state_dict() for each in (base, folder))
+    moved = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    assert moved
+    assert all(name.startswith("h.1.") for name in moved)
+    classifier = Classifier.open(str(folder))
+    assert stitch_reviews.accuracy(classifier, reviews) == 1.0
+    assert stitch_reviews.accuracy(classifier, [(text, 1 - label) for text, label in reviews]) == 0.0
+
+
 # ---- the command
 
 

@@ -106,9 +106,9 @@ def stitching(table: pa.Table) -> Stitching:
             line[f"last {last}"] = float(np.mean(found)) if found else None
         lines.append(line)
     n, chance = rows[0]["n"], rows[0]["largest_class"]
-    of = tuned[0] if len(tuned) == 1 else f"{len(tuned)} tuned models (means)"
+    of = short(tuned[0]) if len(tuned) == 1 else f"{len(tuned)} tuned models (means)"
     title = (
-        f"accuracy of the first layers of {rows[0]['pretrained']} under the last layers and the classifier of {of}\n"
+        f"accuracy of the first layers of {short(rows[0]['pretrained'])} under the last layers and classifier of {of}\n"
         f"{n:,} texts, states {points[0]['state']}"
     )
     notes = [_end(rows, "fine-tuned", "tuned"), _end(rows, "pre-trained", "its base under its classifier")]
@@ -132,6 +132,15 @@ def _spread(values: list[float]) -> str:
     if len(values) == 1:
         return f"{values[0]:.3f}"
     return f"{np.mean(values):.3f}, from {min(values):.3f} to {max(values):.3f}"
+
+
+def short(source: str) -> str:
+    """The last part of a source, where there is little room.
+
+    >>> short("data/models/tiny-a")
+    'tiny-a'
+    """
+    return Path(source).name or source
 
 
 def by(rows: list[dict[str, Any]], value: str, key: Callable[[dict[str, Any]], Any]) -> dict[Any, list[float]]:

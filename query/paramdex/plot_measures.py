@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from paramdex.measures import Evaluation, Stitching, by
+from paramdex.measures import Evaluation, Stitching, by, short
 from paramdex.plot import _figure_class
 
 _MEASURES = {"states": "states and their most active parameters", "pairs": "related pairs"}
@@ -37,7 +37,8 @@ def evaluation_figure(evaluation: Evaluation) -> Any:
         _inverses(axes[len(panels)], kept)
     for axis in axes[n:]:
         axis.remove()
-    figure.suptitle(evaluation.title)
+    folded = "" if rows[0]["fold_norm"] else "not "
+    figure.suptitle(f"{short(rows[0]['model'])}: {rows[0]['space']} embedding, norms {folded}folded")
     return figure
 
 
@@ -74,7 +75,7 @@ def stitching_figure(stitching: Stitching) -> Any:
     """
     rows = stitching.to_rows()
     points = [row for row in rows if row["part"] == "stitched"]
-    figure = _figure_class()(figsize=(7.5, 4.5), layout="constrained")
+    figure = _figure_class()(figsize=(8.5, 4.2), layout="constrained")
     axis = figure.subplots()
     for i, last in enumerate(sorted({row["last"] for row in points})):
         found = by([row for row in points if row["last"] == last], "accuracy", lambda row: row["first"])
@@ -83,14 +84,14 @@ def stitching_figure(stitching: Stitching) -> Any:
         if any(len(values) > 1 for values in found.values()):
             low, high = ([pick(values) for values in found.values()] for pick in (min, max))
             axis.fill_between(firsts, low, high, color=f"C{i}", alpha=0.12, linewidth=0)
-    for part, color in (("fine-tuned", "black"), ("pre-trained", "0.5")):
+    for part, color, name in (("fine-tuned", "black", "tuned model"), ("pre-trained", "0.5", "its base")):
         ends = [row["accuracy"] for row in rows if row["part"] == part]
         if ends:
-            axis.axhline(float(np.mean(ends)), color=color, linestyle="--", label=f"{part}, not stitched")
+            axis.axhline(float(np.mean(ends)), color=color, linestyle="--", label=f"{name}, not stitched")
     axis.axhline(rows[0]["largest_class"], color="0.5", linestyle=":", label="most frequent class")
     axis.set_xticks(sorted({row["first"] for row in points}))
-    axis.set_xlabel(f"first layers, of {rows[0]['pretrained']}")
+    axis.set_xlabel(f"first layers, of {short(rows[0]['pretrained'])}")
     axis.set_ylabel(f"accuracy, {rows[0]['n']:,} texts")
     axis.set_title(f"stitched through the vocabulary (states {points[0]['state']})")
-    axis.legend(fontsize=8)
+    figure.legend(loc="outside right center", fontsize=8)
     return figure
