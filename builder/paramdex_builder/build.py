@@ -26,7 +26,7 @@ from paramdex_builder.publish import FinishedModel, database, publish
 from paramdex_builder.space import make_space, pick_device
 from paramdex_builder.units import ATTENTION, Units, head_units, parameter_unit, pieces
 from paramdex_builder.vocabulary import Vocabulary, read_vocabulary
-from paramdex_schemas import FORMAT_VERSION, AtlasError, BuildError, atlas_files
+from paramdex_schemas import FORMAT_VERSION, AtlasError, BuildError, atlas_files, vector_files
 from paramdex_schemas.addresses import MODEL_NAME
 
 
@@ -256,21 +256,32 @@ def _make(
 
 
 def _estimate(checkpoint: Checkpoint | Displacement, options: Options) -> int:
-    """About how many bytes a model takes while it is built, staging included."""
-    n_parameters = checkpoint.layout.n_parameters
-    postings = n_parameters * 2 * options.top_k
-    vectors = n_parameters * checkpoint.d_model * 4
+    """About how many bytes a model takes while it is built, staging included.
+
+    Vectors lie there twice, in staging and in their index, beside which a large kind has a byte for each number and
+    four for each row.
+    """
+    layout, d = checkpoint.layout, checkpoint.d_model
+    postings = layout.n_parameters * 2 * options.top_k
+    vectors = layout.n_parameters * d * 4
+    rows = [layout.blocks[kind].n_rows for kind in layout.kinds]
+    codes = sum(n * (d + 4) + d * d * 4 for n in rows if n * d * 4 >= vector_files.CODED_BYTES)
     pairs = checkpoint.layout.n_heads * 8 * options.pair_k
     embedding = sum(file.stat().st_size for file in checkpoint.files.paths) // 2
-    return 24 * postings + 2 * vectors + 60 * pairs + embedding
+    return 24 * postings + 2 * vectors + codes + 60 * pairs + embedding
 
 
 def _check_space(atlas: Path, checkpoints: list[Checkpoint | Displacement], options: Options) -> None:
-    """Raises BuildError where the disk at the output path has clearly too little room."""
+    """Raises BuildError where the disk at the output path has clearly too little room for the models, and for the copy
+    of the database that they are added to. (By the time that what is new of it is copied, staging has shrunk as much.)
+    """
     parent = atlas.parent
     if not parent.is_dir():
         raise BuildError(f"there is no folder {parent} to put {atlas.name} in; make it first")
     needed, free = sum(_estimate(c, options) for c in checkpoints), shutil.disk_usage(parent).free
+    database_file = atlas_files.database(atlas)
+    if checkpoints and database_file.is_file():
+        needed += database_file.stat().st_size
     if needed > free:
         raise BuildError(f"the build needs about {_size(needed)} at {parent}, only {_size(free)} are free")
 
