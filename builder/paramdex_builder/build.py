@@ -17,6 +17,7 @@ import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
+from paramdex_builder import memory
 from paramdex_builder.checkpoint import Checkpoint
 from paramdex_builder.displacement import Displacement
 from paramdex_builder.pairs import same_words
@@ -48,6 +49,8 @@ class Options:
     """output or input: the embedding whose rows the scores belong to; where a model ties the two they are one"""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N; auto takes a GPU where there is one"""
+    memory: str | None = None
+    """the most memory that the build may take, such as 8G; without it, half of what is free"""
 
     def check(self) -> torch.device:
         """The device. Raises BuildError where an option cannot be met."""
@@ -56,6 +59,8 @@ class Options:
                 raise BuildError(f"{name} must be from 1 to {largest:,}, not {getattr(self, name)}")
         if self.space not in ("output", "input"):
             raise BuildError(f"space is output or input, not {self.space!r}")
+        if self.memory is not None:
+            memory.parse(self.memory)
         try:
             device = pick_device(self.device)
             torch.zeros(1, device=device)
@@ -86,6 +91,9 @@ def build(
         present = _present(atlas)
         checkpoints = {name: _open(source, options) for name, source in named.items()}
         plans = {name: _plan(name, checkpoint, options, progress) for name, checkpoint in checkpoints.items()}
+        least = {name: memory.needed(c.layout, len(plans[name][1]), c.d_model) for name, c in checkpoints.items()}
+        most = max(least, key=lambda name: least[name])
+        allowed = memory.allowed(options.memory, least[most], most)
         _check_space(atlas, [checkpoint for name, checkpoint in checkpoints.items() if name not in present], options)
         with _staging(atlas) as staging:
             present = _present(atlas)  # another build may have ended since
@@ -102,11 +110,14 @@ def build(
                     progress.say(f"{name}: already in {atlas}")
                     continue
                 model = _make(name, checkpoint, vocabulary, plan, options, staging, device, progress)
-                publish(model, atlas, staging, device, progress)
+                publish(model, atlas, staging, device, progress, memory.for_duckdb(allowed, least[name]))
                 shutil.rmtree(model.units.folder)
                 progress.say(f"{name}: {model.layout.n_parameters:,} parameters in {atlas}")
     except (OSError, SafetensorError, duckdb.IOException) as error:
         raise BuildError(_reason(error, atlas)) from error
+    peak = memory.peak()
+    if peak is not None:
+        progress.say(f"peak memory {memory.gib(peak)} of {memory.gib(allowed)} allowed")
     return atlas
 
 

@@ -32,8 +32,8 @@ from paramdex_schemas import FORMAT_VERSION, KINDS, Layout, Run, atlas_files, is
 from paramdex_schemas.layout import Place
 
 _RUN = ("stack", "layer", "owner", "n_owners", "size", "group")
-_MEMORY = "1GB"
-"""What DuckDB may hold; what it sorts beyond that goes to files beside the database."""
+_MEMORY = 1 << 30
+"""Bytes that DuckDB may hold; what it sorts beyond that goes to files beside the database."""
 
 
 @dataclass
@@ -68,9 +68,11 @@ class _Neighbor:
 
 
 @contextmanager
-def database(path: Path, *, create: bool = False, read_only: bool = False) -> Iterator[duckdb.DuckDBPyConnection]:
+def database(
+    path: Path, *, create: bool = False, read_only: bool = False, memory: int = _MEMORY
+) -> Iterator[duckdb.DuckDBPyConnection]:
     """A connection whose current database is the file ``path``, in a storage version that older clients can read."""
-    connection = duckdb.connect(config={} if read_only else _config(path))
+    connection = duckdb.connect(config={} if read_only else _config(path, memory))
     try:
         created = f" (STORAGE_VERSION '{atlas_files.STORAGE_VERSION}')" if create else ""
         options = " (READ_ONLY)" if read_only else created
@@ -84,12 +86,16 @@ def database(path: Path, *, create: bool = False, read_only: bool = False) -> It
         connection.close()
 
 
-def _config(path: Path) -> dict[str, str | bool | int | float | list[str]]:
-    return {"temp_directory": str(path.parent / "duckdb-temp"), "memory_limit": _MEMORY}
+def _config(path: Path, memory: int) -> dict[str, str | bool | int | float | list[str]]:
+    return {"temp_directory": str(path.parent / "duckdb-temp"), "memory_limit": f"{memory >> 20}MiB"}
 
 
-def publish(model: FinishedModel, atlas: Path, staging: Path, device: torch.device, progress: Progress) -> None:
-    """Add a finished model to ``atlas`` (made if it is not there), through the folder ``staging`` beside it."""
+def publish(
+    model: FinishedModel, atlas: Path, staging: Path, device: torch.device, progress: Progress, memory: int = _MEMORY
+) -> None:
+    """Add a finished model to ``atlas`` (made if it is not there), through the folder ``staging`` beside it; DuckDB may
+    hold ``memory`` bytes.
+    """
     work = staging / ".publish"  # no name of a model
     shutil.rmtree(work, ignore_errors=True)
     folder = atlas_files.model_folder(work, model.name)
@@ -98,7 +104,7 @@ def publish(model: FinishedModel, atlas: Path, staging: Path, device: torch.devi
     file = atlas_files.database(work)
     if not new:
         shutil.copyfile(atlas_files.database(atlas), file)
-    with database(file, create=new) as connection:
+    with database(file, create=new, memory=memory) as connection:
         if new:
             for statements in atlas_files.ddl():
                 connection.execute(statements)

@@ -68,9 +68,10 @@ def _open(path: Path) -> Any:
 @click.option("--base", help="the model that the sources were tuned from: keep what moved (also from a LoRA folder)")
 @click.option("--fold-norm", is_flag=True, help="multiply the gains of norms into the vectors beside them")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N")
+@click.option("--memory", help="the most it may take, such as 8G  [default: half of what is free]")
 def build(
     sources: tuple[str, ...], output: Path, top_k: int, pair_k: int, neighbor_k: int, space: str,
-    base: str | None, fold_norm: bool, device: str,
+    base: str | None, fold_norm: bool, device: str, memory: str | None,
 ) -> None:  # fmt: skip
     """Build an atlas of models, or add models to one. Interrupted, the same command goes on where it was.
 
@@ -88,7 +89,8 @@ def build(
         from paramdex_builder import Options, TerminalProgress
         from paramdex_builder import build as run
 
-        run(sources, output, Options(top_k, pair_k, neighbor_k, base, fold_norm, space, device), TerminalProgress())
+        options = Options(top_k, pair_k, neighbor_k, base, fold_norm, space, device, memory)
+        run(sources, output, options, TerminalProgress())
     except KeyboardInterrupt as error:
         raise QueryError("interrupted; run the same command again, and it goes on where it was") from error
     except ImportError as error:  # some are loaded where they are used
