@@ -23,7 +23,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from paramdex_builder.index_file import open_rows, write_codes, write_flat_index
-from paramdex_builder.progress import Progress
+from paramdex_builder.progress import Advance, Progress
 from paramdex_builder.relations import Nearest, feature_blocks, relate
 from paramdex_builder.space import Space, centred_gram
 from paramdex_builder.units import Units, pieces
@@ -308,8 +308,9 @@ def _insert_relations(
     mine = _Neighbor(model.name, model_id, first_param, model.layout, folder)
     for other in others:
         kinds = [kind for kind in mine.layout.kinds if kind in other.layout.kinds]
-        n_rows = sum(other.layout.blocks[kind].n_rows for kind in kinds)
-        with progress.step(f"{model.name} with {other.name}: neighbors and alignment", n_rows) as advance:
+        rows = {kind: other.layout.blocks[kind].n_rows for kind in kinds}
+        passes = sum(n * (2 if KINDS[kind].form == "weight" else 1) for kind, n in rows.items())
+        with progress.step(f"{model.name} with {other.name}: neighbors and alignment", passes) as advance:
             for kind in kinds:
                 places = [list(side.layout.places(kind).values()) for side in (other, mine)]
                 aligned = KINDS[kind].form == "weight"
@@ -322,7 +323,7 @@ def _insert_relations(
                     table = _neighbor_rows(nearest, kind, of, among)
                     _insert(connection, "INSERT INTO store.neighbors BY NAME SELECT * FROM unit", table)
                 if found.layers is not None:
-                    features = _feature_layers(other, mine, kind, places, device)
+                    features = _feature_layers(other, mine, kind, places, device, advance)
                     table = _alignment(other, mine, kind, found.layers, features)
                     _insert(connection, "INSERT INTO store.layer_alignments BY NAME SELECT * FROM unit", table)
 
@@ -342,21 +343,22 @@ def _neighbor_rows(nearest: Nearest, kind: str, of: _Neighbor, among: _Neighbor)
 
 
 def _feature_layers(
-    a: _Neighbor, b: _Neighbor, kind: str, places: list[list[tuple[int, int]]], device: torch.device
+    a: _Neighbor, b: _Neighbor, kind: str, places: list[list[tuple[int, int]]], device: torch.device, advance: Advance
 ) -> np.ndarray | None:
-    """The layer scores of raw weights, or None where widths differ.
+    """The layer scores of raw weights, or None where widths differ; ``advance`` is told of every row of ``a``.
 
     Weights are had back from coordinates, which only a space without null space allows.
     """
     inverses = [side.tensor("inverse") for side in (a, b)]
     d = inverses[0].shape[0]
     if any(inverse.shape != (d, d) for inverse in inverses):
+        advance(a.layout.blocks[kind].n_rows)
         return None
     scratch = [b.folder.parent / f"features-{side}.faiss" for side in "ab"]
     for file, side, inverse in zip(scratch, (a, b), inverses, strict=True):
         write_flat_index(file, d, feature_blocks(side.rows(kind), inverse.numpy(), device))
     rows_a, rows_b = (open_rows(file) for file in scratch)
-    found = relate(rows_a, rows_b, None, 0, places[0], places[1], device)
+    found = relate(rows_a, rows_b, None, 0, places[0], places[1], device, advance)
     for file in scratch:
         file.unlink()
     return found.layers
