@@ -16,6 +16,7 @@ the CPU. It multiplies the bits of bfloat16 as if they were integers, so there o
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -145,10 +146,11 @@ def tokens_reaching(
     found = torch.zeros(n, room, dtype=torch.int64, device=low.device)
     tile = TOKEN_TILE
     grid = (triton.cdiv(n, tile["BM"]) * triton.cdiv(V, tile["BN"]),)
-    _token_kernel[grid](
-        low.contiguous(), rows, theta.contiguous(), count, found, n, V, d, room, **tile, GROUP=_GROUP,
-        WIDE=INTERPRETED, **_schedule(8),
-    )  # fmt: skip
+    with _on(low.device):
+        _token_kernel[grid](
+            low.contiguous(), rows, theta.contiguous(), count, found, n, V, d, room, **tile, GROUP=_GROUP,
+            WIDE=INTERPRETED, **_schedule(8),
+        )  # fmt: skip
     return count, found & 0xFFFF_FFFF, (found >> 32).int().view(torch.float32)
 
 
@@ -170,10 +172,11 @@ def pairs_reaching(
     count = torch.zeros(1, dtype=torch.int32, device=a.device)
     pair = torch.empty(room, dtype=torch.int64, device=a.device)
     parts = triton.cdiv(shape[0], block["BM"]) * triton.cdiv(shape[1], block["BN"])
-    _pair_kernel[len(tiles), parts](
-        a, b, *norms, *words, tiles, limits, count, pair, V, r, *shape, room, (1 + error) * (1 + 2.0**-20),
-        under, **block, WIDE=INTERPRETED, **_schedule(4),
-    )  # fmt: skip
+    with _on(a.device):
+        _pair_kernel[len(tiles), parts](
+            a, b, *norms, *words, tiles, limits, count, pair, V, r, *shape, room, (1 + error) * (1 + 2.0**-20),
+            under, **block, WIDE=INTERPRETED, **_schedule(4),
+        )  # fmt: skip
     return count, pair
 
 
@@ -183,13 +186,19 @@ def dots(W: torch.Tensor, E: torch.Tensor, row: torch.Tensor, token: torch.Tenso
     """
     out = torch.empty(len(row), dtype=torch.float64, device=W.device)
     if len(row):
-        _dot_kernel[(triton.cdiv(len(row), _FEW_ROWS),)](
-            W.contiguous(), E.contiguous(), row.contiguous(), token.contiguous(), out, len(row), W.shape[1],
-            BM=_FEW_ROWS, BK=_TERMS,
-        )  # fmt: skip
+        with _on(W.device):
+            _dot_kernel[(triton.cdiv(len(row), _FEW_ROWS),)](
+                W.contiguous(), E.contiguous(), row.contiguous(), token.contiguous(), out, len(row), W.shape[1],
+                BM=_FEW_ROWS, BK=_TERMS,
+            )  # fmt: skip
     return out
 
 
 def _schedule(warps: int) -> dict[str, Any]:
     """How a GPU runs a product: groups of 32 threads a tile, and loads under way at a time."""
     return {"num_warps": warps, "num_stages": 3}
+
+
+def _on(device: torch.device) -> AbstractContextManager[object]:
+    """In here Triton takes that GPU; without it, the program's first."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
