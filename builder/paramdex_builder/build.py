@@ -17,6 +17,7 @@ import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
+from paramdex_builder import memory
 from paramdex_builder.checkpoint import Checkpoint
 from paramdex_builder.displacement import Displacement
 from paramdex_builder.pairs import same_words
@@ -26,7 +27,7 @@ from paramdex_builder.publish import FinishedModel, database, publish
 from paramdex_builder.space import make_space, pick_device
 from paramdex_builder.units import ATTENTION, Units, head_units, parameter_unit, pieces
 from paramdex_builder.vocabulary import Vocabulary, read_vocabulary
-from paramdex_schemas import FORMAT_VERSION, AtlasError, BuildError, atlas_files
+from paramdex_schemas import FORMAT_VERSION, AtlasError, BuildError, atlas_files, vector_files
 from paramdex_schemas.addresses import MODEL_NAME
 
 
@@ -50,6 +51,8 @@ class Options:
     """auto, cpu, cuda or cuda:N; auto takes a GPU where there is one"""
     directions_k: int = 8
     """singular directions kept for each head and matrix; 0 keeps none"""
+    memory: str | None = None
+    """the most memory that the build may take, such as 8G; without it, half of what is free"""
 
     def check(self) -> torch.device:
         """The device. Raises BuildError where an option cannot be met."""
@@ -60,6 +63,8 @@ class Options:
             raise BuildError(f"directions_k must be from 0 to 1,000, not {self.directions_k}")
         if self.space not in ("output", "input"):
             raise BuildError(f"space is output or input, not {self.space!r}")
+        if self.memory is not None:
+            memory.parse(self.memory)
         try:
             device = pick_device(self.device)
             torch.zeros(1, device=device)
@@ -90,6 +95,9 @@ def build(
         present = _present(atlas)
         checkpoints = {name: _open(source, options) for name, source in named.items()}
         plans = {name: _plan(name, checkpoint, options, progress) for name, checkpoint in checkpoints.items()}
+        least = {name: memory.needed(c.layout, len(plans[name][1]), c.d_model) for name, c in checkpoints.items()}
+        most = max(least, key=lambda name: least[name])
+        allowed = memory.allowed(options.memory, least[most], most)
         _check_space(atlas, [checkpoint for name, checkpoint in checkpoints.items() if name not in present], options)
         with _staging(atlas) as staging:
             present = _present(atlas)  # another build may have ended since
@@ -106,11 +114,14 @@ def build(
                     progress.say(f"{name}: already in {atlas}")
                     continue
                 model = _make(name, checkpoint, vocabulary, plan, options, staging, device, progress)
-                publish(model, atlas, staging, device, progress)
+                publish(model, atlas, staging, device, progress, memory.for_duckdb(allowed, least[name]))
                 shutil.rmtree(model.units.folder)
                 progress.say(f"{name}: {model.layout.n_parameters:,} parameters in {atlas}")
     except (OSError, SafetensorError, duckdb.IOException) as error:
         raise BuildError(_reason(error, atlas)) from error
+    peak = memory.peak()
+    if peak is not None:
+        progress.say(f"peak memory {memory.gib(peak)} of {memory.gib(allowed)} allowed")
     return atlas
 
 
@@ -265,21 +276,32 @@ def _make(
 
 
 def _estimate(checkpoint: Checkpoint | Displacement, options: Options) -> int:
-    """About how many bytes a model takes while it is built, staging included."""
-    n_parameters = checkpoint.layout.n_parameters
-    postings = n_parameters * 2 * options.top_k
-    vectors = n_parameters * checkpoint.d_model * 4
+    """About how many bytes a model takes while it is built, staging included.
+
+    Vectors lie there twice, in staging and in their index, beside which a large kind has a byte for each number and
+    four for each row.
+    """
+    layout, d = checkpoint.layout, checkpoint.d_model
+    postings = layout.n_parameters * 2 * options.top_k
+    vectors = layout.n_parameters * d * 4
+    rows = [layout.blocks[kind].n_rows for kind in layout.kinds]
+    codes = sum(n * (d + 4) + d * d * 4 for n in rows if n * d * 4 >= vector_files.CODED_BYTES)
     pairs = checkpoint.layout.n_heads * 8 * options.pair_k
     embedding = sum(file.stat().st_size for file in checkpoint.files.paths) // 2
-    return 24 * postings + 2 * vectors + 60 * pairs + embedding
+    return 24 * postings + 2 * vectors + codes + 60 * pairs + embedding
 
 
 def _check_space(atlas: Path, checkpoints: list[Checkpoint | Displacement], options: Options) -> None:
-    """Raises BuildError where the disk at the output path has clearly too little room."""
+    """Raises BuildError where the disk at the output path has clearly too little room for the models, and for the copy
+    of the database that they are added to. (By the time that what is new of it is copied, staging has shrunk as much.)
+    """
     parent = atlas.parent
     if not parent.is_dir():
         raise BuildError(f"there is no folder {parent} to put {atlas.name} in; make it first")
     needed, free = sum(_estimate(c, options) for c in checkpoints), shutil.disk_usage(parent).free
+    database_file = atlas_files.database(atlas)
+    if checkpoints and database_file.is_file():
+        needed += database_file.stat().st_size
     if needed > free:
         raise BuildError(f"the build needs about {_size(needed)} at {parent}, only {_size(free)} are free")
 

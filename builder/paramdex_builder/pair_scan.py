@@ -235,6 +235,19 @@ class Factor:
         return slice(start, start + n)
 
 
+@dataclass
+class Tiles:
+    """Tiles in some order: the first row and column of each, the bound of the stored |score| in it, and the least
+    source and target id.
+    """
+
+    rows: np.ndarray
+    columns: np.ndarray
+    bounds: np.ndarray
+    sources: np.ndarray
+    targets: np.ndarray
+
+
 def above(bounds: np.ndarray) -> np.ndarray:
     """float32 values at least as large as every stored score of size <= ``bounds`` (0 stays 0)."""
     with np.errstate(over="ignore", under="ignore"):
@@ -280,23 +293,25 @@ class Scan:
 
     def scores(self, source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """The stored scores of pairs."""
-        parts = zip(source.split(1024), target.split(1024), strict=True)  # that many stay in a core's cache
+        step = 1024 if source.device.type == "cpu" else 1 << 16  # as many as stay in a core's cache
+        parts = zip(source.split(step), target.split(step), strict=True)
         return torch.cat([dot(self.A.index_select(0, s), self.B.index_select(0, t)).float() for s, t in parts])
 
     def _tiles(self) -> list[tuple[int, int, float, int, int]]:
         """(row, column, bound of the stored |score|, least source id, least target id) of tiles, best first."""
+        return list(zip(*(values.tolist() for values in vars(self._ordered()).values()), strict=True))
+
+    def _ordered(self) -> Tiles:
+        """All tiles, best first."""
         sources, targets = (
-            [int(ids.min()) for ids in factor.ids.split(size)]
+            np.array([int(ids.min()) for ids in factor.ids.split(size)])
             for factor, size in ((self.left, TILE_ROWS), (self.right, TILE_COLUMNS))
         )
         bounds = np.outer(self.left.norms[::TILE_ROWS], self.right.norms[::TILE_COLUMNS]) * (1 + 2.0**-50) + self.gap
         order = np.argsort(-bounds, axis=None, kind="stable")
-        stored = above(np.ldexp(bounds.ravel()[order], -self.exponent)).tolist()
-        places = zip(*(index.tolist() for index in np.unravel_index(order, bounds.shape)), strict=True)
-        return [
-            (i * TILE_ROWS, j * TILE_COLUMNS, bound, sources[i], targets[j])
-            for (i, j), bound in zip(places, stored, strict=True)
-        ]
+        stored = above(np.ldexp(bounds.ravel()[order], -self.exponent)).astype(np.float64)
+        i, j = np.unravel_index(order, bounds.shape)
+        return Tiles(i * TILE_ROWS, j * TILE_COLUMNS, stored, sources[i], targets[j])
 
     def _scaled(self, threshold: float) -> float:
         """A lower bound of all scores that are stored as ``threshold`` or more."""

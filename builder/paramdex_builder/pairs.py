@@ -54,7 +54,8 @@ def strongest_pairs(
     Fewer where there are fewer pairs. Works on the device of ``A``; the result is the same on each, and for every
     ``precision`` of the screening.
     """
-    scan = Scan(A, B, words, k, precision or precision_of(A.device))
+    precision = precision or precision_of(A.device)
+    scan = _way(precision)(A, B, words, k, precision)
     sides = scan.run()
     reachable = scan.reachable(words.source, words.target)
     source, target = words.source[reachable], words.target[reachable]
@@ -65,6 +66,15 @@ def strongest_pairs(
         both = Pairs.cat(distinct, same.signed(side.sign)).best(k)
         result[name] = HeadPairs(distinct.signed(side.sign), both.signed(side.sign))
     return result
+
+
+def _way(precision: Precision) -> type[Scan]:
+    """The scan for a precision."""
+    if not precision.tensor_cores:
+        return Scan
+    from paramdex_builder.fused_pairs import FusedScan
+
+    return FusedScan
 
 
 def factors(E: torch.Tensor, weights: Sequence[torch.Tensor]) -> list[torch.Tensor]:

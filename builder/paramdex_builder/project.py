@@ -9,6 +9,8 @@ is over 1. What their rounding to e' and w' cost is measured, which is less than
 
     |t~ - t| <= b + u / (1 - u) |t~|,   b = ||e - c - e'|| + ||e'|| (||w - w'|| + gamma_d ||w'||) + UNDERFLOW
 
+On a GPU's tensor cores, with Triton, the next step is that of ``fused_projection``; the others are the same.
+
 **Selected.** Tokens are taken in groups, and only the largest t~ of each is looked at. The k-th largest of those is at
 most the k-th largest of all t~. Call it theta: k tokens are certain to have t >= theta - b - u / (1 - u) theta, and
 whatever has a t certain to be less, by more than float32 rounds off, is not among the top k. That leaves few groups,
@@ -22,6 +24,7 @@ this does not leave few tokens (near ties, zeros, scores out of float32's range)
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,7 +40,6 @@ from paramdex_builder.screening import (
     chosen_products,
     dot,
     full_float32,
-    gamma,
     gamma64,
     kth_largest,
     precision_of,
@@ -58,6 +60,8 @@ _FEW_TOKENS = 256
 """Rows of such an E in float64 at a time."""
 _CHUNK = 1024
 """Rows held in float64 at a time."""
+_FUSED_BYTES = 256 << 20
+"""Bytes of the scores of tokens that a GPU has selected at a time."""
 
 
 @dataclass
@@ -102,6 +106,10 @@ class _Screen:
     precision: Precision
     vectors: torch.Tensor
     """E (V x d), in float64 where that is not much."""
+    root: torch.Tensor
+    """R / (size sqrt(V)) (r x d), in low precision: of how far t is spread."""
+    deviations: dict[int, float]
+    """k -> of how many deviations almost all rows have k tokens beyond (``fused_projection``)."""
 
     @classmethod
     def of(cls, space: Space, precision: Precision) -> _Screen:
@@ -115,8 +123,9 @@ class _Screen:
             rows[part] = centred
             rounded = rows[part].double()
             norms[part], errors[part] = rounded.norm(dim=1), (centred - rounded).norm(dim=1)
-        vectors = E.double() if E.numel() <= _MUCH else E
-        return cls(rows, norms, errors, size, precision, vectors)
+        vectors = E.double() if E.numel() <= _MUCH and not precision.tensor_cores else E
+        root = torch.from_numpy(space.root.root / ((size or 1) * len(E) ** 0.5)).to(E.device, precision.dtype)
+        return cls(rows, norms, errors, size, precision, vectors, root, {})
 
 
 _screens = WeakTensorKeyDictionary()
@@ -147,7 +156,7 @@ class _Block:
         units = W / norms.clamp_min(1e-300)[:, None]
         self.low = units.to(screen.precision.dtype)
         rounded = self.low.double()
-        self.per_norm = (units - rounded).norm(dim=1) + gamma(d) * rounded.norm(dim=1)
+        self.per_norm = (units - rounded).norm(dim=1) + screen.precision.gamma(d) * rounded.norm(dim=1)
         """What b has for every 1 of ||e'|| (n)."""
         self.relative = u / (1 - u)
         self.noise = gamma64(d) * space.longest * norms
@@ -222,7 +231,19 @@ class _Block:
         return row, token, few & ~many
 
     def scores(self, row: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
-        """The stored scores (N, float32) of pairs of a row and a token.
+        """The stored scores (N, float32) of pairs of a row and a token."""
+        if self.screen.precision.tensor_cores:
+            from paramdex_builder.triton_kernels import dots
+
+            scores = dots(self.W, self.E, row, token)
+        else:
+            scores = self._products(row, token)
+        stored, unsure = as_stored(scores, self.noise[row])
+        stored[unsure] = self._settled(row[unsure], token[unsure])
+        return stored
+
+    def _products(self, row: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
+        """The scores (N, float64) of pairs of a row and a token, as a library sums them.
 
         They are taken token by token, so that every row of E is read once and those of W stay in the cache.
         """
@@ -239,9 +260,7 @@ class _Block:
             found[part] = chosen_products(vectors.double(), self.W, end - end[0], by_token[part])
         scores = torch.empty_like(found)
         scores[order] = found
-        stored, unsure = as_stored(scores, self.noise[row])
-        stored[unsure] = self._settled(row[unsure], token[unsure])
-        return stored
+        return scores
 
     def ranked(self, row: torch.Tensor, token: torch.Tensor, scores: torch.Tensor, k: int) -> Tokens:
         """The k tokens of largest score (N, float32) of each row; of rows with fewer, anything beside them."""
@@ -277,27 +296,73 @@ def strongest_tokens(rows: torch.Tensor, space: Space, k: int, precision: Precis
     E = space.embedding
     n, k = len(rows), min(k, len(E))
     screen = _screen(space, precision or precision_of(E.device))
-    group = next(size for size in GROUPS if len(E) >= 4 * k * size or size == 1)
-    least, most = _BLOCK_ROWS
-    step = min(most, max(least, _BLOCK_BYTES // (len(screen.rows) * screen.precision.dtype.itemsize)))
-    buffer = screen.rows.new_empty(min(n, step) * len(screen.rows))
+    fused = screen.precision.tensor_cores
+    step = _fused_rows(k) if fused else _screened_rows(screen)
+    buffer = screen.rows.new_empty(min(n, _screened_rows(screen)) * len(screen.rows)) if not fused else None
     sides = [
         Tokens(*(torch.empty(n, k, dtype=dtype, device=E.device) for dtype in (torch.int64, torch.float32)))
         for _ in range(2)
     ]
     for start in range(0, n, step):
         here = slice(start, start + step)
-        block = _Block(rows[here].to(E.device).double(), space, screen)
-        with full_float32():
-            bits, peaks = block.screened(group, buffer)
-        left = [block.survivors(bits, peak, k, sign) for peak, sign in zip(peaks, (1, -1), strict=True)]
-        scores = block.scores(torch.cat([row for row, _, _ in left]), torch.cat([token for _, token, _ in left]))
-        for side, sign, (row, token, few) in zip(sides, (1, -1), left, strict=True):
-            own, scores = scores[: len(row)], scores[len(row) :]
-            found = block.ranked(row, token, sign * own, k)
-            for part in (~few).nonzero().flatten().split(max(1, _BLOCK_BYTES // (8 * len(E)))):
-                if len(part):
-                    whole = block.whole(part, k, sign)
-                    found.ids[part], found.scores[part] = whole.ids, whole.scores
-            side.ids[here], side.scores[here] = found.ids, found.scores * sign + 0.0  # + 0.0: -0.0 is 0.0
+        W = rows[here].to(E.device).double()
+        found = _screened(W, space, screen, k, buffer) if buffer is not None else _fused(W, space, screen, k)
+        for side, sign, own in zip(sides, (1, -1), found, strict=True):
+            side.ids[here], side.scores[here] = own.ids, own.scores * sign + 0.0  # + 0.0: -0.0 is 0.0
     return {"top": sides[0], "bottom": sides[1]}
+
+
+def _screened_rows(screen: _Screen) -> int:
+    """Rows screened at a time."""
+    least, most = _BLOCK_ROWS
+    return min(most, max(least, _BLOCK_BYTES // (len(screen.rows) * screen.precision.dtype.itemsize)))
+
+
+def _fused_rows(k: int) -> int:
+    """Rows of which a GPU selects tokens at a time."""
+    return max(_BLOCK_ROWS[0], min(_CHUNK, _FUSED_BYTES // (32 * (FEW + 6 * k))))
+
+
+def _screened(W: torch.Tensor, space: Space, screen: _Screen, k: int, buffer: torch.Tensor) -> list[Tokens]:
+    """The k strongest of a block of rows (n x d, float64), top and bottom, with sign times their scores; ``buffer`` has
+    room for all of these.
+    """
+    group = next(size for size in GROUPS if len(space.embedding) >= 4 * k * size or size == 1)
+    block = _Block(W, space, screen)
+    with full_float32():
+        bits, peaks = block.screened(group, buffer)
+    left = [block.survivors(bits, peak, k, sign) for peak, sign in zip(peaks, (1, -1), strict=True)]
+    sides = _ranked(block, left, k)
+    for side, sign, (_, _, few) in zip(sides, (1, -1), left, strict=True):
+        for part in (~few).nonzero().flatten().split(max(1, _BLOCK_BYTES // (8 * len(space.embedding)))):
+            if len(part):
+                whole = block.whole(part, k, sign)
+                side.ids[part], side.scores[part] = whole.ids, whole.scores
+    return sides
+
+
+def _fused(W: torch.Tensor, space: Space, screen: _Screen, k: int) -> list[Tokens]:
+    """``_screened``, by kernels that keep no scores but those of few tokens; other rows are left to it."""
+    from paramdex_builder.fused_projection import survivors
+
+    block = _Block(W, space, screen)
+    left = survivors(block, k, 2 * (FEW + 6 * k))
+    sides = _ranked(block, left, k)
+    others = (~(left[0][2] & left[1][2])).nonzero().flatten()
+    if len(others):
+        step = _screened_rows(screen)
+        buffer = screen.rows.new_empty(min(len(others), step) * len(screen.rows))
+        for part in others.split(step):
+            for side, found in zip(sides, _screened(W[part], space, screen, k, buffer), strict=True):
+                side.ids[part], side.scores[part] = found.ids, found.scores
+    return sides
+
+
+def _ranked(block: _Block, left: Sequence[tuple[torch.Tensor, torch.Tensor, torch.Tensor]], k: int) -> list[Tokens]:
+    """The k strongest of the tokens ``left`` on both sides, with sign times their scores, where they are few."""
+    scores = block.scores(torch.cat([row for row, _, _ in left]), torch.cat([token for _, token, _ in left]))
+    sides = scores.split([len(row) for row, _, _ in left])
+    return [
+        block.ranked(row, token, sign * own, k)
+        for own, sign, (row, token, _) in zip(sides, (1, -1), left, strict=True)
+    ]

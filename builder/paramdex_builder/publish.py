@@ -23,7 +23,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from paramdex_builder.index_file import open_rows, write_codes, write_flat_index
-from paramdex_builder.progress import Progress
+from paramdex_builder.progress import Advance, Progress
 from paramdex_builder.relations import Nearest, feature_blocks, relate
 from paramdex_builder.space import Space, centred_gram
 from paramdex_builder.undertrained import token_embeddings
@@ -33,8 +33,8 @@ from paramdex_schemas import FORMAT_VERSION, KINDS, Layout, Run, atlas_files, is
 from paramdex_schemas.layout import Place
 
 _RUN = ("stack", "layer", "owner", "n_owners", "size", "group")
-_MEMORY = "1GB"
-"""What DuckDB may hold; what it sorts beyond that goes to files beside the database."""
+_MEMORY = 1 << 30
+"""Bytes that DuckDB may hold; what it sorts beyond that goes to files beside the database."""
 
 
 @dataclass
@@ -69,9 +69,11 @@ class _Neighbor:
 
 
 @contextmanager
-def database(path: Path, *, create: bool = False, read_only: bool = False) -> Iterator[duckdb.DuckDBPyConnection]:
+def database(
+    path: Path, *, create: bool = False, read_only: bool = False, memory: int = _MEMORY
+) -> Iterator[duckdb.DuckDBPyConnection]:
     """A connection whose current database is the file ``path``, in a storage version that older clients can read."""
-    connection = duckdb.connect(config={} if read_only else _config(path))
+    connection = duckdb.connect(config={} if read_only else _config(path, memory))
     try:
         created = f" (STORAGE_VERSION '{atlas_files.STORAGE_VERSION}')" if create else ""
         options = " (READ_ONLY)" if read_only else created
@@ -85,12 +87,16 @@ def database(path: Path, *, create: bool = False, read_only: bool = False) -> It
         connection.close()
 
 
-def _config(path: Path) -> dict[str, str | bool | int | float | list[str]]:
-    return {"temp_directory": str(path.parent / "duckdb-temp"), "memory_limit": _MEMORY}
+def _config(path: Path, memory: int) -> dict[str, str | bool | int | float | list[str]]:
+    return {"temp_directory": str(path.parent / "duckdb-temp"), "memory_limit": f"{memory >> 20}MiB"}
 
 
-def publish(model: FinishedModel, atlas: Path, staging: Path, device: torch.device, progress: Progress) -> None:
-    """Add a finished model to ``atlas`` (made if it is not there), through the folder ``staging`` beside it."""
+def publish(
+    model: FinishedModel, atlas: Path, staging: Path, device: torch.device, progress: Progress, memory: int = _MEMORY
+) -> None:
+    """Add a finished model to ``atlas`` (made if it is not there), through the folder ``staging`` beside it; DuckDB may
+    hold ``memory`` bytes.
+    """
     work = staging / ".publish"  # no name of a model
     shutil.rmtree(work, ignore_errors=True)
     folder = atlas_files.model_folder(work, model.name)
@@ -99,7 +105,7 @@ def publish(model: FinishedModel, atlas: Path, staging: Path, device: torch.devi
     file = atlas_files.database(work)
     if not new:
         shutil.copyfile(atlas_files.database(atlas), file)
-    with database(file, create=new) as connection:
+    with database(file, create=new, memory=memory) as connection:
         if new:
             for statements in atlas_files.ddl():
                 connection.execute(statements)
@@ -345,8 +351,9 @@ def _insert_relations(
     mine = _Neighbor(model.name, model_id, first_param, model.layout, folder)
     for other in others:
         kinds = [kind for kind in mine.layout.kinds if kind in other.layout.kinds]
-        n_rows = sum(other.layout.blocks[kind].n_rows for kind in kinds)
-        with progress.step(f"{model.name} with {other.name}: neighbors and alignment", n_rows) as advance:
+        rows = {kind: other.layout.blocks[kind].n_rows for kind in kinds}
+        passes = sum(n * (2 if KINDS[kind].form == "weight" else 1) for kind, n in rows.items())
+        with progress.step(f"{model.name} with {other.name}: neighbors and alignment", passes) as advance:
             for kind in kinds:
                 places = [list(side.layout.places(kind).values()) for side in (other, mine)]
                 aligned = KINDS[kind].form == "weight"
@@ -359,7 +366,7 @@ def _insert_relations(
                     table = _neighbor_rows(nearest, kind, of, among)
                     _insert(connection, "INSERT INTO store.neighbors BY NAME SELECT * FROM unit", table)
                 if found.layers is not None:
-                    features = _feature_layers(other, mine, kind, places, device)
+                    features = _feature_layers(other, mine, kind, places, device, advance)
                     table = _alignment(other, mine, kind, found.layers, features)
                     _insert(connection, "INSERT INTO store.layer_alignments BY NAME SELECT * FROM unit", table)
 
@@ -379,21 +386,22 @@ def _neighbor_rows(nearest: Nearest, kind: str, of: _Neighbor, among: _Neighbor)
 
 
 def _feature_layers(
-    a: _Neighbor, b: _Neighbor, kind: str, places: list[list[tuple[int, int]]], device: torch.device
+    a: _Neighbor, b: _Neighbor, kind: str, places: list[list[tuple[int, int]]], device: torch.device, advance: Advance
 ) -> np.ndarray | None:
-    """The layer scores of raw weights, or None where widths differ.
+    """The layer scores of raw weights, or None where widths differ; ``advance`` is told of every row of ``a``.
 
     Weights are had back from coordinates, which only a space without null space allows.
     """
     inverses = [side.tensor("inverse") for side in (a, b)]
     d = inverses[0].shape[0]
     if any(inverse.shape != (d, d) for inverse in inverses):
+        advance(a.layout.blocks[kind].n_rows)
         return None
     scratch = [b.folder.parent / f"features-{side}.faiss" for side in "ab"]
     for file, side, inverse in zip(scratch, (a, b), inverses, strict=True):
         write_flat_index(file, d, feature_blocks(side.rows(kind), inverse.numpy(), device))
     rows_a, rows_b = (open_rows(file) for file in scratch)
-    found = relate(rows_a, rows_b, None, 0, places[0], places[1], device)
+    found = relate(rows_a, rows_b, None, 0, places[0], places[1], device, advance)
     for file in scratch:
         file.unlink()
     return found.layers

@@ -18,6 +18,10 @@ of highest heads, and a chunk whose head is not above the k-th best key so far a
 What does depend on the blocks is how a matrix product rounds: BLAS may add in another order in a block of another
 shape, so a similarity can differ in its last bits, and equal rows need not tie in float32. Given the similarities, the
 nearest are the same for all blocks, and the layer scores are to float64 rounding.
+
+All of this happens on the device that is given: on a GPU its products and top-k are PyTorch's, in larger blocks, and
+only rows go there and results come back. FAISS's own GPU indexes would give the nearest one way alone, without the
+layer scores, and break ties as they like.
 """
 
 from __future__ import annotations

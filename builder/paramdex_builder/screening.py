@@ -12,6 +12,12 @@ summed in float32 in whatever order the hardware likes, and the sum is rounded o
 
     |s~ - <x, y>| <= ((1 + u)^3 (1 + gamma_d) - 1) ||x|| ||y||                          (``Precision.error``)
 
+A GPU's tensor cores multiply bfloat16 exactly and add up blocks of K >= 4 products and the sum so far. They shift all
+of them to the exponent of the largest and cut off what lies below its 24 bits, and cut the sum off once more (Fasi,
+Higham, Mikaitis, Pranesh 2021, of V100 to A100; later ones keep more bits). A block is off by less than (K + 2) 2^-23
+times its largest number, or (d + 2) 2^-23 times where d < K, and there are no more than d / K + 1 of them: by less
+than 4 (d + 8) u_32 sum |x'_i y'_i| in all, so gamma_4(d+8) stands for gamma_d.
+
 Where no norm is over 1, numbers that underflow on the way, or that hardware takes for 0 because they are subnormal,
 add less than ``UNDERFLOW`` to that: there are at most 4 d of them, each below 2^-126.
 
@@ -32,6 +38,8 @@ import numpy as np
 import torch
 
 UNDERFLOW = 2.0**-100
+_FEW = 8192
+"""Rows of bfloat16 that are held in float32 beside themselves."""
 LARGEST = 2.0**126
 """Scores and sums below this cannot overflow float32."""
 
@@ -51,10 +59,12 @@ class Precision:
     """How products are screened: the type of their operands, and of themselves.
 
     ``onednn``: by oneDNN where PyTorch would take MKL, which leaves other processors than Intel's half idle.
+    ``tensor_cores``: by those of a GPU, in the kernels of ``triton_kernels``.
     """
 
     dtype: torch.dtype
     onednn: bool = False
+    tensor_cores: bool = False
 
     @property
     def u(self) -> float:
@@ -73,7 +83,11 @@ class Precision:
 
     def error(self, d: int) -> float:
         """How far a product of d terms can be off, of the product of the norms."""
-        return 1.001 * ((1 + self.u) ** 3 * (1 + gamma(d)) - 1)
+        return 1.001 * ((1 + self.u) ** 3 * (1 + self.gamma(d)) - 1)
+
+    def gamma(self, d: int) -> float:
+        """How far a sum of d products can be off, of the product of the norms of what was rounded already."""
+        return gamma(4 * (d + 8) if self.tensor_cores else d)
 
     def keys(self, limits: torch.Tensor) -> torch.Tensor:
         """Least bits that a number at least as large as a limit (float64, above 0) has."""
@@ -92,25 +106,43 @@ class Precision:
         out = out[: a.shape[0] * b.shape[0]].view(a.shape[0], b.shape[0])
         if self.onednn:
             return out.copy_(torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], ""))  # noqa: SLF001
+        if self.tensor_cores:  # what those kernels leave over; PyTorch may add up in bfloat16
+            for start in range(0, len(b), _FEW):
+                part = slice(start, start + _FEW)
+                out[:, part] = a.float() @ b[part].float().T
+            return out
         return torch.mm(a, b.T, out=out)
 
 
 FLOAT32, ONEDNN_FLOAT32, BFLOAT16 = Precision(torch.float32), Precision(torch.float32, True), Precision(torch.bfloat16)
+TENSOR_CORES = Precision(torch.bfloat16, tensor_cores=True)
 
 
 def precision_of(device: torch.device) -> Precision:
     """The precision that is fastest on a device: bfloat16 on a processor with instructions for it, else float32.
 
-    On a GPU float32, as PyTorch lets a GPU add up products of bfloat16 in bfloat16.
+    On a GPU bfloat16 where Triton can make kernels for its tensor cores, else float32, as PyTorch lets a GPU add up
+    products of bfloat16 in bfloat16.
     """
     if device.type != "cpu":
-        return FLOAT32
+        return TENSOR_CORES if _has_tensor_cores(device) else FLOAT32
     features: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     if features.get("amx_bf16") or features.get("avx512_bf16"):
         return BFLOAT16
     if "amd" in str(features.get("cpu_name", "")).lower() and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return ONEDNN_FLOAT32
     return FLOAT32
+
+
+def _has_tensor_cores(device: torch.device) -> bool:
+    """Whether a device is NVIDIA's, multiplies bfloat16 (from compute capability 8.0 on), and Triton is there."""
+    if device.type != "cuda" or torch.version.cuda is None or torch.cuda.get_device_capability(device) < (8, 0):
+        return False
+    try:
+        import triton  # noqa: F401
+    except ImportError:
+        return False
+    return True
 
 
 @contextmanager

@@ -91,9 +91,10 @@ def _open(path: Path) -> Any:
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N")
 @click.option("--directions-k", type=int, default=8, show_default=True,
               help="singular directions kept a head and matrix")  # fmt: skip
+@click.option("--memory", help="the most it may take, such as 8G  [default: half of what is free]")
 def build(
     sources: tuple[str, ...], output: Path, top_k: int, pair_k: int, neighbor_k: int, space: str,
-    base: str | None, fold_norm: bool, device: str, directions_k: int = 8,
+    base: str | None, fold_norm: bool, device: str, directions_k: int = 8, memory: str | None = None,
 ) -> None:  # fmt: skip
     """Build an atlas of models, or add models to one. Interrupted, the same command goes on where it was.
 
@@ -111,7 +112,9 @@ def build(
         from paramdex_builder import Options, TerminalProgress
         from paramdex_builder import build as run
 
-        options = Options(top_k, pair_k, neighbor_k, base, fold_norm, space, device, directions_k)
+        options = Options(
+            top_k, pair_k, neighbor_k, base, fold_norm, space, device, directions_k=directions_k, memory=memory
+        )
         try:
             run(sources, output, options, TerminalProgress())
         except KeyboardInterrupt as error:

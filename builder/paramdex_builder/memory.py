@@ -1,0 +1,90 @@
+"""The memory that a build may take: what it was given, what it needs at the least, what it took.
+
+Nearly all that a build works on comes in blocks of a fixed size, together less than a GiB with the libraries
+themselves. (The block sizes do not follow what was given: how a matrix product rounds depends on its shape, and an
+atlas must not depend on the memory of the machine.) What grows with the model is the embedding, a piece of a layer, and
+what DuckDB sorts: the last of these can be had with less, and gets what the others leave.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from pathlib import Path
+
+from paramdex_builder.units import pieces
+from paramdex_schemas import BuildError, Layout
+
+LIBRARIES = 1 << 30
+"""Bytes for blocks of fixed size, and for the libraries."""
+_DUCKDB = 512 << 20, 1 << 30
+"""Least and most bytes that DuckDB may hold; what it sorts beyond that goes to files."""
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT])(?:i?B)?", re.IGNORECASE)
+
+
+def parse(text: str) -> int:
+    """The bytes of a size such as 8G, 1.5G or 800M. Raises BuildError where it is none."""
+    match = _SIZE.fullmatch(text.strip())
+    if not match:
+        raise BuildError(f"memory must be a size such as 8G or 800M, not {text!r}")
+    return int(float(match[1]) * 1024 ** ("KMGT".index(match[2].upper()) + 1))
+
+
+def free() -> int | None:
+    """The bytes that programs can have now, where the system says: of the machine, and of this container."""
+    found = []
+    try:
+        lines = Path("/proc/meminfo").read_text("ascii").splitlines()
+        found += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+        group = Path("/sys/fs/cgroup")
+        found.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    except (OSError, ValueError):  # no limit is "max"
+        pass
+    if not found and hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    return max(0, min(found)) if found else None
+
+
+def needed(layout: Layout, V: int, d: int) -> int:
+    """About how many bytes a model takes at the least: its embedding (V x d) in float32, and its largest piece of
+    parameters three times, as weights, coordinates and what is made of them.
+    """
+    largest = max((piece.n_rows for kind in layout.kinds for piece in pieces(layout, kind)), default=0)
+    return LIBRARIES + 4 * d * (V + 3 * largest)
+
+
+def allowed(setting: str | None, least: int, name: str) -> int:
+    """The bytes that a build of models that need ``least`` may take: the setting, or half of what is free.
+
+    Raises BuildError for a setting that is too little for the model ``name``, which needs the most.
+    """
+    if setting is None:
+        return max((free() or 0) // 2, least)
+    given = parse(setting)
+    if given < least:
+        raise BuildError(
+            f"memory {setting} is too little for {name}, whose embedding and layers need about {gib(least)}; "
+            f"give --memory {-(-least * 10 // (1 << 30)) / 10:g}G or more"
+        )
+    return given
+
+
+def for_duckdb(given: int, least: int) -> int:
+    """The bytes that DuckDB may hold while a model that needs ``least`` is put into the database."""
+    low, high = _DUCKDB
+    return min(high, max(low, given - least + low))
+
+
+def peak() -> int | None:
+    """The most bytes that this process has held, where the system says."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
+
+
+def gib(n_bytes: int) -> str:
+    return f"{n_bytes / 2**30:.1f}".removesuffix(".0") + " GiB"

@@ -1,0 +1,47 @@
+"""What a build says it needs on the disk: codes of large kinds and the copy of the database are in it."""
+
+from __future__ import annotations
+
+import shutil
+from collections import namedtuple
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from conftest import SMALL_OPTIONS
+from paramdex_builder import build
+from paramdex_builder.checkpoint import Checkpoint
+from paramdex_schemas import BuildError, atlas_files, vector_files
+
+module = import_module("paramdex_builder.build")
+Usage = namedtuple("Usage", "total used free")  # noqa: PYI024
+
+
+def test_codes_of_large_kinds_are_counted(word_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A byte a number, four a row, and the rotation; of the kinds that have codes, and of no others."""
+    checkpoint = Checkpoint.open(str(word_model))
+    layout, d = checkpoint.layout, checkpoint.d_model
+    before = module._estimate(checkpoint, SMALL_OPTIONS)
+    assert before >= 2 * 4 * d * layout.n_parameters
+    sizes = {kind: layout.blocks[kind].n_rows * d * 4 for kind in layout.kinds}
+    largest = max(sizes.values())
+    coded = [layout.blocks[kind].n_rows for kind in layout.kinds if sizes[kind] == largest]
+    assert len(coded) < len(sizes)
+    monkeypatch.setattr(vector_files, "CODED_BYTES", largest)
+    assert module._estimate(checkpoint, SMALL_OPTIONS) - before == sum(n * (d + 4) + 4 * d * d for n in coded)
+
+
+def test_adding_a_model_needs_room_for_the_copy_of_the_database(
+    word_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    atlas = tmp_path / "a.atlas"
+    build([f"one={word_model}"], atlas, SMALL_OPTIONS)
+    model = module._estimate(Checkpoint.open(str(word_model)), SMALL_OPTIONS)
+    database = atlas_files.database(atlas).stat().st_size
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(0, 0, model + database - 1))
+    with pytest.raises(BuildError, match="the build needs about"):
+        build([f"two={word_model}"], atlas, SMALL_OPTIONS)
+    build([f"one={word_model}"], atlas, SMALL_OPTIONS)  # is there: nothing is copied
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(0, 0, model + database))
+    build([f"two={word_model}"], atlas, SMALL_OPTIONS)

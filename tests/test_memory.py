@@ -1,0 +1,120 @@
+"""``--memory``: what is refused, what follows from it, what is said in the end, and that no row depends on it."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+
+import duckdb
+import pytest
+from click.testing import CliRunner
+
+import paramdex_builder
+from conftest import SMALL_OPTIONS
+from paramdex.cli import cli
+from paramdex_builder import Options, Progress, build, memory
+from paramdex_builder.checkpoint import Checkpoint
+from paramdex_schemas import BuildError, atlas_files
+
+GIB = 1 << 30
+module = import_module("paramdex_builder.build")
+
+
+class Said(Progress):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+
+def options(setting: str) -> Options:
+    return Options(**vars(SMALL_OPTIONS) | {"memory": setting})
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("8G", 8 * GIB), ("1.5g", 3 * GIB // 2), ("800M", 800 << 20), ("2 GiB", 2 * GIB), ("9K", 9216), ("1T", GIB << 10)],
+)
+def test_sizes(text: str, size: int) -> None:
+    assert memory.parse(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "8", "G", "-8G", "8X", "8,5G", "8G RAM"])
+def test_what_is_no_size_is_refused(text: str, word_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(BuildError, match=r"^memory must be a size such as 8G or 800M, not "):
+        build([str(word_model)], tmp_path / "x.atlas", options(text))
+
+
+def test_too_little_is_refused_with_what_is_needed(word_model: Path, tmp_path: Path) -> None:
+    message = r"^memory 900M is too little for small, whose embedding and layers need about 1 GiB; give --memory 1\.1G "
+    with pytest.raises(BuildError, match=message):
+        build([f"small={word_model}"], tmp_path / "x.atlas", options("900M"))
+    assert {path.name for path in tmp_path.iterdir()} == {word_model.name}
+    build([f"small={word_model}"], tmp_path / "x.atlas", options("1.1G"))  # what it was told to give
+
+
+def test_what_is_needed_grows_with_the_embedding_and_the_largest_piece(word_model: Path) -> None:
+    checkpoint = Checkpoint.open(str(word_model))
+    layout, d = checkpoint.layout, checkpoint.d_model
+    largest = max(run.n_owners * run.size for kind in layout.kinds for run in layout.of(kind))
+    assert memory.needed(layout, 60, d) == GIB + 4 * d * (60 + 3 * largest)
+    assert memory.needed(layout, 10_000_060, d) - memory.needed(layout, 60, d) == 4 * d * 10_000_000
+
+
+def test_without_a_setting_it_is_half_of_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (memory.free() or GIB) > 1 << 20
+    monkeypatch.setattr(memory, "free", lambda: 20 * GIB)
+    assert memory.allowed(None, 2 * GIB, "m") == 10 * GIB
+    monkeypatch.setattr(memory, "free", lambda: 3 * GIB)
+    assert memory.allowed(None, 2 * GIB, "m") == 2 * GIB  # tried all the same
+    assert memory.allowed("4G", 2 * GIB, "m") == 4 * GIB
+
+
+def test_duckdb_gets_what_the_others_leave() -> None:
+    assert memory.for_duckdb(2 * GIB, 2 * GIB) == GIB // 2
+    assert memory.for_duckdb(2 * GIB + GIB // 4, 2 * GIB) == 3 * GIB // 4
+    assert memory.for_duckdb(8 * GIB, 2 * GIB) == GIB
+
+
+def contents(atlas: Path) -> dict[str, list[tuple[object, ...]]]:
+    """The rows of every table, in the order they are stored; among them the digests of all vector files."""
+    with duckdb.connect(str(atlas_files.database(atlas)), read_only=True) as connection:
+        tables = connection.execute("SELECT table_name FROM duckdb_tables() WHERE schema_name = 'store'").fetchall()
+        assert len(tables) > 5
+        return {
+            table: [
+                tuple(value for name, value in zip(columns, row, strict=True) if name != "built_at")
+                for row in rows.fetchall()
+            ]
+            for (table,) in tables
+            for rows in [connection.execute(f"SELECT * FROM store.{table}")]
+            for columns in [[column[0] for column in rows.description]]
+        }
+
+
+def test_rows_do_not_depend_on_it(
+    model_folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits: list[int] = []
+    publish = module.publish
+    monkeypatch.setattr(module, "publish", lambda *given: limits.append(given[-1]) or publish(*given))
+    found = []
+    for setting in ("1.1G", "9G"):
+        sources = [str(model_folders[name]) for name in ("gpt2-a", "gpt2-wide")]
+        said = Said()
+        found.append(contents(build(sources, tmp_path / f"{setting}.atlas", options(setting), said)))
+        assert said.lines[-1].startswith("peak memory ")
+        assert said.lines[-1].endswith(f" GiB of {setting[:-1]} GiB allowed")
+    assert found[0] == found[1]
+    assert max(limits[:2]) < min(limits[2:]) == GIB
+
+
+def test_the_command_says_what_it_took(word_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "peak", lambda: 6 * GIB // 5)
+    said = Said()
+    monkeypatch.setattr(paramdex_builder, "TerminalProgress", lambda: said)
+    command = ["build", str(word_model), "-o", str(tmp_path / "x.atlas"), "--memory", "8G", "--device", "cpu"]
+    result = CliRunner().invoke(cli, command)
+    assert result.exit_code == 0, result.output
+    assert said.lines[-1] == "peak memory 1.2 GiB of 8 GiB allowed"
