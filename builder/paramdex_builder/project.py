@@ -49,7 +49,7 @@ from paramdex_builder.space import Space
 GROUPS = (64, 32, 16, 8, 4, 2, 1)
 """Sizes of groups of tokens; the first is taken of which there are at least four times k."""
 FEW = 256
-"""A row is scored as a whole where more tokens than this and 6 k are left."""
+"""See ``few_tokens``."""
 _TILE_BYTES = 1 << 20
 """Bytes of scores screened at a time on a processor, whose cache has them still when their groups are looked at."""
 _BLOCK_ROWS, _BLOCK_BYTES = (256, 512), 32 << 20
@@ -201,7 +201,7 @@ class _Block:
         keys = precision.keys(limit.clamp_min(0)).masked_fill(~(limit > 0), torch.iinfo(precision.bits).max)
         hot = at_least(peaks, keys[:, None])
         row, place = hot // n_groups, hot % n_groups
-        few = (limit > 0) & (torch.bincount(row, minlength=n) <= FEW + 6 * k)
+        few = (limit > 0) & (torch.bincount(row, minlength=n) <= few_tokens(len(self.E), k))
         if not few.all():
             kept = few[row].nonzero().flatten()
             row, place = row[kept], place[kept]
@@ -224,7 +224,7 @@ class _Block:
         least[few] = kth.int().view(torch.float32).double() * (1 - 2.0**-23) - self.slack[few]
         kept = (value + bound >= least[row]).nonzero().flatten()
         row, token = row[kept], token[kept]
-        many = few & (torch.bincount(row, minlength=n) > FEW + 6 * k)
+        many = few & (torch.bincount(row, minlength=n) > few_tokens(len(self.E), k))
         if many.any():
             kept = (~many[row]).nonzero().flatten()
             row, token = row[kept], token[kept]
@@ -312,6 +312,11 @@ def strongest_tokens(rows: torch.Tensor, space: Space, k: int, precision: Precis
     return {"top": sides[0], "bottom": sides[1]}
 
 
+def few_tokens(V: int, k: int) -> int:
+    """A row is scored as a whole where more tokens than so many of V are left for a side of k."""
+    return FEW + 6 * k + V // 32
+
+
 def _screened_rows(screen: _Screen) -> int:
     """Rows screened at a time."""
     least, most = _BLOCK_ROWS
@@ -320,7 +325,7 @@ def _screened_rows(screen: _Screen) -> int:
 
 def _fused_rows(k: int) -> int:
     """Rows of which a GPU selects tokens at a time."""
-    return max(_BLOCK_ROWS[0], min(_CHUNK, _FUSED_BYTES // (32 * (FEW + 6 * k))))
+    return max(_BLOCK_ROWS[0], min(_CHUNK, _FUSED_BYTES // (32 * few_tokens(0, k))))
 
 
 def _screened(W: torch.Tensor, space: Space, screen: _Screen, k: int, buffer: torch.Tensor) -> list[Tokens]:
@@ -334,7 +339,7 @@ def _screened(W: torch.Tensor, space: Space, screen: _Screen, k: int, buffer: to
     left = [block.survivors(bits, peak, k, sign) for peak, sign in zip(peaks, (1, -1), strict=True)]
     sides = _ranked(block, left, k)
     for side, sign, (_, _, few) in zip(sides, (1, -1), left, strict=True):
-        for part in (~few).nonzero().flatten().split(max(1, _BLOCK_BYTES // (8 * len(space.embedding)))):
+        for part in (~few).nonzero().flatten().split(max(1, _BLOCK_BYTES // (32 * len(space.embedding)))):
             if len(part):
                 whole = block.whole(part, k, sign)
                 side.ids[part], side.scores[part] = whole.ids, whole.scores
@@ -346,7 +351,7 @@ def _fused(W: torch.Tensor, space: Space, screen: _Screen, k: int) -> list[Token
     from paramdex_builder.fused_projection import survivors
 
     block = _Block(W, space, screen)
-    left = survivors(block, k, 2 * (FEW + 6 * k))
+    left = survivors(block, k, 2 * few_tokens(0, k))
     sides = _ranked(block, left, k)
     others = (~(left[0][2] & left[1][2])).nonzero().flatten()
     if len(others):
