@@ -9,6 +9,7 @@ from paramdex import Atlas
 from paramdex.atlas import Model
 from paramdex.web.shapes import (
     Cell,
+    Direction,
     HeadCard,
     Near,
     NearIn,
@@ -23,6 +24,8 @@ from paramdex.web.shapes import (
 from paramdex.web.store import described, param_id, rows, short, span, token
 from paramdex_schemas import KINDS, MATRICES, Address
 
+_DIRECTIONS, _DIRECTION_TOKENS = 4, 6
+"""Directions of each matrix on a head's card, and tokens of each of their lists."""
 _NEURON = ("ff_key", "ff_gate", "ff_value")
 _NAMES = {
     "ff_key": "the neuron's key: what it reads", "ff_gate": "its gate: what the gate reads",
@@ -211,12 +214,39 @@ def head_card(
         words=words, contains=contains, same_word={matrix: (same, n) for matrix, same, n in counts},
         lists=[Pairs.model_validate({"matrix": matrix, "side": side, "pairs": pairs})
                for (matrix, side), pairs in lists.items()],
-        vectors=_vectors(atlas, model, where),
+        directions=_directions(atlas, model, head_id), vectors=_vectors(atlas, model, where),
         before=str(replace(where, head=at - 1)) if at else None,
         after=str(replace(where, head=at + 1)) if at + 1 < run.n_owners else None,
         sql=f"SELECT matrix, side, {rank}, source, target, score\nFROM head_pairs\nWHERE address = '{address}' "
         f"AND {rank} <= {k}\nORDER BY matrix, side DESC, {rank}",
     )  # fmt: skip
+
+
+def _directions(atlas: Atlas, model: Model, head_id: int) -> list[Direction]:
+    """The head's first singular directions, of both matrices, with some tokens of each list."""
+    lists: dict[tuple[str, int], dict[str, list[Any]]] = {}
+    for matrix, direction, is_source, is_top, token_id in rows(
+        atlas,
+        "SELECT matrix, direction, is_source, is_top, token_id FROM store.direction_tokens "
+        "WHERE head_id = ? AND direction <= ? AND rank <= ? ORDER BY rank",
+        [head_id, _DIRECTIONS, _DIRECTION_TOKENS],
+    ):
+        name = f"{'source' if is_source else 'target'}_{'top' if is_top else 'bottom'}"
+        own = lists.setdefault((matrix, direction), {})
+        own.setdefault(name, []).append(token(atlas, model.vocabulary, token_id))
+    numbers = rows(
+        atlas,
+        "SELECT matrix, direction, singular_value, share FROM store.directions WHERE head_id = ? AND direction <= ? "
+        "ORDER BY matrix, direction",
+        [head_id, _DIRECTIONS],
+    )
+    return [
+        Direction.model_validate(
+            {"matrix": matrix, "direction": n, "singular_value": _short(value), "share": _short(share)}
+            | lists[matrix, n]
+        )
+        for matrix, n, value, share in numbers
+    ]
 
 
 def _vectors(atlas: Atlas, model: Model, where: Address) -> list[Vectors]:

@@ -201,6 +201,20 @@ class Pairs(Shape):
     pairs: list[Pair]
 
 
+class Direction(Shape):
+    """A singular direction of a head's matrix: tokens of the top sides go together, and those of the bottom sides."""
+
+    matrix: Literal["QK", "VO"]
+    direction: int
+    singular_value: float
+    share: float
+    """Its part of the squared Frobenius norm of the centred matrix over tokens."""
+    source_top: list[Token]
+    source_bottom: list[Token]
+    target_top: list[Token]
+    target_bottom: list[Token]
+
+
 class Vectors(Shape):
     """The vectors of one kind that a head has."""
 
@@ -225,6 +239,8 @@ class HeadCard(Shape):
     same_word: dict[str, tuple[int, int]]
     """Matrix -> how many of its top pairs are of a word with itself, and how many are kept."""
     lists: list[Pairs]
+    directions: list[Direction]
+    """None where the atlas was built without."""
     vectors: list[Vectors]
     before: str | None
     after: str | None
