@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test bench readme clean
+.PHONY: demo test bench readme notebook clean
 
 demo: .venv/ready  ## build an atlas of the demo models and take the tour
 	$(BIN)/paramdex demo
@@ -16,6 +16,9 @@ bench: .venv/ready  ## the performance tables
 
 readme: .venv/ready  ## run the README's commands and write their output into it
 	$(BIN)/python tests/readme.py
+
+notebook: .venv/ready  ## run the notebook and write its outputs into it
+	$(BIN)/python tests/notebook.py
 
 clean:
 	rm -rf .venv demo.atlas demo.atlas.building

@@ -320,10 +320,10 @@ def test_plot_is_written_and_named(run, small_atlas: Path, tmp_path: Path) -> No
     path = tmp_path / "heat.png"
     ran = run("align", small_atlas, "gpt2-a", "gpt2-b", "--kind", "ff_key", "--plot", path)
     assert (ran.code, ran.err) == (0, "")
-    assert ran.out.splitlines()[-1] == f"heat maps: {path}"
+    assert ran.out.splitlines()[-1] == f"picture: {path}"
     assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     ran = run("align", small_atlas, "gpt2-a", "gpt2-b", "--kind", "ff_key", "--plot", path, "--format", "json")
-    assert (ran.code, ran.err, len(json.loads(ran.out))) == (0, f"heat maps: {path}\n", 4)
+    assert (ran.code, ran.err, len(json.loads(ran.out))) == (0, f"picture: {path}\n", 4)
 
 
 def examples(command: click.Command) -> list[list[str]]:

@@ -314,3 +314,8 @@ def test_pandas_missing_leaves_the_rest_working(small_atlas: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == '[{"x": 1}]\n'
+
+
+def test_a_prompt_shows_the_answer(atlas: Atlas) -> None:
+    for result in (atlas.info(), atlas.show("bert/L0/ff_key/1"), atlas.align("gpt2-a", "gpt2-b")):
+        assert repr(result) == str(result)

@@ -208,8 +208,8 @@ def unpublished(run: Runner, folders: list[Path], tmp_path_factory: pytest.TempP
     "file",
     [
         "ff_key-00001.parquet",
-        "ff_value-00000.safetensors",
-        "position-00000.safetensors",
+        "ff_value-00000.npy",
+        "position-00000.npy",
         "pairs-00001.parquet",
         "heads-00000.parquet",
     ],
@@ -391,7 +391,7 @@ def test_a_flipped_byte_in_staged_coordinates_is_noticed(tmp_path: Path) -> None
     units.write_coordinates("ff_key", 0, np.eye(8, dtype=np.float32))
     units.write("ff_key", 0, pa.table({"row": [1, 2]}))
     assert units.has("ff_key", 0)
-    file = tmp_path / "units" / "ff_key-00000.safetensors"
+    file = tmp_path / "units" / "ff_key-00000.npy"
     data = bytearray(file.read_bytes())
     data[-5] ^= 1
     file.write_bytes(data)

@@ -223,8 +223,10 @@ def _make(
         for kind in layout.kinds:
             for piece in pieces(layout, kind):
                 if not units.has(kind, piece.number):
-                    rows = checkpoint.rows(piece.run, piece.owners)
-                    table, coordinates = parameter_unit(rows, piece, space, options.top_k)
+                    # No name for the rows: they are gone before their coordinates are written.
+                    table, coordinates = parameter_unit(
+                        checkpoint.rows(piece.run, piece.owners), piece, space, options.top_k
+                    )
                     units.write_coordinates(kind, piece.number, coordinates)
                     units.write(kind, piece.number, table)
                 advance(piece.n_rows)

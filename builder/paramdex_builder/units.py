@@ -17,7 +17,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from safetensors.numpy import load_file, save_file
 
 from paramdex_builder.directions import Direction, directions
 from paramdex_builder.pairs import (
@@ -136,14 +135,14 @@ class Units:
                 self.read("directions", number)
                 return True
             recorded = (table.schema.metadata or {}).get(_DIGEST)
-            return recorded == sha256(self._path(name, number, "safetensors")).encode()
+            return recorded == sha256(self._path(name, number, "npy")).encode()
         except (OSError, pa.ArrowException):
             return False
 
     def write(self, name: str, number: int, table: pa.Table) -> None:
         """Write the rows of a unit; of a kind after its coordinates, whose digest they carry."""
         path = self._path(name, number, "parquet")
-        beside = self._path(name, number, "safetensors")
+        beside = self._path(name, number, "npy")
         if beside.is_file():
             table = table.replace_schema_metadata({_DIGEST: sha256(beside)})
         write_whole(path, lambda part: pq.write_table(table, part, write_page_checksum=True))
@@ -152,12 +151,15 @@ class Units:
         return pq.read_table(self._path(name, number, "parquet"), page_checksum_verification=True)
 
     def write_coordinates(self, kind: str, number: int, rows: np.ndarray) -> None:
-        path = self._path(kind, number, "safetensors")
-        write_whole(path, lambda part: save_file({"coordinates": rows}, part))
+        def save(part: Path) -> None:
+            with part.open("wb") as file:
+                np.save(file, rows)  # without a copy
+
+        write_whole(self._path(kind, number, "npy"), save)
 
     def coordinates(self, kind: str, number: int) -> np.ndarray:
-        """Normalized coordinates of one unit (n x r, float32)."""
-        return load_file(self._path(kind, number, "safetensors"))["coordinates"]
+        """Normalized coordinates of one unit (n x r, float32), mapped from the disk."""
+        return np.load(self._path(kind, number, "npy"), mmap_mode="r", allow_pickle=False)
 
 
 def parameter_unit(rows: torch.Tensor, piece: Piece, space: Space, top_k: int) -> tuple[pa.Table, np.ndarray]:

@@ -13,14 +13,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import permutations
 from math import factorial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
 from paramdex.common import common
-from paramdex.result import Result
+from paramdex.result import Drawn, Result
 from paramdex_schemas import KINDS, QueryError, isometry
 from paramdex_schemas.errors import nearest
 from paramdex_schemas.isometry import Array
@@ -42,8 +41,8 @@ _SCHEMA = pa.schema(
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Alignment(Result):
+@dataclass(frozen=True, repr=False)
+class Alignment(Drawn):
     """Rows of kind, layer_a, layer_b: ``score`` is the mean |Pearson| of the two layers' vectors, ``matched`` the
     Hungarian matching; ``feature_score`` and ``feature_matched`` are the same on the raw weights. ``summary`` has a row
     a kind: the matching, mean scores of matched and of other layers, ``diagonality`` and its p-value.
@@ -71,11 +70,11 @@ class Alignment(Result):
     def kinds(self) -> list[str]:
         return list(dict.fromkeys(self.table["kind"].to_pylist()))
 
-    def plot(self, path: str | Path) -> Path:
-        """Draw the heat maps of all kinds, matched pairs marked, into a picture file. Raises QueryError."""
-        from paramdex.plot import alignment_figure, save
+    def figure(self) -> Any:
+        """Heat maps of all kinds, matched pairs marked."""
+        from paramdex.plot import alignment_figure
 
-        return save(alignment_figure(self), Path(path))
+        return alignment_figure(self)
 
 
 def align(atlas: Atlas, a: Model, b: Model, kind: str | None) -> Alignment:

@@ -26,6 +26,7 @@ from paramdex.nearest import signs_of as _signs
 from paramdex.nearest import strongest_hits as _strongest
 from paramdex.postings import Postings
 from paramdex.result import Result, visible
+from paramdex.show import show_head, show_parameter
 from paramdex.vectors import SharedSpace, Vectors
 from paramdex.words import Wanted, resolve
 from paramdex_schemas import KINDS, MATRICES, Address, AddressError, Layout, QueryError, Run
@@ -166,9 +167,9 @@ class Atlas:
         _check_k(k)
         model = self.models[where.model]
         if where.is_parameter:
-            return self._show_parameter(model, where, k, Sieve(self._database, filter))
+            return show_parameter(self, model, where, k, Sieve(self._database, filter))
         if where.is_head:
-            return self._show_head(model, where, k, Sieve(self._database, filter), distinct=distinct)
+            return show_head(self, model, where, k, Sieve(self._database, filter), distinct=distinct)
         if where != Address(where.model):
             what = "an expert" if where.expert is not None else "a layer" if where.layer is not None else "a stack"
             example = model.layout.example(where)
@@ -454,64 +455,6 @@ class Atlas:
                 if left.ids:
                     yield left, [one]
 
-    def _show_parameter(self, model: Model, where: Address, k: int, sieve: Sieve) -> Result:
-        param_id = model.param_id(where)
-        found = self._postings.parameters([param_id], ALL if sieve else k)[param_id]
-        token, text = (self._database.tokens(model.vocabulary, column) for column in ("token", "text"))
-        sides = []
-        for side in ("top", "bottom"):
-            places = sieve.tokens(model, found.tokens[side], k)
-            ids = [found.tokens[side][place] for place in places]
-            scores = np.array(found.scores[side], np.float32)[places]
-            z = (scores - found.mean) / found.std if found.std > 0 else pa.nulls(len(ids), pa.float32())
-            columns = {
-                "side": pa.array([side] * len(ids), pa.string()),
-                "rank": pa.array([place + 1 for place in places], pa.int64()), "token_id": pa.array(ids, pa.int32()),
-                "token": token.take(pa.array(ids, pa.int64())), "text": text.take(pa.array(ids, pa.int64())),
-                "score": scores, "z": z,
-            }  # fmt: skip
-            sides.append(pa.table(columns))
-        n = max(map(len, sides))
-        shown: dict[str, Any] = {"rank": range(1, n + 1)}
-        for side, rows in zip(("top", "bottom"), sides, strict=True):
-            columns = {side: rows["text"], f"{side} score": rows["score"], f"{side} z": rows["z"]}
-            shown |= {name: pa.array(column.to_pylist() + [None] * (n - len(rows)), column.type)
-                      for name, column in columns.items()}  # fmt: skip
-        title = f"{found.address}: {KINDS[str(where.kind)].says}"
-        of_scores = f"mean {found.mean:.4g}, std {found.std:.4g}"
-        numbers = f"norm {found.norm:.4g}; scores over {model.vocabulary_size:,} tokens: {of_scores}"
-        return Result(pa.concat_tables(sides), f"{title}\n{numbers}", sieve.notes(), pa.table(shown))
-
-    def _show_head(self, model: Model, where: Address, k: int, sieve: Sieve, *, distinct: bool) -> Result:
-        head_id = model.head_id(where)
-        table = self._database.named("head", {"head_id": head_id, "k": ALL if sieve else k, "distinct": distinct})
-        shown: list[dict[str, Any]] = []
-        chosen: list[int] = []
-        every = table.to_pylist()
-        for matrix in ("QK", "VO"):
-            lines: list[dict[str, Any]] = [{"matrix": matrix, "rank": n} for n in range(1, k + 1)]
-            for side in ("top", "bottom"):
-                numbers = [n for n, row in enumerate(every) if (row["matrix"], row["side"]) == (matrix, side)]
-                numbers = [numbers[place] for place in sieve.pairs(model, [every[n] for n in numbers], k)]
-                chosen += numbers
-                for line, row in zip(lines, (every[n] for n in numbers), strict=False):
-                    line |= {side: _pair(row["source"], row["target"]), f"{side} score": row["score"]}
-            shown += [line for line in lines if len(line) > 2]
-        counts = self._database.rows(
-            "SELECT matrix, count(*) FILTER (same_word), count(*) FROM store.pairs "
-            "WHERE head_id = ? AND is_top AND rank IS NOT NULL GROUP BY matrix ORDER BY matrix",
-            [head_id],
-        )
-        notes = [
-            f"{matrix}: {same} of its top {count} pairs are of a word with itself" for matrix, same, count in counts
-        ]
-        group = model.layout.heads((where.stack, where.layer)).group
-        sharing = "" if group == 1 else f", sharing key/value head {int(where.head or 0) // group}"
-        title = f"{where}: QK pairs are query → key, VO pairs read → written{sharing}"
-        names = ("matrix", "rank", "top", "top score", "bottom", "bottom score")
-        columns = {name: [line.get(name) for line in shown] for name in names}
-        return Result(table.take(pa.array(chosen, pa.int64())), title, [*notes, *sieve.notes()], pa.table(columns))
-
     def _indicator(self, model: Model, ids: list[int]) -> Array:
         """R^-T Ec^T v / ||v_c|| for the indicator v of tokens ``ids``: its inner product with normalized coordinates is
         the Pearson correlation with v. ||v_c||^2 = m (1 - m / V) for m tokens.
@@ -617,10 +560,6 @@ class Atlas:
 def _check_k(k: int) -> None:
     if k < 1:
         raise QueryError(f"k is how many to give: at least 1, not {k}")
-
-
-def _pair(source: str, target: str) -> str:
-    return f"{visible(source)} → {visible(target)}"
 
 
 def _text(value: Any) -> str:

@@ -139,8 +139,12 @@ def info(atlas: Path, output: str) -> None:
 @_K
 @click.option("--same-word", is_flag=True, help="for a head: keep pairs of one word with itself")
 @filtered(pairs=True)
+@click.option("--plot", type=click.Path(path_type=Path),
+              help="draw a parameter's tokens into this file (.png, .svg, .html)")  # fmt: skip
 @_FORMAT
-def show(atlas: Path, address: str, k: int, same_word: bool, filter: Any, output: str) -> None:
+def show(
+    atlas: Path, address: str, k: int, same_word: bool, filter: Any, plot: Path | None, output: str
+) -> None:
     """The strongest tokens of a parameter, or the strongest token pairs of a head, both sides.
 
     \b
@@ -149,7 +153,10 @@ def show(atlas: Path, address: str, k: int, same_word: bool, filter: Any, output
     paramdex show demo.atlas minilm/L3/ff_value/17 --ascii --alnum --word-starts --no-undertrained
     paramdex show demo.atlas tiny-a
     """
-    _print(_open(atlas).show(address, k, distinct=not same_word, filter=filter), output)
+    found = _open(atlas).show(address, k, distinct=not same_word, filter=filter)
+    if plot is not None and not hasattr(found, "plot"):
+        raise QueryError(f"--plot draws the tokens of a parameter, and {address} is none")
+    _print_and_plot(found, output, plot)
 
 
 @cli.command()
@@ -302,7 +309,7 @@ def heads(
 @click.argument("model_a")
 @click.argument("model_b")
 @_KIND
-@click.option("--plot", type=click.Path(path_type=Path), help="draw heat maps into this file (.png, .svg, .html, .pdf)")
+@click.option("--plot", type=click.Path(path_type=Path), help="draw heat maps into this file (.png, .svg, .html)")
 @click.option("--summary", is_flag=True, help="with json and csv: a row a kind, not a row a pair of layers")
 @_FORMAT
 def align(
@@ -321,7 +328,7 @@ def align(
         result.plot(plot)
     _print(result.summary if summary else result, output)
     if plot is not None:
-        click.echo(f"heat maps: {plot}", err=output != "table")
+        click.echo(f"picture: {plot}", err=output != "table")
 
 
 @cli.command()
@@ -362,10 +369,12 @@ def match(
 @click.option("--kind", help="only of this kind: ff_key, ff_value, ..., or QK or VO for heads")
 @_LAYER
 @filtered(pairs=True)
+@click.option("--plot", type=click.Path(path_type=Path), help="draw what moved most into this file (.png, .svg, .html)")
 @_FORMAT
 def diff(
-    atlas: Path, base: str, tuned: str | None, k: int, kind: str, layer: int, filter: Any, output: str
-) -> None:
+    atlas: Path, base: str, tuned: str | None, k: int, kind: str, layer: int, filter: Any, plot: Path | None,
+    output: str,
+) -> None:  # fmt: skip
     """What training moved most: neurons and heads, with the tokens they moved toward and away from.
 
     BASE and TUNED are names in the atlas or the sources of a build with --base, whose name alone does as well.
@@ -374,7 +383,7 @@ def diff(
     paramdex diff bert.atlas ./bert ./bert-imdb
     paramdex diff bert.atlas moved --kind ff_value --layer 4
     """
-    _print(_open(atlas).diff(base, tuned, k, kind=kind, layer=layer, filter=filter), output)
+    _print_and_plot(_open(atlas).diff(base, tuned, k, kind=kind, layer=layer, filter=filter), output, plot)
 
 
 @cli.command()
@@ -390,7 +399,7 @@ def diff(
               help="tokens of the text looked at, and pairs of a kind and layer, at most")  # fmt: skip
 @click.option("--draws", type=click.IntRange(1), default=40, show_default=True, help="draws of each baseline")
 @click.option("--seed", type=int, default=0, show_default=True, help="seed of all that is drawn at random")
-@click.option("--plot", type=click.Path(path_type=Path), help="draw all measures into this file (.png, .svg, .pdf)")
+@click.option("--plot", type=click.Path(path_type=Path), help="draw all measures into this file (.png, .svg, .html)")
 @_FORMAT
 def evaluate(
     source: str, text: Path, space: str, fold_norm: bool, k: int, pair_k: int, samples: int, draws: int, seed: int,
@@ -432,7 +441,7 @@ def evaluate(
               help="the embeddings that the map leads through")  # fmt: skip
 @click.option("--words", type=click.IntRange(1), help="take the last so many words of every text")
 @click.option("--limit", type=click.IntRange(1), help="take so many texts, evenly from the file")
-@click.option("--plot", type=click.Path(path_type=Path), help="draw accuracies into this file (.png, .svg, .pdf)")
+@click.option("--plot", type=click.Path(path_type=Path), help="draw accuracies into this file (.png, .svg, .html)")
 @_FORMAT
 def stitch(
     pretrained: str, tuned: tuple[str, ...], reviews: Path, base: str | None, last: tuple[int, ...], state: str,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from paramdex.filters import ALL, Sieve, TokenFilter
-from paramdex.result import Result, visible
+from paramdex.result import Drawn, visible
 from paramdex_schemas import KINDS, MATRICES, AddressError, QueryError
 from paramdex_schemas.errors import nearest
 
@@ -28,6 +28,19 @@ _SCHEMA = pa.schema(
     [("kind", pa.string()), ("rank", pa.int32()), ("address", pa.string()), ("norm", pa.float32()),
      ("relative", pa.float32()), ("top", pa.list_(pa.string())), ("bottom", pa.list_(pa.string()))]
 )  # fmt: skip
+
+
+@dataclass(frozen=True, repr=False)
+class Moved(Drawn):
+    """Rows of kind, rank, address, norm, top, bottom: what training moved most, with the tokens it moved toward (top)
+    and away from (bottom).
+    """
+
+    def figure(self) -> Any:
+        """Bars of the norms, with the tokens."""
+        from paramdex.plot import moved_figure
+
+        return moved_figure(self)
 
 
 @dataclass(frozen=True)
@@ -46,7 +59,7 @@ class _Row:
 def diff(
     atlas: Atlas, base: str, tuned: str | None, k: int, kind: str | None, layer: int | None,
     filter: TokenFilter | None = None,
-) -> Result:  # fmt: skip
+) -> Moved:  # fmt: skip
     """See ``Atlas.diff``."""
     rows = _models(atlas)
     row = _displacement(atlas, rows, base, tuned)
@@ -82,7 +95,7 @@ def diff(
     start = row.base if origin is None else origin.name
     title = f"{row.model}: what moved from {start} to {row.source}{_by_layer(atlas, row.model)}"
     names = ["kind", "rank", "address", "norm", "relative", "toward (top)", "away from (bottom)"]
-    return Result(table, title, [*notes, *sieve.notes()], table.rename_columns(names))
+    return Moved(table, title, [*notes, *sieve.notes()], table.rename_columns(names))
 
 
 def _models(atlas: Atlas) -> list[_Row]:

@@ -30,7 +30,7 @@ _AT_A_TIME = 16
 """Rows of a matrix whose V scores are in memory at a time."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Lens(Result):
     """What one vector says. ``table`` has a row for each token and each parameter (``what`` tells them apart)."""
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from paramdex.result import Result
+from paramdex.result import Drawn
 
 PAPER = "The paper's remark: 3 of its 11 tuned models went above 70 %, stitched onto GPT-2 medium."
 GOOD = 0.7
@@ -24,32 +24,30 @@ _TITLES = {
 }
 
 
-@dataclass(frozen=True)
-class Evaluation(Result):
+@dataclass(frozen=True, repr=False)
+class Evaluation(Drawn):
     """Rows of measure, kind, layer, k: ``value`` beside ``baseline``, the mean over draws, with their ``deviation``
     and the share ``p_value`` of them that reach the value.
     """
 
-    def plot(self, path: str | Path) -> Path:
-        """Draw every measure into a picture file. Raises QueryError."""
-        from paramdex.plot import save
+    def figure(self) -> Any:
+        """Bars of every measure, by kind and layer."""
         from paramdex.plot_measures import evaluation_figure
 
-        return save(evaluation_figure(self), Path(path))
+        return evaluation_figure(self)
 
 
-@dataclass(frozen=True)
-class Stitching(Result):
+@dataclass(frozen=True, repr=False)
+class Stitching(Drawn):
     """Rows of tuned, part, first, last: the accuracy of the ``first`` layers of one model under the ``last`` layers of
     another (part ``stitched``), and that of the tuned models and their base by themselves.
     """
 
-    def plot(self, path: str | Path) -> Path:
-        """Draw accuracy by layer, with its ends, into a picture file. Raises QueryError."""
-        from paramdex.plot import save
+    def figure(self) -> Any:
+        """Accuracy by layer, with its ends."""
         from paramdex.plot_measures import stitching_figure
 
-        return save(stitching_figure(self), Path(path))
+        return stitching_figure(self)
 
 
 def evaluation(table: pa.Table) -> Evaluation:

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import html
 import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from paramdex.alignment import Alignment, short_name
+from paramdex.diff import Moved
+from paramdex.result import visible
+from paramdex.show import Card
 from paramdex_schemas import QueryError
 from paramdex_schemas.layout import place_name
 
@@ -59,6 +65,96 @@ def alignment_figure(alignment: Alignment) -> Any:
     return figure
 
 
+def tokens_figure(card: Card) -> Any:
+    """A parameter's strongest tokens in the plane in which their embeddings differ most, the larger the stronger."""
+    figure = _figure_class()(figsize=(7.5, 6), layout="constrained")
+    axis = figure.subplots()
+    rows, places = card.to_rows(), card.places()
+    strengths = np.abs([row["score"] for row in rows])
+    sizes = 7 + 5 * (strengths - strengths.min()) / max(np.ptp(strengths), 1e-300)
+    labels = []
+    for side, color in (("top", "C0"), ("bottom", "C3")):
+        own = [n for n, row in enumerate(rows) if row["side"] == side]
+        axis.scatter(places[own, 0], places[own, 1], s=12, color=color, label=side)
+        labels += [
+            axis.annotate(
+                visible(rows[n]["text"]), places[n], (4, 0), textcoords="offset points", color=color, va="center",
+                fontsize=float(sizes[n]), parse_math=False,
+            )
+            for n in own
+        ]  # fmt: skip
+    axis.margins(0.15)
+    axis.legend(fontsize=8)
+    axis.set_xlabel("first principal component of these tokens' embeddings")
+    axis.set_ylabel("second")
+    figure.suptitle((card.title or "").partition("\n")[0])
+    with _any_glyphs():
+        figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # from here on nothing moves
+    _spread(labels)
+    return figure
+
+
+def _spread(labels: list[Any]) -> None:
+    """Move labels up or down to where they cover no earlier one, as little as can be."""
+    taken: list[Any] = []
+    for label in labels:
+        x, height = label.get_position()[0], label.get_fontsize()
+        for step in range(41):
+            label.set_position((x, (-1) ** step * ((step + 1) // 2) * height * 0.55))
+            with _any_glyphs():
+                box = label.get_window_extent()
+            if not any(box.overlaps(other) for other in taken):
+                break
+        taken.append(box)
+
+
+def moved_figure(moved: Moved) -> Any:
+    """How far what moved most did, a panel a kind, with the tokens it moved toward and away from."""
+    rows = moved.to_rows()
+    kinds = list(dict.fromkeys(row["kind"] for row in rows))
+    heights = [1 + sum(row["kind"] == kind for row in rows) for kind in kinds] or [1]
+    figure = _figure_class()(figsize=(10, 0.42 * sum(heights) + 1), layout="constrained")
+    axes = figure.subplots(len(heights), squeeze=False, height_ratios=heights)[:, 0]
+    for axis, kind in zip(axes, kinds, strict=False):
+        own = [row for row in rows if row["kind"] == kind]
+        axis.barh(range(len(own)), [row["norm"] for row in own], color="0.85")
+        for n, row in enumerate(own):
+            for column, color, x in (("top", "C0", 0.01), ("bottom", "C3", 0.5)):
+                text = ", ".join(visible(each) for each in row[column][:4])
+                axis.text(
+                    x, n, text, color=color, fontsize=8, va="center", transform=axis.get_yaxis_transform(),
+                    parse_math=False, clip_on=True,
+                )  # fmt: skip
+        axis.set_yticks(range(len(own)), [row["address"].partition("/")[2] for row in own], fontsize=8)
+        axis.invert_yaxis()
+        axis.set_title(f"{kind}: toward (blue) and away from (red)", fontsize=9, loc="left")
+    axes[-1].set_xlabel("norm of what moved")
+    figure.suptitle((moved.title or "").partition("\n")[0], fontsize=9)
+    return figure
+
+
+class Picture:
+    """A picture that a notebook shows."""
+
+    def __init__(self, figure: Any) -> None:
+        self.figure = figure
+
+    def _repr_png_(self) -> bytes:
+        data = io.BytesIO()
+        with _any_glyphs():
+            self.figure.savefig(data, format="png", dpi=90)
+        return data.getvalue()
+
+
+@contextmanager
+def _any_glyphs() -> Iterator[None]:
+    """Vocabularies hold characters of all scripts; those that no font here has are drawn as boxes, without a word."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+")
+        yield
+
+
 def _ticks(n: int) -> list[int]:
     return list(range(0, n, max(1, -(-n // 8))))
 
@@ -73,10 +169,11 @@ def save(figure: Any, path: Path) -> Path:
     if ending not in known:
         raise QueryError(f"{path} has no ending that names a picture format; write one of .{', .'.join(known)}")
     try:
-        if ending == "html":
-            path.write_text(_page(figure, path.stem), "utf-8")
-        else:
-            figure.savefig(path, dpi=150)
+        with _any_glyphs():
+            if ending == "html":
+                path.write_text(_page(figure, path.stem), "utf-8")
+            else:
+                figure.savefig(path, dpi=150)
     except OSError as error:
         raise QueryError(f"cannot write {path}: {error.strerror}") from error
     return path

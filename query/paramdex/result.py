@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,7 +30,7 @@ _GAP = 3
 """Columns between two columns of a table."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
     """The answer to a question. ``table`` holds its rows; ``title``, ``shown`` and ``notes`` are for people."""
 
@@ -131,6 +132,9 @@ class Result:
         console.print(self._rich())
         return "\n".join(line.rstrip() for line in text.getvalue().split("\n")).rstrip("\n")
 
+    __repr__ = __str__
+    """What a Python prompt shows of an answer is the answer."""
+
     def _repr_html_(self) -> str:
         from html import escape
 
@@ -145,6 +149,23 @@ class Result:
         more = [f"... {len(whole) - len(shown):,} more rows"] if len(whole) > len(shown) else []
         notes = "".join(f"<p>{escape(note)}</p>" for note in [*more, *self.notes])
         return f"{title}<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{notes}"
+
+
+@dataclass(frozen=True, repr=False)
+class Drawn(Result):
+    """A result that has a picture too."""
+
+    def figure(self) -> Any:
+        """The picture as a matplotlib Figure. Raises QueryError where matplotlib is not installed."""
+        raise NotImplementedError
+
+    def plot(self, path: str | Path | None = None) -> Any:
+        """Draw the picture into a file, whose ending chooses the format, and give its path; without one give a picture
+        that a notebook shows. Raises QueryError where it cannot be drawn or written.
+        """
+        from paramdex.plot import Picture, save
+
+        return Picture(self.figure()) if path is None else save(self.figure(), Path(path))
 
 
 def _is_number(column: pa.Field) -> bool:

@@ -1,0 +1,118 @@
+"""What a parameter or a head says, as a result; a parameter's tokens also as a picture."""
+
+# ruff: noqa: SLF001  # a part of Atlas
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from paramdex.filters import ALL, Sieve
+from paramdex.result import Drawn, Result, visible
+from paramdex_schemas import KINDS, Address
+from paramdex_schemas.isometry import Array
+
+if TYPE_CHECKING:
+    from paramdex.atlas import Atlas, Model
+
+
+@dataclass(frozen=True, repr=False)
+class Card(Drawn):
+    """Rows of side, rank, token, score: a parameter's strongest tokens. Its picture has them in the plane in which
+    their embeddings differ most.
+    """
+
+    places: Callable[[], Array] = field(default=lambda: np.zeros((0, 2)), repr=False)
+    """Gives where each row's token lies in that plane (rows x 2)."""
+
+    def figure(self) -> Any:
+        from paramdex.plot import tokens_figure
+
+        return tokens_figure(self)
+
+
+def token_plane(rows: Array) -> Array:
+    """Embeddings (n x d) on their first two principal components (n x 2); of each the largest entry is positive.
+
+    >>> np.abs(token_plane(np.array([[0.0, 6, 7], [0, 0, 7], [1, 3, 7], [-1, 3, 7]]))).round(9).tolist()
+    [[3.0, 0.0], [3.0, 0.0], [0.0, 1.0], [0.0, 1.0]]
+    """
+    centred = rows - rows.mean(axis=0)
+    U, S, _ = np.linalg.svd(centred, full_matrices=False)
+    found = np.zeros((len(rows), 2))
+    found[:, : min(2, len(S))] = (U * S)[:, :2]
+    largest = found[np.abs(found).argmax(axis=0), [0, 1]]
+    return found * np.where(largest < 0, -1, 1)
+
+
+def show_parameter(atlas: Atlas, model: Model, where: Address, k: int, sieve: Sieve) -> Card:
+    """The k strongest tokens of a parameter on each side that pass the sieve."""
+    param_id = model.param_id(where)
+    found = atlas._postings.parameters([param_id], ALL if sieve else k)[param_id]
+    token, text = (atlas._database.tokens(model.vocabulary, column) for column in ("token", "text"))
+    sides = []
+    for side in ("top", "bottom"):
+        places = sieve.tokens(model, found.tokens[side], k)
+        ids = [found.tokens[side][place] for place in places]
+        scores = np.array(found.scores[side], np.float32)[places]
+        z = (scores - found.mean) / found.std if found.std > 0 else pa.nulls(len(ids), pa.float32())
+        columns = {
+            "side": pa.array([side] * len(ids), pa.string()),
+            "rank": pa.array([place + 1 for place in places], pa.int64()), "token_id": pa.array(ids, pa.int32()),
+            "token": token.take(pa.array(ids, pa.int64())), "text": text.take(pa.array(ids, pa.int64())),
+            "score": scores, "z": z,
+        }  # fmt: skip
+        sides.append(pa.table(columns))
+    n = max(map(len, sides))
+    shown: dict[str, Any] = {"rank": range(1, n + 1)}
+    for side, rows in zip(("top", "bottom"), sides, strict=True):
+        columns = {side: rows["text"], f"{side} score": rows["score"], f"{side} z": rows["z"]}
+        shown |= {name: pa.array(column.to_pylist() + [None] * (n - len(rows)), column.type)
+                  for name, column in columns.items()}  # fmt: skip
+    title = f"{found.address}: {KINDS[str(where.kind)].says}"
+    of_scores = f"mean {found.mean:.4g}, std {found.std:.4g}"
+    numbers = f"norm {found.norm:.4g}; scores over {model.vocabulary_size:,} tokens: {of_scores}"
+    table = pa.concat_tables(sides)
+    return Card(
+        table, f"{title}\n{numbers}", sieve.notes(), pa.table(shown),
+        lambda: token_plane(atlas._vectors.space(model.name).rows(table["token_id"].to_pylist())),
+    )  # fmt: skip
+
+
+def show_head(atlas: Atlas, model: Model, where: Address, k: int, sieve: Sieve, *, distinct: bool) -> Result:
+    """The k strongest pairs of a head's QK and VO that pass the sieve; ``distinct`` ones are of two words."""
+    head_id = model.head_id(where)
+    table = atlas._database.named("head", {"head_id": head_id, "k": ALL if sieve else k, "distinct": distinct})
+    shown: list[dict[str, Any]] = []
+    chosen: list[int] = []
+    every = table.to_pylist()
+    for matrix in ("QK", "VO"):
+        lines: list[dict[str, Any]] = [{"matrix": matrix, "rank": n} for n in range(1, k + 1)]
+        for side in ("top", "bottom"):
+            numbers = [n for n, row in enumerate(every) if (row["matrix"], row["side"]) == (matrix, side)]
+            numbers = [numbers[place] for place in sieve.pairs(model, [every[n] for n in numbers], k)]
+            chosen += numbers
+            for line, row in zip(lines, (every[n] for n in numbers), strict=False):
+                line |= {side: _pair(row["source"], row["target"]), f"{side} score": row["score"]}
+        shown += [line for line in lines if len(line) > 2]
+    counts = atlas._database.rows(
+        "SELECT matrix, count(*) FILTER (same_word), count(*) FROM store.pairs "
+        "WHERE head_id = ? AND is_top AND rank IS NOT NULL GROUP BY matrix ORDER BY matrix",
+        [head_id],
+    )
+    notes = [
+        f"{matrix}: {same} of its top {count} pairs are of a word with itself" for matrix, same, count in counts
+    ]
+    group = model.layout.heads((where.stack, where.layer)).group
+    sharing = "" if group == 1 else f", sharing key/value head {int(where.head or 0) // group}"
+    title = f"{where}: QK pairs are query → key, VO pairs read → written{sharing}"
+    names = ("matrix", "rank", "top", "top score", "bottom", "bottom score")
+    columns = {name: [line.get(name) for line in shown] for name in names}
+    return Result(table.take(pa.array(chosen, pa.int64())), title, [*notes, *sieve.notes()], pa.table(columns))
+
+
+def _pair(source: str, target: str) -> str:
+    return f"{visible(source)} → {visible(target)}"

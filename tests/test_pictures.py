@@ -1,0 +1,109 @@
+"""The pictures of a parameter's tokens and of what training moved, as files and in a notebook."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib.image import imread
+
+import oracle
+import paramdex
+from conftest import SMALL_OPTIONS
+from paramdex import Atlas
+from paramdex.cli import main
+from paramdex.result import visible
+from paramdex.show import token_plane
+from paramdex_builder import Options, build
+
+pytest_plugins = ["query_fixtures"]
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@given(st.integers(1, 12), st.integers(1, 6), st.integers(0, 999))
+def test_the_plane_is_that_of_the_largest_eigenvalues(n: int, d: int, seed: int) -> None:
+    rows = np.random.default_rng(seed).normal(size=(n, d))
+    found = token_plane(rows)
+    assert found.shape == (n, 2)
+    centred = rows - rows.mean(axis=0)
+    values = np.sort(np.linalg.eigvalsh(centred.T @ centred))[::-1]
+    np.testing.assert_allclose((found**2).sum(axis=0), [*values, 0.0][:2], atol=1e-9)
+    assert abs(found[:, 0] @ found[:, 1]) < 1e-9
+    assert (found.max(axis=0) >= -found.min(axis=0) - 1e-9).all()
+
+
+def test_tokens_lie_where_their_embeddings_do(atlas: Atlas, truths: dict[str, oracle.Truth]) -> None:
+    card = atlas.show("bert/L1/ff_value/3", 5)
+    ids = [row["token_id"] for row in card]
+    np.testing.assert_allclose(card.places(), token_plane(truths["bert"].E[ids]), atol=1e-6)
+
+
+def test_every_token_is_in_the_picture_once(atlas: Atlas, tmp_path: Path) -> None:
+    card = atlas.show("bert/L1/ff_value/3", 5)
+    texts = [text.get_text() for text in card.figure().axes[0].texts]
+    assert texts == [visible(row["text"]) for row in card]
+    assert card.plot(tmp_path / "tokens.png").read_bytes()[:8] == PNG
+    page = card.plot(tmp_path / "tokens.html").read_text("utf-8")
+    assert all(f">{text}</text>" in page for text in texts if text.isalnum())
+
+
+def test_labels_do_not_cover_each_other(atlas: Atlas) -> None:
+    figure = atlas.show("gpt2-a/L1/ff_value/3", 12).figure()
+    boxes = [text.get_window_extent() for text in figure.axes[0].texts]
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
+def test_texts_are_no_formulas(atlas: Atlas) -> None:
+    """A token such as $ is drawn as it is."""
+    rows = atlas.sql("SELECT address FROM parameter_tokens WHERE text LIKE '%$%' LIMIT 1").to_rows()
+    address = rows[0]["address"] if rows else "gpt2-a/L1/ff_value/3"
+    assert len(atlas.show(address, 12).plot()._repr_png_()) > 1000
+
+
+def test_a_notebook_shows_it(atlas: Atlas) -> None:
+    for result in (atlas.show("bert/L1/ff_value/3", 5), atlas.align("gpt2-a", "gpt2-b", "ff_key")):
+        data = result.plot()._repr_png_()
+        assert data[:8] == PNG
+        assert imread(io.BytesIO(data)).shape[2] == 4
+
+
+def test_what_moved_is_drawn(model_folders: dict[str, Path], tmp_path: Path) -> None:
+    """A bar for every row, with the address within the model and the tokens of both sides."""
+    options = Options(**{**vars(SMALL_OPTIONS), "base": str(model_folders["gpt2-a"])})
+    path = build([f"moved={model_folders['gpt2-b']}"], tmp_path / "x.atlas", options)
+    with paramdex.open(path) as atlas:
+        moved = atlas.diff("moved", k=3)
+        figure = moved.figure()
+        names = [label.get_text() for axis in figure.axes for label in axis.get_yticklabels()]
+        assert names == [row["address"].removeprefix("moved/") for row in moved]
+        widths = [bar.get_width() for axis in figure.axes for bar in axis.patches]
+        assert widths == pytest.approx([row["norm"] for row in moved])
+        texts = [text.get_text() for axis in figure.axes for text in axis.texts]
+        sides = [row[side][:4] for row in moved for side in ("top", "bottom")]
+        assert texts == [", ".join(map(visible, tokens)) for tokens in sides]
+        assert moved.plot(tmp_path / "moved.svg").read_text("utf-8").count("<svg") == 1
+
+
+@pytest.mark.parametrize("address", ["bert/L1/H0", "bert"])
+def test_only_parameters_are_drawn(
+    small_atlas: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    path = tmp_path / "x.png"
+    monkeypatch.setattr("sys.argv", ["paramdex", "show", str(small_atlas), address, "--plot", str(path)])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    assert capsys.readouterr().err == f"error: --plot draws the tokens of a parameter, and {address} is none\n"
+    assert not path.exists()
+
+
+def test_the_commands_draw(small_atlas: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x.png"
+    monkeypatch.setattr("sys.argv", ["paramdex", "show", str(small_atlas), "bert/L1/ff_key/2", "--plot", str(path)])
+    main()
+    assert path.read_bytes()[:8] == PNG
