@@ -34,7 +34,7 @@ def test_a_heads_card_has_its_directions(client: TestClient, atlas: Atlas, addre
 
 def test_hostile_tokens_are_escaped(strange: TestClient) -> None:
     page = strange.get("/hostile/L0/H0").text
-    directions = page[page.index("Its directions") : page.index("Its vectors")]
+    directions = page[page.index("Its directions") : page.index("Heads like it")]
     assert directions.count("<tr>") == 2 + 2 * 8
     assert not any(word in directions for word in HOSTILE if "<" in word and "&" not in word)
     assert "<script" not in directions

@@ -22,14 +22,15 @@ def coordinates(atlas: Atlas, model: Model, kind: str, place: Place) -> tuple[Ar
     The atlas has normalized coordinates, and ||R w|| = sqrt(V) std.
     """
     start, end = model.layout.places(kind)[place]
-    first = model.first_param_id + model.layout.blocks[kind].first
-    found = atlas._database.arrays(  # noqa: SLF001
+    block = model.layout.blocks[kind]
+    first = model.first_param_id + block.first
+    found = atlas._database.kept(  # noqa: SLF001
         "SELECT mean, std FROM store.parameters WHERE param_id BETWEEN ? AND ? ORDER BY param_id",
-        [first + start, first + end - 1],
-    )
+        first, first + block.n_rows - 1,
+    )  # fmt: skip
+    means, stds = (found[name].to_numpy()[start:end].astype(np.float64) for name in ("mean", "std"))
     rows = atlas._vectors.index(model.name, kind).reconstruct_n(start, end - start).astype(np.float64)  # noqa: SLF001
-    lengths = found["std"].astype(np.float64) * model.vocabulary_size**0.5
-    return rows * lengths[:, None], found["mean"].astype(np.float64)
+    return rows * (stds * model.vocabulary_size**0.5)[:, None], means
 
 
 def owners(model: Model, kind: str, place: Place) -> list[int]:

@@ -84,13 +84,19 @@ def head_cosines(atlas: Atlas, both: Common, where: Address, matrix: str) -> Arr
     norm = float(np.sqrt(((p @ p.T) * (q @ q.T)).sum()))
     if both.left.into is not None:
         p, q = p @ both.left.into.T, q @ both.left.into.T
-    cosines = []
-    for place in both.right.model.layout.attention_places:
-        P, Q = (_factor(atlas, both.right, kind, place) for kind in FACTORS[matrix])
-        inner = ((P @ p.T) * (Q @ q.T)).sum(axis=(1, 2))
-        norms = norm * np.sqrt(((P @ P.transpose(0, 2, 1)) * (Q @ Q.transpose(0, 2, 1))).sum(axis=(1, 2)))
-        cosines.append(np.divide(inner, norms, out=np.zeros_like(inner), where=norms > 0))
-    return np.concatenate([np.empty(0), *cosines])
+    side = both.right
+    key = (side.model.name, matrix, None if side.root is None else side.other.name)
+    known = side.vectors.head_norms.get(key)
+    inner, norms = [np.empty(0)], [np.empty(0)]
+    for place in side.model.layout.attention_places:
+        P, Q = (_factor(atlas, side, kind, place) for kind in FACTORS[matrix])
+        inner.append(((P @ p.T) * (Q @ q.T)).sum(axis=(1, 2)))
+        if known is None:
+            norms.append(np.sqrt(((P @ P.transpose(0, 2, 1)) * (Q @ Q.transpose(0, 2, 1))).sum(axis=(1, 2))))
+    if known is None:
+        known = side.vectors.head_norms[key] = np.concatenate(norms)
+    dots, sizes = np.concatenate(inner), norm * known
+    return np.divide(dots, sizes, out=np.zeros_like(dots), where=sizes > 0)
 
 
 def _factor(atlas: Atlas, side: Side, kind: str, place: Place) -> Array:

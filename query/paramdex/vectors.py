@@ -100,6 +100,10 @@ class Vectors:
     _moves: dict[tuple[str, str, str], tuple[Array, Array]] = field(default_factory=dict)
     _transfers: dict[tuple[str, str], Array] = field(default_factory=dict)
     _rotations: list[Array] = field(default_factory=list)
+    head_norms: dict[tuple[str, str, str | None], Array] = field(default_factory=dict)
+    """(model, matrix, the model with whose tokens it is compared; None for all its own) -> the norms of its heads'
+    matrices, once they were asked for.
+    """
 
     def _checked(self, model: str, name: str, *, whole: bool = True) -> Path:
         """The path of a file once it is what was recorded; of less than the ``whole`` only its size is compared."""

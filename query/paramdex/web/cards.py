@@ -7,11 +7,13 @@ from typing import Any, Literal
 
 from paramdex import Atlas
 from paramdex.atlas import Model
+from paramdex.head_factors import displacements
 from paramdex.web.shapes import (
     Cell,
     Direction,
     HeadCard,
     Near,
+    NearHead,
     NearIn,
     Pair,
     Pairs,
@@ -35,6 +37,8 @@ _NAMES = {
 }  # fmt: skip
 _OTHER = {"attn_query": "attn_key", "attn_key": "attn_query", "attn_value": "attn_output", "attn_output": "attn_value"}
 _NEAR = 5
+_MOST_COMPARED = 1_000_000
+"""Entries of the small products, d_head x d_head for each head, that are made for one page: a tenth of a second."""
 
 
 def parameter_card(atlas: Atlas, where: Address, k: int = 20) -> ParameterCard:
@@ -214,7 +218,8 @@ def head_card(
         words=words, contains=contains, same_word={matrix: (same, n) for matrix, same, n in counts},
         lists=[Pairs.model_validate({"matrix": matrix, "side": side, "pairs": pairs})
                for (matrix, side), pairs in lists.items()],
-        directions=_directions(atlas, model, head_id), vectors=_vectors(atlas, model, where),
+        directions=_directions(atlas, model, head_id), nearest=_nearest_heads(atlas, model, where),
+        vectors=_vectors(atlas, model, where),
         before=str(replace(where, head=at - 1)) if at else None,
         after=str(replace(where, head=at + 1)) if at + 1 < run.n_owners else None,
         sql=f"SELECT matrix, side, {rank}, source, target, score\nFROM head_pairs\nWHERE address = '{address}' "
@@ -246,6 +251,19 @@ def _directions(atlas: Atlas, model: Model, head_id: int) -> list[Direction]:
             | lists[matrix, n]
         )
         for matrix, n, value, share in numbers
+    ]
+
+
+def _nearest_heads(atlas: Atlas, model: Model, where: Address) -> list[NearHead] | None:
+    """The heads of the same model that are most like this one; None where there are too many to compare at once."""
+    if model.name in displacements(atlas):
+        return []
+    runs = [model.layout.heads(place) for place in model.layout.attention_places]
+    if sum(run.n_owners * run.size**2 for run in runs) > _MOST_COMPARED:
+        return None
+    return [
+        NearHead(pairs=row.pop("top"), **row | {"similarity": _short(row["similarity"])})
+        for row in atlas.similar(str(where), _NEAR).to_rows()
     ]
 
 

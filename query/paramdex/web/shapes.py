@@ -215,6 +215,17 @@ class Direction(Shape):
     target_bottom: list[Token]
 
 
+class NearHead(Shape):
+    """A head of the same model whose whole matrix is like this one's, by the cosine over all pairs of tokens."""
+
+    matrix: Literal["QK", "VO"]
+    rank: int
+    similarity: float
+    address: str
+    pairs: list[str]
+    """Its strongest pairs of two words."""
+
+
 class Vectors(Shape):
     """The vectors of one kind that a head has."""
 
@@ -241,6 +252,8 @@ class HeadCard(Shape):
     lists: list[Pairs]
     directions: list[Direction]
     """None where the atlas was built without."""
+    nearest: list[NearHead] | None
+    """Null where there are too many heads to compare while a reader waits."""
     vectors: list[Vectors]
     before: str | None
     after: str | None

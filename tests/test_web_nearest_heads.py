@@ -1,0 +1,36 @@
+"""The heads that are like a head, on its card: those of ``similar``."""
+
+from __future__ import annotations
+
+import pytest
+from starlette.testclient import TestClient
+
+from paramdex import Atlas
+from paramdex.web import cards
+
+pytest_plugins = ["query_fixtures", "web_fixtures"]
+
+
+@pytest.mark.parametrize("address", ["gpt2-wide/L2/H3", "llama-gqa/L1/H2", "bert/L0/H1"])
+def test_a_heads_card_has_its_nearest_heads(client: TestClient, atlas: Atlas, address: str) -> None:
+    found = client.get(f"/{address}.json").json()["nearest"]
+    expected = atlas.similar(address, 5).to_rows()
+    assert [(row["matrix"], row["rank"], row["address"], row["pairs"]) for row in found] == [
+        (row["matrix"], row["rank"], row["address"], row["top"]) for row in expected
+    ]
+    assert [row["similarity"] for row in found] == pytest.approx([row["similarity"] for row in expected], rel=1e-6)
+    page = client.get(f"/{address}").text
+    part = page[page.index("Heads like it") : page.index("Its vectors")]
+    assert all(f'href="/{row["address"]}"' in part for row in found)
+
+
+def test_too_many_heads_are_said_to_be(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cards, "_MOST_COMPARED", 10)
+    assert client.get("/bert/L0/H1.json").json()["nearest"] is None
+    assert "paramdex similar ATLAS bert/L0/H1" in client.get("/bert/L0/H1").text
+
+
+def test_pairs_are_escaped(strange: TestClient) -> None:
+    page = strange.get("/hostile/L0/H0").text
+    part = page[page.index("Its vectors") - 3000 : page.index("Its vectors")]
+    assert "<script" not in part
