@@ -28,7 +28,7 @@ from paramdex_schemas.isometry import strongest
 
 TOKENS = 10
 """Tokens kept of each direction, role and side."""
-_CHUNK = 4096
+_CHUNK = 1024
 """Rows of E that are held in float64 at a time."""
 
 

@@ -40,21 +40,32 @@ class Space:
     def _root(self) -> torch.Tensor:
         return torch.from_numpy(self.root.root).to(self.embedding.device)
 
-    def describe(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Of every row w of ``rows`` (n x d): mean and population standard deviation of its V scores (n each, float64)
-        in closed form, and its normalized coordinates (n x r, float32; zero for a row of equal scores).
-
-        mean = <column means of E, w>; std = ||Ec w|| / sqrt(V) = ||R w|| / sqrt(V).
-        """
-        means, stds = (torch.empty(len(rows), dtype=torch.float64, device=rows.device) for _ in range(2))
+    def describe(self, rows: torch.Tensor) -> Described:
+        """What is said of every row w of ``rows`` (n x d) beside its tokens, a block of rows at a time."""
+        norms, means, stds = (torch.empty(len(rows), dtype=torch.float64, device=rows.device) for _ in range(3))
         units = torch.empty(len(rows), self.root.rank, device=rows.device)
         for start in range(0, len(rows), _CHUNK):
             here = slice(start, start + _CHUNK)
-            c = self.coordinates(rows[here])
-            norm = c.norm(dim=1)
-            means[here], stds[here] = rows[here].double() @ self.means, norm / self.size**0.5
-            units[here] = torch.where(norm > 0, 1 / norm, 0.0)[:, None].mul(c)
-        return means, stds, units
+            w = rows[here].double()
+            c = self.coordinates(w)
+            length = c.norm(dim=1)
+            norms[here], means[here], stds[here] = w.norm(dim=1), w @ self.means, length / self.size**0.5
+            units[here] = torch.where(length > 0, 1 / length, 0.0)[:, None].mul(c)
+        return Described(norms, means, stds, units)
+
+
+@dataclass
+class Described:
+    """Of n rows w: ``norm`` ||w||, ``mean`` and population standard deviation ``std`` of the V scores E w (n each,
+    float64), and ``coordinates``, normalized (n x r, float32; zero for a row of equal scores).
+
+    mean = <column means of E, w>; std = ||Ec w|| / sqrt(V) = ||R w|| / sqrt(V).
+    """
+
+    norm: torch.Tensor
+    mean: torch.Tensor
+    std: torch.Tensor
+    coordinates: torch.Tensor
 
 
 def make_space(embedding: torch.Tensor, device: torch.device) -> Space:

@@ -166,9 +166,8 @@ def parameter_unit(rows: torch.Tensor, piece: Piece, space: Space, top_k: int) -
     """The table rows and normalized coordinates (n x r, float32) of the vectors ``rows`` (n x d) of a piece."""
     rows = rows.to(space.embedding.device)
     tokens = _tokens(rows, space, top_k)
-    mean, std, coordinates = space.describe(rows)
-    norm = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
-    projected = (space.size * (mean**2 + std**2)).sqrt()
+    found = space.describe(rows)
+    projected = (space.size * (found.mean**2 + found.std**2)).sqrt()
     heads, kv_heads, experts, indexes = zip(*piece.run.rows(piece.owners), strict=True)
     columns: dict[str, Any] = {
         "row": range(piece.first, piece.first + len(rows)),
@@ -178,16 +177,16 @@ def parameter_unit(rows: torch.Tensor, piece: Piece, space: Space, top_k: int) -
         "kv_head": kv_heads,
         "expert": experts,
         "idx": indexes,
-        "norm": norm.float().cpu().numpy(),
-        "mean": mean.float().cpu().numpy(),
-        "std": std.float().cpu().numpy(),
+        "norm": found.norm.float().cpu().numpy(),
+        "mean": found.mean.float().cpu().numpy(),
+        "std": found.std.float().cpu().numpy(),
         "projected_norm": projected.float().cpu().numpy(),
     }
-    for side, found in tokens.items():
-        columns[f"{side}_tokens"] = _lists(found.ids.int())
-        columns[f"{side}_scores"] = _lists(found.scores)
+    for side, strongest in tokens.items():
+        columns[f"{side}_tokens"] = _lists(strongest.ids.int())
+        columns[f"{side}_scores"] = _lists(strongest.scores)
     table = pa.table([pa.array(columns[field.name], field.type) for field in PARAMETERS], schema=PARAMETERS)
-    return table, coordinates.cpu().numpy()
+    return table, found.coordinates.cpu().numpy()
 
 
 def _tokens(rows: torch.Tensor, space: Space, k: int) -> dict[str, Tokens]:
