@@ -19,9 +19,9 @@ def executed(folder: Path) -> nbformat.NotebookNode:
     """The notebook with the outputs of today, run in ``folder``, a ``readme.workplace``. Raises for a failing cell."""
     (folder / "README.md").symlink_to(ROOT / "README.md")
     notebook = nbformat.read(NOTEBOOK, as_version=4)
-    os.environ |= {"PYDEVD_DISABLE_FILE_VALIDATION": "1", "COLUMNS": "100"}
+    env = {**os.environ, "PYDEVD_DISABLE_FILE_VALIDATION": "1", "COLUMNS": "100"}
     where = {"metadata": {"path": str(folder)}}
-    NotebookClient(notebook, timeout=1200, kernel_name="python3", resources=where).execute()
+    NotebookClient(notebook, timeout=1200, kernel_name="python3", resources=where).execute(env=env)
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # times
         if cell.cell_type == "code":  # what libraries say of this machine

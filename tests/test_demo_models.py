@@ -53,14 +53,12 @@ def test_tokens_and_moments_are_exact(atlas: paramdex.Atlas, model: str, draw: r
     for row in draw.sample(rows, 60) + [draw.choice(own) for own in kinds.values()]:
         scores = truth.scores(truth.vector(row["kind"], row["layer"], row["head"], row["idx"]))
         np.testing.assert_allclose([row["mean"], row["std"]], [scores.mean(), scores.std()], rtol=1e-5, atol=1e-9)
+        card = atlas.show(row["address"], 50)
         for side in ("top", "bottom"):
-            tokens = atlas.sql(
-                "SELECT token_id, score FROM parameter_tokens WHERE address = ? AND side = ? ORDER BY rank",
-                [row["address"], side],
-            ).to_arrow()
-            found = tokens["score"].to_numpy()
+            shown = [token for token in card if token["side"] == side]
+            found = np.array([token["score"] for token in shown], np.float32)
             assert len(found) == 50
-            oracle.assert_strongest(found, scores[tokens["token_id"].to_numpy()], scores, side)
+            oracle.assert_strongest(found, scores[[token["token_id"] for token in shown]], scores, side)
 
 
 @pytest.mark.parametrize(("model", "matrix"), [("tiny-wide", "QK"), ("minilm", "QK"), ("minilm", "VO")])

@@ -226,7 +226,7 @@ def test_what_is_no_thing_to_show_is_answered_with_what_is(
         assert len(atlas.show(example)) > 0
     with pytest.raises(AddressError) as caught:
         atlas.similar(address)
-    assert str(caught.value) == f"similar takes the address of a parameter, {examples[0]}, say, not {address}"
+    assert str(caught.value) == f"similar takes the address of a parameter or a head, {examples[0]}, say, not {address}"
 
 
 @pytest.mark.parametrize(

@@ -26,12 +26,12 @@ def found(a: list[Item], b: list[Item]) -> list[tuple[int, int]]:
         for statements in atlas_files.ddl():
             connection.execute(statements)
         rows = [
-            (name, i, token, text, text, special, False, False, starts)
+            (name, i, token, text, text, special, False, False, starts, False)
             for name, items in (("A", a), ("B", b))
             for i, token, text, special, starts in items
         ]
         for row in rows:
-            connection.execute("INSERT INTO store.tokens VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+            connection.execute("INSERT INTO store.tokens VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
         database = SimpleNamespace(rows=lambda sql, values: connection.execute(sql, values).fetchall())
         models = [SimpleNamespace(name=name.lower(), vocabulary=name) for name in "AB"]
         left, right = Atlas._shared_tokens(SimpleNamespace(_database=database), *models)  # type: ignore[arg-type]

@@ -309,7 +309,7 @@ def test_command_prints_and_draws_several_tuned_models(pair: tuple[Path, Path], 
     done = CliRunner().invoke(cli, [*arguments, "--plot", str(picture)])
     assert done.exit_code == 0, done.output
     assert picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-    assert "2 tuned models (means)" in done.output
+    assert "2 tuned models (means)" in " ".join(done.output.split())
     table = stitch(str(a), [str(b), str(other)], REVIEWS, StitchOptions(base=str(b)))
     assert str(stitching(table)) in done.output
     rows = table.to_pylist()
@@ -317,7 +317,7 @@ def test_command_prints_and_draws_several_tuned_models(pair: tuple[Path, Path], 
     (line,) = [line for line in stitching(table).shown.to_pylist() if line["first layers"] == 3]
     assert line["last 2"] == pytest.approx(mean)
     best = [max(r["accuracy"] for r in rows if r["tuned"] == str(t) and r["part"] == "stitched") for t in (b, other)]
-    assert f"above 70%: {sum(x > 0.7 for x in best)} of 2 tuned models" in done.output
+    assert f"above 70%: {sum(x > 0.7 for x in best)} of 2 tuned models" in " ".join(done.output.split())
     done = CliRunner().invoke(cli, [*arguments, "--format", "json"])
     assert json.loads(done.output) == json.loads(stitching(table).to_json())
 

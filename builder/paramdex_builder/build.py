@@ -92,7 +92,7 @@ def build(
     if not named:
         raise BuildError("give at least one model to build")
     try:
-        present = _present(atlas)
+        had = present = _present(atlas)
         checkpoints = {name: _open(source, options) for name, source in named.items()}
         plans = {name: _plan(name, checkpoint, options, progress) for name, checkpoint in checkpoints.items()}
         least = {name: memory.needed(c.layout, len(plans[name][1]), c.d_model) for name, c in checkpoints.items()}
@@ -120,7 +120,7 @@ def build(
     except (OSError, SafetensorError, duckdb.IOException) as error:
         raise BuildError(_reason(error, atlas)) from error
     peak = memory.peak()
-    if peak is not None:
+    if peak is not None and set(named) - set(had):
         progress.say(f"peak memory {memory.gib(peak)} of {memory.gib(allowed)} allowed")
     return atlas
 
