@@ -49,7 +49,9 @@ def test_layers_of_seeds_match_in_embedding_space_but_not_in_raw_weights(atlas: 
 def test_tokens_and_moments_are_exact(atlas: paramdex.Atlas, model: str, draw: random.Random) -> None:
     truth = oracle.read(FOLDERS[model])
     rows = atlas.sql("SELECT * FROM parameters WHERE model = ?", [model]).to_rows()
-    kinds = {row["kind"]: [other for other in rows if other["kind"] == row["kind"]] for row in rows}
+    kinds: dict[str, list[dict]] = {}
+    for row in rows:
+        kinds.setdefault(row["kind"], []).append(row)
     for row in draw.sample(rows, 60) + [draw.choice(own) for own in kinds.values()]:
         scores = truth.scores(truth.vector(row["kind"], row["layer"], row["head"], row["idx"]))
         np.testing.assert_allclose([row["mean"], row["std"]], [scores.mean(), scores.std()], rtol=1e-5, atol=1e-9)
