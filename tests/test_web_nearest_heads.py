@@ -7,6 +7,7 @@ from starlette.testclient import TestClient
 
 from paramdex import Atlas
 from paramdex.web import cards
+from web_helpers import HOSTILE
 
 pytest_plugins = ["query_fixtures", "web_fixtures"]
 
@@ -31,6 +32,10 @@ def test_too_many_heads_are_said_to_be(client: TestClient, monkeypatch: pytest.M
 
 
 def test_pairs_are_escaped(strange: TestClient) -> None:
+    """Of hostile tokens, some of which stand in these pairs."""
     page = strange.get("/hostile/L0/H0").text
-    part = page[page.index("Its vectors") - 3000 : page.index("Its vectors")]
-    assert "<script" not in part
+    part = page[page.index("Heads like it") : page.index("Its vectors")]
+    words = [word for word in HOSTILE if "<" in word and "&" not in word]
+    pairs = [pair for row in strange.get("/hostile/L0/H0.json").json()["nearest"] for pair in row["pairs"]]
+    assert any(word in pair for word in words for pair in pairs)
+    assert not any(word in part for word in words)

@@ -9,7 +9,6 @@ one.
 from __future__ import annotations
 
 import json
-import lzma
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +18,9 @@ import torch
 
 from paramdex_builder.checkpoint import Checkpoint
 from paramdex_builder.displacement import AdaptedFiles
-from paramdex_builder.forward import Batch, Runner, load, same_name
-from paramdex_builder.source import ADAPTER_CONFIG, locate
-from paramdex_builder.tensors import TensorFiles
+from paramdex_builder.forward import Batch, Runner, load
+from paramdex_builder.source import ADAPTER_CONFIG, locate, read_text
+from paramdex_builder.tensors import TensorFiles, same_name
 from paramdex_schemas import BuildError, CheckpointError
 
 CLASSIFIER = "classifier.safetensors"
@@ -130,14 +129,8 @@ def read_labelled(path: Path, *, words: int | None = None, limit: int | None = N
     Of every text the last ``words`` words; of the texts ``limit``, as evenly over the file as can be. The classes are
     the labels in order. Raises BuildError where the file is none, or a line lacks something.
     """
-    try:
-        raw = path.read_bytes()
-        text = (lzma.decompress(raw) if path.suffix == ".xz" else raw).decode("utf-8")
-    except (OSError, lzma.LZMAError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise BuildError(f"{path} cannot be read ({reason})") from error
     texts, labels = [], []
-    for number, line in enumerate(text.split("\n"), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
         try:

@@ -18,7 +18,7 @@ import torch
 
 from paramdex_builder.checkpoint import Checkpoint
 from paramdex_builder.source import ADAPTER_CONFIG, locate
-from paramdex_builder.tensors import TensorFiles
+from paramdex_builder.tensors import TensorFiles, same_name
 from paramdex_schemas import CheckpointError, Run
 from paramdex_schemas.layout import Place
 
@@ -248,7 +248,7 @@ def _find(source: str, name: str, names: list[str]) -> str | None:
     """
     if name in names:
         return name
-    found = [each for each in names if each.endswith(f".{name}") or name.endswith(f".{each}")]
+    found = [each for each in names if same_name(each, name)]
     if len(found) > 1:
         raise CheckpointError(f"{source}: its {name} could be {' or '.join(found)} of the base")
     return found[0] if found else None

@@ -15,6 +15,7 @@ from paramdex_builder.checkpoint import Checkpoint
 from paramdex_builder.forward import Runner, watched
 from paramdex_builder.measures import KEPT, Measured
 from paramdex_builder.progress import Progress
+from paramdex_builder.source import read_text
 from paramdex_builder.vocabulary import read_vocabulary
 from paramdex_schemas import BuildError, FamilyError
 
@@ -259,16 +260,9 @@ def _vectors(
     yield "states", some(torch.cat(seen.states))
 
 
-def read_text(path: Path) -> str:
-    """A text file, plain or compressed with xz. Raises BuildError where it cannot be read or is empty."""
-    import lzma
-
-    try:
-        raw = path.read_bytes()
-        text = (lzma.decompress(raw) if path.suffix == ".xz" else raw).decode("utf-8")
-    except (OSError, lzma.LZMAError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise BuildError(f"{path} cannot be read as text ({reason})") from error
+def read_words(path: Path) -> str:
+    """A text to run a model on, as ``read_text``. Raises BuildError where it cannot be read or is empty."""
+    text = read_text(path)
     if not text.strip():
         raise BuildError(f"{path} is empty; give a text of some hundred words or more")
     return text

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from paramdex_builder.checkpoint import Checkpoint
+from paramdex_builder.tensors import same_name
 from paramdex_schemas import CheckpointError, FamilyError
 
 LONGEST = 512
@@ -133,11 +134,6 @@ class Runner:
         with watched(self.blocks) as seen:
             self.run(batch)
         return seen
-
-
-def same_name(name: str, other: str) -> bool:
-    """Whether two names mean one thing, one of them below a module that the other begins in."""
-    return f".{name}".endswith(f".{other}") or f".{other}".endswith(f".{name}")
 
 
 @contextmanager

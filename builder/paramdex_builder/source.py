@@ -1,13 +1,14 @@
-"""Where a model comes from: a local folder, the hub's cache or the hub; and its config.json."""
+"""Where a model comes from: a local folder, the hub's cache or the hub; its config.json; and texts to run it on."""
 
 from __future__ import annotations
 
 import json
+import lzma
 import re
 from pathlib import Path
 from typing import Any
 
-from paramdex_schemas import CheckpointError
+from paramdex_schemas import BuildError, CheckpointError
 
 ADAPTER_CONFIG = "adapter_config.json"
 """What a folder of PEFT's holds in place of a model's config."""
@@ -68,3 +69,13 @@ def typed_config(source: str, folder: Path) -> Any:
         return AutoConfig.from_pretrained(folder)
     except Exception as error:  # transformers raises many kinds of errors here
         raise CheckpointError(f"{source}: transformers cannot read config.json ({error})") from error
+
+
+def read_text(path: Path) -> str:
+    """A text file of the user's, plain or compressed with xz. Raises BuildError where it cannot be read as text."""
+    try:
+        raw = path.read_bytes()
+        return (lzma.decompress(raw) if path.suffix == ".xz" else raw).decode("utf-8")
+    except (OSError, lzma.LZMAError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise BuildError(f"{path} cannot be read as text ({reason})") from error

@@ -124,6 +124,11 @@ def _modern(name: str) -> str:
     return name if old is None else name.removesuffix(old) + _OLD_ENDINGS[old]
 
 
+def same_name(name: str, other: str) -> bool:
+    """Whether two names mean one thing, one of them below a module that the other begins in."""
+    return f".{name}".endswith(f".{other}") or f".{other}".endswith(f".{name}")
+
+
 def weight_files(source: str, folder: Path, stems: Sequence[str] = _STEMS) -> list[Path]:
     """The weight files of a model folder, sharded or not, in order of their names.
 

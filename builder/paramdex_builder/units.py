@@ -31,7 +31,7 @@ from paramdex_builder.pairs import (
 )
 from paramdex_builder.project import Tokens, strongest_tokens
 from paramdex_builder.space import Space
-from paramdex_schemas import Layout, Run
+from paramdex_schemas import MATRICES, Layout, Run
 from paramdex_schemas.atlas_files import sha256
 
 PARAMETERS = pa.schema(
@@ -66,7 +66,7 @@ DIRECTIONS = pa.schema(
 )  # fmt: skip
 """A row a token of a direction, which carries the numbers of the direction."""
 
-ATTENTION = ("attn_query", "attn_key", "attn_value", "attn_output")
+ATTENTION = tuple(kind for factors in MATRICES.values() for kind in factors)
 _PIECE_ROWS = 16_384
 
 
@@ -230,7 +230,7 @@ def head_units(
         entry: dict[str, Any] = {
             "row": first + head, "stack": run.stack, "layer": run.layer, "head": head, "kv_head": kv_head
         }  # fmt: skip
-        for matrix, left, right in (("QK", "attn_query", "attn_key"), ("VO", "attn_value", "attn_output")):
+        for matrix, (left, right) in MATRICES.items():
             P, Q = (
                 torch.cat([rows[number * run.size : (number + 1) * run.size] for rows in vectors[kind]]).to(E.device)
                 for kind, number in (

@@ -53,10 +53,11 @@ def _print(result: Any, output: str) -> None:
     click.echo(result.render(output))
 
 
-def _print_and_plot(result: Any, output: str, plot: Path | None) -> None:
+def _print_and_plot(result: Any, output: str, plot: Path | None, printed: Any = None) -> None:
+    """Print a result, or what is to be ``printed`` in its place, and draw its picture where there is a file for it."""
     if plot is not None:
         result.plot(plot)
-    _print(result, output)
+    _print(result if printed is None else printed, output)
     if plot is not None:
         click.echo(f"picture: {plot}", err=output != "table")
 
@@ -324,11 +325,7 @@ def align(
     paramdex align demo.atlas tiny-a tiny-wide --summary --format json
     """
     result = _open(atlas).align(model_a, model_b, kind)
-    if plot is not None:
-        result.plot(plot)
-    _print(result.summary if summary else result, output)
-    if plot is not None:
-        click.echo(f"picture: {plot}", err=output != "table")
+    _print_and_plot(result, output, plot, result.summary if summary else None)
 
 
 @cli.command()
@@ -420,10 +417,10 @@ def evaluate(
     with _builder("evaluating"):
         from paramdex_builder import EvaluateOptions, TerminalProgress
         from paramdex_builder import evaluate as run
-        from paramdex_builder.evaluate import read_text
+        from paramdex_builder.evaluate import read_words
 
         options = EvaluateOptions(space, fold_norm, k, pair_k, samples=samples, draws=draws, seed=seed)
-        table = run(source, read_text(text), options, TerminalProgress())
+        table = run(source, read_words(text), options, TerminalProgress())
     _print_and_plot(evaluation(table), output, plot)
 
 

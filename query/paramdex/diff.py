@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from paramdex.filters import ALL, Sieve, TokenFilter
-from paramdex.result import Drawn, visible
+from paramdex.result import Drawn, arrow
 from paramdex_schemas import KINDS, MATRICES, AddressError, QueryError
 from paramdex_schemas.errors import nearest
 
@@ -157,8 +157,4 @@ def _by_layer(atlas: Atlas, model: str) -> str:
 
 def _shown(sieve: Sieve, model: Model, pairs: list[dict[str, Any]]) -> list[str]:
     """The pairs of one side by which a head is described."""
-    return [_pair(pairs[place]) for place in sieve.pairs(model, pairs, _SHOWN_PAIRS)]
-
-
-def _pair(pair: dict[str, str]) -> str:
-    return f"{visible(pair['source'])} → {visible(pair['target'])}"
+    return [arrow(pairs[place]["source"], pairs[place]["target"]) for place in sieve.pairs(model, pairs, _SHOWN_PAIRS)]

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from paramdex.database import Database
-from paramdex.words import MARKERS, Wanted, bare
+from paramdex.words import MARKERS, Wanted, bare, read_lines
 from paramdex_schemas import QueryError
 
 if TYPE_CHECKING:
@@ -60,14 +60,7 @@ class TokenFilter:
         """The words that may pass; None where any may. Raises QueryError for a file that cannot be read or is empty."""
         if self.words is None:
             return None
-        if isinstance(self.words, (str, Path)):
-            try:
-                lines = Path(self.words).read_text("utf-8").splitlines()
-            except (OSError, ValueError) as error:
-                reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-                raise QueryError(f"the word list {self.words} cannot be read: {reason}") from error
-        else:
-            lines = list(self.words)
+        lines = read_lines(self.words, "word list") if isinstance(self.words, (str, Path)) else list(self.words)
         found = list(dict.fromkeys(line for line in lines if line.strip()))
         if not found:
             name = f" {self.words}" if isinstance(self.words, (str, Path)) else ""

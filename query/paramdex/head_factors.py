@@ -12,10 +12,6 @@ from paramdex_schemas.layout import Place
 if TYPE_CHECKING:
     from paramdex.atlas import Atlas, Model
 
-FACTORS = {"QK": ("attn_query", "attn_key"), "VO": ("attn_value", "attn_output")}
-"""The kinds that a head's two matrices are made of."""
-
-
 def coordinates(atlas: Atlas, model: Model, kind: str, place: Place) -> tuple[Array, Array]:
     """R w of all of a place's vectors w of a kind (n x r, float64), and the mean of the V scores of each (n).
 

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from paramdex.head_factors import FACTORS, coordinates, displacements, owners
+from paramdex.head_factors import coordinates, displacements, owners
 from paramdex.result import Result
-from paramdex.words import items, nearest_words
+from paramdex.words import items, nearest_words, read_lines
 from paramdex_schemas import MATRICES, QueryError, TokenError
 from paramdex_schemas.isometry import Array
 
@@ -65,13 +65,8 @@ def read_pairs(pairs: Pairs) -> list[tuple[str, str]]:
         if not found:
             raise QueryError("give at least one pair of words")
         return [(pair[0], pair[1]) for pair in found]
-    try:
-        lines = Path(pairs).read_text("utf-8").splitlines()
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise QueryError(f"the pairs {pairs} cannot be read: {reason}") from error
     read: list[tuple[str, str]] = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_lines(pairs, "pairs"), start=1):
         if line.strip():
             source, tab, target = line.partition("\t")
             if not tab or "\t" in target or not source or not target:
@@ -185,13 +180,13 @@ def _of_place(
     """
     space = atlas._vectors.space(model.name)  # noqa: SLF001
     run = model.layout.heads(place)
-    (P, p_mean), (Q, q_mean) = (coordinates(atlas, model, kind, place) for kind in FACTORS[matrix])
+    (P, p_mean), (Q, q_mean) = (coordinates(atlas, model, kind, place) for kind in MATRICES[matrix])
     P, Q = P @ space.root.inverse.T, Q @ space.root.inverse.T  # the vectors, but for what changes no centred score
     ids, where = np.unique(np.concatenate([tokens.source, tokens.target]), return_inverse=True)
     rows = space.rows(ids.tolist()) - space.means
     n, d_head = len(tokens.source), run.size
     A, B = rows @ P.T + p_mean, rows @ Q.T + q_mean
-    owns = [owners(model, kind, place) for kind in FACTORS[matrix]]
+    owns = [owners(model, kind, place) for kind in MATRICES[matrix]]
     cuts = [[slice(o * d_head, (o + 1) * d_head) for o in own] for own in owns]
     sources = [A[where[:n], cut] for cut in cuts[0]]
     scores = np.stack([(a * B[where[n:], cut]).sum(axis=1) for a, cut in zip(sources, cuts[1], strict=True)])

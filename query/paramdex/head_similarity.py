@@ -11,6 +11,7 @@ either side taken off; a mean over the keys is nothing that attention's softmax 
 
 from __future__ import annotations
 
+from itertools import groupby, islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,8 +19,8 @@ import pyarrow as pa
 
 from paramdex.common import Common, Side, common
 from paramdex.filters import ALL, Sieve, TokenFilter
-from paramdex.head_factors import FACTORS, coordinates, displacements, owners
-from paramdex.result import Result, visible
+from paramdex.head_factors import coordinates, displacements, owners
+from paramdex.result import Result, arrow
 from paramdex_schemas import MATRICES, Address, QueryError
 from paramdex_schemas.errors import nearest
 from paramdex_schemas.isometry import Array
@@ -43,8 +44,7 @@ def similar_heads(
     if matrix is not None and matrix not in MATRICES:
         raise QueryError(f"a head has no matrix {matrix!r}; {nearest(matrix, MATRICES)}")
     own = atlas.models[where.model]
-    matrices = [each for each in MATRICES if matrix in (None, each)]
-    found: list[tuple[str, float, int]] = []
+    found: list[dict[str, Any]] = []
     notes: list[str] = []
     for one in models:
         try:
@@ -56,31 +56,33 @@ def similar_heads(
             notes.append(f"left out: {error}")
             continue
         notes += both.notes
-        for each in matrices:
-            cosines = head_cosines(atlas, both, where, each)
-            rows = [row for row in range(len(cosines)) if one is not own or row != own.layout.head_row(where)]
-            found += [(each, float(cosines[row]), one.first_head_id + row) for row in rows]
-    chosen: list[dict[str, Any]] = []
-    heads = {head_id: (address, place) for one in models for head_id, address, place in _heads(one)}
-    for each in matrices:
-        hits = [hit for hit in found if hit[0] == each and layer in (None, heads[hit[2]][1])]
-        hits.sort(key=lambda hit: (-max(sign * hit[1] for sign in signs), hit[2]))
-        chosen += [
-            {"matrix": each, "rank": rank, "similarity": value, "address": heads[head_id][0], "id": head_id}
-            for rank, (_, value, head_id) in enumerate(hits[:k], start=1)
-        ]
+        heads = atlas._database.rows(  # noqa: SLF001
+            "SELECT head_id, address, layer FROM store.heads WHERE model_id = ? ORDER BY head_id", [one.model_id]
+        )
+        for each in MATRICES if matrix is None else [matrix]:
+            found += [
+                {"matrix": each, "similarity": float(cosine), "address": address, "id": head_id, "model": one}
+                for (head_id, address, of_layer), cosine in zip(
+                    heads, head_cosines(atlas, both, where, each), strict=True
+                )
+                if layer in (None, of_layer) and head_id != own.head_id(where)
+            ]
+    found.sort(key=lambda row: (row["matrix"], -max(sign * row["similarity"] for sign in signs), row["id"]))
+    chosen = []
+    for _, rows in groupby(found, key=lambda row: row["matrix"]):
+        chosen += [row | {"rank": rank} for rank, row in enumerate(islice(rows, k), start=1)]
     sieve = Sieve(atlas._database, filter)  # noqa: SLF001
-    pairs = _pairs(atlas, [(model, row["id"]) for row in chosen for model in models if _has(model, row["id"])], sieve)
+    pairs = _pairs(atlas, {row["id"]: row["model"] for row in chosen}, sieve)
     for row in chosen:
         row["top"] = pairs.get((row["id"], row["matrix"]), [])
-    table = pa.Table.from_pylist(chosen, schema=_SCHEMA)
+    table = pa.Table.from_pylist([{name: row[name] for name in _SCHEMA.names} for row in chosen], schema=_SCHEMA)
     title = f"nearest to {where}: cosine of the heads' matrices, over all pairs of tokens"
     return Result(table, title, [*notes, *sieve.notes()])
 
 
 def head_cosines(atlas: Atlas, both: Common, where: Address, matrix: str) -> Array:
     """The cosine (n_heads, float64) of a matrix of the left model's head with that of every head of the right one."""
-    p, q = (_factor(atlas, both.left, kind, (where.stack, where.layer))[where.head or 0] for kind in FACTORS[matrix])
+    p, q = (_factor(atlas, both.left, kind, (where.stack, where.layer))[where.head or 0] for kind in MATRICES[matrix])
     norm = float(np.sqrt(((p @ p.T) * (q @ q.T)).sum()))
     if both.left.into is not None:
         p, q = p @ both.left.into.T, q @ both.left.into.T
@@ -89,7 +91,7 @@ def head_cosines(atlas: Atlas, both: Common, where: Address, matrix: str) -> Arr
     known = side.vectors.head_norms.get(key)
     inner, norms = [np.empty(0)], [np.empty(0)]
     for place in side.model.layout.attention_places:
-        P, Q = (_factor(atlas, side, kind, place) for kind in FACTORS[matrix])
+        P, Q = (_factor(atlas, side, kind, place) for kind in MATRICES[matrix])
         inner.append(((P @ p.T) * (Q @ q.T)).sum(axis=(1, 2)))
         if known is None:
             norms.append(np.sqrt(((P @ P.transpose(0, 2, 1)) * (Q @ Q.transpose(0, 2, 1))).sum(axis=(1, 2))))
@@ -111,26 +113,8 @@ def _refuse_displacements(atlas: Atlas, *models: Model) -> None:
         raise QueryError(f"{name} is a displacement: its heads are differences, which are not compared whole")
 
 
-def _heads(model: Model) -> list[tuple[int, str, int | None]]:
-    """(head_id, address, layer) of every head of a model."""
-    places = [
-        (stack, layer, head)
-        for stack, layer in model.layout.attention_places
-        for head in range(model.layout.heads((stack, layer)).n_owners)
-    ]
-    return [
-        (model.first_head_id + row, str(Address(model.name, layer, head, stack=stack)), layer)
-        for row, (stack, layer, head) in enumerate(places)
-    ]
-
-
-def _has(model: Model, head_id: int) -> bool:
-    return model.first_head_id <= head_id < model.first_head_id + model.layout.n_heads
-
-
-def _pairs(atlas: Atlas, heads: list[tuple[Model, int]], sieve: Sieve) -> dict[tuple[int, str], list[str]]:
-    """(head_id, matrix) -> its strongest pairs of two words that pass a filter."""
-    models = {head_id: model for model, head_id in heads}
+def _pairs(atlas: Atlas, models: dict[int, Model], sieve: Sieve) -> dict[tuple[int, str], list[str]]:
+    """(head_id, matrix) -> its strongest pairs of two words that pass a filter; ``models`` has that of each head."""
     rows = atlas._database.rows(  # noqa: SLF001
         "SELECT head_id, matrix, list({'source': source, 'target': target, 'source_id': source_id, "
         "'target_id': target_id} ORDER BY rank_distinct) FROM head_pairs "
@@ -139,7 +123,7 @@ def _pairs(atlas: Atlas, heads: list[tuple[Model, int]], sieve: Sieve) -> dict[t
     )
     return {
         (head_id, matrix): [
-            f"{visible(pairs[place]['source'])} → {visible(pairs[place]['target'])}"
+            arrow(pairs[place]["source"], pairs[place]["target"])
             for place in sieve.pairs(models[head_id], pairs, _SHOWN_PAIRS)
         ]
         for head_id, matrix, pairs in rows

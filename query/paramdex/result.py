@@ -222,6 +222,11 @@ def visible(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
+def arrow(source: str, target: str) -> str:
+    """A pair of tokens as it is printed."""
+    return f"{visible(source)} → {visible(target)}"
+
+
 def _cell(value: Any) -> str:
     """A value as it stands in a printed table."""
     if value is None:

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from paramdex.filters import ALL, Sieve
-from paramdex.result import Drawn, Result, visible
+from paramdex.result import Drawn, Result, arrow
 from paramdex_schemas import KINDS, Address
 from paramdex_schemas.isometry import Array
 
@@ -96,7 +96,7 @@ def show_head(atlas: Atlas, model: Model, where: Address, k: int, sieve: Sieve, 
             numbers = [numbers[place] for place in sieve.pairs(model, [every[n] for n in numbers], k)]
             chosen += numbers
             for line, row in zip(lines, (every[n] for n in numbers), strict=False):
-                line |= {side: _pair(row["source"], row["target"]), f"{side} score": row["score"]}
+                line |= {side: arrow(row["source"], row["target"]), f"{side} score": row["score"]}
         shown += [line for line in lines if len(line) > 2]
     counts = atlas._database.rows(
         "SELECT matrix, count(*) FILTER (same_word), count(*) FROM store.pairs "
@@ -112,7 +112,3 @@ def show_head(atlas: Atlas, model: Model, where: Address, k: int, sieve: Sieve, 
     names = ("matrix", "rank", "top", "top score", "bottom", "bottom score")
     columns = {name: [line.get(name) for line in shown] for name in names}
     return Result(table.take(pa.array(chosen, pa.int64())), title, [*notes, *sieve.notes()], pa.table(columns))
-
-
-def _pair(source: str, target: str) -> str:
-    return f"{visible(source)} → {visible(target)}"

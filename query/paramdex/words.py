@@ -8,12 +8,13 @@ WordPiece continuation (``##s`` is no ``s``); a word typed with a marker of its 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pyarrow.compute as pc
 
 from paramdex.database import Database
-from paramdex_schemas import TokenError
+from paramdex_schemas import QueryError, TokenError
 
 MARKERS = (" ", "Ġ", "▁", "##")
 
@@ -95,3 +96,12 @@ def resolve(database: Database, vocabularies: list[str], words: list[str]) -> li
         for v, by_word in found.items()
         if any(by_word.values())
     ]
+
+
+def read_lines(path: str | Path, what: str) -> list[str]:
+    """The lines of a file of words. Raises QueryError, which calls it ``what``, where it cannot be read."""
+    try:
+        return Path(path).read_text("utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise QueryError(f"the {what} {path} cannot be read: {reason}") from error

@@ -54,7 +54,8 @@ KINDS: dict[str, Kind] = {
 }
 """Every kind, in the order of the numbering."""
 
-MATRICES = ("QK", "VO")
+MATRICES = {"QK": ("attn_query", "attn_key"), "VO": ("attn_value", "attn_output")}
+"""A head's two matrices -> the kinds that are their left and right factor."""
 
 Place = tuple[str | None, int | None]
 """A stack (None where a model has one) and a layer of it (None for what belongs to no layer)."""
