@@ -18,8 +18,9 @@ from paramdex import AddressError, Atlas, BuildError, QueryError, TokenFilter
 from paramdex import open as open_atlas
 from paramdex.cli import cli
 from paramdex_builder import Options, build
-from paramdex_builder.directions import directions
-from paramdex_builder.space import make_space
+from paramdex_builder.directions import Direction, directions
+from paramdex_builder.pairs import factors
+from paramdex_builder.space import Space, make_space
 from query_helpers import MODELS
 
 pytest_plugins = ["query_fixtures"]
@@ -67,7 +68,11 @@ def test_directions_are_the_svds(
                     np.testing.assert_allclose(strength[list(ids)], np.sort(strength)[::-1][:10], rtol=1e-6, atol=1e-8)
 
 
-def some_space(V: int, d: int, seed: int) -> tuple[object, torch.Generator]:
+def found_directions(P: torch.Tensor, Q: torch.Tensor, space: Space, k: int) -> list[Direction]:
+    return directions(P, Q, *factors(space.embedding, [P, Q]), space, k)
+
+
+def some_space(V: int, d: int, seed: int) -> tuple[Space, torch.Generator]:
     draw = torch.Generator().manual_seed(seed)
     return make_space(torch.randn(V, d, generator=draw) + 2, torch.device("cpu")), draw
 
@@ -77,18 +82,18 @@ def test_of_low_rank_there_are_as_few() -> None:
     P, Q = (torch.randn(8, 16, generator=draw, dtype=torch.float64) for _ in range(2))
     P[3:] = P[:1]
     P[5] = 0
-    found = directions(P, Q, space, 8)
+    found = found_directions(P, Q, space, 8)
     assert len(found) == 3
     assert sum(each.share for each in found) == pytest.approx(1)
-    assert directions(P * 0, Q, space, 8) == []
-    assert directions(P, Q, space, 0) == []
-    assert len(directions(P, Q, space, 2)) == 2
+    assert found_directions(P * 0, Q, space, 8) == []
+    assert found_directions(P, Q, space, 0) == []
+    assert len(found_directions(P, Q, space, 2)) == 2
 
 
 def test_the_shares_of_all_are_one() -> None:
     space, draw = some_space(120, 16, 2)
     P, Q = (torch.randn(6, 16, generator=draw, dtype=torch.float64) for _ in range(2))
-    found = directions(P, Q, space, 100)
+    found = found_directions(P, Q, space, 100)
     assert sum(each.share for each in found) == pytest.approx(1)
     M = space.embedding.double().numpy() - space.means.numpy()
     M = M @ (P.T @ Q).numpy() @ M.T
@@ -99,9 +104,8 @@ def test_what_all_tokens_have_in_common_does_not_count() -> None:
     draw = torch.Generator().manual_seed(3)
     E = torch.randn(100, 12, generator=draw).double()
     P, Q = (torch.randn(4, 12, generator=draw, dtype=torch.float64) for _ in range(2))
-    plain, moved = (
-        directions(P, Q, make_space((E + shift).float(), torch.device("cpu")), 4) for shift in (0, torch.arange(12))
-    )
+    spaces = (make_space((E + shift).float(), torch.device("cpu")) for shift in (0, torch.arange(12)))
+    plain, moved = (found_directions(P, Q, space, 4) for space in spaces)
     for a, b in zip(plain, moved, strict=True):
         assert a.singular_value == pytest.approx(b.singular_value, rel=1e-5)
         for key, (ids, scores) in a.tokens.items():
@@ -113,7 +117,7 @@ def test_equal_rows_of_the_embedding_are_in_order_of_their_ids() -> None:
     draw = torch.Generator().manual_seed(4)
     E = torch.randn(30, 8, generator=draw).repeat(3, 1)
     P, Q = (torch.randn(3, 8, generator=draw, dtype=torch.float64) for _ in range(2))
-    for direction in directions(P, Q, make_space(E, torch.device("cpu")), 3):
+    for direction in found_directions(P, Q, make_space(E, torch.device("cpu")), 3):
         for ids, scores in direction.tokens.values():
             for start in range(0, 9, 3):
                 first = int(ids[start])
@@ -129,7 +133,7 @@ def test_results_do_not_depend_on_threads() -> None:
         found = []
         for n in (1, 2):
             torch.set_num_threads(n)
-            found.append(directions(P, Q, space, 8))
+            found.append(found_directions(P, Q, space, 8))
     finally:
         torch.set_num_threads(before)
     for a, b in zip(*found, strict=True):

@@ -23,7 +23,7 @@ import oracle
 from paramdex.cli import cli
 from paramdex.measures import evaluation
 from paramdex_builder import EvaluateOptions, evaluate, measures
-from paramdex_builder.evaluate import read_text
+from paramdex_builder.evaluate import read_words
 from paramdex_schemas import BuildError, CheckpointError, FamilyError
 
 transformers_logging.disable_progress_bar()
@@ -258,7 +258,7 @@ def test_command_prints_and_draws(model_folders: dict[str, Path], tmp_path: Path
     arguments += ["--draws", "5", "--fold-norm"]
     done = CliRunner().invoke(cli, [*arguments, "--plot", str(picture)])
     assert done.exit_code == 0, done.output
-    assert "<svg" in picture.read_text()
+    assert "<svg" in picture.read_words()
     options = EvaluateOptions(fold_norm=True, k=10, pair_k=20, draws=5)
     table = evaluate(str(model_folders["gpt2-a"]), TEXT, options)
     assert str(evaluation(table)) in done.output
@@ -290,12 +290,12 @@ def test_bad_input_says_what_is_wrong(model_folders: dict[str, Path], tmp_path: 
     empty = tmp_path / "empty.txt"
     empty.write_text(" \n")
     with pytest.raises(BuildError, match="is empty; give a text"):
-        read_text(empty)
+        read_words(empty)
     with pytest.raises(BuildError, match="cannot be read as text"):
-        read_text(tmp_path / "nowhere.txt")
+        read_words(tmp_path / "nowhere.txt")
     empty.write_bytes(b"\xff\xfe\x00\x81")
     with pytest.raises(BuildError, match="cannot be read as text"):
-        read_text(empty)
+        read_words(empty)
 
 
 @pytest.mark.parametrize(

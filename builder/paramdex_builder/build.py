@@ -20,13 +20,15 @@ from safetensors import SafetensorError
 from paramdex_builder import memory
 from paramdex_builder.checkpoint import Checkpoint
 from paramdex_builder.displacement import Displacement
+from paramdex_builder.head_units import ATTENTION, Kept, head_units
 from paramdex_builder.pairs import same_words
 from paramdex_builder.progress import Progress
 from paramdex_builder.project import forget
 from paramdex_builder.publish import FinishedModel, database, publish
 from paramdex_builder.space import make_space, pick_device
-from paramdex_builder.units import ATTENTION, Units, head_units, parameter_unit, pieces
+from paramdex_builder.units import Piece, Units, parameter_unit, parameters_held, pieces
 from paramdex_builder.vocabulary import Vocabulary, read_vocabulary
+from paramdex_builder.workers import Workers
 from paramdex_schemas import FORMAT_VERSION, AtlasError, BuildError, atlas_files, vector_files
 from paramdex_schemas.addresses import MODEL_NAME
 
@@ -113,7 +115,8 @@ def build(
                     shutil.rmtree(staging / name, ignore_errors=True)  # left by a build killed just after publishing
                     progress.say(f"{name}: already in {atlas}")
                     continue
-                model = _make(name, checkpoint, vocabulary, plan, options, staging, device, progress)
+                workers = Workers(device, max(0, allowed - least[name]))
+                model = _make(name, checkpoint, vocabulary, plan, options, staging, workers, progress)
                 publish(model, atlas, staging, device, progress, memory.for_duckdb(allowed, least[name]))
                 shutil.rmtree(model.units.folder)
                 progress.say(f"{name}: {model.layout.n_parameters:,} parameters in {atlas}")
@@ -210,28 +213,31 @@ def _fingerprint(plan: dict[str, Any]) -> str:
 
 def _make(
     name: str, checkpoint: Checkpoint | Displacement, vocabulary: Vocabulary, plan: dict[str, Any], options: Options,
-    staging: Path, device: torch.device, progress: Progress,
+    staging: Path, workers: Workers, progress: Progress,
 ) -> FinishedModel:  # fmt: skip
     """Do the units of a model that are not done yet."""
     layout = checkpoint.layout
     units = Units(staging / name, plan | {"builder_version": version("paramdex")})
     E, embedding, tied = checkpoint.embedding(options.space)
-    space = make_space(E[: len(vocabulary)], device)
+    space = make_space(E[: len(vocabulary)], workers.device)
     del E
-    words = same_words(vocabulary.words(), device)
+    words = same_words(vocabulary.words(), workers.device)
+
+    def project(piece: Piece) -> int:
+        kind, number = piece.run.kind, piece.number
+        if not units.has(kind, number):
+            # No name for the rows: they are gone before their coordinates are written.
+            table, coordinates = parameter_unit(checkpoint.rows(piece.run, piece.owners), piece, space, options.top_k)
+            units.write_coordinates(kind, number, coordinates)
+            units.write(kind, number, table)
+        return piece.n_rows
+
+    every = [piece for kind in layout.kinds for piece in pieces(layout, kind)]
     with progress.step(f"{name}: projecting parameters", layout.n_parameters) as advance:
-        for kind in layout.kinds:
-            for piece in pieces(layout, kind):
-                if not units.has(kind, piece.number):
-                    # No name for the rows: they are gone before their coordinates are written.
-                    table, coordinates = parameter_unit(
-                        checkpoint.rows(piece.run, piece.owners), piece, space, options.top_k
-                    )
-                    units.write_coordinates(kind, piece.number, coordinates)
-                    units.write(kind, piece.number, table)
-                advance(piece.n_rows)
+        for n_rows in workers.map(project, every, parameters_held(space, every)):
+            advance(n_rows)
     forget(space)
-    first = 0
+    first, kept = 0, Kept(options.pair_k, options.directions_k)
     with progress.step(f"{name}: pairing tokens", 2 * layout.n_heads) as advance:
         for number, place in enumerate(layout.attention_places):
             run = layout.heads(place)
@@ -240,7 +246,7 @@ def _make(
             else:
                 vectors = {kind: checkpoint.head_rows(kind, place) for kind in ATTENTION}
                 heads, pairs, directions = head_units(
-                    vectors, run, first, space, words, options.pair_k, options.directions_k, advance
+                    vectors, run, first, space, words, kept, workers, advance
                 )
                 units.write("pairs", number, pairs)
                 units.write("directions", number, directions)

@@ -7,8 +7,9 @@ E, and the first direction of E P^T Q E^T is hardly more than that). With Ec = X
 
     S T^T = U diag(s) W^T:      M = sum_i s_i u_i w_i^T,      u_i = X A U_i,   w_i = X B W_i,
 
-which is the SVD of M: nothing of size V but the u_i = Ec R^+ A U_i and w_i themselves is formed. ``score`` is u_i's (or
-w_i's) entry times sqrt(V): the mean over the vocabulary is 0 and the standard deviation 1, so it is a z.
+which is the SVD of M. As u_i = M w_i / s_i, it is Ec P^T (T^T W_i / s_i), from what the scan of the head's pairs has of
+E P^T already; so is w_i = Ec Q^T (S^T U_i / s_i). ``score`` is u_i's (or w_i's) entry times sqrt(V): the mean over the
+vocabulary is 0 and the standard deviation 1, so it is a z.
 
 The sign of a pair (u_i, w_i) is that which makes the largest entry of u_i in size positive (of equal ones that of the
 smallest token id). So tokens on the top side are read together with the top of what is written, bottom with bottom.
@@ -28,8 +29,6 @@ from paramdex_schemas.isometry import strongest
 
 TOKENS = 10
 """Tokens kept of each direction, role and side."""
-_CHUNK = 1024
-"""Rows of E that are held in float64 at a time."""
 
 
 @dataclass(frozen=True)
@@ -45,19 +44,23 @@ class Direction:
     tokens: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]]
 
 
-def directions(P: torch.Tensor, Q: torch.Tensor, space: Space, k: int, n_tokens: int = TOKENS) -> list[Direction]:
-    """The first k singular directions of a head with vectors P and Q (m x d each), fewer where the rank is less."""
+def directions(
+    P: torch.Tensor, Q: torch.Tensor, A: torch.Tensor, B: torch.Tensor, space: Space, k: int, n_tokens: int = TOKENS
+) -> list[Direction]:
+    """The first k singular directions of a head with vectors P and Q (m x d each), fewer where the rank is less.
+
+    A = E P^T and B = E Q^T are V x m, float64.
+    """
     if not k:
         return []
-    values, sources, targets = singular_vectors(P, Q, space, k)
+    values, left, right = singular_values(P, Q, space, k)
     if not len(values):
         return []
-    n = len(values)
-    scores = centred_scores(np.concatenate([sources, targets]), space)
+    sources, targets = centred(A, left), centred(B, right)
     total = squared_norm(P, Q, space)
     found = []
     for i, value in enumerate(values):
-        pair = (scores[i], scores[n + i])
+        pair = (sources[i], targets[i])
         sign = np.float32(np.sign(pair[0][int(np.argmax(np.abs(pair[0])))]) or 1)
         tokens = {}
         for role, entries in zip(("source", "target"), pair, strict=True):
@@ -68,15 +71,12 @@ def directions(P: torch.Tensor, Q: torch.Tensor, space: Space, k: int, n_tokens:
     return found
 
 
-def singular_vectors(
-    P: torch.Tensor, Q: torch.Tensor, space: Space, k: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The k largest singular values (n) of M, and R^+ A U_i and R^+ B W_i of each (n x d each), all float64."""
-    (A, S), (B, T) = (np.linalg.qr(space.coordinates(X).cpu().numpy().T) for X in (P, Q))
-    U, values, Wt = np.linalg.svd(S @ T.T)
-    n = min(k, int((values > len(values) * np.finfo(np.float64).eps * values[0]).sum())) if len(values) else 0
-    inverse = space.root.inverse
-    return values[:n], (inverse @ (A @ U[:, :n])).T, (inverse @ (B @ Wt[:n].T)).T
+def singular_values(P: torch.Tensor, Q: torch.Tensor, space: Space, k: int) -> tuple[torch.Tensor, ...]:
+    """The k largest singular values s (n) of M, with T^T W_i / s_i and S^T U_i / s_i (m x n each), all float64."""
+    (_, S), (_, T) = (torch.linalg.qr(space.coordinates(X).cpu().T) for X in (P, Q))
+    U, values, Wt = torch.linalg.svd(S @ T.T)
+    n = min(k, int((values > len(values) * torch.finfo(torch.float64).eps * values[0]).sum())) if len(values) else 0
+    return values[:n], T.T @ Wt[:n].T / values[:n], S.T @ U[:, :n] / values[:n]
 
 
 def squared_norm(P: torch.Tensor, Q: torch.Tensor, space: Space) -> float:
@@ -85,10 +85,7 @@ def squared_norm(P: torch.Tensor, Q: torch.Tensor, space: Space) -> float:
     return float(((C @ C.T) * (D @ D.T)).sum())
 
 
-def centred_scores(vectors: np.ndarray, space: Space) -> np.ndarray:
-    """sqrt(V) Ec v of every vector (n x d, float64): n x V, float32."""
-    E = space.embedding
-    D = torch.from_numpy(np.ascontiguousarray(vectors * space.size**0.5)).to(E.device)
-    shift = D @ space.means
-    parts = [(D @ chunk.double().T - shift[:, None]).float() for chunk in E.split(_CHUNK)]
-    return torch.cat(parts, 1).cpu().numpy()
+def centred(A: torch.Tensor, coefficients: torch.Tensor) -> np.ndarray:
+    """sqrt(V) A C less its column means, transposed (n x V, float32), for A (V x m) and coefficients C (m x n)."""
+    scores = (coefficients.to(A.device) * len(A) ** 0.5).T @ A.T
+    return (scores - scores.mean(1, keepdim=True)).float().cpu().numpy()

@@ -24,6 +24,7 @@ this does not leave few tokens (near ties, zeros, scores out of float32's range)
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -45,6 +46,7 @@ from paramdex_builder.screening import (
     precision_of,
 )
 from paramdex_builder.space import Space
+from paramdex_builder.workers import check
 
 GROUPS = (64, 32, 16, 8, 4, 2, 1)
 """Sizes of groups of tokens; the first is taken of which there are at least four times k."""
@@ -132,11 +134,15 @@ _screens = WeakTensorKeyDictionary()
 """The screen of every embedding in use: many blocks of rows are projected to one."""
 
 
+_making = threading.Lock()
+
+
 def _screen(space: Space, precision: Precision) -> _Screen:
-    found = _screens.get(space.embedding)
-    if found is None or found.precision != precision:
-        found = _screens[space.embedding] = _Screen.of(space, precision)
-    return found
+    with _making:
+        found = _screens.get(space.embedding)
+        if found is None or found.precision != precision:
+            found = _screens[space.embedding] = _Screen.of(space, precision)
+        return found
 
 
 def forget(space: Space) -> None:
@@ -304,12 +310,18 @@ def strongest_tokens(rows: torch.Tensor, space: Space, k: int, precision: Precis
         for _ in range(2)
     ]
     for start in range(0, n, step):
+        check()
         here = slice(start, start + step)
         W = rows[here].to(E.device).double()
         found = _screened(W, space, screen, k, buffer) if buffer is not None else _fused(W, space, screen, k)
         for side, sign, own in zip(sides, (1, -1), found, strict=True):
             side.ids[here], side.scores[here] = own.ids, own.scores * sign + 0.0  # + 0.0: -0.0 is 0.0
     return {"top": sides[0], "bottom": sides[1]}
+
+
+def held(space: Space) -> int:
+    """About how many bytes ``strongest_tokens`` holds on a processor, beside the rows and what all calls share."""
+    return 3 * max(_BLOCK_BYTES, 4 * _BLOCK_ROWS[0] * space.size)
 
 
 def few_tokens(V: int, k: int) -> int:

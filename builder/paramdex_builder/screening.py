@@ -28,6 +28,7 @@ integers, which are compared and reduced several times as fast as floats, which 
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,6 +37,10 @@ from typing import Any
 
 import numpy as np
 import torch
+
+with warnings.catch_warnings():  # PyTorch says once that these are in beta
+    warnings.simplefilter("ignore")
+    torch.sparse_csr_tensor([0, 0], [], [], (1, 1))
 
 UNDERFLOW = 2.0**-100
 _FEW = 8192
@@ -145,18 +150,31 @@ def _has_tensor_cores(device: torch.device) -> bool:
     return True
 
 
+class _FullFloat32:
+    """PyTorch's precision of products of float32 while some thread wants all of it, and what it was before."""
+
+    lock, wanted, before = threading.Lock(), 0, "highest"
+
+
 @contextmanager
 def full_float32() -> Iterator[None]:
     """In here products of float32 are what they say, also in a program that has allowed PyTorch less."""
-    try:
-        before = torch.get_float32_matmul_precision()
-    except RuntimeError:  # it was set for some libraries and not for others
-        before = "highest"
-    torch.set_float32_matmul_precision("highest")
+    state = _FullFloat32
+    with state.lock:
+        if not state.wanted:
+            try:
+                state.before = torch.get_float32_matmul_precision()
+            except RuntimeError:  # it was set for some libraries and not for others
+                state.before = "highest"
+            torch.set_float32_matmul_precision("highest")
+        state.wanted += 1
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        with state.lock:
+            state.wanted -= 1
+            if not state.wanted:
+                torch.set_float32_matmul_precision(state.before)
 
 
 def dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -180,9 +198,7 @@ def chosen_products(a: torch.Tensor, b: torch.Tensor, ends: torch.Tensor, column
     ``ends[i]`` to ``ends[i + 1]``. Their sums are a library's.
     """
     zeros = torch.zeros(len(columns), dtype=a.dtype, device=a.device)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
-        pattern = torch.sparse_csr_tensor(ends, columns, zeros, (len(a), len(b)), check_invariants=False)
+    pattern = torch.sparse_csr_tensor(ends, columns, zeros, (len(a), len(b)), check_invariants=False)
     return torch.sparse.sampled_addmm(pattern, a, b.T, beta=0.0).values()
 
 

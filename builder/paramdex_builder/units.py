@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,20 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from paramdex_builder.directions import Direction, directions
-from paramdex_builder.pairs import (
-    HeadPairs,
-    Words,
-    balanced,
-    factors,
-    frobenius,
-    of_rank,
-    pair_moments,
-    strongest_pairs,
-)
-from paramdex_builder.project import Tokens, strongest_tokens
+from paramdex_builder.project import Tokens, held, strongest_tokens
 from paramdex_builder.space import Space
-from paramdex_schemas import MATRICES, Layout, Run
+from paramdex_schemas import Layout, Run
 from paramdex_schemas.atlas_files import sha256
 
 PARAMETERS = pa.schema(
@@ -43,30 +32,6 @@ PARAMETERS = pa.schema(
         ("bottom_tokens", pa.list_(pa.int32())), ("bottom_scores", pa.list_(pa.float32())),
     ]
 )  # fmt: skip
-HEADS = pa.schema(
-    [
-        ("row", pa.int64()), ("stack", pa.string()), ("layer", pa.int16()), ("head", pa.int16()),
-        ("kv_head", pa.int16()),
-        *((f"{matrix}_{number}", pa.float32()) for matrix in ("qk", "vo") for number in ("norm", "mean", "std")),
-    ]
-)  # fmt: skip
-PAIRS = pa.schema(
-    [
-        ("row", pa.int64()), ("matrix", pa.string()), ("is_top", pa.bool_()), ("rank", pa.int16()),
-        ("rank_distinct", pa.int16()), ("same_word", pa.bool_()), ("source_id", pa.int32()),
-        ("target_id", pa.int32()), ("score", pa.float32()),
-    ]
-)  # fmt: skip
-DIRECTIONS = pa.schema(
-    [
-        ("row", pa.int64()), ("matrix", pa.string()), ("direction", pa.int16()), ("singular_value", pa.float32()),
-        ("share", pa.float32()), ("is_source", pa.bool_()), ("is_top", pa.bool_()), ("rank", pa.int16()),
-        ("token_id", pa.int32()), ("score", pa.float32()),
-    ]
-)  # fmt: skip
-"""A row a token of a direction, which carries the numbers of the direction."""
-
-ATTENTION = tuple(kind for factors in MATRICES.values() for kind in factors)
 _PIECE_ROWS = 16_384
 
 
@@ -189,6 +154,13 @@ def parameter_unit(rows: torch.Tensor, piece: Piece, space: Space, top_k: int) -
     return table, found.coordinates.cpu().numpy()
 
 
+def parameters_held(space: Space, some: Sequence[Piece]) -> int:
+    """About how many bytes one of ``some`` pieces takes at the most: weights, coordinates, what is made of them, and
+    what their projection holds.
+    """
+    return 12 * space.embedding.shape[1] * max((piece.n_rows for piece in some), default=0) + held(space)
+
+
 def _tokens(rows: torch.Tensor, space: Space, k: int) -> dict[str, Tokens]:
     """As ``strongest_tokens``; rows of zeros, such as what training did not move, have the first tokens, with 0."""
     moved = rows.any(dim=1)
@@ -210,87 +182,3 @@ def _lists(values: torch.Tensor) -> pa.ListArray:
     """A matrix (n x k) as n lists of k."""
     n, k = values.shape
     return pa.ListArray.from_arrays(np.arange(0, n * k + 1, k, dtype=np.int32), values.cpu().numpy().ravel())
-
-
-def head_units(
-    vectors: dict[str, list[torch.Tensor]], run: Run, first: int, space: Space, words: Words, pair_k: int,
-    directions_k: int, advance: Callable[[int], None],
-) -> tuple[pa.Table, pa.Table, pa.Table]:  # fmt: skip
-    """The rows of ``heads``, ``pairs`` and ``directions`` of one place, from its vectors by kind: the terms of each
-    (n x d each).
-
-    ``run`` is the place's run of attn_query, ``first`` the number of its first head.
-    """
-    E = space.embedding
-    heads: list[dict[str, Any]] = []
-    pairs: list[pa.Table] = []
-    found_directions: list[pa.Table] = [DIRECTIONS.empty_table()]
-    for head in range(run.n_owners):
-        kv_head = head // run.group
-        entry: dict[str, Any] = {
-            "row": first + head, "stack": run.stack, "layer": run.layer, "head": head, "kv_head": kv_head
-        }  # fmt: skip
-        for matrix, (left, right) in MATRICES.items():
-            P, Q = (
-                torch.cat([rows[number * run.size : (number + 1) * run.size] for rows in vectors[kind]]).to(E.device)
-                for kind, number in (
-                    (left, head if left == "attn_query" else kv_head),
-                    (right, head if right == "attn_output" else kv_head),
-                )
-            )
-            if len(vectors[left]) > 1:
-                P, Q = of_rank(*balanced(P, Q))
-            A, B = factors(E, [P, Q])
-            for side, found in strongest_pairs(A, B, words, pair_k).items():
-                pairs.append(_pair_rows(found, words, first + head, matrix, is_top=side == "top"))
-            mean, std = pair_moments(A, B)
-            name = matrix.lower()
-            entry |= {f"{name}_norm": frobenius(P, Q), f"{name}_mean": mean, f"{name}_std": std}
-            found_directions += _direction_rows(directions(P, Q, space, directions_k), first + head, matrix)
-            advance(1)
-        heads.append(entry)
-    tables = (pa.concat_tables(pairs), pa.concat_tables(found_directions))
-    return pa.Table.from_pylist(heads, schema=HEADS), *tables
-
-
-def _direction_rows(found: list[Direction], row: int, matrix: str) -> Iterator[pa.Table]:
-    """The rows of a head's directions, a table for each list of tokens."""
-    for number, direction in enumerate(found, start=1):
-        for (role, side), (ids, scores) in direction.tokens.items():
-            columns = {
-                "row": np.full(len(ids), row),
-                "matrix": [matrix] * len(ids),
-                "direction": np.full(len(ids), number),
-                "singular_value": np.full(len(ids), direction.singular_value, np.float32),
-                "share": np.full(len(ids), direction.share, np.float32),
-                "is_source": np.full(len(ids), role == "source"),
-                "is_top": np.full(len(ids), side == "top"),
-                "rank": range(1, len(ids) + 1),
-                "token_id": ids,
-                "score": scores,
-            }
-            yield pa.table([pa.array(columns[f.name], f.type) for f in DIRECTIONS], schema=DIRECTIONS)
-
-
-def _pair_rows(found: HeadPairs, words: Words, row: int, matrix: str, *, is_top: bool) -> pa.Table:
-    """The rows of one side: every pair of either list once, with its rank in each."""
-    ranks: dict[tuple[int, int], list[Any]] = {}
-    for place, pairs in enumerate((found.all, found.distinct)):
-        entries = zip(pairs.source.tolist(), pairs.target.tolist(), pairs.score.tolist(), strict=True)
-        for nth, (source_id, target_id, score) in enumerate(entries, start=1):
-            ranks.setdefault((source_id, target_id), [None, None, score])[place] = nth
-    source = np.array([pair[0] for pair in ranks], dtype=np.int32)
-    target = np.array([pair[1] for pair in ranks], dtype=np.int32)
-    number = words.number.cpu().numpy()
-    columns = {
-        "row": np.full(len(ranks), row),
-        "matrix": [matrix] * len(ranks),
-        "is_top": np.full(len(ranks), is_top),
-        "rank": [entry[0] for entry in ranks.values()],
-        "rank_distinct": [entry[1] for entry in ranks.values()],
-        "same_word": number[source] == number[target],
-        "source_id": source,
-        "target_id": target,
-        "score": np.array([entry[2] for entry in ranks.values()], dtype=np.float32),
-    }
-    return pa.table([pa.array(columns[field.name], field.type) for field in PAIRS], schema=PAIRS)

@@ -1,0 +1,57 @@
+"""Several pieces of work at a time, each by one thread.
+
+PyTorch's own threads share every product and wait for each other after it. Most products of a build are small: two
+threads take turns at them no faster than one, and far slower where other programs want the cores. Pieces of work that
+do not depend on each other, a thread each, need not wait.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+
+Item = TypeVar("Item")
+Done = TypeVar("Done")
+_own = threading.local()
+
+
+def check() -> None:
+    """To be called now and then by long pieces of work. Raises CancelledError where nobody waits for them any more."""
+    stopped: threading.Event | None = getattr(_own, "stopped", None)
+    if stopped is not None and stopped.is_set():
+        raise CancelledError
+
+
+@dataclass(frozen=True)
+class Workers:
+    """How many pieces of work there may be at a time: a core each, as long as memory lasts, and one on a GPU."""
+
+    device: torch.device
+    spare: int = 0
+    """Bytes that all but the first may hold."""
+
+    def map(self, function: Callable[[Item], Done], items: Iterable[Item], held: int) -> Iterator[Done]:
+        """The function of each item, in order; ``held`` is about how many bytes one call holds.
+
+        What a call raises is raised here, and the others are given up. While they run, PyTorch's threads are shared
+        out among them.
+        """
+        threads = torch.get_num_threads()
+        n = min(threads, 1 + self.spare // max(held, 1)) if self.device.type == "cpu" else 1
+        if n == 1:
+            yield from map(function, items)
+            return
+        stopped = threading.Event()
+        pool = ThreadPoolExecutor(n, initializer=lambda: setattr(_own, "stopped", stopped))
+        torch.set_num_threads(threads // n)
+        try:
+            yield from pool.map(function, items)
+        finally:
+            stopped.set()
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(threads)
