@@ -11,8 +11,8 @@ test: .venv/ready  ## all checks: lint, types, tests
 	$(BIN)/mypy
 	$(BIN)/pytest -n 2
 
-bench: .venv/ready  ## the performance tables
-	$(BIN)/python benchmarks/run.py
+bench: demo  ## the performance tables, written into benchmarks/RESULTS.md
+	$(BIN)/python benchmarks/results.py
 
 readme: .venv/ready  ## run the README's commands and write their output into it
 	$(BIN)/python tests/readme.py

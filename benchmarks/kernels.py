@@ -8,8 +8,6 @@ the same matrix right after the other, in processor seconds, so that ratios mean
 
 from __future__ import annotations
 
-import datetime as dt
-import platform
 import statistics
 import sys
 import time
@@ -103,7 +101,9 @@ class Unpruned(pair_scan.Scan):
         ]
 
 
-def materialised(A: torch.Tensor, B: torch.Tensor, k: int, rows: int = 512) -> float:
+def materialised(
+    A: torch.Tensor, B: torch.Tensor, k: int, rows: int = 512, clock: Callable[[Callable[[], None]], float] = seconds
+) -> float:
     """Seconds to form A B^T in float32, ``rows`` rows at a time, and to take torch.topk of each part and side; from one
     part in fifteen.
     """
@@ -116,7 +116,7 @@ def materialised(A: torch.Tensor, B: torch.Tensor, k: int, rows: int = 512) -> f
             for largest in (True, False):
                 scores.topk(k, largest=largest)
 
-    return seconds(run) * len(A) / sum(len(part) for part in parts)
+    return clock(run) * len(A) / sum(len(part) for part in parts)
 
 
 def time_pairs(what: str, heads: list[Head], words: Words) -> list[dict[str, object]]:
@@ -227,10 +227,6 @@ def main() -> None:
         *time_rows("MiniLM's, d 384, V 30,522", make_space(E, CPU), rows),
         *time_rows("random, d 1,024, V 50,257", large, torch.randn(256, 1024, generator=draw)),
     ]
-    model = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), "")
-    machine = model.partition(": ")[2] or platform.processor() or platform.machine()
-    today = dt.datetime.now(dt.timezone.utc).date()
-    print(f"{today}, one thread of {machine}, torch {torch.__version__}, numpy {np.__version__}\n")
     print(Result(pa.Table.from_pylist(pairs), "Pairs: seconds a head matrix; how many times faster, at each k"))
     print(Result(pa.Table.from_pylist(tokens), "Tokens: top and bottom 50 of each row"))
 

@@ -258,7 +258,7 @@ def test_command_prints_and_draws(model_folders: dict[str, Path], tmp_path: Path
     arguments += ["--draws", "5", "--fold-norm"]
     done = CliRunner().invoke(cli, [*arguments, "--plot", str(picture)])
     assert done.exit_code == 0, done.output
-    assert "<svg" in picture.read_words()
+    assert "<svg" in picture.read_text()
     options = EvaluateOptions(fold_norm=True, k=10, pair_k=20, draws=5)
     table = evaluate(str(model_folders["gpt2-a"]), TEXT, options)
     assert str(evaluation(table)) in done.output

@@ -21,6 +21,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from filelock import FileLock
 
 import models
@@ -116,6 +117,19 @@ def test_content_sees_what_it_should(whole: dict[str, Any]) -> None:
     assert {name for name, rows in whole.items() if not rows} == set()
     assert sum(name.endswith(".faiss") for name in whole) == 2 * 12
     assert sum(name.endswith("space.safetensors") for name in whole) == 2
+
+
+@pytest.mark.parametrize("n_threads", [2, 5])
+def test_content_does_not_depend_on_threads(
+    folders: list[Path], whole: dict[str, Any], tmp_path: Path, n_threads: int
+) -> None:
+    """As many units and heads at a time as there are threads, and the same atlas to the last bit."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(n_threads)
+    try:
+        assert content(build([str(folder) for folder in folders], tmp_path / "x.atlas", OPTIONS)) == whole
+    finally:
+        torch.set_num_threads(before)
 
 
 # A model of two layers writes 53 files: its plan, 23 parameter units (one of them positions) of two files each and 2
