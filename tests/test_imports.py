@@ -69,6 +69,15 @@ def test_import_alone_is_light() -> None:
     assert loaded & (HEAVY | {"faiss", "matplotlib", "pandas", "scipy"}) == set()
 
 
+def test_commands_import_no_pandas(small_atlas: Path) -> None:
+    """pyarrow would, for any list that becomes an array; it takes longer than the rest of a command."""
+    pytest.importorskip("pandas")
+    ask = "import sys; from paramdex.cli import main; sys.argv = ['paramdex', 'show', sys.argv[1], 'bert/L0/H1']"
+    printed = python(f"{ask}; main(); print('pandas' in sys.modules)", small_atlas).stdout
+    assert "QK pairs" in printed
+    assert printed.endswith("False\n")
+
+
 @pytest.mark.parametrize(
     ("package", "allowed"),
     [("paramdex_schemas", set()), ("paramdex", {"paramdex_schemas"}), ("paramdex_builder", {"paramdex_schemas"})],

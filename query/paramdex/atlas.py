@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from paramdex import head_postings
 from paramdex.alignment import Alignment, align
 from paramdex.common import Common, common
 from paramdex.database import Database
@@ -18,6 +19,7 @@ from paramdex.diff import diff
 from paramdex.directions import directions
 from paramdex.filters import ALL, Sieve, TokenFilter
 from paramdex.head_pairs import Pairs, heads
+from paramdex.head_postings import Asked
 from paramdex.head_similarity import similar_heads
 from paramdex.lens import lens
 from paramdex.matching import match
@@ -206,16 +208,14 @@ class Atlas:
                 for row in self._postings.holders(item, [one.span for one in models], spans, k):
                     where = self._owner(row["id"]).address(row["id"])
                     parameters.append(row | of | {"address": str(where), "kind": where.kind, "lists": [row["ids"]]})
-            if (kind is None or kind in MATRICES) and any(one.layout.n_heads for one in models):
-                mask = sieve.mask(models[0])
-                values = {
-                    "ids": item.ids, "words": item.words, "models": [one.model_id for one in models], "kind": kind,
-                    "layer": layer, "k": k, "passing": None if mask is None else mask.tolist(),
-                    "identical": not (filter and filter.no_identical),
-                    "same_word": not (filter and filter.no_same_word),
-                }  # fmt: skip
-                found = self._database.named_rows("find_heads", values | {"shown": 3})
-                heads += [row | of | {"lists": [row["sources"], row["targets"]]} for row in found]
+            if kind is None or kind in MATRICES:
+                asked = Asked(
+                    kind, layer, sieve.mask(models[0]), identical=not (filter and filter.no_identical),
+                    same_word=not (filter and filter.no_same_word),
+                )  # fmt: skip
+                for one in models:
+                    found = head_postings.holders(self._database, item, one.model_id, asked, k)
+                    heads += [row | of for row in found]
         order = lambda row: (-row["words"], -row.get("linked", 0), -(row["z"] or 0), row["id"])  # noqa: E731
         rows = [*sorted(parameters, key=order)[:k], *sorted(heads, key=order)[:k]]
         texts = self._postings.texts([(row["vocabulary"], i) for row in rows for ids in row["lists"] for i in ids])

@@ -546,8 +546,31 @@ def fail(message: str) -> NoReturn:
     sys.exit(2)
 
 
+class _NoPandas:
+    """An import finder that finds no pandas."""
+
+    @staticmethod
+    def find_spec(name: str, *_: object) -> None:
+        if name == "pandas":
+            raise ImportError(name)
+
+
+def _without_pandas() -> None:
+    """Have pyarrow look for pandas now, in vain. Where it finds it, it imports it for the first list that becomes an
+    array, which takes as long as all else that most commands do; none needs it.
+    """
+    import pyarrow as pa
+
+    sys.meta_path.insert(0, _NoPandas)
+    try:
+        pa.array([])
+    finally:
+        sys.meta_path.remove(_NoPandas)
+
+
 def main() -> None:
     """The program ``paramdex``."""
+    _without_pandas()
     try:
         cli.main(prog_name="paramdex", standalone_mode=False)
     except click.exceptions.Abort:
