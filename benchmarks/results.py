@@ -22,6 +22,7 @@ PAGE = HERE / "RESULTS.md"
 SECTIONS = {
     "build": ("Building, and asking in-process", "run.py"),
     "kernels": ("The two kernels, on one core", "kernels.py"),
+    "neighbors": ("Relating two models", "neighbors.py"),
     "lookups": ("Look-ups in a large atlas", "lookups.py"),
     "memory": ("Memory of a build at the width of an 8B model", "memory.py 1"),
     "serve": ("The explorer under load", "serve.py demo.atlas"),
