@@ -257,16 +257,18 @@ def test_no_rows() -> None:
         assert tokens.ids.shape == tokens.scores.shape == (0, 5)
 
 
-@pytest.fixture(params=["tiles", "groups", "rows", "noise", "crowds", "large"])
+@pytest.fixture(params=["tiles", "groups", "rows", "some together", "noise", "crowds", "large", "large, alone"])
 def shape(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Everything cut into small pieces; and what is rare made common: scores that need settling, rows scored whole."""
     settings: dict[str, dict[str, object]] = {
         "tiles": {"_TILE_BYTES": 1, "_CHUNK": 7},
         "groups": {"GROUPS": (16, 1)},
         "rows": {"_BLOCK_ROWS": (1, 2), "_BLOCK_BYTES": 4096},
+        "some together": {"_BLOCK_ROWS": (1, 2), "_BLOCK_BYTES": 4096, "_SCORED_ROWS": 5, "_TOGETHER": 40},
         "noise": {"gamma64": lambda _: 1e-6},
         "crowds": {"FEW": -60},
-        "large": {"_MUCH": 0, "_FEW_TOKENS": 13},
+        "large": {"_MUCH": 0, "_FEW_TOKENS": 13, "_BLOCK_ROWS": (2, 2)},
+        "large, alone": {"_MUCH": 0, "_FEW_TOKENS": 13, "_TOGETHER": 0},
     }
     for name, value in settings[request.param].items():
         monkeypatch.setattr(project, name, value)

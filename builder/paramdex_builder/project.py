@@ -24,6 +24,7 @@ this does not leave few tokens (near ties, zeros, scores out of float32's range)
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -56,6 +57,12 @@ _TILE_BYTES = 1 << 20
 """Bytes of scores screened at a time on a processor, whose cache has them still when their groups are looked at."""
 _BLOCK_ROWS, _BLOCK_BYTES = (256, 512), 32 << 20
 """Least and most rows screened at a time, and bytes of their scores."""
+_SCORED_ROWS, _SCORED_BYTES = 2048, 16 << 20
+"""Most rows whose tokens are scored together on a processor, and their bytes: an E that is not held in float64 goes by
+once for all of them.
+"""
+_TOGETHER = 1 << 20
+"""So many tokens are scored whether or not more rows could join them."""
 _MUCH = 1 << 25
 """An embedding of more numbers than this is not held in float64 beside itself."""
 _FEW_TOKENS = 256
@@ -150,6 +157,10 @@ def forget(space: Space) -> None:
     _screens.pop(space.embedding, None)
 
 
+Left = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""(row, token, few): the tokens that may be among the strongest of a row, by row, for the rows that ``few`` says."""
+
+
 class _Block:
     """A block of rows W (n x d, float64), and how well their scores are known."""
 
@@ -192,9 +203,7 @@ class _Block:
             done += len(tile)
         return space[: n * done].view(precision.bits).view(-1, group), peaks
 
-    def survivors(
-        self, bits: torch.Tensor, peaks: torch.Tensor, k: int, sign: int
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def survivors(self, bits: torch.Tensor, peaks: torch.Tensor, k: int, sign: int) -> Left:
         """(row, token, few): the tokens that may be among the k strongest of a row, by row, for rows with few of them;
         ``few`` (n) says which those are.
         """
@@ -303,14 +312,13 @@ def strongest_tokens(rows: torch.Tensor, space: Space, k: int, precision: Precis
     n, k = len(rows), min(k, len(E))
     screen = _screen(space, precision or precision_of(E.device))
     fused = screen.precision.tensor_cores
-    step = _fused_rows(k) if fused else _screened_rows(screen)
+    step = _fused_rows(k) if fused else _scored_rows(screen)
     buffer = screen.rows.new_empty(min(n, _screened_rows(screen)) * len(screen.rows)) if not fused else None
     sides = [
         Tokens(*(torch.empty(n, k, dtype=dtype, device=E.device) for dtype in (torch.int64, torch.float32)))
         for _ in range(2)
     ]
     for start in range(0, n, step):
-        check()
         here = slice(start, start + step)
         W = rows[here].to(E.device).double()
         found = _screened(W, space, screen, k, buffer) if buffer is not None else _fused(W, space, screen, k)
@@ -321,7 +329,7 @@ def strongest_tokens(rows: torch.Tensor, space: Space, k: int, precision: Precis
 
 def held(space: Space) -> int:
     """About how many bytes ``strongest_tokens`` holds on a processor, beside the rows and what all calls share."""
-    return 3 * max(_BLOCK_BYTES, 4 * _BLOCK_ROWS[0] * space.size)
+    return 3 * max(_BLOCK_BYTES, 4 * _BLOCK_ROWS[0] * space.size) + 3 * _SCORED_BYTES + 64 * _TOGETHER
 
 
 def few_tokens(V: int, k: int) -> int:
@@ -335,23 +343,59 @@ def _screened_rows(screen: _Screen) -> int:
     return min(most, max(least, _BLOCK_BYTES // (len(screen.rows) * screen.precision.dtype.itemsize)))
 
 
+def _scored_rows(screen: _Screen) -> int:
+    """Rows whose tokens are scored together, if they are few."""
+    return max(_screened_rows(screen), min(_SCORED_ROWS, _SCORED_BYTES // (8 * screen.rows.shape[1])))
+
+
 def _fused_rows(k: int) -> int:
     """Rows of which a GPU selects tokens at a time."""
     return max(_BLOCK_ROWS[0], min(_CHUNK, _FUSED_BYTES // (32 * few_tokens(0, k))))
 
 
 def _screened(W: torch.Tensor, space: Space, screen: _Screen, k: int, buffer: torch.Tensor) -> list[Tokens]:
-    """The k strongest of a block of rows (n x d, float64), top and bottom, with sign times their scores; ``buffer`` has
-    room for all of these.
+    """The k strongest of some rows (n x d, float64), top and bottom, with sign times their scores; ``buffer`` has room
+    for all of a block's.
+
+    They are screened a block at a time, and what is left of several blocks is scored together.
     """
     group = next(size for size in GROUPS if len(space.embedding) >= 4 * k * size or size == 1)
-    block = _Block(W, space, screen)
-    with full_float32():
-        bits, peaks = block.screened(group, buffer)
-    left = [block.survivors(bits, peak, k, sign) for peak, sign in zip(peaks, (1, -1), strict=True)]
+    n, step = len(W), _screened_rows(screen)
+    sides = [
+        Tokens(*(torch.empty(n, k, dtype=dtype, device=W.device) for dtype in (torch.int64, torch.float32)))
+        for _ in range(2)
+    ]
+    waiting: list[list[Left]] = []
+    first = 0
+    for start in range(0, n, step):
+        check()
+        block = _Block(W[start : start + step], space, screen)
+        end = start + len(block.W)
+        with full_float32():
+            bits, peaks = block.screened(group, buffer)
+        waiting.append([block.survivors(bits, peak, k, sign) for peak, sign in zip(peaks, (1, -1), strict=True)])
+        if end == n or sum(len(row) for left in waiting for row, _, _ in left) > _TOGETHER:
+            some = slice(first, end)
+            block = _Block(W[some], space, screen) if len(waiting) > 1 else block
+            left = [_joined(of) for of in zip(*waiting, strict=True)]
+            for side, own in zip(sides, _scored(block, left, k), strict=True):
+                side.ids[some], side.scores[some] = own.ids, own.scores
+            waiting, first = [], end
+    return sides
+
+
+def _joined(parts: Sequence[Left]) -> Left:
+    """What is left of one block after the other, as of one."""
+    starts = itertools.accumulate((len(few) for _, _, few in parts), initial=0)
+    rows = [row + start for (row, _, _), start in zip(parts, starts, strict=False)]
+    return torch.cat(rows), torch.cat([token for _, token, _ in parts]), torch.cat([few for _, _, few in parts])
+
+
+def _scored(block: _Block, left: Sequence[Left], k: int) -> list[Tokens]:
+    """The k strongest of every row, of the tokens ``left`` on both sides, or of all tokens where those are not few."""
     sides = _ranked(block, left, k)
     for side, sign, (_, _, few) in zip(sides, (1, -1), left, strict=True):
-        for part in (~few).nonzero().flatten().split(max(1, _BLOCK_BYTES // (32 * len(space.embedding)))):
+        for part in (~few).nonzero().flatten().split(max(1, _BLOCK_BYTES // (32 * len(block.E)))):
             if len(part):
                 whole = block.whole(part, k, sign)
                 side.ids[part], side.scores[part] = whole.ids, whole.scores
@@ -375,7 +419,7 @@ def _fused(W: torch.Tensor, space: Space, screen: _Screen, k: int) -> list[Token
     return sides
 
 
-def _ranked(block: _Block, left: Sequence[tuple[torch.Tensor, torch.Tensor, torch.Tensor]], k: int) -> list[Tokens]:
+def _ranked(block: _Block, left: Sequence[Left], k: int) -> list[Tokens]:
     """The k strongest of the tokens ``left`` on both sides, with sign times their scores, where they are few."""
     scores = block.scores(torch.cat([row for row, _, _ in left]), torch.cat([token for _, token, _ in left]))
     sides = scores.split([len(row) for row, _, _ in left])
