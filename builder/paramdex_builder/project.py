@@ -57,7 +57,7 @@ _TILE_BYTES = 1 << 20
 """Bytes of scores screened at a time on a processor, whose cache has them still when their groups are looked at."""
 _BLOCK_ROWS, _BLOCK_BYTES = (256, 512), 32 << 20
 """Least and most rows screened at a time, and bytes of their scores."""
-_SCORED_ROWS, _SCORED_BYTES = 2048, 16 << 20
+_SCORED_ROWS, _SCORED_BYTES = 2048, 8 << 20
 """Most rows whose tokens are scored together on a processor, and their bytes: an E that is not held in float64 goes by
 once for all of them.
 """
