@@ -76,10 +76,16 @@ def show_parameter(atlas: Atlas, model: Model, where: Address, k: int, sieve: Si
     of_scores = f"mean {found.mean:.4g}, std {found.std:.4g}"
     numbers = f"norm {found.norm:.4g}; scores over {model.vocabulary_size:,} tokens: {of_scores}"
     table = pa.concat_tables(sides)
+    notes = [*_of_fewer(n, min(k, model.vocabulary_size), sieve, "tokens", "--top-k"), *sieve.notes()]
     return Card(
-        table, f"{title}\n{numbers}", sieve.notes(), pa.table(shown),
+        table, f"{title}\n{numbers}", notes, pa.table(shown),
         lambda: token_plane(atlas._vectors.space(model.name).rows(table["token_id"].to_pylist())),
     )  # fmt: skip
+
+
+def _of_fewer(n: int, k: int, sieve: Sieve, what: str, option: str) -> list[str]:
+    """What to say where without a filter there are n, not k."""
+    return [] if sieve or n >= k else [f"the atlas keeps {n} {what} a side; build with a larger {option} to keep more"]
 
 
 def show_head(atlas: Atlas, model: Model, where: Address, k: int, sieve: Sieve, *, distinct: bool) -> Result:
@@ -106,6 +112,8 @@ def show_head(atlas: Atlas, model: Model, where: Address, k: int, sieve: Sieve, 
     notes = [
         f"{matrix}: {same} of its top {count} pairs are of a word with itself" for matrix, same, count in counts
     ]
+    longest = max((line["rank"] for line in shown), default=0)
+    notes += _of_fewer(longest, min(k, model.vocabulary_size), sieve, "pairs", "--pair-k")
     group = model.layout.heads((where.stack, where.layer)).group
     sharing = "" if group == 1 else f", sharing key/value head {int(where.head or 0) // group}"
     title = f"{where}: QK pairs are query → key, VO pairs read → written{sharing}"
