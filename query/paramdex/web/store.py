@@ -1,12 +1,7 @@
-"""What the pages ask of an atlas beyond its verbs, and atlases for several threads.
+"""What the pages ask of an atlas beyond its verbs, and atlases for several threads."""
 
-The one module of the server that reaches inside Atlas; the others call the verbs and what stands here.
-"""
-
-# ruff: noqa: SLF001  # see above
 from __future__ import annotations
 
-import copy
 import queue
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +12,7 @@ import numpy as np
 from paramdex import Atlas
 from paramdex.atlas import Model
 from paramdex.common import common
+from paramdex.postings import Postings
 from paramdex.web.shapes import Named, Token
 from paramdex_schemas import Address, QueryError
 from paramdex_schemas.isometry import Array
@@ -36,17 +32,6 @@ def short(value: float | None) -> float | None:
     return None if value is None else float(str(np.float32(value)))
 
 
-def fork(atlas: Atlas) -> Atlas:
-    """The same open atlas for another thread: a cursor of its own; vectors, which never change, are shared."""
-    twin = copy.copy(atlas)
-    vectors = atlas._vectors
-    twin.__dict__["_vectors"] = vectors
-    twin._database = copy.copy(atlas._database)
-    twin._database.connection = atlas._database.connection.cursor()
-    twin._database.connection.execute("USE atlas")
-    return twin
-
-
 class Pool:
     """Forks of one atlas, lent to one thread at a time."""
 
@@ -54,7 +39,7 @@ class Pool:
         self.atlas = atlas
         self._free: queue.LifoQueue[Atlas] = queue.LifoQueue()
         for _ in range(n):
-            self._free.put(fork(atlas))
+            self._free.put(atlas.fork())
 
     @contextmanager
     def lend(self) -> Iterator[Atlas]:
@@ -66,11 +51,11 @@ class Pool:
 
 
 def rows(atlas: Atlas, sql: str, values: Any = None) -> list[Row]:
-    return atlas._database.rows(sql, values)
+    return atlas.database.rows(sql, values)
 
 
 def token(atlas: Atlas, vocabulary: str, token_id: int) -> Token:
-    spelled, read = (atlas._database.tokens(vocabulary, column)[token_id].as_py() for column in ("token", "text"))
+    spelled, read = (atlas.database.tokens(vocabulary, column)[token_id].as_py() for column in ("token", "text"))
     return Token(token_id=token_id, token=spelled, text=read)
 
 
@@ -85,7 +70,7 @@ def described(atlas: Atlas, addresses: Sequence[str]) -> dict[str, Named]:
         return {}
     ids = [param_id(atlas, address) for address in dict.fromkeys(addresses)]
     found = {}
-    for each in atlas._postings.parameters(ids, SHOWN).values():
+    for each in Postings(atlas.database).parameters(ids, SHOWN).values():
         where = Address.parse(each.address)
         v = atlas.models[where.model].vocabulary
         sides = {side: [token(atlas, v, i) for i in items] for side, items in each.tokens.items()}
