@@ -144,7 +144,8 @@ def test_pages_and_errors_tell_no_path(watched: TestClient, ending: str) -> None
     paths = [
         "/", "/gpt2-a", "/gpt2-a/L1", "/gpt2-a/L1/H0", "/gpt2-a/L1/ff_value/3", "/find", "/find?q=canada",
         "/find?q=zzzz", "/search?q=canada", "/ask?q=canada", "/ask?q=nope/L1", "/align/gpt2-a/bert",
-        "/align/nope/bert", "/align/bert/bert", "/similar?address=gpt2-a/L1/ff_value/3&model=bert", "/similar?address=nope", "/docs", "/openapi", "/nope",
+        "/align/nope/bert", "/align/bert/bert",
+        "/similar?address=gpt2-a/L1/ff_value/3&model=bert", "/similar?address=nope", "/docs", "/openapi", "/nope",
         "/nope/L1", "/gpt2-a/L99", "/gpt2-a/L1/ff_value/99999", "/find?q=canada&kind=nope", "/gpt2-a?column=nope",
         "/align/gpt2-a/bert/pairs?kind=ff_value&layer_a=L9&layer_b=L0", "/-/static/nope.js", "/-/static/../app.py",
         "/sql?q=SELECT", "/sql?q=SELECT%201",
