@@ -98,7 +98,7 @@ def _head_grid(atlas: Atlas, model: Model, places: list[Place], column: str) -> 
         [model.model_id],
     ):
         if (stack, layer) in lines:
-            lines[stack, layer].append(Cell(address=address, value=short(value) or 0.0))
+            lines[stack, layer].append(Cell(address=address, value=short(value)))
     found = [
         GridRow(place=place_name(place), address=f"{model.name}/{place_name(place)}", cells=cells)
         for place, cells in lines.items()
@@ -130,7 +130,7 @@ def _vector_grid(atlas: Atlas, model: Model, where: Address, kind: str, column: 
             GridRow(
                 place=at or kind,
                 address=f"{model.name}/{at}" if at else model.name,
-                cells=[Cell(address=address, value=short(value) or 0.0, count=n) for address, value, n in cells],
+                cells=[Cell(address=address, value=short(value), count=n) for address, value, n in cells],
             )
         )
     return _grid({"of": "vectors", "kind": kind, "column": column, "columns": VECTOR_COLUMNS}, lines)

@@ -13,8 +13,8 @@ from paramdex import Atlas
 from paramdex.atlas import Model
 from paramdex.common import common
 from paramdex.postings import Postings
-from paramdex.web.shapes import Named, Token
-from paramdex_schemas import Address, QueryError
+from paramdex.web.shapes import Named, Standing, Token
+from paramdex_schemas import Address
 from paramdex_schemas.isometry import Array
 from paramdex_schemas.layout import Place
 
@@ -23,13 +23,13 @@ SHOWN = 6
 """Tokens that describe a parameter in a list."""
 
 
-def short(value: float | None) -> float | None:
-    """A float32 in its own shortest form.
+def short(value: float | None) -> float:
+    """A float32 in its own shortest form; 0 for none.
 
     >>> short(0.2207000106573105)
     0.2207
     """
-    return None if value is None else float(str(np.float32(value)))
+    return 0.0 if value is None else float(str(np.float32(value)))
 
 
 class Pool:
@@ -78,6 +78,20 @@ def described(atlas: Atlas, addresses: Sequence[str]) -> dict[str, Named]:
     return found
 
 
+def standing(atlas: Atlas, table: str, key: str, column: str, ids: tuple[int, int], of: int) -> Standing:
+    """Where one row's number stands among those of the ids in a span."""
+    ((larger, n, least, quartiles, most),) = rows(
+        atlas,
+        f"SELECT count(*) FILTER ({column} > (SELECT {column} FROM {table} WHERE {key} = $of)), count(*), "
+        f"min({column}), quantile_cont({column}, [0.25, 0.5, 0.75]), max({column}) "
+        f"FROM {table} WHERE {key} >= $first AND {key} < $last",
+        {"of": of, "first": ids[0], "last": ids[1]},
+    )
+    return Standing(
+        larger=larger, of=n, least=short(least), quartiles=[short(q) for q in quartiles], most=short(most)
+    )
+
+
 def span(model: Model, kind: str, place: Place) -> tuple[int, int]:
     """The param_ids (first, past the last) that a place has of a kind."""
     first, last = model.layout.places(kind)[place]
@@ -114,24 +128,3 @@ def nearest_pairs(left: Array, right: Array, k: int, block: int = 1024) -> list[
         best += zip(scores[i, j].tolist(), (i + start).tolist(), j.tolist(), strict=True)
         best = sorted(best, key=lambda hit: (-hit[0], hit[1], hit[2]))[:k]
     return best
-
-
-def split_words(q: str) -> list[str]:
-    """What a person typed into words: split at white space; what stands in double quotes is one word, spaces and all.
-
-    >>> split_words('wine " Canada" ##ing')
-    ['wine', ' Canada', '##ing']
-    """
-    words: list[str] = []
-    rest = q
-    while rest := rest.lstrip():
-        if rest[0] == '"' and '"' in rest[1:]:
-            word, _, rest = rest[1:].partition('"')
-        else:
-            word, *more = rest.split(None, 1)
-            rest = more[0] if more else ""
-        if word:
-            words.append(word)
-    if len(words) > 50:
-        raise QueryError(f"ask for at most 50 words, not {len(words)}")
-    return words
