@@ -11,7 +11,7 @@ from paramdex.filters import Sieve
 from paramdex.head_factors import displacements
 from paramdex.web.choices import PairChoice
 from paramdex.web.shapes import Cell, Direction, HeadCard, NearHead, Pair, Pairs, Token, Vectors
-from paramdex.web.store import rows, short, standing, token
+from paramdex.web.store import norms, rows, short, standing, token
 from paramdex_schemas import KINDS, MATRICES, Address
 
 _DIRECTIONS, _DIRECTION_TOKENS = 4, 6
@@ -42,14 +42,15 @@ def head_card(atlas: Atlas, where: Address, choice: PairChoice | None = None, k:
     )
     run = model.layout.heads((where.stack, where.layer))
     at = int(where.head or 0)
+    sizes = atlas.database.kept(
+        "SELECT qk_norm, vo_norm FROM store.heads WHERE model_id = ? ORDER BY head_id", model.model_id
+    ).slice(head_id - at - model.first_head_id, run.n_owners)
     shared = [h for h in range(run.n_owners) if h // run.group == at // run.group and h != at] if run.group > 1 else []
-    first = head_id - at
     return HeadCard(
         address=address, model=model.name, layer=str(replace(where, head=None)), kv_head=kv_head,
         sharing=[str(replace(where, head=h)) for h in shared], qk_norm=short(qk_norm), vo_norm=short(vo_norm),
         standing={
-            matrix: standing(atlas, "store.heads", "head_id", column, (first, first + run.n_owners), head_id)
-            for matrix, column in (("QK", "qk_norm"), ("VO", "vo_norm"))
+            matrix: standing(sizes[column].to_numpy(), at) for matrix, column in (("QK", "qk_norm"), ("VO", "vo_norm"))
         },
         choice=choice, same_word={matrix: (same, n) for matrix, same, n in counts},
         lists=_lists(atlas, model, head_id, choice, sieve, spread, k), notes=sieve.notes(),
@@ -150,11 +151,7 @@ def _vectors(atlas: Atlas, model: Model, where: Address) -> list[Vectors]:
             continue
         start = model.param_id(replace(where, kind=kind, idx=0))
         run = next(run for run in model.layout.of(kind) if run.place == (where.stack, where.layer))
-        cells = rows(
-            atlas,
-            "SELECT address, norm FROM store.parameters WHERE param_id >= ? AND param_id < ? ORDER BY param_id",
-            [start, start + run.size],
-        )
-        vectors = [Cell(address=address, value=short(norm)) for address, norm in cells]
+        sizes = norms(atlas, model, kind, (start, start + run.size))
+        vectors = [Cell(address=str(model.address(start + n)), value=short(norm)) for n, norm in enumerate(sizes)]
         found.append(Vectors(kind=kind, says=KINDS[kind].says, vectors=vectors))
     return found

@@ -8,7 +8,7 @@ from paramdex import Atlas
 from paramdex.atlas import Model
 from paramdex.web.choices import TokenChoice
 from paramdex.web.shapes import Near, NearIn, ParameterCard, Partner, Scored
-from paramdex.web.store import described, param_id, rows, short, span, standing
+from paramdex.web.store import described, norms, param_id, rows, short, span, standing
 from paramdex_schemas import KINDS, Address
 
 _NEURON = ("ff_key", "ff_gate", "ff_value")
@@ -38,6 +38,7 @@ def parameter_card(atlas: Atlas, where: Address, choice: TokenChoice | None = No
     for row in shown.to_rows():
         sides[row["side"]].append(Scored(**{name: row[name] for name in Scored.model_fields}))
     same = [name for name, other in atlas.models.items() if other.vocabulary == model.vocabulary]
+    layer = span(model, kind.name, (own.stack, own.layer))
     block = model.layout.blocks[kind.name]
     first = model.first_param_id + block.first
     beside = [str(model.address(i)) if first <= i < first + block.n_rows else None for i in (own_id - 1, own_id + 1)]
@@ -45,8 +46,7 @@ def parameter_card(atlas: Atlas, where: Address, choice: TokenChoice | None = No
         address=address, model=model.name, kind=kind.name, says=kind.says, role=kind.role, sentence=sentence(own),
         norm=short(norm), projected_norm=short(projected), mean=short(mean), std=short(std),
         vocabulary_size=model.vocabulary_size,
-        standing=standing(atlas, "store.parameters", "param_id", "norm", span(model, kind.name, (own.stack, own.layer)),
-                          own_id),
+        standing=standing(norms(atlas, model, kind.name, layer), own_id - layer[0]),
         top=sides["top"], bottom=sides["bottom"], head=_owner(own), partners=_partners(atlas, model, own),
         nearest=_nearest(atlas, model, own, own_id, same),
         elsewhere=[name for name in atlas.models if name not in same],

@@ -78,18 +78,22 @@ def described(atlas: Atlas, addresses: Sequence[str]) -> dict[str, Named]:
     return found
 
 
-def standing(atlas: Atlas, table: str, key: str, column: str, ids: tuple[int, int], of: int) -> Standing:
-    """Where one row's number stands among those of the ids in a span."""
-    ((larger, n, least, quartiles, most),) = rows(
-        atlas,
-        f"SELECT count(*) FILTER ({column} > (SELECT {column} FROM {table} WHERE {key} = $of)), count(*), "
-        f"min({column}), quantile_cont({column}, [0.25, 0.5, 0.75]), max({column}) "
-        f"FROM {table} WHERE {key} >= $first AND {key} < $last",
-        {"of": of, "first": ids[0], "last": ids[1]},
-    )
+def standing(values: Array, own: int) -> Standing:
+    """Where one of some numbers stands among all of them."""
     return Standing(
-        larger=larger, of=n, least=short(least), quartiles=[short(q) for q in quartiles], most=short(most)
-    )
+        larger=int((values > values[own]).sum()), of=len(values), least=short(values.min()), most=short(values.max()),
+        quartiles=[short(q) for q in np.quantile(values, [0.25, 0.5, 0.75])],
+    )  # fmt: skip
+
+
+def norms(atlas: Atlas, model: Model, kind: str, ids: tuple[int, int]) -> Array:
+    """The norms (float32) of the parameters of a kind from one param_id up to another; read once a kind."""
+    first = model.first_param_id + model.layout.blocks[kind].first
+    found = atlas.database.kept(
+        "SELECT norm FROM store.parameters WHERE param_id BETWEEN ? AND ? ORDER BY param_id",
+        first, first + model.layout.blocks[kind].n_rows - 1,
+    )  # fmt: skip
+    return found["norm"].to_numpy()[ids[0] - first : ids[1] - first]
 
 
 def span(model: Model, kind: str, place: Place) -> tuple[int, int]:
