@@ -48,9 +48,9 @@ class TokenChoice:
     only: Annotated[str, Query(max_length=2000, description="only tokens that are one of these words")] = ""
 
     @property
-    def chosen(self) -> bool:
-        """Whether anything is left out that is shown otherwise."""
-        return self != type(self)()
+    def filtered(self) -> bool:
+        """Whether a token may be left out."""
+        return bool(self.ascii or self.alnum or self.word_starts or self.no_undertrained or self.only.strip())
 
     def filter(self) -> TokenFilter:
         return TokenFilter(
@@ -89,6 +89,11 @@ class PairChoice(TokenChoice):
         BeforeValidator(lambda value: value or 0.0),  # a field of a form that was left empty
         Query(ge=0, allow_inf_nan=False, description="head: pairs whose score lies as many standard deviations away"),
     ] = 0.0
+
+    @property
+    def chosen(self) -> bool:
+        """Whether other pairs are shown than without a choice."""
+        return self != PairChoice()
 
     def filter(self) -> TokenFilter:
         return replace(super().filter(), no_identical=self.words == "tokens", no_same_word=self.words == "different")
