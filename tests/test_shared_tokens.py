@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 import oracle
 import paramdex
-from paramdex import Atlas, QueryError
+from paramdex import QueryError
+from paramdex.common import shared_tokens
+from paramdex.database import named_query
 from paramdex_schemas import atlas_files
 from query_helpers import Everything, Item, assert_ranking, shared_ids, shared_items, token_rows
 
@@ -32,9 +34,9 @@ def found(a: list[Item], b: list[Item]) -> list[tuple[int, int]]:
         ]
         for row in rows:
             connection.execute("INSERT INTO store.tokens VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
-        database = SimpleNamespace(rows=lambda sql, values: connection.execute(sql, values).fetchall())
+        run = lambda name, values: connection.sql(named_query(name), params=values).to_arrow_table()  # noqa: E731
         models = [SimpleNamespace(name=name.lower(), vocabulary=name) for name in "AB"]
-        left, right = Atlas._shared_tokens(SimpleNamespace(_database=database), *models)  # type: ignore[arg-type]
+        left, right = shared_tokens(SimpleNamespace(named=run), *models)  # type: ignore[arg-type]
     return list(zip(left, right, strict=True))
 
 

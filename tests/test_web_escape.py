@@ -54,6 +54,7 @@ def test_pages_of_hostile_words_are_tame(strange: TestClient, path: str) -> None
 
 @pytest.mark.parametrize("word", HOSTILE)
 @pytest.mark.parametrize("path", ["/ask?q=", "/find?q=", "/search?q=", "/sql?q=", "/", "/hostile/L0/H0?contains=",
+                                  "/hostile/L0/H0?only=", "/hostile/L0/ff_key/1?only=",
                                   "/align?a=", "/similar?address=", "/hostile?column="])  # fmt: skip
 def test_what_is_asked_is_escaped_too(strange: TestClient, word: str, path: str) -> None:
     answer = strange.get(path + quote(word, safe=""), follow_redirects=True)

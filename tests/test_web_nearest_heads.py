@@ -6,7 +6,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from paramdex import Atlas
-from paramdex.web import cards
+from paramdex.web import head_cards
 from web_helpers import HOSTILE
 
 pytest_plugins = ["query_fixtures", "web_fixtures"]
@@ -26,7 +26,7 @@ def test_a_heads_card_has_its_nearest_heads(client: TestClient, atlas: Atlas, ad
 
 
 def test_too_many_heads_are_said_to_be(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cards, "_MOST_COMPARED", 10)
+    monkeypatch.setattr(head_cards, "_MOST_COMPARED", 10)
     assert client.get("/bert/L0/H1.json").json()["nearest"] is None
     assert "paramdex similar ATLAS bert/L0/H1" in client.get("/bert/L0/H1").text
 

@@ -133,7 +133,10 @@ QUICK = [
     "SELECT * FROM duckdb_secrets()", "SELECT * FROM duckdb_extensions()", "SELECT * FROM duckdb_temporary_files()",
     "SELECT * FROM duckdb_logs", "FROM pragma_database_list",
     "SELECT list_transform(['allowed_paths'], lambda x: current_setting(x))",
-    "SELECT * FROM query('FROM duckdb_databases()')", "SELECT which_secret('s3://x', 's3')",
+    "SELECT * FROM query('FROM duckdb_databases()')", "SELECT which_secret('s3://x', 's3')", "FROM pg_settings",
+    "FROM json_execute_serialized_sql(json_serialize_sql('FROM duckdb_settings()'))", "FROM histogram('heads', layer)",
+    "FROM pg_catalog.pg_settings", "SELECT json_serialize_plan('FROM heads')", "SELECT write_log('x')",
+    "SELECT source FROM atlas.models", "FROM atlas.store.models", "SUMMARIZE atlas.store.models",
     # more than one, none, and not SQL
     "SELECT 1; SELECT 2", "SELECT 1; DROP TABLE store.models", "", ";", "-- x", "\x00", "SELECT '", "{secret}",
     "select " * 500,

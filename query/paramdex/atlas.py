@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,7 +30,7 @@ from paramdex.nearest import strongest_hits as _strongest
 from paramdex.postings import Postings
 from paramdex.result import Result, visible
 from paramdex.show import show_head, show_parameter
-from paramdex.vectors import SharedSpace, Vectors
+from paramdex.vectors import Vectors
 from paramdex.words import Wanted, resolve
 from paramdex_schemas import KINDS, MATRICES, Address, AddressError, Layout, QueryError, Run
 from paramdex_schemas.errors import nearest
@@ -83,7 +84,7 @@ def open(path: str | Path) -> Atlas:  # noqa: A001  # `paramdex.open` reads as `
 
 
 class Atlas:
-    """A database of what the weights of models say; see ``paramdex.open``. Not for use by several threads at once."""
+    """A database of what the weights of models say; see ``paramdex.open``. Several threads each take a ``fork``."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -115,6 +116,21 @@ class Atlas:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def fork(self) -> Atlas:
+        """The same open atlas for another thread, with a connection of its own; vectors, once read, are shared.
+
+        Closing it leaves the others open; ``close`` of the atlas that was opened closes all.
+        """
+        _ = self._vectors  # made before the copy, so that there is one
+        twin = copy.copy(self)
+        twin._database = self._database.fork()  # noqa: SLF001  # of this class
+        return twin
+
+    @property
+    def database(self) -> Database:
+        """Where the verbs look things up, for queries on the physical tables."""
+        return self._database
 
     @property
     def _postings(self) -> Postings:
@@ -492,30 +508,6 @@ class Atlas:
             best = np.lexsort((np.arange(len(scores)), -strength))[:k]
             hits += [(float(scores[row]), first + span[0] + int(row)) for row in best]
         return _strongest(hits, k, side)
-
-    def _shared(self, a: Model, b: Model) -> tuple[SharedSpace, bool]:
-        """The shared space of two models of different vocabularies, and whether it is kept the other way round."""
-        first, second = sorted((a, b), key=lambda model: model.model_id)
-        return self._vectors.shared(first, second, lambda: self._shared_tokens(first, second)), first is b
-
-    def _shared_tokens(self, a: Model, b: Model) -> tuple[list[int], list[int]]:
-        """The ids of the tokens whose text both models have, in each. Raises QueryError where there are too few."""
-        rows = self._database.rows(
-            "WITH items AS (SELECT vocabulary, trim(text) AS text, is_word_start, "
-            # Where only ends of words are marked, the whole word and not the beginning of longer ones.
-            "first(token_id ORDER BY is_word_start IS NULL AND NOT ends_with(text, ' '), token_id) AS token_id "
-            "FROM store.tokens WHERE NOT is_special AND trim(text) <> '' AND vocabulary IN ($a, $b) GROUP BY ALL) "
-            "SELECT x.token_id, y.token_id FROM items AS x JOIN items AS y USING (text) "
-            "WHERE x.vocabulary = $a AND y.vocabulary = $b AND coalesce(x.is_word_start = y.is_word_start, true) "
-            # Where one vocabulary does not say what starts a word, a text may have two matches: the word is meant.
-            "QUALIFY row_number() OVER (PARTITION BY x.token_id ORDER BY y.is_word_start DESC NULLS LAST) = 1 "
-            "AND row_number() OVER (PARTITION BY y.token_id ORDER BY x.is_word_start DESC NULLS LAST) = 1 ORDER BY ALL",
-            {"a": a.vocabulary, "b": b.vocabulary},
-        )
-        if len(rows) < 2:
-            raise QueryError(f"{a.name} and {b.name} share {len(rows)} tokens: too few to compare them on")
-        left, right = zip(*rows, strict=True)
-        return list(left), list(right)
 
     def _describe(self, param_id: int, filter: TokenFilter | None = None) -> str:
         return ", ".join(visible(text) for text in self._tokens([param_id], Sieve(self._database, filter))[param_id][1])

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from paramdex_schemas import isometry
+from paramdex_schemas import QueryError, isometry
 from paramdex_schemas.isometry import Array
 
 if TYPE_CHECKING:
     from paramdex.atlas import Atlas, Model
-    from paramdex.vectors import Vectors
+    from paramdex.database import Database
+    from paramdex.vectors import SharedSpace, Vectors
 
 
 @dataclass(frozen=True)
@@ -76,9 +77,24 @@ def common(atlas: Atlas, a: Model, b: Model) -> Common:
     if a.vocabulary == b.vocabulary:
         into = None if a is b else vectors.transfer(a, b)
         return Common(Side(vectors, a, b, None, into), Side(vectors, b, a, None, None), [])
-    shared, flipped = atlas._shared(a, b)  # noqa: SLF001
+    shared, flipped = _shared(atlas, a, b)
     root_a, root_b = reversed(shared.roots) if flipped else shared.roots
     into = shared.transfer.T if flipped else shared.transfer
     shares = ", ".join(f"{shared.n_tokens / model.vocabulary_size:.0%} of {model.name}'s" for model in (a, b))
     note = f"{a.name} and {b.name} are compared on the {shared.n_tokens:,} tokens whose text both have ({shares})"
     return Common(Side(vectors, a, b, root_a, into), Side(vectors, b, a, root_b, None), [note])
+
+
+def _shared(atlas: Atlas, a: Model, b: Model) -> tuple[SharedSpace, bool]:
+    """The shared space of two models of different vocabularies, and whether it is kept the other way round."""
+    first, second = sorted((a, b), key=lambda model: model.model_id)
+    tokens = lambda: shared_tokens(atlas.database, first, second)  # noqa: E731
+    return atlas._vectors.shared(first, second, tokens), first is b  # noqa: SLF001
+
+
+def shared_tokens(database: Database, a: Model, b: Model) -> tuple[list[int], list[int]]:
+    """The ids of the tokens whose text both models have, in each. Raises QueryError where there are too few."""
+    found = database.named("shared_tokens", {"a": a.vocabulary, "b": b.vocabulary})
+    if len(found) < 2:
+        raise QueryError(f"{a.name} and {b.name} share {len(found)} tokens: too few to compare them on")
+    return found["a"].to_pylist(), found["b"].to_pylist()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import re
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
 from importlib import resources
@@ -31,8 +33,11 @@ def named_query(name: str) -> str:
 class Database:
     """A read-only connection to an atlas's DuckDB file: no other file can be reached through it."""
 
-    def __init__(self, atlas: Path) -> None:
-        """Raises AtlasError where ``atlas`` is no atlas, is damaged or is of a newer format."""
+    def __init__(self, atlas: Path, settings: Mapping[str, str] | None = None) -> None:
+        """Open an atlas; ``settings`` are DuckDB's own, beside those that are set here.
+
+        Raises AtlasError where ``atlas`` is no atlas, is damaged or is of a newer format.
+        """
         self.atlas = atlas
         self._kept: dict[tuple[str, ...], pa.Table] = {}
         file = atlas_files.database(atlas)
@@ -41,7 +46,8 @@ class Database:
             raise AtlasError(f"{atlas} is no atlas: {what}; make one with: paramdex build MODEL -o {atlas}")
         # Nothing is ever fetched from the network, not even for a file that looks like another database's; and there
         # is no folder to spill to, since SQL could read whatever else lies in it.
-        self.connection = duckdb.connect(config={"autoinstall_known_extensions": "false", "temp_directory": ""})
+        fenced = {"autoinstall_known_extensions": "false", "temp_directory": ""}
+        self.connection = duckdb.connect(config={**(settings or {}), **fenced})
         try:
             quoted = str(file).replace("'", "''")
             self.connection.execute(f"ATTACH '{quoted}' AS atlas (TYPE duckdb, READ_ONLY)")
@@ -66,6 +72,13 @@ class Database:
             older = isinstance(version, int) and version < FORMAT_VERSION
             what = "build it again" if older else "install a newer one with: pip install -U paramdex"
             raise AtlasError(f"{atlas} has format {version}, this paramdex reads format {FORMAT_VERSION}; {what}")
+
+    def fork(self) -> Database:
+        """The same open file on a connection of its own, for another thread; what has been read and kept is shared."""
+        twin = copy.copy(self)
+        twin.connection = self.connection.cursor()
+        twin.connection.execute("USE atlas")
+        return twin
 
     def _damaged(self, error: Exception) -> AtlasError:
         del error  # DuckDB's own account of it, which stays as the cause

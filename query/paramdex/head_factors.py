@@ -38,4 +38,5 @@ def owners(model: Model, kind: str, place: Place) -> list[int]:
 
 def displacements(atlas: Atlas) -> set[str]:
     """The models whose heads' matrices are no products of their vectors, but differences of two matrices."""
-    return {name for (name,) in atlas._database.rows("SELECT model FROM store.models WHERE base IS NOT NULL")}  # noqa: SLF001
+    found = atlas.database.kept("SELECT model FROM store.models WHERE base IS NOT NULL")
+    return set(found["model"].to_pylist())

@@ -4,7 +4,7 @@ end the same address gives its data.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from importlib import resources
 from typing import Any
@@ -14,6 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
+from starlette.routing import BaseRoute, Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from paramdex import Atlas, __version__
@@ -24,7 +25,7 @@ from paramdex.web.routes import Moved, router
 from paramdex.web.shapes import Fault, Problem
 from paramdex.web.sql_routes import sql_router
 from paramdex.web.store import Pool
-from paramdex_schemas import ParamdexError
+from paramdex_schemas import ParamdexError, QueryError
 
 STATIC = "/-/static"
 """No model's name begins with a dash."""
@@ -81,6 +82,7 @@ def make_app(atlas: Atlas, limits: Limits | None = None, hosts: frozenset[str] |
     """The application over an open atlas. ``hosts`` are the names it answers to, None for any.
 
     The atlas stays the caller's to close; the processes that run SQL start when first asked and end with the server.
+    Raises QueryError where a model has the name of a page.
     """
     fence = Fence(atlas.path, limits or Limits())
     pool = Pool(atlas)
@@ -99,11 +101,25 @@ def make_app(atlas: Atlas, limits: Limits | None = None, hosts: frozenset[str] |
     )  # fmt: skip
     app.state.fence = fence
     app.mount(STATIC, StaticFiles(directory=str(resources.files("paramdex.web") / "static")), name="static")
-    app.include_router(sql_router(fence, pages))
-    app.include_router(router(pool, pages, app))
+    routers = [sql_router(fence, pages), router(pool, pages, app)]
+    _check_names(atlas, [*app.routes, *(route for each in routers for route in each.routes)])
+    for each in routers:
+        app.include_router(each)
     _add_errors(app, atlas, pages)
     app.add_middleware(Guard, hosts=hosts)
     return app
+
+
+def _check_names(atlas: Atlas, routes: Iterable[BaseRoute]) -> None:
+    """Every address has one meaning: raises QueryError for a model whose own is one of the server's."""
+    taken = {route.path.split("/")[1] for route in routes if isinstance(route, Route | Mount)}
+    for name in atlas.models:
+        if name in taken or name.endswith(".json"):
+            what = "would be its data's" if name not in taken else "is one of the server's own"
+            raise QueryError(
+                f"{atlas.path} cannot be served: the address of its model {name}, /{name}, {what}; "
+                "build that model under another name: paramdex build NAME=SOURCE"
+            )
 
 
 def _add_errors(app: FastAPI, atlas: Atlas, pages: Pages) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import PurePath
 from typing import Any
 
 from paramdex import Atlas
 from paramdex.atlas import Model
 from paramdex.web.shapes import Cell, Grid, GridRow, Home, ModelCard, ModelSummary
+from paramdex.web.sources import public_source
 from paramdex.web.store import rows, short
 from paramdex_schemas import Address, QueryError
 from paramdex_schemas.errors import nearest
@@ -24,14 +24,11 @@ _WIDTH = 128
 def summaries(atlas: Atlas) -> list[ModelSummary]:
     found = []
     for row in atlas.info().to_rows():
-        source = PurePath(row["source"])
-        # where a model was built from lies on somebody's disk: its last folders say what it is
-        local = source.is_absolute() or ".." in source.parts
         known = {name: row[name] for name in ModelSummary.model_fields if name not in ("built_at", "source")}
         found.append(
             ModelSummary(
                 **known,
-                source="/".join(source.parts[-2:]) if local else row["source"],
+                source=public_source(row["source"]),
                 built_at=f"{row['built_at']:%Y-%m-%d %H:%M}",
             )
         )
@@ -101,7 +98,7 @@ def _head_grid(atlas: Atlas, model: Model, places: list[Place], column: str) -> 
         [model.model_id],
     ):
         if (stack, layer) in lines:
-            lines[stack, layer].append(Cell(address=address, value=short(value) or 0.0))
+            lines[stack, layer].append(Cell(address=address, value=short(value)))
     found = [
         GridRow(place=place_name(place), address=f"{model.name}/{place_name(place)}", cells=cells)
         for place, cells in lines.items()
@@ -133,7 +130,7 @@ def _vector_grid(atlas: Atlas, model: Model, where: Address, kind: str, column: 
             GridRow(
                 place=at or kind,
                 address=f"{model.name}/{at}" if at else model.name,
-                cells=[Cell(address=address, value=short(value) or 0.0, count=n) for address, value, n in cells],
+                cells=[Cell(address=address, value=short(value), count=n) for address, value, n in cells],
             )
         )
     return _grid({"of": "vectors", "kind": kind, "column": column, "columns": VECTOR_COLUMNS}, lines)

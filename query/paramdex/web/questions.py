@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Any, Literal
 
 from paramdex import Atlas
+from paramdex.web.choices import split_words
 from paramdex.web.shapes import (
     Choice,
     Facets,
@@ -19,7 +20,7 @@ from paramdex.web.shapes import (
     Similar,
     Understood,
 )
-from paramdex.web.store import described, split_words
+from paramdex.web.store import described
 from paramdex_schemas import KINDS, Address, AddressError, TokenError
 from paramdex_schemas.layout import place_name
 

@@ -12,8 +12,10 @@ from fastapi import APIRouter, Depends, FastAPI, Path, Query, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 
 from paramdex.web import compare, overview, questions
-from paramdex.web.cards import head_card, parameter_card
+from paramdex.web.choices import PairChoice
+from paramdex.web.head_cards import head_card
 from paramdex.web.pages import Pages
+from paramdex.web.parameter_cards import parameter_card
 from paramdex.web.shapes import (
     Comparison,
     Found,
@@ -122,8 +124,7 @@ def router(pool: Pool, pages: Pages, app: FastAPI) -> APIRouter:
             return questions.understand(atlas, q)
 
     def thing(
-        request: Request, address: AddressPath, k: K = 20, words: Literal["different", "all"] = "different",
-        contains: Annotated[str | None, Query(max_length=100, description="head: pairs with this text")] = None,
+        request: Request, address: AddressPath, choice: Annotated[PairChoice, Depends()], k: K = 20,
         heads: Annotated[str, Query(max_length=40, description="model: the column that colours heads")] = "vo_norm",
         kind: Annotated[str | None, Query(max_length=40, description="model: the kind of vectors on the map")] = None,
         column: Annotated[str, Query(max_length=40, description="model: the column that colours vectors")] = "norm",
@@ -134,9 +135,9 @@ def router(pool: Pool, pages: Pages, app: FastAPI) -> APIRouter:
                 raise AddressError("give the address of a model, a head or a parameter")
             where = atlas.address(address.strip("/"))
             if where.is_parameter:
-                card = parameter_card(atlas, where, k)
+                card = parameter_card(atlas, where, choice, k)
             elif where.is_head:
-                card = head_card(atlas, where, words, contains or None, k)
+                card = head_card(atlas, where, choice, k)
             else:
                 card = overview.model_card(atlas, where, heads=heads, kind=kind, column=column)
         if card.address != address:

@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from paramdex.web.choices import PairChoice, TokenChoice
+
 Side = Literal["top", "bottom"]
 
 
@@ -171,6 +173,9 @@ class ParameterCard(Shape):
     std: float
     vocabulary_size: int
     standing: Standing
+    choice: TokenChoice
+    notes: list[str]
+    """What the choice of tokens left out, and what it could not."""
     top: list[Scored]
     bottom: list[Scored]
     head: str | None
@@ -245,13 +250,14 @@ class HeadCard(Shape):
     qk_norm: float
     vo_norm: float
     standing: dict[str, Standing]
-    words: Literal["different", "all"]
-    contains: str | None
+    choice: PairChoice
     same_word: dict[str, tuple[int, int]]
     """Matrix -> how many of its top pairs are of a word with itself, and how many are kept."""
     lists: list[Pairs]
+    notes: list[str]
+    """What the choice of pairs left out, and what it could not."""
     directions: list[Direction]
-    """None where the atlas was built without."""
+    """Empty where the atlas was built without."""
     nearest: list[NearHead] | None
     """Null where there are too many heads to compare while a reader waits."""
     vectors: list[Vectors]

@@ -28,16 +28,23 @@ from typing import IO, Any
 import duckdb
 import pyarrow as pa
 
-from paramdex_schemas import QueryError, atlas_files
+from paramdex.database import Database
+from paramdex.web.sources import public_source
+from paramdex_schemas import QueryError
 
 _READING = {duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN}
 _EXPLAIN = re.compile(r"\s*EXPLAIN\b\s*(ANALYZE\b\s*)?(\([^()]*\)\s*)?", re.IGNORECASE)
-_HIDDEN = re.compile(r"(duckdb|pragma)_.*|query(_table)?|current_setting|which_secret|getenv")
-_SHOWN = {
+_ACCOUNTS = {
     "duckdb_columns", "duckdb_functions", "duckdb_keywords", "duckdb_tables", "duckdb_types", "duckdb_views",
     "pragma_version",
 }  # fmt: skip
 """Of DuckDB's accounts of itself those that hold no path of the machine."""
+_TABLE_FUNCTIONS = _ACCOUNTS | {"generate_series", "json_each", "json_tree", "range", "repeat", "repeat_row", "unnest"}
+"""Those that read neither files nor what is named to them as text."""
+_HIDDEN = re.compile(
+    r"(duckdb|pragma)_.*|pg_settings|current_setting|getenv|which_secret|write_log|json_(execute|serialize_plan).*"
+)
+"""Tables and other functions that would tell of the machine, or run what is given to them as text."""
 
 
 def read_message(stream: IO[bytes]) -> bytes | None:
@@ -76,33 +83,43 @@ def confine(most_bytes: int) -> None:
 
 
 def connect(atlas: Path, memory_mb: int) -> duckdb.DuckDBPyConnection:
-    """As Database opens an atlas, with a memory limit."""
-    quoted = str(atlas_files.database(atlas)).replace("'", "''")
-    connection = duckdb.connect(
-        config={
-            "autoinstall_known_extensions": "false", "autoload_known_extensions": "false",
-            "python_enable_replacements": "false", "temp_directory": "", "memory_limit": f"{memory_mb}MB",
-            "threads": "1",
-        }
-    )  # fmt: skip
-    connection.execute(f"ATTACH '{quoted}' AS atlas (TYPE duckdb, READ_ONLY)")
-    connection.execute("USE atlas")
-    connection.execute("SET enable_external_access = false")
-    connection.execute("SET lock_configuration = true")
+    """The atlas as visitors see it: all its tables and views under their names, in a database of views in memory.
+
+    Of the models, where they were built from stands there as ``public_source`` has it.
+    """
+    settings = {
+        "autoload_known_extensions": "false", "python_enable_replacements": "false",
+        "memory_limit": f"{memory_mb}MB", "threads": "1",
+    }  # fmt: skip
+    connection = Database(atlas, settings).connection
+    known = connection.execute("SELECT source FROM store.models UNION SELECT base FROM store.models").fetchall()
+    told = {source: public_source(source) for (source,) in known if source is not None}
+    of_tables = "SELECT table_name FROM duckdb_tables() WHERE database_name = 'atlas' AND schema_name = 'store'"
+    of_views = "SELECT sql FROM duckdb_views() WHERE database_name = 'atlas' AND NOT internal ORDER BY view_oid"
+    tables, views = ([text for (text,) in connection.execute(sql).fetchall()] for sql in (of_tables, of_views))
+    connection.execute("USE memory")
+    connection.execute("CREATE SCHEMA store")
+    # a table, not a view: nothing that DuckDB knows of its values comes from the file
+    connection.execute(
+        "CREATE TABLE store.models AS SELECT m.* REPLACE (map_extract_value(told, source) AS source, "
+        "map_extract_value(told, base) AS base) "
+        "FROM atlas.store.models AS m, (SELECT map($from, $to) AS told) ORDER BY model_id",
+        {"from": list(told), "to": list(told.values())},
+    )
+    for table in tables:
+        if table != "models":
+            connection.execute(f"CREATE VIEW store.{table} AS FROM atlas.store.{table}")
+    for view in views:
+        connection.execute(view)
     return connection
 
 
-def _names(node: Any) -> Iterator[str]:
-    """The names of all functions and tables in a syntax tree."""
-    if isinstance(node, dict):
-        for key, value in node.items():
-            if key in ("function_name", "table_name") and isinstance(value, str):
-                yield value.lower()
-            else:
-                yield from _names(value)
-    elif isinstance(node, list):
-        for item in node:
-            yield from _names(item)
+def _nodes(tree: Any) -> Iterator[dict[str, Any]]:
+    """All nodes of a syntax tree."""
+    if isinstance(tree, dict):
+        yield tree
+    for child in tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ():
+        yield from _nodes(child)
 
 
 def check(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
@@ -120,15 +137,19 @@ def check(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
     tree = json.loads(text)
     if tree["error"]:
         raise QueryError("an atlas is read-only: only SELECT, and EXPLAIN of a SELECT, are allowed")
-    for name in _names(tree):
-        if _HIDDEN.fullmatch(name) and name not in _SHOWN:
-            raise QueryError(f"{name} is not for visitors: SQL here reads the atlas's own tables")
+    for node in _nodes(tree):
+        name = str(node.get("function_name") or node.get("table_name") or "").lower()
+        called = node["function"]["function_name"].lower() if node.get("type") == "TABLE_FUNCTION" else None
+        if (_HIDDEN.fullmatch(name) and name not in _ACCOUNTS) or called not in (None, *_TABLE_FUNCTIONS):
+            raise QueryError(f"{called or name} is not for visitors: SQL here reads the atlas's own tables")
+        if "table_name" in node and "atlas" in (str(node.get(at)).lower() for at in ("catalog_name", "schema_name")):
+            raise QueryError(f"write the name of the table {node['table_name']} without atlas before it")
 
 
 def run(connection: duckdb.DuckDBPyConnection, sql: str, rows: int, n_bytes: int) -> tuple[pa.Table, bool]:
     """The first rows of a query, as many as ``rows`` and ``n_bytes`` allow, and whether there are more."""
     check(connection, sql)
-    connection.execute("USE atlas")
+    connection.execute("USE memory")
     connection.execute("BEGIN TRANSACTION READ ONLY")  # EXPLAIN ANALYZE runs what it explains
     table = connection.sql(sql).limit(rows + 1).to_arrow_table()
     kept = table.slice(0, rows)

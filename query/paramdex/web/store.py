@@ -1,12 +1,7 @@
-"""What the pages ask of an atlas beyond its verbs, and atlases for several threads.
+"""What the pages ask of an atlas beyond its verbs, and atlases for several threads."""
 
-The one module of the server that reaches inside Atlas; the others call the verbs and what stands here.
-"""
-
-# ruff: noqa: SLF001  # see above
 from __future__ import annotations
 
-import copy
 import queue
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,8 +12,9 @@ import numpy as np
 from paramdex import Atlas
 from paramdex.atlas import Model
 from paramdex.common import common
-from paramdex.web.shapes import Named, Token
-from paramdex_schemas import Address, QueryError
+from paramdex.postings import Postings
+from paramdex.web.shapes import Named, Standing, Token
+from paramdex_schemas import Address
 from paramdex_schemas.isometry import Array
 from paramdex_schemas.layout import Place
 
@@ -27,24 +23,13 @@ SHOWN = 6
 """Tokens that describe a parameter in a list."""
 
 
-def short(value: float | None) -> float | None:
-    """A float32 in its own shortest form.
+def short(value: float | None) -> float:
+    """A float32 in its own shortest form; 0 for none.
 
     >>> short(0.2207000106573105)
     0.2207
     """
-    return None if value is None else float(str(np.float32(value)))
-
-
-def fork(atlas: Atlas) -> Atlas:
-    """The same open atlas for another thread: a cursor of its own; vectors, which never change, are shared."""
-    twin = copy.copy(atlas)
-    vectors = atlas._vectors
-    twin.__dict__["_vectors"] = vectors
-    twin._database = copy.copy(atlas._database)
-    twin._database.connection = atlas._database.connection.cursor()
-    twin._database.connection.execute("USE atlas")
-    return twin
+    return 0.0 if value is None else float(str(np.float32(value)))
 
 
 class Pool:
@@ -54,7 +39,7 @@ class Pool:
         self.atlas = atlas
         self._free: queue.LifoQueue[Atlas] = queue.LifoQueue()
         for _ in range(n):
-            self._free.put(fork(atlas))
+            self._free.put(atlas.fork())
 
     @contextmanager
     def lend(self) -> Iterator[Atlas]:
@@ -66,11 +51,11 @@ class Pool:
 
 
 def rows(atlas: Atlas, sql: str, values: Any = None) -> list[Row]:
-    return atlas._database.rows(sql, values)
+    return atlas.database.rows(sql, values)
 
 
 def token(atlas: Atlas, vocabulary: str, token_id: int) -> Token:
-    spelled, read = (atlas._database.tokens(vocabulary, column)[token_id].as_py() for column in ("token", "text"))
+    spelled, read = (atlas.database.tokens(vocabulary, column)[token_id].as_py() for column in ("token", "text"))
     return Token(token_id=token_id, token=spelled, text=read)
 
 
@@ -85,12 +70,30 @@ def described(atlas: Atlas, addresses: Sequence[str]) -> dict[str, Named]:
         return {}
     ids = [param_id(atlas, address) for address in dict.fromkeys(addresses)]
     found = {}
-    for each in atlas._postings.parameters(ids, SHOWN).values():
+    for each in Postings(atlas.database).parameters(ids, SHOWN).values():
         where = Address.parse(each.address)
         v = atlas.models[where.model].vocabulary
         sides = {side: [token(atlas, v, i) for i in items] for side, items in each.tokens.items()}
         found[each.address] = Named(address=each.address, kind=str(where.kind), **sides)
     return found
+
+
+def standing(values: Array, own: int) -> Standing:
+    """Where one of some numbers stands among all of them."""
+    return Standing(
+        larger=int((values > values[own]).sum()), of=len(values), least=short(values.min()), most=short(values.max()),
+        quartiles=[short(q) for q in np.quantile(values, [0.25, 0.5, 0.75])],
+    )  # fmt: skip
+
+
+def norms(atlas: Atlas, model: Model, kind: str, ids: tuple[int, int]) -> Array:
+    """The norms (float32) of the parameters of a kind from one param_id up to another; read once a kind."""
+    first = model.first_param_id + model.layout.blocks[kind].first
+    found = atlas.database.kept(
+        "SELECT norm FROM store.parameters WHERE param_id BETWEEN ? AND ? ORDER BY param_id",
+        first, first + model.layout.blocks[kind].n_rows - 1,
+    )  # fmt: skip
+    return found["norm"].to_numpy()[ids[0] - first : ids[1] - first]
 
 
 def span(model: Model, kind: str, place: Place) -> tuple[int, int]:
@@ -129,24 +132,3 @@ def nearest_pairs(left: Array, right: Array, k: int, block: int = 1024) -> list[
         best += zip(scores[i, j].tolist(), (i + start).tolist(), j.tolist(), strict=True)
         best = sorted(best, key=lambda hit: (-hit[0], hit[1], hit[2]))[:k]
     return best
-
-
-def split_words(q: str) -> list[str]:
-    """What a person typed into words: split at white space; what stands in double quotes is one word, spaces and all.
-
-    >>> split_words('wine " Canada" ##ing')
-    ['wine', ' Canada', '##ing']
-    """
-    words: list[str] = []
-    rest = q
-    while rest := rest.lstrip():
-        if rest[0] == '"' and '"' in rest[1:]:
-            word, _, rest = rest[1:].partition('"')
-        else:
-            word, *more = rest.split(None, 1)
-            rest = more[0] if more else ""
-        if word:
-            words.append(word)
-    if len(words) > 50:
-        raise QueryError(f"ask for at most 50 words, not {len(words)}")
-    return words

@@ -100,6 +100,13 @@ for (const map of all("[data-cells]")) {
   });
 }
 
+// ---- what was left empty is left out of the address
+for (const form of all("[data-tidy]")) {
+  form.addEventListener("formdata", (event) => {
+    for (const [name, value] of [...event.formData]) if (!value) event.formData.delete(name);
+  });
+}
+
 // ---- choices that show at once
 for (const form of all("[data-submit]")) form.addEventListener("change", () => form.requestSubmit());
 

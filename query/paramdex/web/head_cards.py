@@ -1,0 +1,157 @@
+"""What stands on the card of a head."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from paramdex import Atlas
+from paramdex.atlas import Model
+from paramdex.filters import Sieve
+from paramdex.head_factors import displacements
+from paramdex.web.choices import PairChoice
+from paramdex.web.shapes import Cell, Direction, HeadCard, NearHead, Pair, Pairs, Token, Vectors
+from paramdex.web.store import norms, rows, short, standing, token
+from paramdex_schemas import KINDS, MATRICES, Address
+
+_DIRECTIONS, _DIRECTION_TOKENS = 4, 6
+"""Directions of each matrix on a head's card, and tokens of each of their lists."""
+_NEAR = 5
+_MOST_COMPARED = 1_000_000
+"""Entries of the small products, d_head x d_head for each head, that are made for one page: a tenth of a second."""
+
+
+def head_card(atlas: Atlas, where: Address, choice: PairChoice | None = None, k: int = 20) -> HeadCard:
+    """The card of a head, with the k strongest pairs of each matrix and side that were chosen."""
+    choice = choice or PairChoice()
+    model = atlas.models[where.model]
+    head_id = model.head_id(where)
+    ((address, kv_head, qk_norm, vo_norm, *moments),) = rows(
+        atlas,
+        "SELECT address, kv_head, qk_norm, vo_norm, qk_mean, qk_std, vo_mean, vo_std FROM store.heads "
+        "WHERE head_id = ?",
+        [head_id],
+    )
+    sieve = Sieve(atlas.database, choice.filter())
+    spread = {"QK": (moments[0], moments[1]), "VO": (moments[2], moments[3])}
+    counts = rows(
+        atlas,
+        "SELECT matrix, count(*) FILTER (same_word), count(*) FROM store.pairs "
+        "WHERE head_id = ? AND is_top AND rank IS NOT NULL GROUP BY matrix ORDER BY matrix",
+        [head_id],
+    )
+    run = model.layout.heads((where.stack, where.layer))
+    at = int(where.head or 0)
+    sizes = atlas.database.kept(
+        "SELECT qk_norm, vo_norm FROM store.heads WHERE model_id = ? ORDER BY head_id", model.model_id
+    ).slice(head_id - at - model.first_head_id, run.n_owners)
+    shared = [h for h in range(run.n_owners) if h // run.group == at // run.group and h != at] if run.group > 1 else []
+    return HeadCard(
+        address=address, model=model.name, layer=str(replace(where, head=None)), kv_head=kv_head,
+        sharing=[str(replace(where, head=h)) for h in shared], qk_norm=short(qk_norm), vo_norm=short(vo_norm),
+        standing={
+            matrix: standing(sizes[column].to_numpy(), at) for matrix, column in (("QK", "qk_norm"), ("VO", "vo_norm"))
+        },
+        choice=choice, same_word={matrix: (same, n) for matrix, same, n in counts},
+        lists=_lists(atlas, model, head_id, choice, sieve, spread, k), notes=sieve.notes(),
+        directions=_directions(atlas, model, head_id), nearest=_nearest_heads(atlas, model, where),
+        vectors=_vectors(atlas, model, where),
+        before=str(replace(where, head=at - 1)) if at else None,
+        after=str(replace(where, head=at + 1)) if at + 1 < run.n_owners else None,
+        sql=choice.sql(atlas, model, address, k),
+    )  # fmt: skip
+
+
+def _lists(
+    atlas: Atlas, model: Model, head_id: int, choice: PairChoice, sieve: Sieve,
+    spread: dict[str, tuple[float | None, float | None]], k: int,
+) -> list[Pairs]:  # fmt: skip
+    """The k strongest chosen pairs of each matrix and side. ``spread`` is the mean and std of each matrix's scores."""
+    kept: dict[tuple[str, str], list[dict[str, Any]]] = {(m, side): [] for m in MATRICES for side in ("top", "bottom")}
+    columns = ("score", "rank", "rank_distinct", "same_word", "source_id", "target_id")
+    for matrix, is_top, *values in rows(
+        atlas,
+        f"SELECT matrix, is_top, {', '.join(columns)} FROM store.pairs "
+        f"WHERE head_id = ? AND {choice.rank} IS NOT NULL ORDER BY {choice.rank}",
+        [head_id],
+    ):
+        row = dict(zip(columns, values, strict=True))
+        row["score"] = short(row["score"])
+        mean, std = spread[matrix]
+        row["z"] = short((row["score"] - mean) / std) if std and mean is not None else None
+        if abs(row["z"] or 0.0) >= choice.min_z:
+            kept[matrix, "top" if is_top else "bottom"].append(row)
+    items: dict[int, Token] = {}
+
+    def item(token_id: int) -> Token:
+        if token_id not in items:
+            items[token_id] = token(atlas, model.vocabulary, token_id)
+        return items[token_id]
+
+    found: dict[tuple[str, str], list[Pair]] = {}
+    text = choice.contains.lower()
+    for of, pairs in kept.items():
+        asked = [
+            row for row in pairs
+            if not text or any(text in item(row[end]).text.lower() for end in ("source_id", "target_id"))
+        ]  # fmt: skip
+        found[of] = [
+            Pair(source=item(row["source_id"]), target=item(row["target_id"]),
+                 **{name: row[name] for name in ("score", "z", "rank", "rank_distinct", "same_word")})
+            for row in (asked[place] for place in sieve.pairs(model, asked, k))
+        ]  # fmt: skip
+    return [Pairs.model_validate({"matrix": m, "side": side, "pairs": pairs}) for (m, side), pairs in found.items()]
+
+
+def _directions(atlas: Atlas, model: Model, head_id: int) -> list[Direction]:
+    """The head's first singular directions, of both matrices, with some tokens of each list."""
+    lists: dict[tuple[str, int], dict[str, list[Any]]] = {}
+    for matrix, direction, is_source, is_top, token_id in rows(
+        atlas,
+        "SELECT matrix, direction, is_source, is_top, token_id FROM store.direction_tokens "
+        "WHERE head_id = ? AND direction <= ? AND rank <= ? ORDER BY rank",
+        [head_id, _DIRECTIONS, _DIRECTION_TOKENS],
+    ):
+        name = f"{'source' if is_source else 'target'}_{'top' if is_top else 'bottom'}"
+        own = lists.setdefault((matrix, direction), {})
+        own.setdefault(name, []).append(token(atlas, model.vocabulary, token_id))
+    numbers = rows(
+        atlas,
+        "SELECT matrix, direction, singular_value, share FROM store.directions WHERE head_id = ? AND direction <= ? "
+        "ORDER BY matrix, direction",
+        [head_id, _DIRECTIONS],
+    )
+    return [
+        Direction.model_validate(
+            {"matrix": matrix, "direction": n, "singular_value": short(value), "share": short(share)}
+            | lists[matrix, n]
+        )
+        for matrix, n, value, share in numbers
+    ]
+
+
+def _nearest_heads(atlas: Atlas, model: Model, where: Address) -> list[NearHead] | None:
+    """The heads of the same model that are most like this one; None where there are too many to compare at once."""
+    if model.name in displacements(atlas):
+        return []
+    runs = [model.layout.heads(place) for place in model.layout.attention_places]
+    if sum(run.n_owners * run.size**2 for run in runs) > _MOST_COMPARED:
+        return None
+    return [
+        NearHead(pairs=row.pop("top"), **row | {"similarity": short(row["similarity"])})
+        for row in atlas.similar(str(where), _NEAR).to_rows()
+    ]
+
+
+def _vectors(atlas: Atlas, model: Model, where: Address) -> list[Vectors]:
+    """The vectors of a head, shared ones too, with their norms."""
+    found = []
+    for kind in model.layout.kinds:
+        if KINDS[kind].owner not in ("head", "kv_head") or (where.stack, where.layer) not in model.layout.places(kind):
+            continue
+        start = model.param_id(replace(where, kind=kind, idx=0))
+        run = next(run for run in model.layout.of(kind) if run.place == (where.stack, where.layer))
+        sizes = norms(atlas, model, kind, (start, start + run.size))
+        vectors = [Cell(address=str(model.address(start + n)), value=short(norm)) for n, norm in enumerate(sizes)]
+        found.append(Vectors(kind=kind, says=KINDS[kind].says, vectors=vectors))
+    return found

@@ -1,0 +1,136 @@
+"""What stands on the card of a parameter."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from paramdex import Atlas
+from paramdex.atlas import Model
+from paramdex.web.choices import TokenChoice
+from paramdex.web.shapes import Near, NearIn, ParameterCard, Partner, Scored
+from paramdex.web.store import described, norms, param_id, rows, short, span, standing
+from paramdex_schemas import KINDS, Address
+
+_NEURON = ("ff_key", "ff_gate", "ff_value")
+_NAMES = {
+    "ff_key": "the neuron's key: what it reads", "ff_gate": "its gate: what the gate reads",
+    "ff_value": "the neuron's value: what it writes", "attn_query": "the query dimension that meets this key",
+    "attn_key": "the key dimension that meets this query", "attn_value": "what is read where this is written",
+    "attn_output": "what is written for what this reads",
+}  # fmt: skip
+_OTHER = {"attn_query": "attn_key", "attn_key": "attn_query", "attn_value": "attn_output", "attn_output": "attn_value"}
+_NEAR = 5
+
+
+def parameter_card(atlas: Atlas, where: Address, choice: TokenChoice | None = None, k: int = 20) -> ParameterCard:
+    """The card of a parameter that the atlas has, with the k strongest tokens of each side that were chosen."""
+    choice = choice or TokenChoice()
+    model, kind = atlas.models[where.model], KINDS[str(where.kind)]
+    own_id = model.param_id(where)
+    ((address, norm, projected, mean, std),) = rows(
+        atlas,
+        "SELECT address, norm, projected_norm, mean, std FROM store.parameters WHERE param_id = ?",
+        [own_id],
+    )
+    own = Address.parse(address)
+    sides: dict[str, list[Scored]] = {"top": [], "bottom": []}
+    shown = atlas.show(address, k, filter=choice.filter())
+    for row in shown.to_rows():
+        sides[row["side"]].append(Scored(**{name: row[name] for name in Scored.model_fields}))
+    same = [name for name, other in atlas.models.items() if other.vocabulary == model.vocabulary]
+    layer = span(model, kind.name, (own.stack, own.layer))
+    block = model.layout.blocks[kind.name]
+    first = model.first_param_id + block.first
+    beside = [str(model.address(i)) if first <= i < first + block.n_rows else None for i in (own_id - 1, own_id + 1)]
+    return ParameterCard(
+        address=address, model=model.name, kind=kind.name, says=kind.says, role=kind.role, sentence=sentence(own),
+        norm=short(norm), projected_norm=short(projected), mean=short(mean), std=short(std),
+        vocabulary_size=model.vocabulary_size,
+        standing=standing(norms(atlas, model, kind.name, layer), own_id - layer[0]),
+        top=sides["top"], bottom=sides["bottom"], head=_owner(own), partners=_partners(atlas, model, own),
+        nearest=_nearest(atlas, model, own, own_id, same),
+        elsewhere=[name for name in atlas.models if name not in same],
+        before=beside[0], after=beside[1], choice=choice, notes=list(shown.notes),
+        sql=_sql(atlas, model, address, choice),
+    )  # fmt: skip
+
+
+def _sql(atlas: Atlas, model: Model, address: str, choice: TokenChoice) -> str:
+    """The query for the tokens of a card."""
+    passing = "".join(f"\n  AND token_id IN ({token_ids})" for token_ids in choice.passing(atlas, model))
+    columns = "SELECT side, rank, text, score\nFROM parameter_tokens"
+    return f"{columns}\nWHERE address = '{address}'{passing}\nORDER BY side DESC, rank"
+
+
+def sentence(where: Address) -> str:
+    """What a parameter is, in a sentence.
+
+    >>> sentence(Address.parse("m/L3/H5/attn_query/17"))
+    'Dimension 17 of the queries of head 5 in layer 3: what one query dimension of a head reads.'
+    """
+    kind = str(where.kind)
+    expert = "" if where.expert is None else f" of expert {where.expert}"
+    stack = "" if where.stack is None else f" of the {where.stack}"
+    place = "" if where.layer is None else f" in layer {where.layer}{stack}"
+    if kind in _NEURON:
+        part = {"ff_key": "Key", "ff_gate": "Gate", "ff_value": "Value"}[kind]
+        what = f"{part} of neuron {where.idx}{expert}{place}"
+    elif kind in _OTHER:
+        part = {"attn_query": "queries", "attn_key": "keys", "attn_value": "values", "attn_output": "outputs"}[kind]
+        what = f"Dimension {where.idx} of the {part} of head {where.head}{place}"
+    elif KINDS[kind].owner == "model":
+        what = f"{kind.replace('_', ' ').capitalize()} {where.idx}{stack}"
+    else:
+        of = f" of head {where.head}" if where.head is not None else expert
+        what = f"{kind.replace('_', ' ').capitalize().replace('Ff', 'Feed-forward').replace('Attn', 'Attention')}"
+        what += f"{of}{place}"
+    return f"{what}: {KINDS[kind].says}."
+
+
+def _owner(where: Address) -> str | None:
+    if where.layer is None:
+        return None
+    return str(replace(where, kind=None, idx=None))
+
+
+def _partners(atlas: Atlas, model: Model, where: Address) -> list[Partner]:
+    """The other vectors of the same neuron, or of the same dimension of a head."""
+    kind = str(where.kind)
+    others = [each for each in _NEURON if each != kind] if kind in _NEURON else []
+    others += [_OTHER[kind]] if kind in _OTHER else []
+    relations: dict[str, str] = {}
+    place = (where.stack, where.layer)
+    for each in others:
+        if each in model.layout.kinds and place in model.layout.places(each):
+            relations[str(replace(where, kind=each))] = _NAMES[each]
+    named = described(atlas, list(relations))
+    # a shared key or value comes back under the address of its own head
+    by_id = {param_id(atlas, address): relation for address, relation in relations.items()}
+    return [Partner(**dict(item), relation=by_id[param_id(atlas, address)]) for address, item in named.items()]
+
+
+def _nearest(atlas: Atlas, model: Model, where: Address, own_id: int, same: list[str]) -> list[NearIn]:
+    """The nearest in the model itself, and in those of its vocabulary as the atlas keeps them."""
+    own = [(row["address"], row["similarity"]) for row in atlas.similar(str(where), _NEAR).to_rows()]
+    found: dict[str, list[tuple[str, float]]] = {model.name: own}
+    for name, address, similarity in rows(
+        atlas,
+        "SELECT m.model, q.address, n.similarity FROM store.neighbors AS n "
+        "JOIN store.parameters AS q ON q.param_id = n.neighbor_id "
+        "JOIN store.models AS m ON m.model_id = n.neighbor_model_id "
+        "WHERE n.param_id = ? AND n.rank <= ? ORDER BY n.neighbor_model_id, n.rank",
+        [own_id, _NEAR],
+    ):
+        found.setdefault(name, []).append((address, short(similarity)))
+    named = described(atlas, [address for hits in found.values() for address, _ in hits])
+    return [
+        NearIn(
+            model=name,
+            rows=[
+                Near(**dict(named[address]), rank=n, similarity=similarity)
+                for n, (address, similarity) in enumerate(found.get(name, []), start=1)
+            ],
+            note=None if name in found else f"{name} has no {where.kind}",
+        )
+        for name in sorted(same, key=lambda name: name != model.name)
+    ]

@@ -1,0 +1,21 @@
+"""Where a model came from, as visitors may know it: no path of the machine that built or serves it."""
+
+from __future__ import annotations
+
+from pathlib import PureWindowsPath
+
+
+def public_source(source: str) -> str:
+    """A source as it was given to ``paramdex build``; of a folder that lies somewhere only its last names, two where
+    they are not among the first two, which may be a person's.
+
+    >>> public_source("gpt2"), public_source("data/models/tiny-a"), public_source("/srv/share/models/llama")
+    ('gpt2', 'data/models/tiny-a', '…/models/llama')
+    >>> public_source("/home/ann/llama"), public_source("../llama"), public_source(r"C:\\Users\\ann\\models\\llama")
+    ('…/llama', '…/llama', '…/models/llama')
+    """
+    path = PureWindowsPath(source)  # has both kinds of slashes for separators, and drives
+    if not path.anchor and not source.startswith("~") and ".." not in path.parts:
+        return source
+    names = [part for part in path.parts if part not in (path.anchor, "..", "~")]
+    return "/".join(["…", *(names[max(2, len(names) - 2) :] or names[-1:])])

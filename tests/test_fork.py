@@ -1,0 +1,51 @@
+"""An open atlas for several threads: a fork each, which answers as the atlas does."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+import paramdex
+from paramdex import Atlas, AtlasError
+from paramdex.database import Database
+
+pytest_plugins = ["query_fixtures"]
+
+
+def test_forks_answer_at_the_same_time_as_the_atlas_does(atlas: Atlas) -> None:
+    addresses = [f"gpt2-a/L{layer}/ff_value/{i}" for layer in (0, 1) for i in range(12)]
+
+    def ask(one: Atlas, address: str) -> list[list[dict]]:
+        return [one.show(address).to_rows(), one.similar(address, 3, model="bert").to_rows()]
+
+    expected = [ask(atlas, address) for address in addresses]
+    forks = [atlas.fork() for _ in range(4)]
+    with ThreadPoolExecutor(4) as threads:
+        found = [
+            threads.submit(lambda fork, part: [ask(fork, address) for address in part], fork, addresses[n::4])
+            for n, fork in enumerate(forks)
+        ]
+    for n, part in enumerate(found):
+        assert part.result() == expected[n::4]
+
+
+def test_closing_a_fork_closes_no_other_and_closing_the_atlas_all(small_atlas: Path) -> None:
+    atlas = paramdex.open(small_atlas)
+    first, second = atlas.fork(), atlas.fork()
+    first.close()
+    for one in (atlas, second):
+        assert len(one.show("gpt2-a/L0/ff_key/1", 3)) == 6
+    atlas.close()
+    for one in (atlas, first, second):
+        with pytest.raises(AtlasError, match="has been closed"):
+            one.show("gpt2-a/L0/ff_key/1")
+
+
+def test_settings_are_duckdbs_own_and_open_no_fence(small_atlas: Path) -> None:
+    database = Database(small_atlas, {"threads": "1", "temp_directory": "/tmp"})
+    (settings,) = database.rows("SELECT map_from_entries(list((name, value))) FROM duckdb_settings()")[0]
+    assert (settings["threads"], settings["temp_directory"]) == ("1", "")
+    assert (settings["enable_external_access"], settings["lock_configuration"]) == ("false", "true")
+    database.connection.close()
