@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
+import sys
 from pathlib import Path
 
 import duckdb
@@ -263,3 +265,20 @@ def test_bad_sql_is_one_clear_message(atlas: Atlas, query: str, lines: list[str]
 def test_values_that_do_not_fit(atlas: Atlas, query: str, values: object) -> None:
     with pytest.raises(QueryError):
         atlas.sql(query, values)  # type: ignore[arg-type]
+
+
+def test_ctrl_c_stops_a_query_and_the_atlas_goes_on(small_atlas: Path) -> None:
+    program = """if True:
+        import os, signal, sys, threading, paramdex
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        atlas = paramdex.open(sys.argv[1])
+        threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+        try:
+            atlas.sql("SELECT count(*) FROM range(100_000_000) AS a, range(1_000_000) AS b")
+        except KeyboardInterrupt:
+            print("stopped", atlas.sql("SELECT 1 AS x").to_rows())
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", program, small_atlas], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (done.stdout, done.stderr) == ("stopped [{'x': 1}]\n", "")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache
 from importlib import resources
@@ -159,7 +160,7 @@ class Database:
             # EXPLAIN ANALYZE runs what it explains; this way not even the scratch database beside the atlas changes
             self.connection.execute("BEGIN TRANSACTION READ ONLY")
             try:
-                table = _arrow(self.connection, sql, values)
+                table = _stoppable(self.connection, lambda: _arrow(self.connection, sql, values))
             finally:
                 with suppress(duckdb.Error):  # after damage there is none left to roll back
                     self.connection.execute("ROLLBACK")
@@ -171,6 +172,17 @@ class Database:
             lines = [line for line in str(error).strip().splitlines() if line.strip()]
             raise QueryError("\n".join(lines) if lines else type(error).__name__) from error
         return table.rename_columns(_distinct(table.column_names))
+
+
+def _stoppable(connection: duckdb.DuckDBPyConnection, ask: Callable[[], pa.Table]) -> pa.Table:
+    """What ``ask`` gives, from a thread of its own: the one that waits for it hears Ctrl-C, and stops the query."""
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(ask)
+        try:
+            return asked.result()
+        except KeyboardInterrupt:
+            connection.interrupt()
+            raise
 
 
 def _arrow(connection: duckdb.DuckDBPyConnection, sql: str, values: Any) -> pa.Table:
