@@ -26,7 +26,8 @@ from paramdex_schemas.isometry import Array
 from paramdex_schemas.layout import place_name
 
 if TYPE_CHECKING:
-    from paramdex.atlas import Atlas, Model
+    from paramdex.atlas import Atlas
+    from paramdex.model import Model
 
 _ORDERS = 9999
 """Random orders of layers that are tried where there are more in all than these."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,18 +11,18 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from paramdex import head_postings
 from paramdex.alignment import Alignment, align
 from paramdex.common import Common, common
 from paramdex.database import Database
 from paramdex.diff import diff
 from paramdex.directions import directions
 from paramdex.filters import ALL, Sieve, TokenFilter
+from paramdex.find import find
 from paramdex.head_pairs import Pairs, heads
-from paramdex.head_postings import Asked
 from paramdex.head_similarity import similar_heads
 from paramdex.lens import lens
 from paramdex.matching import match
+from paramdex.model import Model
 from paramdex.nearest import nearest as nearest_rows
 from paramdex.nearest import signs_of as _signs
 from paramdex.nearest import strongest_hits as _strongest
@@ -32,50 +31,12 @@ from paramdex.result import Result, visible
 from paramdex.show import show_head, show_parameter
 from paramdex.vectors import Vectors
 from paramdex.words import Wanted, resolve
-from paramdex_schemas import KINDS, MATRICES, Address, AddressError, Layout, QueryError, Run
+from paramdex_schemas import KINDS, Address, AddressError, Layout, QueryError, Run
 from paramdex_schemas.errors import nearest
 from paramdex_schemas.isometry import Array
 
 _SHOWN_TOKENS = 5
 """Tokens by which a parameter is described in a list."""
-
-
-@dataclass(frozen=True)
-class Model:
-    """A model of the atlas, with its place in the numbering."""
-
-    model_id: int
-    name: str
-    vocabulary: str
-    vocabulary_size: int
-    first_param_id: int
-    first_head_id: int
-    layout: Layout
-
-    def param_id(self, address: Address) -> int:
-        return self.first_param_id + self.layout.row(address)
-
-    def head_id(self, address: Address) -> int:
-        return self.first_head_id + self.layout.head_row(address)
-
-    def address(self, param_id: int) -> Address:
-        return self.layout.address(self.name, param_id - self.first_param_id)
-
-    @property
-    def span(self) -> tuple[int, int]:
-        """The model's parameters [first, end) by param_id."""
-        return self.first_param_id, self.first_param_id + self.layout.n_parameters
-
-    def spans(self, kind: str | None, layer: int | None) -> list[tuple[int, int]]:
-        """As ``span``, of one kind, one layer (in every stack) or both; touching spans are one."""
-        found: list[tuple[int, int]] = []
-        for run in self.layout.runs:
-            if kind in (None, run.kind) and layer in (None, run.layer):
-                start = self.first_param_id + run.first
-                joined = bool(found) and found[-1][1] == start
-                first = found.pop()[0] if joined else start
-                found.append((first, start + run.n_rows))
-        return found
 
 
 def open(path: str | Path) -> Atlas:  # noqa: A001  # `paramdex.open` reads as `gzip.open` does
@@ -209,40 +170,11 @@ class Atlas:
         matrix's) scores the tokens (or the strongest pair) lie from their mean, averaged over the words.
         With a ``filter`` only tokens and pairs that pass count. Raises TokenError for a word that no vocabulary has.
         """
-        words = [tokens] if isinstance(tokens, str) else list(tokens)
         _check_k(k)
         chosen = self._with_layer(self._choose(model), layer)
         self._check_kind(kind, chosen, layer, matrices=True)
-        wanted = self._resolve(chosen, words)
-        sieve, notes = Sieve(self._database, filter), self._missing(wanted, chosen)
-        parameters: list[dict[str, Any]] = []
-        heads: list[dict[str, Any]] = []
-        for item, models in self._groups(wanted, chosen, sieve, notes):
-            of = {"vocabulary": item.vocabulary}
-            spans = [span for one in models for span in one.spans(kind, layer)] if kind not in MATRICES else []
-            if spans:
-                for row in self._postings.holders(item, [one.span for one in models], spans, k):
-                    where = self._owner(row["id"]).address(row["id"])
-                    parameters.append(row | of | {"address": str(where), "kind": where.kind, "lists": [row["ids"]]})
-            if kind is None or kind in MATRICES:
-                asked = Asked(
-                    kind, layer, sieve.mask(models[0]), identical=not (filter and filter.no_identical),
-                    same_word=not (filter and filter.no_same_word),
-                )  # fmt: skip
-                for one in models:
-                    found = head_postings.holders(self._database, item, one.model_id, asked, k)
-                    heads += [row | of for row in found]
-        order = lambda row: (-row["words"], -row.get("linked", 0), -(row["z"] or 0), row["id"])  # noqa: E731
-        rows = [*sorted(parameters, key=order)[:k], *sorted(heads, key=order)[:k]]
-        texts = self._postings.texts([(row["vocabulary"], i) for row in rows for ids in row["lists"] for i in ids])
-        for row in rows:  # a parameter's tokens, or the two of each of a head's pairs
-            items = zip(*row["lists"], strict=True)
-            row["tokens"] = [" → ".join(texts[row["vocabulary"], i] for i in item) for item in items]
-        schema = pa.schema(
-            [("address", pa.string()), ("kind", pa.string()), ("side", pa.string()), ("words", pa.int32()),
-             ("rank", pa.int32()), ("z", pa.float32()), ("tokens", pa.list_(pa.string()))]
-        )  # fmt: skip
-        return Result(pa.Table.from_pylist(rows, schema=schema), notes=[*notes, *sieve.notes()])
+        wanted = self._resolve(chosen, [tokens] if isinstance(tokens, str) else list(tokens))
+        return find(self._database, wanted, chosen, self._missing(wanted, chosen), k, kind, layer, filter)
 
     def search(
         self, words: str | Iterable[str], k: int = 10, *, model: str | None = None, kind: str | None = None,
@@ -451,25 +383,6 @@ class Atlas:
         if silent:
             notes.append(f"the vocabulary of {', '.join(silent)} has none of these words")
         return notes
-
-    def _groups(
-        self, wanted: list[Wanted], chosen: list[Model], sieve: Sieve, notes: list[str]
-    ) -> Iterator[tuple[Wanted, list[Model]]]:
-        """The wanted items of each vocabulary with the models that have it; with a filter, which may let other tokens
-        pass in each model, model by model, those that pass.
-        """
-        for item in wanted:
-            models = [one for one in chosen if one.vocabulary == item.vocabulary]
-            if not sieve:
-                yield item, models
-                continue
-            for one in models:
-                left = sieve.wanted(one, item)
-                out = [word for word in dict.fromkeys(item.words) if word not in left.words]
-                if out:
-                    notes.append(f"filtered: no token of {', '.join(out)} passes in {one.name}")
-                if left.ids:
-                    yield left, [one]
 
     def _indicator(self, model: Model, ids: list[int]) -> Array:
         """R^-T Ec^T v / ||v_c|| for the indicator v of tokens ``ids``: its inner product with normalized coordinates is

@@ -15,8 +15,9 @@ from paramdex_schemas import QueryError, isometry
 from paramdex_schemas.isometry import Array
 
 if TYPE_CHECKING:
-    from paramdex.atlas import Atlas, Model
+    from paramdex.atlas import Atlas
     from paramdex.database import Database
+    from paramdex.model import Model
     from paramdex.vectors import SharedSpace, Vectors
 
 

@@ -18,7 +18,8 @@ from paramdex_schemas import KINDS, MATRICES, AddressError, QueryError
 from paramdex_schemas.errors import nearest
 
 if TYPE_CHECKING:
-    from paramdex.atlas import Atlas, Model
+    from paramdex.atlas import Atlas
+    from paramdex.model import Model
 
 NEURON_KINDS = ("ff_key", "ff_gate", "ff_value")
 """Kinds that are shown, beside the heads' matrices, where none is asked for."""

@@ -23,7 +23,7 @@ from paramdex.words import MARKERS, Wanted, bare, read_lines
 from paramdex_schemas import QueryError
 
 if TYPE_CHECKING:
-    from paramdex.atlas import Model
+    from paramdex.model import Model
 
 Mask = npt.NDArray[np.bool_]
 ALL = 10_000

@@ -26,7 +26,8 @@ from paramdex_schemas import MATRICES, QueryError, TokenError
 from paramdex_schemas.isometry import Array
 
 if TYPE_CHECKING:
-    from paramdex.atlas import Atlas, Model
+    from paramdex.atlas import Atlas
+    from paramdex.model import Model
     from paramdex_schemas.layout import Place
 
 Pairs = str | Path | Iterable[tuple[str, str]]

@@ -27,7 +27,8 @@ from paramdex_schemas.isometry import Array
 from paramdex_schemas.layout import Place
 
 if TYPE_CHECKING:
-    from paramdex.atlas import Atlas, Model
+    from paramdex.atlas import Atlas
+    from paramdex.model import Model
 
 _SHOWN_PAIRS = 3
 _SCHEMA = pa.schema(

@@ -20,7 +20,8 @@ from paramdex_schemas import QueryError, isometry
 from paramdex_schemas.isometry import Array, strongest
 
 if TYPE_CHECKING:
-    from paramdex.atlas import Atlas, Model
+    from paramdex.atlas import Atlas
+    from paramdex.model import Model
     from paramdex.vectors import Space
 
 MOST_ROWS = 200

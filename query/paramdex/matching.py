@@ -24,7 +24,8 @@ from paramdex_schemas.isometry import Array
 from paramdex_schemas.layout import Place, place_name
 
 if TYPE_CHECKING:
-    from paramdex.atlas import Atlas, Model
+    from paramdex.atlas import Atlas
+    from paramdex.model import Model
 
 MOST_ASSIGNED = 6144
 """Parameters of a layer that are matched one to one at most: time grows with their number's third power."""

@@ -16,7 +16,8 @@ from paramdex_schemas import KINDS, Address
 from paramdex_schemas.isometry import Array
 
 if TYPE_CHECKING:
-    from paramdex.atlas import Atlas, Model
+    from paramdex.atlas import Atlas
+    from paramdex.model import Model
 
 
 @dataclass(frozen=True, repr=False)

@@ -20,7 +20,7 @@ from paramdex_schemas import AtlasError, QueryError, atlas_files, isometry, vect
 from paramdex_schemas.isometry import Array
 
 if TYPE_CHECKING:
-    from paramdex.atlas import Model
+    from paramdex.model import Model
 
 _BLOCK = 4096
 """Rows that are moved into another space at a time."""

@@ -11,8 +11,8 @@ from fastapi import Query
 from pydantic import BeforeValidator
 
 from paramdex import Atlas
-from paramdex.atlas import Model
 from paramdex.filters import Sieve, TokenFilter
+from paramdex.model import Model
 from paramdex_schemas import QueryError
 
 

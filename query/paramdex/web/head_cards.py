@@ -6,9 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 from paramdex import Atlas
-from paramdex.atlas import Model
 from paramdex.filters import Sieve
 from paramdex.head_factors import displacements
+from paramdex.model import Model
 from paramdex.web.choices import PairChoice
 from paramdex.web.shapes import Cell, Direction, HeadCard, NearHead, Pair, Pairs, Token, Vectors
 from paramdex.web.store import norms, rows, short, standing, token

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from paramdex import Atlas
-from paramdex.atlas import Model
+from paramdex.model import Model
 from paramdex.web.shapes import Cell, Grid, GridRow, Home, ModelCard, ModelSummary
 from paramdex.web.sources import public_source
 from paramdex.web.store import rows, short

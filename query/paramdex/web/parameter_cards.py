@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from paramdex import Atlas
-from paramdex.atlas import Model
+from paramdex.model import Model
 from paramdex.web.choices import TokenChoice
 from paramdex.web.shapes import Near, NearIn, ParameterCard, Partner, Scored
 from paramdex.web.store import described, norms, param_id, rows, short, span, standing

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from paramdex import Atlas
-from paramdex.atlas import Model
 from paramdex.common import common
+from paramdex.model import Model
 from paramdex.postings import Postings
 from paramdex.web.shapes import Named, Standing, Token
 from paramdex_schemas import Address
