@@ -46,6 +46,7 @@ from paramdex_builder.screening import (
     gamma64,
     kth_largest,
 )
+from paramdex_builder.workers import check
 
 TILE_ROWS, TILE_COLUMNS = 1024, 1024
 """The scores of a tile stay in a core's cache while they are looked at."""
@@ -276,6 +277,7 @@ class Scan:
         with full_float32():
             self._set_thresholds()
             for row, column, bound, first_source, first_target in self._tiles():
+                check()
                 open_sides = [side for side in self.sides if not side.done_with(bound, first_source, first_target)]
                 if open_sides:
                     self._search(row, column, open_sides)
