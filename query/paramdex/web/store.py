@@ -26,7 +26,7 @@ SHOWN = 6
 def short(value: float | None) -> float:
     """A float32 in its own shortest form; 0 for none.
 
-    >>> short(0.2207000106573105)
+    >>> short(0.2206999957561493)
     0.2207
     """
     return 0.0 if value is None else float(str(np.float32(value)))
