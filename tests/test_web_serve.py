@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import socket
@@ -11,6 +12,8 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+
+from web_helpers import page, server
 
 SERVE = [sys.executable, "-m", "paramdex", "serve"]
 
@@ -27,6 +30,18 @@ def test_it_serves_until_interrupted(small_atlas: Path) -> None:
             assert b'"rows":[{"x":1}]' in answer.read()
         process.send_signal(signal.SIGINT)
         assert process.wait(20) in (0, 130)
+
+
+def test_assets_are_asked_for_once(small_atlas: Path) -> None:
+    """Every page names them by what they hold, and a browser may keep them."""
+    with server(small_atlas) as client:
+        found = [link for _, tag in page(client, "/").tags for link in (tag.get("src"), tag.get("href")) if link]
+        linked = [link for link in found if link.startswith("/-/static/")]
+        assert len(linked) == 4
+        for link in linked:
+            answer = client.get(link)
+            assert hashlib.sha256(answer.content).hexdigest().startswith(link.partition("?v=")[2])
+            assert answer.headers["cache-control"] == "public, max-age=31536000, immutable"
 
 
 def refused(*arguments: str, **environment: str) -> str:

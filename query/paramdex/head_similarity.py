@@ -116,16 +116,20 @@ def _refuse_displacements(atlas: Atlas, *models: Model) -> None:
 
 def _pairs(atlas: Atlas, models: dict[int, Model], sieve: Sieve) -> dict[tuple[int, str], list[str]]:
     """(head_id, matrix) -> its strongest pairs of two words that pass a filter; ``models`` has that of each head."""
-    rows = atlas._database.rows(  # noqa: SLF001
-        "SELECT head_id, matrix, list({'source': source, 'target': target, 'source_id': source_id, "
-        "'target_id': target_id} ORDER BY rank_distinct) FROM head_pairs "
-        "WHERE head_id IN (SELECT unnest($ids)) AND side = 'top' AND rank_distinct <= $shown GROUP BY ALL",
+    found: dict[tuple[int, str], list[dict[str, int]]] = {}
+    for head_id, matrix, source_id, target_id in atlas.database.rows(
+        "SELECT head_id, matrix, source_id, target_id FROM store.pairs "
+        "WHERE head_id IN (SELECT unnest($ids)) AND is_top AND rank_distinct <= $shown ORDER BY rank_distinct",
         {"ids": list(models) or [-1], "shown": ALL if sieve else _SHOWN_PAIRS},
-    )
+    ):
+        found.setdefault((head_id, matrix), []).append({"source_id": source_id, "target_id": target_id})
+    texts = {one.vocabulary: atlas.database.tokens(one.vocabulary, "text") for one in models.values()}
+
+    def pair(model: Model, ids: dict[str, int]) -> str:
+        source, target = (texts[model.vocabulary][ids[end]].as_py() for end in ("source_id", "target_id"))
+        return arrow(source, target)
+
     return {
-        (head_id, matrix): [
-            arrow(pairs[place]["source"], pairs[place]["target"])
-            for place in sieve.pairs(models[head_id], pairs, _SHOWN_PAIRS)
-        ]
-        for head_id, matrix, pairs in rows
+        of: [pair(models[of[0]], pairs[place]) for place in sieve.pairs(models[of[0]], pairs, _SHOWN_PAIRS)]
+        for of, pairs in found.items()
     }

@@ -20,15 +20,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from paramdex import Atlas, __version__
 from paramdex.web.errors import fault
 from paramdex.web.fence import Fence, Limits
-from paramdex.web.pages import Pages
+from paramdex.web.pages import STATIC, Pages
 from paramdex.web.routes import Moved, router
 from paramdex.web.shapes import Fault, Problem
 from paramdex.web.sql_routes import sql_router
 from paramdex.web.store import Pool
 from paramdex_schemas import ParamdexError, QueryError
 
-STATIC = "/-/static"
-"""No model's name begins with a dash."""
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
@@ -40,6 +38,15 @@ _HEADERS = [
     (b"cross-origin-resource-policy", b"same-origin"),
 ]
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]"})
+
+
+class Assets(StaticFiles):
+    """Files whose addresses change with their content: a browser asks for each once."""
+
+    def file_response(self, *args: Any, **values: Any) -> Response:
+        answer = super().file_response(*args, **values)
+        answer.headers["cache-control"] = "public, max-age=31536000, immutable"
+        return answer
 
 
 class Guard:
@@ -100,7 +107,7 @@ def make_app(atlas: Atlas, limits: Limits | None = None, hosts: frozenset[str] |
         license_info={"name": "Apache-2.0"},
     )  # fmt: skip
     app.state.fence = fence
-    app.mount(STATIC, StaticFiles(directory=str(resources.files("paramdex.web") / "static")), name="static")
+    app.mount(STATIC, Assets(directory=str(resources.files("paramdex.web") / "static")), name="static")
     routers = [sql_router(fence, pages), router(pool, pages, app)]
     _check_names(atlas, [*app.routes, *(route for each in routers for route in each.routes)])
     for each in routers:

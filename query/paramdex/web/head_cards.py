@@ -6,12 +6,12 @@ from dataclasses import replace
 from typing import Any
 
 from paramdex import Atlas
-from paramdex.filters import Sieve
+from paramdex.filters import ALL, Sieve
 from paramdex.head_factors import displacements
 from paramdex.model import Model
 from paramdex.web.choices import PairChoice
-from paramdex.web.shapes import Cell, Direction, HeadCard, NearHead, Pair, Pairs, Token, Vectors
-from paramdex.web.store import norms, rows, short, standing, token
+from paramdex.web.shapes import Cell, Direction, HeadCard, NearHead, Pair, Pairs, Vectors
+from paramdex.web.store import Items, norms, rows, short, standing
 from paramdex_schemas import KINDS, MATRICES, Address
 
 _DIRECTIONS, _DIRECTION_TOKENS = 4, 6
@@ -69,35 +69,30 @@ def _lists(
     """The k strongest chosen pairs of each matrix and side. ``spread`` is the mean and std of each matrix's scores."""
     kept: dict[tuple[str, str], list[dict[str, Any]]] = {(m, side): [] for m in MATRICES for side in ("top", "bottom")}
     columns = ("score", "rank", "rank_distinct", "same_word", "source_id", "target_id")
+    narrowed = choice.filtered or choice.contains or choice.min_z or choice.words == "tokens"
     for matrix, is_top, *values in rows(
         atlas,
         f"SELECT matrix, is_top, {', '.join(columns)} FROM store.pairs "
-        f"WHERE head_id = ? AND {choice.rank} IS NOT NULL ORDER BY {choice.rank}",
-        [head_id],
+        f"WHERE head_id = ? AND {choice.rank} <= ? ORDER BY {choice.rank}",
+        [head_id, ALL if narrowed else k],
     ):
         row = dict(zip(columns, values, strict=True))
-        row["score"] = short(row["score"])
         mean, std = spread[matrix]
-        row["z"] = short((row["score"] - mean) / std) if std and mean is not None else None
+        row["z"] = (row["score"] - mean) / std if std and mean is not None else None
         if abs(row["z"] or 0.0) >= choice.min_z:
             kept[matrix, "top" if is_top else "bottom"].append(row)
-    items: dict[int, Token] = {}
-
-    def item(token_id: int) -> Token:
-        if token_id not in items:
-            items[token_id] = token(atlas, model.vocabulary, token_id)
-        return items[token_id]
-
+    items = Items(atlas, model.vocabulary)
     found: dict[tuple[str, str], list[Pair]] = {}
     text = choice.contains.lower()
     for of, pairs in kept.items():
         asked = [
             row for row in pairs
-            if not text or any(text in item(row[end]).text.lower() for end in ("source_id", "target_id"))
+            if not text or any(text in items[row[end]].text.lower() for end in ("source_id", "target_id"))
         ]  # fmt: skip
         found[of] = [
-            Pair(source=item(row["source_id"]), target=item(row["target_id"]),
-                 **{name: row[name] for name in ("score", "z", "rank", "rank_distinct", "same_word")})
+            Pair(source=items[row["source_id"]], target=items[row["target_id"]], score=short(row["score"]),
+                 z=None if row["z"] is None else short(row["z"]),
+                 **{name: row[name] for name in ("rank", "rank_distinct", "same_word")})
             for row in (asked[place] for place in sieve.pairs(model, asked, k))
         ]  # fmt: skip
     return [Pairs.model_validate({"matrix": m, "side": side, "pairs": pairs}) for (m, side), pairs in found.items()]
@@ -106,6 +101,7 @@ def _lists(
 def _directions(atlas: Atlas, model: Model, head_id: int) -> list[Direction]:
     """The head's first singular directions, of both matrices, with some tokens of each list."""
     lists: dict[tuple[str, int], dict[str, list[Any]]] = {}
+    items = Items(atlas, model.vocabulary)
     for matrix, direction, is_source, is_top, token_id in rows(
         atlas,
         "SELECT matrix, direction, is_source, is_top, token_id FROM store.direction_tokens "
@@ -114,7 +110,7 @@ def _directions(atlas: Atlas, model: Model, head_id: int) -> list[Direction]:
     ):
         name = f"{'source' if is_source else 'target'}_{'top' if is_top else 'bottom'}"
         own = lists.setdefault((matrix, direction), {})
-        own.setdefault(name, []).append(token(atlas, model.vocabulary, token_id))
+        own.setdefault(name, []).append(items[token_id])
     numbers = rows(
         atlas,
         "SELECT matrix, direction, singular_value, share FROM store.directions WHERE head_id = ? AND direction <= ? "

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from hashlib import sha256
+from importlib import resources
 from typing import Any
 from urllib.parse import urlencode
 
@@ -14,7 +16,15 @@ from paramdex.web import drawing
 from paramdex.web.shapes import Column, Table
 from paramdex_schemas import KINDS, Address, AddressError
 
+STATIC = "/-/static"
+"""No model's name begins with a dash."""
 _ADDRESS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*(/[A-Za-z0-9_]+)*")
+
+
+def assets() -> dict[str, str]:
+    """Name -> address of every style sheet, script and picture; another content has another address."""
+    files = (resources.files("paramdex.web") / "static").iterdir()
+    return {file.name: f"{STATIC}/{file.name}?v={sha256(file.read_bytes()).hexdigest()[:12]}" for file in files}
 
 
 class Pages:
@@ -32,6 +42,7 @@ class Pages:
         }  # fmt: skip
         self._environment.globals |= {
             "atlas_name": atlas.path.name, "models": list(atlas.models), "version": __version__,
+            "asset": assets(),
             "level": drawing.level, "draw": drawing.draw, "bar": drawing.bar, "norm_scale": drawing.norm_scale,
             "score_scale": drawing.score_scale, "is_address": self.is_address,
         }  # fmt: skip

@@ -26,7 +26,7 @@ SHOWN = 6
 def short(value: float | None) -> float:
     """A float32 in its own shortest form; 0 for none.
 
-    >>> short(0.2207000106573105)
+    >>> short(0.2206999957561493)
     0.2207
     """
     return 0.0 if value is None else float(str(np.float32(value)))
@@ -54,9 +54,17 @@ def rows(atlas: Atlas, sql: str, values: Any = None) -> list[Row]:
     return atlas.database.rows(sql, values)
 
 
-def token(atlas: Atlas, vocabulary: str, token_id: int) -> Token:
-    spelled, read = (atlas.database.tokens(vocabulary, column)[token_id].as_py() for column in ("token", "text"))
-    return Token(token_id=token_id, token=spelled, text=read)
+class Items(dict[int, Token]):
+    """token_id -> the item of a vocabulary, made when first asked for."""
+
+    def __init__(self, atlas: Atlas, vocabulary: str) -> None:
+        super().__init__()
+        self._columns = [atlas.database.tokens(vocabulary, column).chunk(0) for column in ("token", "text")]
+
+    def __missing__(self, token_id: int) -> Token:
+        spelled, read = (column[token_id].as_py() for column in self._columns)
+        self[token_id] = Token(token_id=token_id, token=spelled, text=read)
+        return self[token_id]
 
 
 def param_id(atlas: Atlas, address: str) -> int:
@@ -68,12 +76,14 @@ def described(atlas: Atlas, addresses: Sequence[str]) -> dict[str, Named]:
     """Address -> the parameter with its strongest tokens."""
     if not addresses:
         return {}
-    ids = [param_id(atlas, address) for address in dict.fromkeys(addresses)]
+    param_ids = [param_id(atlas, address) for address in dict.fromkeys(addresses)]
     found = {}
-    for each in Postings(atlas.database).parameters(ids, SHOWN).values():
+    items: dict[str, Items] = {}
+    for each in Postings(atlas.database).parameters(param_ids, SHOWN).values():
         where = Address.parse(each.address)
         v = atlas.models[where.model].vocabulary
-        sides = {side: [token(atlas, v, i) for i in items] for side, items in each.tokens.items()}
+        of = items.setdefault(v, Items(atlas, v))
+        sides = {side: [of[i] for i in ids] for side, ids in each.tokens.items()}
         found[each.address] = Named(address=each.address, kind=str(where.kind), **sides)
     return found
 

@@ -71,12 +71,13 @@ for (const map of all("[data-cells]")) {
   const cells = all("a[aria-label]", map);
   const places = new Map();
   const readout = map.closest("section")?.querySelector(".readout");
-  cells.forEach((cell, i) => {
-    cell.tabIndex = i ? -1 : 0;
-    const show = () => { if (readout) readout.textContent = cell.getAttribute("aria-label"); };
-    cell.addEventListener("focus", show);
-    cell.addEventListener("mouseenter", show);
-  });
+  cells.forEach((cell, i) => { if (i) cell.tabIndex = -1; });
+  const show = (event) => {
+    const cell = event.target.closest("a[aria-label]");
+    if (readout && cell) readout.textContent = cell.getAttribute("aria-label");
+  };
+  map.addEventListener("focusin", show);
+  map.addEventListener("mouseover", show);
   const centre = (cell) => {
     if (!places.has(cell)) {
       const box = (cell.querySelector("rect") ?? cell).getBBox?.() ?? cell.getBoundingClientRect();
