@@ -20,12 +20,13 @@ import numpy as np
 import pyarrow as pa
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.numpy import save
 
 from paramdex_builder.index_file import open_rows, write_codes, write_flat_index
 from paramdex_builder.progress import Advance, Progress
 from paramdex_builder.relations import Nearest, feature_blocks, relate
 from paramdex_builder.space import Space, centred_gram
+from paramdex_builder.space_file import write_space
 from paramdex_builder.undertrained import token_embeddings
 from paramdex_builder.units import Units, pieces
 from paramdex_builder.vocabulary import Vocabulary
@@ -75,6 +76,7 @@ def database(
     """A connection whose current database is the file ``path``, in a storage version that older clients can read."""
     connection = duckdb.connect(config={} if read_only else _config(path, memory))
     try:
+        connection.execute("SET enable_progress_bar = false")  # by `python -m` it would write to standard output
         created = f" (STORAGE_VERSION '{atlas_files.STORAGE_VERSION}')" if create else ""
         options = " (READ_ONLY)" if read_only else created
         quoted = str(path).replace("'", "''")
@@ -137,14 +139,6 @@ def publish(
     _fsync(atlas.parent)
 
 
-def _save(tensors: dict[str, torch.Tensor], path: Path) -> None:
-    """Write a safetensors file with the usual permissions; save_file itself gives them to the owner alone."""
-    save_file(tensors, path)
-    mask = os.umask(0)
-    os.umask(mask)
-    path.chmod(0o666 & ~mask)
-
-
 def _write_vectors(model: FinishedModel, folder: Path) -> None:
     """Write the vector index of every kind, and the codes of large ones."""
     for kind in model.layout.kinds:
@@ -176,15 +170,7 @@ def _others(connection: duckdb.DuckDBPyConnection, atlas: Path, model: FinishedM
 def _write_space(model: FinishedModel, others: list[_Neighbor], folder: Path) -> dict[str, np.ndarray]:
     """Write the embedding space and the transfer matrices; give the transfer from each other model into this one."""
     space = model.space
-    E = space.embedding.cpu()
-    half = _as_half(E)
-    tensors = {
-        "embedding": E.float() if half is None else half,
-        "means": space.means.cpu(),
-        "root": torch.from_numpy(space.root.root.copy()),
-        "inverse": torch.from_numpy(space.root.inverse.copy()),
-    }
-    _save(tensors, folder / atlas_files.SPACE)
+    write_space(folder / atlas_files.SPACE, space)
     transfers = {}
     for other in others:
         with safe_open(other.folder / atlas_files.SPACE, framework="pt") as file:
@@ -193,19 +179,8 @@ def _write_space(model: FinishedModel, others: list[_Neighbor], folder: Path) ->
         root = isometry.Root(other.tensor("root").numpy(), other.tensor("inverse").numpy(), 0.0)
         transfers[other.name] = isometry.transfer(cross, root, space.root)
     if transfers:
-        _save({name: torch.from_numpy(T.copy()) for name, T in transfers.items()}, folder / atlas_files.TRANSFER)
+        (folder / atlas_files.TRANSFER).write_bytes(save(transfers))
     return transfers
-
-
-def _as_half(E: torch.Tensor) -> torch.Tensor | None:
-    """E in float16 where that holds every value exactly, as it does for models stored so."""
-    half = torch.empty(E.shape, dtype=torch.float16)
-    for start in range(0, len(E), 8192):
-        chunk = E[start : start + 8192]
-        half[start : start + 8192] = chunk
-        if not torch.equal(half[start : start + 8192].float(), chunk.float()):
-            return None
-    return half
 
 
 def _insert_model(connection: duckdb.DuckDBPyConnection, model: FinishedModel) -> None:

@@ -28,7 +28,7 @@ COHERENT = 0.4
 LEAST = 0.7
 """Score of an under-trained token; in MiniLM hardly any token has one between 0.3 and 0.7."""
 ROUNDS = 5
-_CHUNK = 8192
+_CHUNK = 2048
 """Rows of E that are held in float64 at a time."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -53,6 +54,8 @@ class Database:
             quoted = str(file).replace("'", "''")
             self.connection.execute(f"ATTACH '{quoted}' AS atlas (TYPE duckdb, READ_ONLY)")
             self.connection.execute("USE atlas")
+            # DuckDB's bar goes to standard output, and by `python -m` it would also where that is read by a program.
+            self.connection.execute(f"SET enable_progress_bar = {sys.stdout.isatty()}")
             self.connection.execute("SET enable_external_access = false")
             self.connection.execute("SET lock_configuration = true")
             found = self.connection.execute("SELECT format_version FROM store.atlas").fetchall()
