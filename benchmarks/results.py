@@ -48,9 +48,11 @@ def machine() -> str:
 def section(name: str) -> str:
     """What a benchmark prints, below its name, the machine and the date."""
     title, command = SECTIONS[name]
+    environment = os.environ | {"COLUMNS": "118"}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed package has its bytecode
     done = subprocess.run(
-        [sys.executable, *(str(HERE / command).split(" "))], stdout=subprocess.PIPE, text=True, check=True,
-        cwd=HERE.parent, env={**os.environ, "COLUMNS": "118"},
+        [sys.executable, *str(HERE / command).split(" ")], stdout=subprocess.PIPE, text=True, check=True,
+        cwd=HERE.parent, env=environment,
     )  # fmt: skip
     today = dt.datetime.now(dt.timezone.utc).date()
     text = "\n".join(line.rstrip() for line in done.stdout.strip().splitlines())
