@@ -54,29 +54,28 @@ def show_parameter(atlas: Atlas, model: Model, where: Address, k: int, sieve: Si
     param_id = model.param_id(where)
     found = atlas._postings.parameters([param_id], ALL if sieve else k)[param_id]
     token, text = (atlas._database.tokens(model.vocabulary, column) for column in ("token", "text"))
-    sides = []
-    for side in ("top", "bottom"):
-        places = sieve.tokens(model, found.tokens[side], k)
-        ids = [found.tokens[side][place] for place in places]
-        scores = np.array(found.scores[side], np.float32)[places]
-        z = (scores - found.mean) / found.std if found.std > 0 else pa.nulls(len(ids), pa.float32())
-        columns = {
-            "side": pa.array([side] * len(ids), pa.string()),
-            "rank": pa.array([place + 1 for place in places], pa.int64()), "token_id": pa.array(ids, pa.int32()),
-            "token": token.take(pa.array(ids, pa.int64())), "text": text.take(pa.array(ids, pa.int64())),
-            "score": scores, "z": z,
-        }  # fmt: skip
-        sides.append(pa.table(columns))
-    n = max(map(len, sides))
+    places = {side: sieve.tokens(model, found.tokens[side], k) for side in ("top", "bottom")}
+    ids = pa.array([found.tokens[side][place] for side, some in places.items() for place in some], pa.int32())
+    scores = np.array([found.scores[side][place] for side, some in places.items() for place in some], np.float32)
+    table = pa.table(
+        {
+            "side": pa.array([side for side, some in places.items() for _ in some], pa.string()),
+            "rank": pa.array([place + 1 for some in places.values() for place in some], pa.int64()),
+            "token_id": ids, "token": token.take(ids), "text": text.take(ids), "score": scores,
+            "z": (scores - found.mean) / found.std if found.std > 0 else pa.nulls(len(ids), pa.float32()),
+        }
+    )  # fmt: skip
+    n = max(map(len, places.values()))
     shown: dict[str, Any] = {"rank": range(1, n + 1)}
-    for side, rows in zip(("top", "bottom"), sides, strict=True):
-        columns = {side: rows["text"], f"{side} score": rows["score"], f"{side} z": rows["z"]}
-        shown |= {name: pa.array(column.to_pylist() + [None] * (n - len(rows)), column.type)
-                  for name, column in columns.items()}  # fmt: skip
+    start = 0
+    for side, some in places.items():
+        for name, column in ((side, "text"), (f"{side} score", "score"), (f"{side} z", "z")):
+            values = table[column].slice(start, len(some)).to_pylist()
+            shown[name] = pa.array(values + [None] * (n - len(some)), table[column].type)
+        start += len(some)
     title = f"{found.address}: {KINDS[str(where.kind)].says}"
     of_scores = f"mean {found.mean:.4g}, std {found.std:.4g}"
     numbers = f"norm {found.norm:.4g}; scores over {model.vocabulary_size:,} tokens: {of_scores}"
-    table = pa.concat_tables(sides)
     notes = [*_of_fewer(n, min(k, model.vocabulary_size), sieve, "tokens", "--top-k"), *sieve.notes()]
     return Card(
         table, f"{title}\n{numbers}", notes, pa.table(shown),
