@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from paramdex.atlas import Atlas
     from paramdex.model import Model
 
+
 def coordinates(atlas: Atlas, model: Model, kind: str, place: Place) -> tuple[Array, Array]:
     """R w of all of a place's vectors w of a kind (n x r, float64), and the mean of the V scores of each (n).
 

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from paramdex.model import Model
 
 _SHOWN_PAIRS = 3
+_KEPT = 1 << 23
+"""Numbers of factors that are kept for the next head that is asked for, 64 MiB of them."""
 _SCHEMA = pa.schema(
     [("matrix", pa.string()), ("rank", pa.int32()), ("similarity", pa.float32()), ("address", pa.string()),
      ("top", pa.list_(pa.string()))]
@@ -103,9 +105,22 @@ def head_cosines(atlas: Atlas, both: Common, where: Address, matrix: str) -> Arr
 
 
 def _factor(atlas: Atlas, side: Side, kind: str, place: Place) -> Array:
-    """The coordinates of one factor of every head of a place (n_heads x d_head x r, float64)."""
-    rows = side.own(coordinates(atlas, side.model, kind, place)[0])
-    of_head = owners(side.model, kind, place)
+    """The coordinates of one factor of every head of a place (n_heads x d_head x r, float64).
+
+    Those of small models are kept, which are asked for again with every head that somebody looks at.
+    """
+    known = side.vectors.head_factors
+    key = (side.model.name, kind, place, None if side.root is None else side.other.name)
+    if key not in known:
+        rows = side.own(coordinates(atlas, side.model, kind, place)[0])
+        if rows.size + sum(each.size for each in known.values()) > _KEPT:
+            return _by_head(rows, side.model, kind, place)
+        known[key] = rows
+    return _by_head(known[key], side.model, kind, place)
+
+
+def _by_head(rows: Array, model: Model, kind: str, place: Place) -> Array:
+    of_head = owners(model, kind, place)
     return rows.reshape(max(of_head) + 1, -1, rows.shape[1])[of_head]
 
 

@@ -18,6 +18,7 @@ from safetensors import safe_open
 from paramdex.nearest import Coded, Loaded, Rows, exact_products
 from paramdex_schemas import AtlasError, QueryError, atlas_files, isometry, vector_files
 from paramdex_schemas.isometry import Array
+from paramdex_schemas.layout import Place
 
 if TYPE_CHECKING:
     from paramdex.model import Model
@@ -100,6 +101,8 @@ class Vectors:
     _moves: dict[tuple[str, str, str], tuple[Array, Array]] = field(default_factory=dict)
     _transfers: dict[tuple[str, str], Array] = field(default_factory=dict)
     _rotations: list[Array] = field(default_factory=list)
+    head_factors: dict[tuple[str, str, Place, str | None], Array] = field(default_factory=dict)
+    """(model, kind, place, as in ``head_norms``) -> the coordinates of its vectors (n x r, float64), of some."""
     head_norms: dict[tuple[str, str, str | None], Array] = field(default_factory=dict)
     """(model, matrix, the model with whose tokens it is compared; None for all its own) -> the norms of its heads'
     matrices, once they were asked for.

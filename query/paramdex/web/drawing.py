@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 from urllib.parse import quote
 
@@ -158,6 +159,7 @@ def number(value: float | None) -> str:
     return text.replace("-", "\N{MINUS SIGN}")
 
 
+@lru_cache(1 << 16)
 def href(address: str) -> str:
-    """The path of an address."""
+    """The path of an address; a map has hundreds."""
     return "/" + quote(address, safe="/")
