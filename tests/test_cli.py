@@ -99,7 +99,7 @@ def program(*arguments: str | Path) -> subprocess.CompletedProcess:
 
 def test_every_verb_has_a_command_of_its_name_and_the_reverse() -> None:
     methods = {name for name, _ in inspect.getmembers(Atlas, inspect.isfunction) if not name.startswith("_")}
-    verbs = methods - {"address", "close"}  # what they are made of
+    verbs = methods - {"address", "close", "fork"}  # what they are made of
     assert verbs == {
         "info", "check", "sql", "show", "find", "search", "similar", "lens", "directions", "heads", "align", "match",
         "diff",
@@ -107,6 +107,11 @@ def test_every_verb_has_a_command_of_its_name_and_the_reverse() -> None:
     assert set(cli.commands) - {"build", "evaluate", "stitch", "demo", "serve"} == verbs
     of_files = {"diff", "lens", "heads"}  # of a displacement, a vector, pairs: test_displacement, test_lens, test_heads
     assert {name.split()[0] for name in VERBS} == verbs - of_files
+
+
+def test_duckdb_draws_no_bar_into_what_another_program_reads(small_atlas: Path) -> None:
+    done = program("sql", small_atlas, "SELECT current_setting('enable_progress_bar') AS bar", "--format", "json")
+    assert json.loads(done.stdout) == [{"bar": False}]
 
 
 @pytest.mark.parametrize("verb", VERBS)

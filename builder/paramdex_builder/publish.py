@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -76,7 +76,8 @@ def database(
     """A connection whose current database is the file ``path``, in a storage version that older clients can read."""
     connection = duckdb.connect(config={} if read_only else _config(path, memory))
     try:
-        connection.execute("SET enable_progress_bar = false")  # by `python -m` it would write to standard output
+        with suppress(duckdb.InvalidInputException):  # of a notebook without ipywidgets, which has none
+            connection.execute("SET enable_progress_bar = false")  # by `python -m` it would write to standard output
         created = f" (STORAGE_VERSION '{atlas_files.STORAGE_VERSION}')" if create else ""
         options = " (READ_ONLY)" if read_only else created
         quoted = str(path).replace("'", "''")

@@ -55,7 +55,9 @@ class Database:
             self.connection.execute(f"ATTACH '{quoted}' AS atlas (TYPE duckdb, READ_ONLY)")
             self.connection.execute("USE atlas")
             # DuckDB's bar goes to standard output, and by `python -m` it would also where that is read by a program.
-            self.connection.execute(f"SET enable_progress_bar = {sys.stdout.isatty()}")
+            if not sys.stdout.isatty():
+                with suppress(duckdb.InvalidInputException):  # of a notebook without ipywidgets, which has none
+                    self.connection.execute("SET enable_progress_bar = false")
             self.connection.execute("SET enable_external_access = false")
             self.connection.execute("SET lock_configuration = true")
             found = self.connection.execute("SELECT format_version FROM store.atlas").fetchall()
