@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from importlib import import_module
 from pathlib import Path
 
@@ -118,3 +120,17 @@ def test_the_command_says_what_it_took(word_model: Path, tmp_path: Path, monkeyp
     result = CliRunner().invoke(cli, command)
     assert result.exit_code == 0, result.output
     assert said.lines[-1] == "peak memory 1.2 GiB of 8 GiB allowed"
+
+
+def test_the_peak_is_of_this_process_alone(tmp_path: Path) -> None:
+    """A program that held much and starts another leaves it nothing of that."""
+    big = tmp_path / "big.py"
+    big.write_text(
+        "import subprocess, sys\n"
+        "held = bytearray(2 << 30)\n"
+        "held[::4096] = bytes([1]) * len(held[::4096])\n"
+        "small = 'from paramdex_builder import memory; print(memory.peak())'\n"
+        "print(subprocess.run([sys.executable, '-c', small], capture_output=True, text=True, check=True).stdout)\n"
+    )
+    said = subprocess.run([sys.executable, big], capture_output=True, text=True, check=True).stdout
+    assert 0 < int(said) < GIB
