@@ -28,7 +28,7 @@ MEDIUM = 2 * 98_304**2 + 4 * 24_576**2
 
 
 def seconds(call: Callable[[], object]) -> float:
-    """Median of three calls, after a shorter one."""
+    """Median of three calls."""
     times = []
     for _ in range(3):
         started = time.perf_counter()

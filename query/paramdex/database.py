@@ -155,13 +155,7 @@ class Database:
         Raises QueryError for SQL that fails or would write, AtlasError for a damaged database.
         """
         try:
-            _check_encodable(sql)
-            statements = duckdb.extract_statements(sql)
-            if len(statements) != 1:
-                raise QueryError(f"give one SQL statement, not {len(statements)}")
-            if statements[0].type not in _READING:
-                kind = _statement_name(statements[0])
-                raise QueryError(f"an atlas is read-only: {kind} is not allowed, only SELECT and EXPLAIN are")
+            reading_statement(sql)
             # EXPLAIN ANALYZE runs what it explains; this way not even the scratch database beside the atlas changes
             self.connection.execute("BEGIN TRANSACTION READ ONLY")
             try:
@@ -205,6 +199,18 @@ def _statement_name(statement: duckdb.Statement) -> str:
     kind = str(statement.type).rsplit(".", 1)[-1]
     word = re.match(r"\s*([A-Za-z]+)", statement.query)
     return word[1].upper() if kind in _UNCLEAR and word else kind.replace("_", " ")
+
+
+def reading_statement(sql: str) -> duckdb.Statement:
+    """The one statement of a user's SQL. Raises QueryError unless it is one, and reads; duckdb.Error for no SQL."""
+    _check_encodable(sql)
+    statements = duckdb.extract_statements(sql)
+    if len(statements) != 1:
+        raise QueryError(f"give one SQL statement, not {len(statements)}")
+    if statements[0].type not in _READING:
+        kind = _statement_name(statements[0])
+        raise QueryError(f"an atlas is read-only: {kind} is not allowed, only SELECT and EXPLAIN are")
+    return statements[0]
 
 
 def _check_encodable(sql: str) -> None:

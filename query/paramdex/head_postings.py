@@ -40,6 +40,7 @@ def holders(
     inside = heads if asked.layer is None else heads.filter(heads["layer"].to_numpy() == asked.layer)
     if not len(inside) or not wanted.ids:
         return []
+    first_id = heads["head_id"][0].as_py()
     names = list(MATRICES)
     ids = ", ".join(str(int(i)) for i in sorted(set(wanted.ids)))
     found = database.arrays(
@@ -64,7 +65,7 @@ def holders(
     source, target, head_id = source[counts], target[counts], head_id[counts]
     matrix, rank, score = (found[name][counts] for name in ("is_second", "rank", "score"))
     matrix = matrix.astype(int)
-    at = head_id - heads["head_id"][0].as_py()
+    at = head_id - first_id
     mean, std = (
         np.stack([heads[f"{name.lower()}_{number}"].to_numpy() for name in names])[matrix, at]
         for number in ("mean", "std")
@@ -90,7 +91,7 @@ def holders(
         head, which = divmod(int(owners[i]), 4)
         rows.append(
             {
-                "id": head, "address": heads["address"][head - heads["head_id"][0].as_py()].as_py(),
+                "id": head, "address": heads["address"][head - first_id].as_py(),
                 "kind": names[which // 2], "side": "bottom" if which % 2 else "top", "words": int(n_words[i]),
                 "linked": int(n_linked[i]), "rank": None if best[i] == _NO_RANK else int(best[i]),
                 "z": None if np.isnan(largest[i]) else float(largest[i]),

@@ -28,11 +28,10 @@ from typing import IO, Any
 import duckdb
 import pyarrow as pa
 
-from paramdex.database import Database
+from paramdex.database import Database, reading_statement
 from paramdex.web.sources import public_source
 from paramdex_schemas import QueryError
 
-_READING = {duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN}
 _EXPLAIN = re.compile(r"\s*EXPLAIN\b\s*(ANALYZE\b\s*)?(\([^()]*\)\s*)?", re.IGNORECASE)
 _ACCOUNTS = {
     "duckdb_columns", "duckdb_functions", "duckdb_keywords", "duckdb_tables", "duckdb_types", "duckdb_views",
@@ -124,14 +123,9 @@ def _nodes(tree: Any) -> Iterator[dict[str, Any]]:
 
 def check(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
     """Raises QueryError unless ``sql`` is one statement that reads and asks nothing about the machine."""
-    statements = duckdb.extract_statements(sql)
-    if len(statements) != 1:
-        raise QueryError(f"give one SQL statement, not {len(statements)}")
-    if statements[0].type not in _READING:
-        kind = str(statements[0].type).rsplit(".", 1)[-1].replace("_", " ")
-        raise QueryError(f"an atlas is read-only: {kind} is not allowed, only SELECT and EXPLAIN are")
-    query = statements[0].query
-    if statements[0].type == duckdb.StatementType.EXPLAIN:
+    statement = reading_statement(sql)
+    query = statement.query
+    if statement.type == duckdb.StatementType.EXPLAIN:
         query = _EXPLAIN.sub("", query, count=1)
     ((text,),) = connection.execute("SELECT json_serialize_sql(?)", [query]).fetchall()
     tree = json.loads(text)
