@@ -24,7 +24,7 @@ SECTIONS = {
     "kernels": ("The two kernels, on one core", "kernels.py"),
     "neighbors": ("Relating two models", "neighbors.py"),
     "lookups": ("Look-ups in a large atlas", "lookups.py"),
-    "memory": ("Memory of a build at the width of an 8B model", "memory.py 1"),
+    "memory": ("Memory of a build at the width of an 8B model", "memory.py 2"),
     "serve": ("The explorer under load", "serve.py demo.atlas"),
 }
 HEAD = """# Measured

@@ -345,6 +345,8 @@ def test_numbers_of_config_that_the_weights_do_not_have(
 def test_no_such_folder(tmp_path: Path) -> None:
     missing = tmp_path / "a" / "b" / "c"
     refuse([str(missing)], tmp_path, CheckpointError, f"there is no folder {missing}")
+    with pytest.raises(CheckpointError, match=r"^there is no folder \./no-such-model$"):  # the hub is not asked
+        build(["./no-such-model"], tmp_path / "x.atlas", OPTIONS)
 
 
 def test_file_in_place_of_a_folder(word_model: Path, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def locate(source: str) -> tuple[Path, str | None]:
         return path, None
     if path.exists():
         raise CheckpointError(f"{source} is a file; give the folder that holds config.json and the weights")
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source):
+    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", source):
         raise CheckpointError(f"there is no folder {source}")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError

@@ -111,7 +111,7 @@ def align(atlas: Atlas, a: Model, b: Model, kind: str | None) -> Alignment:
 def _recorded(atlas: Atlas, a: Model, b: Model, kinds: list[str]) -> list[tuple[Any, ...]]:
     """The rows of two models of one vocabulary, which the builder has left, in the order asked for."""
     first, second = sorted((a, b), key=lambda model: model.model_id)
-    found = atlas._database.rows(  # noqa: SLF001
+    found = atlas.database.rows(
         "SELECT kind, stack_a, layer_a, stack_b, layer_b, score, matched, feature_score, feature_matched "
         "FROM store.layer_alignments WHERE model_a = ? AND model_b = ?",
         [first.name, second.name],

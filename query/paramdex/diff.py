@@ -71,18 +71,18 @@ def diff(
     origin = next((atlas.models[name] for name in same if atlas.models[name].layout == model.layout), None)
     found: list[dict[str, Any]] = []
     notes: list[str] = []
-    sieve = Sieve(atlas._database, filter)  # noqa: SLF001
+    sieve = Sieve(atlas.database, filter)
     for each_kind in kinds:
         values = {"model": row.model, "kind": each_kind, "layer": layer, "k": k}
         if each_kind in MATRICES:
             shift = None if origin is None else origin.first_head_id - model.first_head_id
             shown = ALL if sieve else _SHOWN_PAIRS
-            moved = atlas._database.named_rows("diff_heads", values | {"shift": shift, "shown": shown})  # noqa: SLF001
+            moved = atlas.database.named_rows("diff_heads", values | {"shift": shift, "shown": shown})
             lists = [{side: each[side] or [] for side in ("top", "bottom")} for each in moved]
             texts = [{side: _shown(sieve, model, pairs) for side, pairs in each.items()} for each in lists]
         else:
             shift = None if origin is None else origin.first_param_id - model.first_param_id
-            moved = atlas._database.named_rows("diff_parameters", values | {"shift": shift})  # noqa: SLF001
+            moved = atlas.database.named_rows("diff_parameters", values | {"shift": shift})
             tokens = atlas._tokens([each["id"] for each in moved], sieve)  # noqa: SLF001
             texts = [dict(zip(("top", "bottom"), tokens[each["id"]][1:], strict=True)) for each in moved]
         for rank, (each, sides) in enumerate(zip(moved, texts, strict=True), start=1):
@@ -101,7 +101,7 @@ def diff(
 
 def _models(atlas: Atlas) -> list[_Row]:
     """Every model, in the order of the atlas."""
-    rows = atlas._database.rows("SELECT model, source, base, weights_sha256, base_sha256, fold_norm FROM models")  # noqa: SLF001
+    rows = atlas.database.rows("SELECT model, source, base, weights_sha256, base_sha256, fold_norm FROM models")
     order = list(atlas.models)
     return sorted((_Row(*row) for row in rows), key=lambda row: order.index(row.model))
 
@@ -151,7 +151,7 @@ def _how(base: str, tuned: str, atlas: str) -> str:
 def _by_layer(atlas: Atlas, model: str) -> str:
     """Which layers moved most, in shares of the sum of all squared weights that were added; empty if none moved."""
     weights = [kind for kind in KINDS if KINDS[kind].form == "weight"]
-    rows = atlas._database.named_rows("diff_layers", {"model": model, "kinds": weights, "k": 5})  # noqa: SLF001
+    rows = atlas.database.named_rows("diff_layers", {"model": model, "kinds": weights, "k": 5})
     shares = [f"{'/'.join(filter(None, [r['stack'], 'L' + str(r['layer'])]))} {r['share']:.0%}" for r in rows]
     return f"\nmoved most, by squared norm: {', '.join(shares)}" if shares else ""
 

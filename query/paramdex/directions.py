@@ -32,11 +32,11 @@ def directions(
         raise AddressError(f"directions takes a head, {head}, say, not {where}")
     if matrix not in (None, *MATRICES):
         raise QueryError(f"matrix is {' or '.join(MATRICES)}, not {matrix!r}")
-    sieve = Sieve(atlas._database, filter)  # noqa: SLF001
-    texts = atlas._database.tokens(model.vocabulary, "text")  # noqa: SLF001
+    sieve = Sieve(atlas.database, filter)
+    texts = atlas.database.tokens(model.vocabulary, "text")
     values = {"head_id": model.head_id(where), "k": k, "matrix": matrix}
     rows: list[dict[str, Any]] = []
-    for found in atlas._database.named_rows("directions", values):  # noqa: SLF001
+    for found in atlas.database.named_rows("directions", values):
         row = {name: found[name] for name in ("matrix", "direction", "singular_value", "share")}
         for name in LISTS:
             ids = found["tokens"][name]
@@ -44,7 +44,7 @@ def directions(
         rows.append(row)
     notes = sieve.notes()
     if not rows:
-        ((asked,),) = atlas._database.rows("SELECT directions_k FROM store.models WHERE model = ?", [model.name])  # noqa: SLF001
+        ((asked,),) = atlas.database.rows("SELECT directions_k FROM store.models WHERE model = ?", [model.name])
         made = f"{model.name} was built without directions; build it anew with --directions-k 8"
         notes.append(f"the matrices of {where} are zero" if asked else made)
     shown = [

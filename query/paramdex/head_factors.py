@@ -22,7 +22,7 @@ def coordinates(atlas: Atlas, model: Model, kind: str, place: Place) -> tuple[Ar
     start, end = model.layout.places(kind)[place]
     block = model.layout.blocks[kind]
     first = model.first_param_id + block.first
-    found = atlas._database.kept(  # noqa: SLF001
+    found = atlas.database.kept(
         "SELECT mean, std FROM store.parameters WHERE param_id BETWEEN ? AND ? ORDER BY param_id",
         first, first + block.n_rows - 1,
     )  # fmt: skip

@@ -89,7 +89,7 @@ def heads(
     known = {v: _resolve(atlas, v, wanted) for v in dict.fromkeys(model.vocabulary for model in models)}
     if not any(tokens.n_pairs for tokens, _ in known.values()):
         missing = next(iter(known.values()))[1]
-        near = ", ".join(nearest_words(atlas._database, list(known), missing[0]))  # noqa: SLF001
+        near = ", ".join(nearest_words(atlas.database, list(known), missing[0]))
         raise TokenError(
             f"no vocabulary here has both words of any pair; the words nearest to {missing[0]!r} are {near}"
         )
@@ -139,7 +139,7 @@ def _without_displacements(atlas: Atlas, models: list[Model], named: bool) -> tu
 def _resolve(atlas: Atlas, vocabulary: str, wanted: list[tuple[str, str]]) -> tuple[_Tokens, list[str]]:
     """The pairs whose words the vocabulary has both, and the words that it has not."""
     words = list(dict.fromkeys(word for pair in wanted for word in pair))
-    found = items(atlas._database, [vocabulary], words)  # noqa: SLF001
+    found = items(atlas.database, [vocabulary], words)
     entries: list[tuple[int, int, int]] = []
     n_pairs = 0
     for source, target in wanted:
@@ -154,7 +154,7 @@ def _resolve(atlas: Atlas, vocabulary: str, wanted: list[tuple[str, str]]) -> tu
 def _of_model(atlas: Atlas, model: Model, tokens: _Tokens, matrix: str, top: int) -> Iterator[dict[str, Any]]:
     """A row for each head of a model."""
     name = matrix.lower()
-    moments = atlas._database.rows(  # noqa: SLF001
+    moments = atlas.database.rows(
         f"SELECT address, {name}_mean, {name}_std FROM store.heads WHERE model_id = ? ORDER BY head_id",
         [model.model_id],
     )

@@ -59,7 +59,7 @@ def similar_heads(
             notes.append(f"left out: {error}")
             continue
         notes += both.notes
-        heads = atlas._database.rows(  # noqa: SLF001
+        heads = atlas.database.rows(
             "SELECT head_id, address, layer FROM store.heads WHERE model_id = ? ORDER BY head_id", [one.model_id]
         )
         for each in MATRICES if matrix is None else [matrix]:
@@ -74,7 +74,7 @@ def similar_heads(
     chosen = []
     for _, rows in groupby(found, key=lambda row: row["matrix"]):
         chosen += [row | {"rank": rank} for rank, row in enumerate(islice(rows, k), start=1)]
-    sieve = Sieve(atlas._database, filter)  # noqa: SLF001
+    sieve = Sieve(atlas.database, filter)
     pairs = _pairs(atlas, {row["id"]: row["model"] for row in chosen}, sieve)
     for row in chosen:
         row["top"] = pairs.get((row["id"], row["matrix"]), [])

@@ -53,7 +53,7 @@ def lens(
     space = atlas._vectors.space(model.name)  # noqa: SLF001
     width = len(space.means)
     given = own_vectors(vector, width, model.name, row, name)
-    sieve = Sieve(atlas._database, filter)  # noqa: SLF001
+    sieve = Sieve(atlas.database, filter)
     if given.single:
         return _one(atlas, model, space, given.says, given.rows[0], k, kind, layer, side, sieve)
     if len(given.rows) > MOST_ROWS:
@@ -66,7 +66,7 @@ def lens(
         for number, w, values in zip(given.numbers[start:], rows, scores, strict=False):
             line: dict[str, Any] = {"row": number, "norm": float(np.linalg.norm(w))}
             if w.any():
-                texts = atlas._database.tokens(model.vocabulary, "text")  # noqa: SLF001
+                texts = atlas.database.tokens(model.vocabulary, "text")
                 for each, sign in (("top", 1), ("bottom", -1)):
                     line[each] = texts.take(pa.array(strongest(sign * values, _SHOWN_TOKENS, mask))).to_pylist()
                 hits = _nearest(atlas, model, space, w, 1, kind, layer, side)
@@ -92,7 +92,7 @@ def _one(
     scores = exact.astype(np.float32)
     mean, std = exact.mean(), exact.std()
     mask = sieve.mask(model)
-    token, text = (atlas._database.tokens(model.vocabulary, column) for column in ("token", "text"))  # noqa: SLF001
+    token, text = (atlas.database.tokens(model.vocabulary, column) for column in ("token", "text"))
     sides = []
     for each, sign in (("top", 1), ("bottom", -1)):
         ids = strongest(sign * scores, k, mask)

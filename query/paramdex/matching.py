@@ -124,7 +124,7 @@ def match(
     where = " and ".join(_name(model, layer) for model, layer in zip((a, b), layers, strict=True))
     title = f"{where}: {KINDS[kind].name}, each with the nearest of the other model"
     notes = [*_summary(there, mutual, partners, starts, pairs), *notes]
-    sieve = Sieve(atlas._database, filter)  # noqa: SLF001
+    sieve = Sieve(atlas.database, filter)
     shown = _shown(atlas, table, order, sieve)
     return Result(table, title, [*notes, *sieve.notes()], shown)
 

@@ -53,7 +53,7 @@ def show_parameter(atlas: Atlas, model: Model, where: Address, k: int, sieve: Si
     """The k strongest tokens of a parameter on each side that pass the sieve."""
     param_id = model.param_id(where)
     found = atlas._postings.parameters([param_id], ALL if sieve else k)[param_id]
-    token, text = (atlas._database.tokens(model.vocabulary, column) for column in ("token", "text"))
+    token, text = (atlas.database.tokens(model.vocabulary, column) for column in ("token", "text"))
     places = {side: sieve.tokens(model, found.tokens[side], k) for side in ("top", "bottom")}
     ids = pa.array([found.tokens[side][place] for side, some in places.items() for place in some], pa.int32())
     scores = np.array([found.scores[side][place] for side, some in places.items() for place in some], np.float32)
@@ -91,7 +91,7 @@ def _of_fewer(n: int, k: int, sieve: Sieve, what: str, option: str) -> list[str]
 def show_head(atlas: Atlas, model: Model, where: Address, k: int, sieve: Sieve, *, distinct: bool) -> Result:
     """The k strongest pairs of a head's QK and VO that pass the sieve; ``distinct`` ones are of two words."""
     head_id = model.head_id(where)
-    table = atlas._database.named("head", {"head_id": head_id, "k": ALL if sieve else k, "distinct": distinct})
+    table = atlas.database.named("head", {"head_id": head_id, "k": ALL if sieve else k, "distinct": distinct})
     shown: list[dict[str, Any]] = []
     chosen: list[int] = []
     every = table.to_pylist()
@@ -104,7 +104,7 @@ def show_head(atlas: Atlas, model: Model, where: Address, k: int, sieve: Sieve, 
             for line, row in zip(lines, (every[n] for n in numbers), strict=False):
                 line |= {side: arrow(row["source"], row["target"]), f"{side} score": row["score"]}
         shown += [line for line in lines if len(line) > 2]
-    counts = atlas._database.rows(
+    counts = atlas.database.rows(
         "SELECT matrix, count(*) FILTER (same_word), count(*) FROM store.pairs "
         "WHERE head_id = ? AND is_top AND rank IS NOT NULL GROUP BY matrix ORDER BY matrix",
         [head_id],
