@@ -26,7 +26,7 @@ from paramdex.model import Model
 from paramdex.nearest import nearest as nearest_rows
 from paramdex.nearest import signs_of as _signs
 from paramdex.nearest import strongest_hits as _strongest
-from paramdex.postings import Postings
+from paramdex.postings import Postings, Strongest
 from paramdex.result import Result, visible
 from paramdex.show import show_head, show_parameter
 from paramdex.vectors import Vectors
@@ -245,7 +245,7 @@ class Atlas:
                 hits += self._nearest_shared(vector, both, kind, k, layer, side)
                 notes += both.notes
         hits = _strongest(hits, k, side)
-        return self._list(hits, f"nearest to {where}: {self._describe(own.param_id(where), filter)}", notes, filter)
+        return self._list(hits, f"nearest to {where}", notes, filter, of=own.param_id(where))
 
     def lens(
         self, vector: Any, model: str, k: int = 10, *, row: int | None = None, name: str | None = None,
@@ -422,15 +422,15 @@ class Atlas:
             hits += [(float(scores[row]), first + span[0] + int(row)) for row in best]
         return _strongest(hits, k, side)
 
-    def _describe(self, param_id: int, filter: TokenFilter | None = None) -> str:
-        return ", ".join(visible(text) for text in self._tokens([param_id], Sieve(self._database, filter))[param_id][1])
-
     def _tokens(
         self, param_ids: list[int], sieve: Sieve | None = None
     ) -> dict[int, tuple[str, list[str], list[str]]]:
         """param_id -> (address, its strongest tokens on top, and at the bottom)."""
         sieve = sieve or Sieve(self._database, None)
-        found = self._postings.parameters(param_ids, ALL if sieve else _SHOWN_TOKENS)
+        return self._passing(self._postings.parameters(param_ids, ALL if sieve else _SHOWN_TOKENS), sieve)
+
+    def _passing(self, found: dict[int, Strongest], sieve: Sieve) -> dict[int, tuple[str, list[str], list[str]]]:
+        """As ``_tokens``, of what was read."""
         owners = {i: self._owner(i) for i in found}
         chosen = {
             (i, side): [ids[place] for place in sieve.tokens(owners[i], ids, _SHOWN_TOKENS)]
@@ -446,11 +446,19 @@ class Atlas:
         return next(one for one in self.models.values() if one.span[0] <= param_id < one.span[1])
 
     def _list(
-        self, hits: list[tuple[float, int]], title: str | None, notes: Sequence[str], filter: TokenFilter | None = None
-    ) -> Result:
-        """Parameters in order of similarity, each with its strongest tokens that pass the filter."""
+        self, hits: list[tuple[float, int]], title: str | None, notes: Sequence[str],
+        filter: TokenFilter | None = None, of: int | None = None,
+    ) -> Result:  # fmt: skip
+        """Parameters in order of similarity, each with its strongest tokens that pass the filter; the title has those
+        of the parameter ``of`` too.
+        """
         sieve = Sieve(self._database, filter)
-        tokens = self._tokens([param_id for _, param_id in hits], sieve)
+        ids = [param_id for _, param_id in hits]
+        found = self._postings.parameters(ids if of is None else [*ids, of], ALL if sieve else _SHOWN_TOKENS)
+        tokens = self._passing({i: found[i] for i in ids}, sieve)
+        if of is not None:
+            _, top, _ = self._passing({of: found[of]}, Sieve(self._database, filter))[of]
+            title = f"{title}: {', '.join(map(visible, top))}"
         rows = [
             {"rank": n, "similarity": similarity, "address": tokens[i][0], "top": tokens[i][1], "bottom": tokens[i][2]}
             for n, (similarity, i) in enumerate(hits, start=1)

@@ -25,8 +25,11 @@ What the fast pass reads depends on the size of the kind (``paramdex_schemas.vec
 
 from __future__ import annotations
 
+import itertools
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -171,20 +174,41 @@ class Coded:
         margin = np.linalg.norm(query) * error + np.linalg.norm(turned - unit * whole) * longest
         margin = 2 * (margin + _rounding(query, 1.01) + _rounding(unit * whole, longest)) / unit
 
-        asked = whole.astype(np.float32)[None, :]
-        inside = faiss.IDSelectorRange(first, end)  # its parameters do not keep it alive
-        parameters = None
-        if span != (0, self.ntotal):
-            parameters = faiss.SearchParameters()
-            parameters.sel = inside
         n = 4 * k + 500
         while n < end - first:  # of fewer rows, and of those that nearly all tie, all are candidates
-            scores, ids = self.index.search(asked, n, params=parameters)
-            best = float(self.index.reconstruct(int(ids[0, 0])).astype(np.float64) @ whole)
-            if abs(scores[0, 0] - best) > margin:
+            scores, ids = self._search(whole.astype(np.float32), n, span)
+            best = float(self.index.reconstruct(int(ids[0])).astype(np.float64) @ whole)
+            if abs(scores[0] - best) > margin:
                 raise QueryError(f"faiss {faiss.__version__} multiplies bytes wrongly; install another version of it")
-            least = float(scores[0, k - 1]) - margin
-            if scores[0, -1] < least:
-                return np.sort(ids[0, scores[0] >= least])
+            least = float(scores[k - 1]) - margin
+            if scores[-1] < least:
+                return np.sort(ids[scores >= least])
             n *= 8
         return np.arange(first, end)
+
+    def _search(self, asked: npt.NDArray[np.float32], n: int, span: Span) -> tuple[npt.NDArray[np.float32], Ids]:
+        """Scores and rows of the n codes of a span of the largest products, largest first. FAISS gives a query one
+        core, so each core gets a part of the rows.
+        """
+        import faiss
+
+        def best(part: Span) -> tuple[npt.NDArray[np.float32], Ids]:
+            inside = faiss.IDSelectorRange(*part)  # its parameters do not keep it alive
+            parameters = faiss.SearchParameters()
+            parameters.sel = inside
+            scores, ids = self.index.search(asked[None, :], n, params=parameters)
+            return scores[0], ids[0]
+
+        ends = np.linspace(*span, faiss.omp_get_max_threads() + 1).astype(int).tolist()
+        found = _cores().map(best, itertools.pairwise(ends))
+        scores, ids = (np.concatenate(each) for each in zip(*found, strict=True))
+        order = np.argsort(-scores)[:n]
+        return scores[order], ids[order]
+
+
+@cache
+def _cores() -> ThreadPoolExecutor:
+    """A thread for each core, in which FAISS starts no others."""
+    import faiss
+
+    return ThreadPoolExecutor(faiss.omp_get_max_threads(), "search", faiss.omp_set_num_threads, (1,))

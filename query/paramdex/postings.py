@@ -26,10 +26,16 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True)
 class Strongest:
-    """One parameter: its row of ``store.parameters`` and the strongest tokens of each side, strongest first."""
+    """The strongest tokens of a parameter, strongest first, by side."""
 
-    param_id: int
     address: str
+    tokens: dict[str, list[int]]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A parameter's strongest tokens with their scores, by side, and what of all V scores they stand among."""
+
     norm: float
     mean: np.float32
     std: np.float32
@@ -47,21 +53,27 @@ class Postings:
         """(vocabulary, token_id) -> text."""
         return {item: self.database.tokens(item[0], "text")[item[1]].as_py() for item in set(items)}
 
-    def parameters(self, param_ids: list[int], k: int) -> dict[int, Strongest]:
-        """param_id -> the parameter with at most ``k`` tokens a side."""
-        where = "param_id = ?" if len(param_ids) == 1 else "param_id IN (SELECT unnest(?))"
-        rows = self.database.rows(  # whole lists: to plan four slices takes longer than to read them
-            "SELECT param_id, address, norm, mean, std, top_tokens, bottom_tokens, top_scores, bottom_scores "
-            f"FROM store.parameters WHERE {where}",
-            [param_ids[0] if len(param_ids) == 1 else param_ids],
+    def parameter(self, param_id: int, k: int) -> Scored:
+        """A parameter with at most ``k`` tokens a side."""
+        (row,) = self.database.rows(  # whole lists: to plan four slices takes longer than to read them
+            "SELECT norm, mean, std, top_tokens, bottom_tokens, top_scores, bottom_scores FROM store.parameters "
+            "WHERE param_id = ?",
+            [param_id],
         )
-        return {
-            row[0]: Strongest(
-                row[0], row[1], row[2], np.float32(row[3]), np.float32(row[4]),
-                {"top": row[5][:k], "bottom": row[6][:k]}, {"top": row[7][:k], "bottom": row[8][:k]},
-            )
-            for row in rows
-        }  # fmt: skip
+        top, bottom, top_scores, bottom_scores = (values[:k] for values in row[3:])
+        return Scored(
+            row[0], np.float32(row[1]), np.float32(row[2]),
+            {"top": top, "bottom": bottom}, {"top": top_scores, "bottom": bottom_scores},
+        )  # fmt: skip
+
+    def parameters(self, param_ids: list[int], k: int) -> dict[int, Strongest]:
+        """param_id -> its at most ``k`` strongest tokens a side."""
+        rows = self.database.rows(
+            "SELECT param_id, address, top_tokens, bottom_tokens FROM store.parameters "
+            "WHERE param_id IN (SELECT unnest(?))",
+            [param_ids],
+        )
+        return {i: Strongest(address, {"top": top[:k], "bottom": bottom[:k]}) for i, address, top, bottom in rows}
 
     def holders(self, wanted: Wanted, models: list[Span], spans: list[Span], k: int) -> list[dict[str, Any]]:
         """The k parameters within ``spans``, one side each, that have most of the wanted words among their strongest;

@@ -40,6 +40,10 @@ class Result:
     shown: pa.Table | None = field(default=None, repr=False)
     """What is printed in place of ``table``, where rows and columns read better in another shape."""
 
+    @property
+    def _printed(self) -> pa.Table:
+        return self.table if self.shown is None else self.shown
+
     def __len__(self) -> int:
         return self.table.num_rows
 
@@ -92,7 +96,7 @@ class Result:
         from rich.table import Table
         from rich.text import Text
 
-        shown = self.table if self.shown is None else self.shown
+        shown = self._printed
         parts: list[Any] = [Text(self.title)] if self.title else []
         if shown.num_rows:
             grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
@@ -112,7 +116,7 @@ class Result:
         """The columns that a table needs so that no number and no address is cut; texts fold."""
         from rich.cells import cell_len
 
-        shown = self.table if self.shown is None else self.shown
+        shown = self._printed
         widths = [
             max(map(cell_len, [name, *cells])) for name, cells in zip(shown.column_names, _cells(shown), strict=True)
         ]
@@ -138,7 +142,7 @@ class Result:
     def _repr_html_(self) -> str:
         from html import escape
 
-        whole = self.table if self.shown is None else self.shown
+        whole = self._printed
         shown = whole.slice(0, SHOWN_ROWS)
         head = "".join(f"<th>{escape(name)}</th>" for name in shown.column_names)
         body = "".join(

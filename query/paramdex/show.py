@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from paramdex.filters import ALL, Sieve
 from paramdex.result import Drawn, Result, arrow
@@ -28,6 +29,17 @@ class Card(Drawn):
 
     places: Callable[[], Array] = field(default=lambda: np.zeros((0, 2)), repr=False)
     """Gives where each row's token lies in that plane (rows x 2)."""
+
+    @property
+    def _printed(self) -> pa.Table:
+        """The two sides next to each other."""
+        sides = [self.table.filter(pc.equal(self.table["side"], side)) for side in ("top", "bottom")]
+        n = max(map(len, sides))
+        shown: dict[str, Any] = {"rank": range(1, n + 1)}
+        for side, rows in zip(("top", "bottom"), sides, strict=True):
+            for name, column in ((side, "text"), (f"{side} score", "score"), (f"{side} z", "z")):
+                shown[name] = pa.array(rows[column].to_pylist() + [None] * (n - len(rows)), rows[column].type)
+        return pa.table(shown)
 
     def figure(self) -> Any:
         from paramdex.plot import tokens_figure
@@ -52,34 +64,27 @@ def token_plane(rows: Array) -> Array:
 def show_parameter(atlas: Atlas, model: Model, where: Address, k: int, sieve: Sieve) -> Card:
     """The k strongest tokens of a parameter on each side that pass the sieve."""
     param_id = model.param_id(where)
-    found = atlas._postings.parameters([param_id], ALL if sieve else k)[param_id]
+    found = atlas._postings.parameter(param_id, ALL if sieve else k)
     token, text = (atlas.database.tokens(model.vocabulary, column) for column in ("token", "text"))
-    places = {side: sieve.tokens(model, found.tokens[side], k) for side in ("top", "bottom")}
-    ids = pa.array([found.tokens[side][place] for side, some in places.items() for place in some], pa.int32())
-    scores = np.array([found.scores[side][place] for side, some in places.items() for place in some], np.float32)
+    rows = [(side, i) for side in ("top", "bottom") for i in sieve.tokens(model, found.tokens[side], k)]
+    ids = pa.array([found.tokens[side][i] for side, i in rows], pa.int32())
+    scores = np.array([found.scores[side][i] for side, i in rows], np.float32)
+    z = (scores - found.mean) / found.std if found.std > 0 else np.full(len(rows), np.nan, np.float32)
     table = pa.table(
         {
-            "side": pa.array([side for side, some in places.items() for _ in some], pa.string()),
-            "rank": pa.array([place + 1 for some in places.values() for place in some], pa.int64()),
-            "token_id": ids, "token": token.take(ids), "text": text.take(ids), "score": scores,
-            "z": (scores - found.mean) / found.std if found.std > 0 else pa.nulls(len(ids), pa.float32()),
+            "side": pa.array([side for side, _ in rows], pa.string()),
+            "rank": pa.array([i + 1 for _, i in rows], pa.int64()),
+            "token_id": ids, "token": token.take(ids), "text": text.take(ids),
+            "score": scores, "z": pa.array(z, from_pandas=True),
         }
     )  # fmt: skip
-    n = max(map(len, places.values()))
-    shown: dict[str, Any] = {"rank": range(1, n + 1)}
-    start = 0
-    for side, some in places.items():
-        for name, column in ((side, "text"), (f"{side} score", "score"), (f"{side} z", "z")):
-            values = table[column].slice(start, len(some)).to_pylist()
-            shown[name] = pa.array(values + [None] * (n - len(some)), table[column].type)
-        start += len(some)
-    title = f"{found.address}: {KINDS[str(where.kind)].says}"
+    title = f"{model.address(param_id)}: {KINDS[str(where.kind)].says}"
     of_scores = f"mean {found.mean:.4g}, std {found.std:.4g}"
     numbers = f"norm {found.norm:.4g}; scores over {model.vocabulary_size:,} tokens: {of_scores}"
-    notes = [*_of_fewer(n, min(k, model.vocabulary_size), sieve, "tokens", "--top-k"), *sieve.notes()]
+    notes = _of_fewer(len(found.tokens["top"]), min(k, model.vocabulary_size), sieve, "tokens", "--top-k")
     return Card(
-        table, f"{title}\n{numbers}", notes, pa.table(shown),
-        lambda: token_plane(atlas._vectors.space(model.name).rows(table["token_id"].to_pylist())),
+        table, f"{title}\n{numbers}", [*notes, *sieve.notes()],
+        places=lambda: token_plane(atlas._vectors.space(model.name).rows(ids.to_pylist())),
     )  # fmt: skip
 
 
