@@ -1,4 +1,6 @@
-"""The steps of a build are told of all their work: no bar stands still through a pass, or ends before its end."""
+"""The steps of a build are told of all their work: no bar stands still through a pass, or ends before its end; and
+where there is no bar, lines say how far it is.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from conftest import SMALL_OPTIONS
-from paramdex_builder import Progress, build
-from paramdex_builder.progress import Advance
+from paramdex_builder import Progress, build, progress
+from paramdex_builder.progress import Advance, TerminalProgress
 
 
 class Counted(Progress):
@@ -33,3 +37,15 @@ def test_every_step_reports_all_it_does(model_folders: dict[str, Path], tmp_path
     assert counted.total[same] == counted.total[other]
     parameters = counted.total["gpt2-a: projecting parameters"]
     assert parameters < counted.total[same] < 2 * parameters  # kinds that are aligned are gone through twice
+
+
+def test_a_log_gets_a_line_a_minute(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = iter([0, 30, 61, 90, 200, 200])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(seconds))
+    with TerminalProgress().step("pairing", 1000) as advance:
+        for _ in range(4):
+            advance(250)
+    assert capsys.readouterr().err.splitlines() == [
+        "  pairing: 500 of 1,000, 0:01:01 left",
+        "  pairing: 1,000 in 200 s (5/s)",
+    ]

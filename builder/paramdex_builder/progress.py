@@ -1,4 +1,4 @@
-"""Progress of long steps: a bar with rate and time left in a terminal, a line a step elsewhere."""
+"""Progress of long steps: a bar with rate and time left in a terminal; elsewhere a line a step, and one a minute."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 Advance = Callable[[int], None]
+_SILENCE = 60.0
+"""Seconds after which a step tells how far it is where there is no bar."""
 
 
 class Progress:
@@ -24,7 +27,9 @@ class Progress:
 
 
 class TerminalProgress(Progress):
-    """Bars on standard error where it is a terminal; else one line for each step that took over two seconds."""
+    """Bars on standard error where it is a terminal; else, as for a log, a line for each step that took over two
+    seconds, and one a minute while it takes.
+    """
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -51,7 +56,18 @@ class TerminalProgress(Progress):
 
                 yield advance
         else:
-            yield lambda _: None
+            done, told = 0, started
+
+            def advance(n: int) -> None:
+                nonlocal done, told
+                done += n
+                now = time.monotonic()
+                if now - told >= _SILENCE and 0 < done < total:
+                    told = now
+                    left = timedelta(seconds=round((now - started) * (total - done) / done))
+                    self.say(f"  {what}: {done:,} of {total:,}, {left} left")
+
+            yield advance
         seconds = time.monotonic() - started
         if seconds > 2:
             self.say(f"  {what}: {total:,} in {seconds:.0f} s ({total / seconds:,.0f}/s)")
