@@ -8,35 +8,27 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from paramdex.alignment import Alignment, align
-from paramdex.common import Common, common
-from paramdex.database import Database
+from paramdex.database import Database, named_query
 from paramdex.diff import diff
 from paramdex.directions import directions
-from paramdex.filters import ALL, Sieve, TokenFilter
+from paramdex.filters import Sieve, TokenFilter
 from paramdex.find import find
 from paramdex.head_pairs import Pairs, heads
 from paramdex.head_similarity import similar_heads
+from paramdex.hits import Hit, hits_of_parameter, hits_of_words, listed
 from paramdex.lens import lens
 from paramdex.matching import match
 from paramdex.model import Model
-from paramdex.nearest import nearest as nearest_rows
 from paramdex.nearest import signs_of as _signs
-from paramdex.nearest import strongest_hits as _strongest
-from paramdex.postings import Postings, Strongest
-from paramdex.result import Result, visible
+from paramdex.result import Result
 from paramdex.show import show_head, show_parameter
 from paramdex.vectors import Vectors
 from paramdex.words import Wanted, resolve
 from paramdex_schemas import KINDS, Address, AddressError, Layout, QueryError, Run
 from paramdex_schemas.errors import nearest
-from paramdex_schemas.isometry import Array
-
-_SHOWN_TOKENS = 5
-"""Tokens by which a parameter is described in a list."""
 
 
 def open(path: str | Path) -> Atlas:  # noqa: A001  # `paramdex.open` reads as `gzip.open` does
@@ -83,7 +75,7 @@ class Atlas:
 
         Closing it leaves the others open; ``close`` of the atlas that was opened closes all.
         """
-        _ = self._vectors  # made before the copy, so that there is one
+        _ = self.vectors  # made before the copy, so that there is one
         twin = copy.copy(self)
         twin._database = self._database.fork()  # noqa: SLF001  # of this class
         return twin
@@ -93,20 +85,20 @@ class Atlas:
         """Where the verbs look things up, for queries on the physical tables."""
         return self._database
 
-    @property
-    def _postings(self) -> Postings:
-        return Postings(self._database)
-
     @cached_property
-    def _vectors(self) -> Vectors:
+    def vectors(self) -> Vectors:
         files = self._database.rows("SELECT path, bytes, sha256 FROM store.files ORDER BY path")
         return Vectors(self.path, {path: (size, digest) for path, size, digest in files})
+
+    def owner(self, param_id: int) -> Model:
+        """The model of a parameter."""
+        return next(one for one in self.models.values() if one.span[0] <= param_id < one.span[1])
 
     # ---- the verbs
 
     def info(self) -> Result:
         """The models of the atlas, one row each."""
-        table = self._database.named("info")
+        table = self._database.kept(named_query("info"))
         few = table.select(
             ["model", "family", "layers", "width", "heads", "neurons", "tokens", "parameters", "matrices"]
         )
@@ -122,7 +114,7 @@ class Atlas:
         ):
             ((count, _),) = self._database.rows(f"SELECT count(*), bit_xor(hash(t)) FROM store.{name} AS t")
             rows.append({"what": f"table {name}", "rows": count})
-        n_files = self._vectors.check_all()
+        n_files = self.vectors.check_all()
         return Result(
             pa.Table.from_pylist(rows), notes=[f"{n_files} files beside the database are as they were written"]
         )
@@ -155,7 +147,7 @@ class Atlas:
             head = Address(where.model, example.layer, 0, stack=example.stack)
             examples = str(example) if where.expert is not None else f"{example} or {head}"
             raise AddressError(f"{where} is {what}; show takes a parameter or a head, {examples}, say")
-        table = self._database.named("info")
+        table = self._database.kept(named_query("info"))
         row = table.slice(table["model"].to_pylist().index(model.name), 1)
         pairs = {"property": row.column_names, "value": [_text(value) for value in row.to_pylist()[0].values()]}
         return Result(row, shown=pa.table(pairs))
@@ -186,20 +178,19 @@ class Atlas:
         ``side`` asks for the largest correlations (top), the most negative (bottom) or the largest in size (both).
         ``filter`` says by which tokens parameters are described. Raises TokenError for a word that no vocabulary has.
         """
+        hits, notes = self.search_hits(words, k, model=model, kind=kind, layer=layer, side=side)
+        return listed(self, hits, None, notes, filter)
+
+    def search_hits(
+        self, words: str | Iterable[str], k: int = 10, *, model: str | None = None, kind: str | None = None,
+        layer: int | None = None, side: str = "top",
+    ) -> tuple[list[Hit], list[str]]:  # fmt: skip
+        """What ``search`` finds, each a (similarity, param_id), and its notes."""
         _check_k(k)
         chosen = self._with_layer(self._choose(model), layer)
         self._check_kind(kind, chosen, layer)
         wanted = self._resolve(chosen, words.split() if isinstance(words, str) else list(words))
-        hits: list[tuple[float, int]] = []
-        for item in wanted:
-            for one in chosen:
-                if one.vocabulary == item.vocabulary:
-                    query = self._indicator(one, sorted(set(item.ids)))
-                    for each in one.layout.kinds if kind is None else [kind]:
-                        if each in one.layout.kinds:
-                            hits += self._nearest(one, each, query, k, layer, side)
-        hits = _strongest(hits, k, side)
-        return self._list(hits, None, self._missing(wanted, chosen), filter)
+        return hits_of_words(self, wanted, chosen, k, kind, layer, side), self._missing(wanted, chosen)
 
     def similar(
         self, address: str, k: int = 10, *, model: str | None = None, kind: str | None = None,
@@ -213,39 +204,28 @@ class Atlas:
         ``side`` and ``filter`` as in search. Raises AddressError.
         """
         where = self.address(address)
-        _check_k(k)
-        own = self.models[where.model]
-        chosen = self._with_layer([own] if model is None else self._choose(None if model == "all" else model), layer)
         if where.is_head:
+            _check_k(k)
+            chosen = self._beside(where, model, layer)
             return similar_heads(self, where, k, chosen, kind, layer, _signs(side), filter)
+        hits, notes = self.similar_hits(address, k, model=model, kind=kind, layer=layer, side=side)
+        own_id = self.models[where.model].param_id(where)
+        return listed(self, hits, f"nearest to {where}", notes, filter, of=own_id)
+
+    def similar_hits(
+        self, address: str, k: int = 10, *, model: str | None = None, kind: str | None = None,
+        layer: int | None = None, side: str = "top",
+    ) -> tuple[list[Hit], list[str]]:  # fmt: skip
+        """What ``similar`` finds of a parameter, each a (similarity, param_id), and its notes."""
+        where = self.address(address)
+        _check_k(k)
         if where.kind is None:
-            example = own.layout.example(where)
+            example = self.models[where.model].layout.example(where)
             raise AddressError(f"similar takes the address of a parameter or a head, {example}, say, not {where}")
+        chosen = self._beside(where, model, layer)
         kind = where.kind if kind is None else kind
         self._check_kind(kind, chosen, layer)
-        row = own.layout.row(where) - own.layout.blocks[where.kind].first
-        (vector,) = self._vectors.index(own.name, where.kind).reconstruct_n(row, 1)
-        hits: list[tuple[float, int]] = []
-        notes: list[str] = []
-        for one in chosen:
-            if kind not in one.layout.kinds:
-                continue
-            if one.vocabulary == own.vocabulary:
-                query = vector if one is own else self._vectors.transfer(own, one) @ vector
-                found = self._nearest(one, kind, query, k + 1, layer, side)
-                hits += [hit for hit in found if hit[1] != own.param_id(where)]
-            else:
-                try:
-                    both = common(self, own, one)
-                except QueryError as error:
-                    if model != "all":
-                        raise
-                    notes.append(f"left out: {error}")
-                    continue
-                hits += self._nearest_shared(vector, both, kind, k, layer, side)
-                notes += both.notes
-        hits = _strongest(hits, k, side)
-        return self._list(hits, f"nearest to {where}", notes, filter, of=own.param_id(where))
+        return hits_of_parameter(self, where, chosen, k, kind, layer, side)
 
     def lens(
         self, vector: Any, model: str, k: int = 10, *, row: int | None = None, name: str | None = None,
@@ -359,6 +339,11 @@ class Atlas:
         if kind in KINDS and KINDS[kind].owner == "model" and layer is not None:
             raise QueryError(f"{kind} belongs to no layer; ask without layer {layer}")
 
+    def _beside(self, where: Address, model: str | None, layer: int | None) -> list[Model]:
+        """The models in which to look for what is like a thing: its own, another one, or "all"."""
+        models = [self.models[where.model]] if model is None else self._choose(None if model == "all" else model)
+        return self._with_layer(models, layer)
+
     def _with_layer(self, models: list[Model], layer: int | None) -> list[Model]:
         """The models that have this layer. Raises AddressError where none has."""
         if layer is None:
@@ -383,91 +368,6 @@ class Atlas:
         if silent:
             notes.append(f"the vocabulary of {', '.join(silent)} has none of these words")
         return notes
-
-    def _indicator(self, model: Model, ids: list[int]) -> Array:
-        """R^-T Ec^T v / ||v_c|| for the indicator v of tokens ``ids``: its inner product with normalized coordinates is
-        the Pearson correlation with v. ||v_c||^2 = m (1 - m / V) for m tokens.
-        """
-        space = self._vectors.space(model.name)
-        m, V = len(ids), model.vocabulary_size
-        total = (space.rows(ids) - space.means).sum(axis=0)
-        norm = (m * (1 - m / V)) ** 0.5
-        return space.root.inverse.T @ total / norm if norm else np.zeros(space.root.rank)
-
-    def _spans(self, model: Model, kind: str, layer: int | None) -> list[tuple[int, int]]:
-        """The rows of a kind's index that a layer has, in every stack; all rows where no layer is asked for."""
-        if layer is None:
-            return [(0, model.layout.blocks[kind].n_rows)]
-        return [span for (_, each), span in model.layout.places(kind).items() if each == layer]
-
-    def _nearest(
-        self, model: Model, kind: str, query: Array, k: int, layer: int | None, side: str
-    ) -> list[tuple[float, int]]:
-        """(similarity, param_id) of the k parameters of a kind nearest to a query in the model's own coordinates."""
-        first = model.first_param_id + model.layout.blocks[kind].first
-        rows, spans = self._vectors.index(model.name, kind), self._spans(model, kind, layer)
-        return [(similarity, first + row) for similarity, row in nearest_rows(rows, query, k, spans, _signs(side))]
-
-    def _nearest_shared(
-        self, vector: Array, both: Common, kind: str, k: int, layer: int | None, side: str
-    ) -> list[tuple[float, int]]:
-        """As _nearest, for a vector of the one model among those of the other, which has another vocabulary."""
-        query, model = both.left.moved(vector.astype(np.float64)[None])[0], both.right.model
-        first = model.first_param_id + model.layout.blocks[kind].first
-        hits: list[tuple[float, int]] = []
-        for span in self._spans(model, kind, layer):
-            scores = both.right.similarities(kind, query, span)
-            strength = np.max([sign * scores for sign in _signs(side)], axis=0)
-            best = np.lexsort((np.arange(len(scores)), -strength))[:k]
-            hits += [(float(scores[row]), first + span[0] + int(row)) for row in best]
-        return _strongest(hits, k, side)
-
-    def _tokens(
-        self, param_ids: list[int], sieve: Sieve | None = None
-    ) -> dict[int, tuple[str, list[str], list[str]]]:
-        """param_id -> (address, its strongest tokens on top, and at the bottom)."""
-        sieve = sieve or Sieve(self._database, None)
-        return self._passing(self._postings.parameters(param_ids, ALL if sieve else _SHOWN_TOKENS), sieve)
-
-    def _passing(self, found: dict[int, Strongest], sieve: Sieve) -> dict[int, tuple[str, list[str], list[str]]]:
-        """As ``_tokens``, of what was read."""
-        owners = {i: self._owner(i) for i in found}
-        chosen = {
-            (i, side): [ids[place] for place in sieve.tokens(owners[i], ids, _SHOWN_TOKENS)]
-            for i, one in found.items()
-            for side, ids in one.tokens.items()
-        }
-        texts = self._postings.texts((owners[i].vocabulary, each) for (i, _), ids in chosen.items() for each in ids)
-        sides = {(i, side): [texts[owners[i].vocabulary, each] for each in ids] for (i, side), ids in chosen.items()}
-        return {i: (one.address, sides[i, "top"], sides[i, "bottom"]) for i, one in found.items()}
-
-    def _owner(self, param_id: int) -> Model:
-        """The model of a parameter."""
-        return next(one for one in self.models.values() if one.span[0] <= param_id < one.span[1])
-
-    def _list(
-        self, hits: list[tuple[float, int]], title: str | None, notes: Sequence[str],
-        filter: TokenFilter | None = None, of: int | None = None,
-    ) -> Result:  # fmt: skip
-        """Parameters in order of similarity, each with its strongest tokens that pass the filter; the title has those
-        of the parameter ``of`` too.
-        """
-        sieve = Sieve(self._database, filter)
-        ids = [param_id for _, param_id in hits]
-        found = self._postings.parameters(ids if of is None else [*ids, of], ALL if sieve else _SHOWN_TOKENS)
-        tokens = self._passing({i: found[i] for i in ids}, sieve)
-        if of is not None:
-            _, top, _ = self._passing({of: found[of]}, Sieve(self._database, filter))[of]
-            title = f"{title}: {', '.join(map(visible, top))}"
-        rows = [
-            {"rank": n, "similarity": similarity, "address": tokens[i][0], "top": tokens[i][1], "bottom": tokens[i][2]}
-            for n, (similarity, i) in enumerate(hits, start=1)
-        ]
-        schema = pa.schema(
-            [("rank", pa.int32()), ("similarity", pa.float32()), ("address", pa.string()),
-             ("top", pa.list_(pa.string())), ("bottom", pa.list_(pa.string()))]
-        )  # fmt: skip
-        return Result(pa.Table.from_pylist(rows, schema=schema), title, [*notes, *sieve.notes()])
 
 
 def _check_k(k: int) -> None:

@@ -74,7 +74,7 @@ class Common:
 
 def common(atlas: Atlas, a: Model, b: Model) -> Common:
     """Two models in common coordinates. Raises QueryError where they share too few tokens."""
-    vectors = atlas._vectors  # noqa: SLF001
+    vectors = atlas.vectors
     if a.vocabulary == b.vocabulary:
         into = None if a is b else vectors.transfer(a, b)
         return Common(Side(vectors, a, b, None, into), Side(vectors, b, a, None, None), [])
@@ -90,7 +90,7 @@ def _shared(atlas: Atlas, a: Model, b: Model) -> tuple[SharedSpace, bool]:
     """The shared space of two models of different vocabularies, and whether it is kept the other way round."""
     first, second = sorted((a, b), key=lambda model: model.model_id)
     tokens = lambda: shared_tokens(atlas.database, first, second)  # noqa: E731
-    return atlas._vectors.shared(first, second, tokens), first is b  # noqa: SLF001
+    return atlas.vectors.shared(first, second, tokens), first is b
 
 
 def shared_tokens(database: Database, a: Model, b: Model) -> tuple[list[int], list[int]]:

@@ -27,7 +27,7 @@ def coordinates(atlas: Atlas, model: Model, kind: str, place: Place) -> tuple[Ar
         first, first + block.n_rows - 1,
     )  # fmt: skip
     means, stds = (found[name].to_numpy()[start:end].astype(np.float64) for name in ("mean", "std"))
-    rows = atlas._vectors.index(model.name, kind).reconstruct_n(start, end - start).astype(np.float64)  # noqa: SLF001
+    rows = atlas.vectors.index(model.name, kind).reconstruct_n(start, end - start).astype(np.float64)
     return rows * (stds * model.vocabulary_size**0.5)[:, None], means
 
 

@@ -179,7 +179,7 @@ def _of_place(
     """Of each head of a layer the scores of the token pairs, and whether the target is among the ``top`` strongest of
     its source's row, or the most negative (heads x n each).
     """
-    space = atlas._vectors.space(model.name)  # noqa: SLF001
+    space = atlas.vectors.space(model.name)
     run = model.layout.heads(place)
     (P, p_mean), (Q, q_mean) = (coordinates(atlas, model, kind, place) for kind in MATRICES[matrix])
     P, Q = P @ space.root.inverse.T, Q @ space.root.inverse.T  # the vectors, but for what changes no centred score

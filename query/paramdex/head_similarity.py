@@ -47,6 +47,7 @@ def similar_heads(
     if matrix is not None and matrix not in MATRICES:
         raise QueryError(f"a head has no matrix {matrix!r}; {nearest(matrix, MATRICES)}")
     own = atlas.models[where.model]
+    own_id = own.head_id(where)
     found: list[dict[str, Any]] = []
     notes: list[str] = []
     for one in models:
@@ -59,16 +60,17 @@ def similar_heads(
             notes.append(f"left out: {error}")
             continue
         notes += both.notes
-        heads = atlas.database.rows(
-            "SELECT head_id, address, layer FROM store.heads WHERE model_id = ? ORDER BY head_id", [one.model_id]
+        kept = atlas.database.kept(
+            "SELECT head_id, address, layer FROM store.heads WHERE model_id = ? ORDER BY head_id", one.model_id
         )
+        heads = list(zip(*(column.to_pylist() for column in kept.columns), strict=True))
         for each in MATRICES if matrix is None else [matrix]:
             found += [
                 {"matrix": each, "similarity": float(cosine), "address": address, "id": head_id, "model": one}
                 for (head_id, address, of_layer), cosine in zip(
                     heads, head_cosines(atlas, both, where, each), strict=True
                 )
-                if layer in (None, of_layer) and head_id != own.head_id(where)
+                if layer in (None, of_layer) and head_id != own_id
             ]
     found.sort(key=lambda row: (row["matrix"], -max(sign * row["similarity"] for sign in signs), row["id"]))
     chosen = []
@@ -121,7 +123,8 @@ def _factor(atlas: Atlas, side: Side, kind: str, place: Place) -> Array:
 
 def _by_head(rows: Array, model: Model, kind: str, place: Place) -> Array:
     of_head = owners(model, kind, place)
-    return rows.reshape(max(of_head) + 1, -1, rows.shape[1])[of_head]
+    own = rows.reshape(max(of_head) + 1, -1, rows.shape[1])
+    return own if len(own) == len(of_head) else own[of_head]
 
 
 def _refuse_displacements(atlas: Atlas, *models: Model) -> None:

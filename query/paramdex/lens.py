@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from paramdex.filters import Sieve, TokenFilter
+from paramdex.hits import hits_in_model, listed
 from paramdex.nearest import strongest_hits
 from paramdex.own_vectors import own_vectors
 from paramdex.result import Result
@@ -50,7 +51,7 @@ def lens(
     layer: int | None, side: str, filter: TokenFilter | None,
 ) -> Result:  # fmt: skip
     """See ``Atlas.lens``."""
-    space = atlas._vectors.space(model.name)  # noqa: SLF001
+    space = atlas.vectors.space(model.name)
     width = len(space.means)
     given = own_vectors(vector, width, model.name, row, name)
     sieve = Sieve(atlas.database, filter)
@@ -111,7 +112,7 @@ def _one(
     tokens = Result(table, f"{says}: a vector of {model.name}\n{numbers}", sieve.notes(), pa.table(shown))
 
     hits = _nearest(atlas, model, space, w, k, kind, layer, side)
-    parameters = atlas._list(hits, f"nearest parameters of {model.name}", [], sieve.filter)  # noqa: SLF001
+    parameters = listed(atlas, hits, f"nearest parameters of {model.name}", [], sieve.filter)
     whole = pa.concat_tables(
         [
             table.add_column(0, "what", pa.array(["token"] * len(table), pa.string())),
@@ -129,5 +130,5 @@ def _nearest(
     """(similarity, param_id) of the k parameters of the model, of all kinds, nearest to a vector (d)."""
     query = isometry.normalize((space.root.root @ w)[None, :])[0]
     kinds = model.layout.kinds if kind is None else [kind]
-    hits = [hit for each in kinds for hit in atlas._nearest(model, each, query, k, layer, side)]  # noqa: SLF001
+    hits = [hit for each in kinds for hit in hits_in_model(atlas, model, each, query, k, layer, side)]
     return strongest_hits(hits, k, side)

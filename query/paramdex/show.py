@@ -1,6 +1,5 @@
 """What a parameter or a head says, as a result; a parameter's tokens also as a picture."""
 
-# ruff: noqa: SLF001  # a part of Atlas
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -12,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from paramdex.filters import ALL, Sieve
+from paramdex.postings import Postings
 from paramdex.result import Drawn, Result, arrow
 from paramdex_schemas import KINDS, Address
 from paramdex_schemas.isometry import Array
@@ -64,7 +64,7 @@ def token_plane(rows: Array) -> Array:
 def show_parameter(atlas: Atlas, model: Model, where: Address, k: int, sieve: Sieve) -> Card:
     """The k strongest tokens of a parameter on each side that pass the sieve."""
     param_id = model.param_id(where)
-    found = atlas._postings.parameter(param_id, ALL if sieve else k)
+    found = Postings(atlas.database).parameter(param_id, ALL if sieve else k)
     token, text = (atlas.database.tokens(model.vocabulary, column) for column in ("token", "text"))
     rows = [(side, i) for side in ("top", "bottom") for i in sieve.tokens(model, found.tokens[side], k)]
     ids = pa.array([found.tokens[side][i] for side, i in rows], pa.int32())
@@ -84,7 +84,7 @@ def show_parameter(atlas: Atlas, model: Model, where: Address, k: int, sieve: Si
     notes = _of_fewer(len(found.tokens["top"]), min(k, model.vocabulary_size), sieve, "tokens", "--top-k")
     return Card(
         table, f"{title}\n{numbers}", [*notes, *sieve.notes()],
-        places=lambda: token_plane(atlas._vectors.space(model.name).rows(ids.to_pylist())),
+        places=lambda: token_plane(atlas.vectors.space(model.name).rows(ids.to_pylist())),
     )  # fmt: skip
 
 

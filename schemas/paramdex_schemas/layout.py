@@ -192,8 +192,15 @@ class Layout:
 
     def n_layers(self, stack: str | None = None) -> int:
         """How many layers a stack has; without one, how many the largest stack has."""
-        layers = (run.layer for run in self.runs if run.layer is not None and stack in (None, run.stack))
-        return max(layers, default=-1) + 1
+        return self._layers.get(stack, 0)
+
+    @cached_property
+    def _layers(self) -> dict[str | None, int]:
+        found: dict[str | None, int] = {}
+        for run in self.runs:
+            if run.layer is not None:
+                found |= {stack: max(found.get(stack, 0), run.layer + 1) for stack in (None, run.stack)}
+        return found
 
     def heads(self, place: Place) -> Run:
         """The attn_query run of a place: its owners are the heads."""

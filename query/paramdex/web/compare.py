@@ -68,13 +68,12 @@ def layer_pairs(atlas: Atlas, a: str, b: str, kind: str, at: tuple[str, str], k:
     hits = nearest_pairs(left, right, k)
     starts = [span(model, kind, place)[0] for model, place in zip(models, places, strict=True)]
     ids = [(starts[0] + i, starts[1] + j) for _, i, j in hits]
-    addresses = [(str(models[0].address(i)), str(models[1].address(j))) for i, j in ids]
-    named = described(atlas, [address for pair in addresses for address in pair])
+    named = described(atlas, [each for pair in ids for each in pair])
     return LayerPairs(
         a=f"{a}/{at[0]}", b=f"{b}/{at[1]}", kind=kind, compared=len(left) * len(right),
         rows=[
-            SimilarPair(rank=n, similarity=round(hit[0], 6), a=named[left_], b=named[right_])
-            for n, (hit, (left_, right_)) in enumerate(zip(hits, addresses, strict=True), start=1)
+            SimilarPair(rank=n, similarity=round(hit[0], 6), a=named[i], b=named[j])
+            for n, (hit, (i, j)) in enumerate(zip(hits, ids, strict=True), start=1)
         ],
         notes=notes,
     )  # fmt: skip

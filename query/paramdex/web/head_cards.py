@@ -11,7 +11,7 @@ from paramdex.head_factors import displacements
 from paramdex.model import Model
 from paramdex.web.choices import PairChoice
 from paramdex.web.shapes import Cell, Direction, HeadCard, NearHead, Pair, Pairs, Vectors
-from paramdex.web.store import Items, norms, rows, short, standing
+from paramdex.web.store import Items, numbers, rows, short, standing
 from paramdex_schemas import KINDS, MATRICES, Address
 
 _DIRECTIONS, _DIRECTION_TOKENS = 4, 6
@@ -147,7 +147,7 @@ def _vectors(atlas: Atlas, model: Model, where: Address) -> list[Vectors]:
             continue
         start = model.param_id(replace(where, kind=kind, idx=0))
         run = next(run for run in model.layout.of(kind) if run.place == (where.stack, where.layer))
-        sizes = norms(atlas, model, kind, (start, start + run.size))
+        sizes = numbers(atlas, model, kind, (start, start + run.size))
         vectors = [Cell(address=str(model.address(start + n)), value=short(norm)) for n, norm in enumerate(sizes)]
         found.append(Vectors(kind=kind, says=KINDS[kind].says, vectors=vectors))
     return found

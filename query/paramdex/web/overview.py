@@ -8,7 +8,7 @@ from paramdex import Atlas
 from paramdex.model import Model
 from paramdex.web.shapes import Cell, Grid, GridRow, Home, ModelCard, ModelSummary
 from paramdex.web.sources import public_source
-from paramdex.web.store import rows, short
+from paramdex.web.store import numbers, rows, short, span
 from paramdex_schemas import Address, QueryError
 from paramdex_schemas.errors import nearest
 from paramdex_schemas.layout import Place, place_name
@@ -109,28 +109,30 @@ def _head_grid(atlas: Atlas, model: Model, places: list[Place], column: str) -> 
 def _vector_grid(atlas: Atlas, model: Model, where: Address, kind: str, column: str) -> Grid:
     """The vectors of a kind, a row a layer; of many, a cell stands for several and leads to the largest of them."""
     spans = {
-        place: span
-        for place, span in model.layout.places(kind).items()
+        place: _span(model, kind, place, where.expert)
+        for place in model.layout.places(kind)
         if where.stack in (None, place[0]) and where.layer in (None, place[1])
     }
-    first = model.first_param_id + model.layout.blocks[kind].first
     total = sum(end - start for start, end in spans.values())
     lines = []
     for place, (start, end) in spans.items():
         each = 1 if total <= _CELLS else max(1, -(-(end - start) // _WIDTH))
-        cells = rows(
-            atlas,
-            f"SELECT arg_max(address, {column}), max({column}), count(*) FROM store.parameters "
-            "WHERE param_id >= $first AND param_id < $last AND ($expert IS NULL OR expert = $expert) "
-            "GROUP BY (param_id - $first) // $each ORDER BY min(param_id)",
-            {"first": first + start, "last": first + end, "each": each, "expert": where.expert},
-        )
         at = place_name(place)
-        lines.append(
-            GridRow(
-                place=at or kind,
-                address=f"{model.name}/{at}" if at else model.name,
-                cells=[Cell(address=address, value=short(value), count=n) for address, value, n in cells],
-            )
-        )
+        values = numbers(atlas, model, kind, (start, end), column)
+        cells = []
+        for first in range(0, len(values), each):
+            part = values[first : first + each]
+            best = int(part.argmax())
+            address = str(model.address(start + first + best))
+            cells.append(Cell(address=address, value=short(part[best]), count=len(part)))
+        lines.append(GridRow(place=at or kind, address=f"{model.name}/{at}" if at else model.name, cells=cells))
     return _grid({"of": "vectors", "kind": kind, "column": column, "columns": VECTOR_COLUMNS}, lines)
+
+
+def _span(model: Model, kind: str, place: Place, expert: int | None) -> tuple[int, int]:
+    """The param_ids (first, past the last) that a place, or one of its experts, has of a kind."""
+    first, end = span(model, kind, place)
+    if expert is None:
+        return first, end
+    size = next(run for run in model.layout.of(kind) if run.place == place).size
+    return first + expert * size, first + (expert + 1) * size

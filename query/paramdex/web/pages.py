@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from hashlib import sha256
 from importlib import resources
 from typing import Any
@@ -40,9 +41,10 @@ class Pages:
             "pieces": drawing.pieces, "ask_for": drawing.ask_for, "number": drawing.number, "href": drawing.href,
             "says": lambda kind: KINDS[kind].says if kind in KINDS else "",
         }  # fmt: skip
+        chip = self._environment.get_template("_chip.html").module.chip  # type: ignore[attr-defined]  # a macro
         self._environment.globals |= {
             "atlas_name": atlas.path.name, "models": list(atlas.models), "version": __version__,
-            "asset": assets(),
+            "asset": assets(), "chip": lru_cache(1 << 14)(chip),  # a page has hundreds
             "level": drawing.level, "draw": drawing.draw, "bar": drawing.bar, "norm_scale": drawing.norm_scale,
             "score_scale": drawing.score_scale, "is_address": self.is_address,
         }  # fmt: skip

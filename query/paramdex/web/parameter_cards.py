@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from paramdex import Atlas
+from paramdex.hits import Hit, hits_of_parameter
 from paramdex.model import Model
 from paramdex.web.choices import TokenChoice
 from paramdex.web.shapes import Near, NearIn, ParameterCard, Partner, Scored
-from paramdex.web.store import described, norms, param_id, rows, short, span, standing
+from paramdex.web.store import described, numbers, rows, short, span, standing
 from paramdex_schemas import KINDS, Address
 
 _NEURON = ("ff_key", "ff_gate", "ff_value")
@@ -42,13 +43,26 @@ def parameter_card(atlas: Atlas, where: Address, choice: TokenChoice | None = No
     block = model.layout.blocks[kind.name]
     first = model.first_param_id + block.first
     beside = [str(model.address(i)) if first <= i < first + block.n_rows else None for i in (own_id - 1, own_id + 1)]
+    partners, nearest = _partners(model, own), _nearest(atlas, model, own, own_id)
+    named = described(atlas, [*partners, *(i for hits in nearest.values() for _, i in hits)])
     return ParameterCard(
         address=address, model=model.name, kind=kind.name, says=kind.says, role=kind.role, sentence=sentence(own),
         norm=short(norm), projected_norm=short(projected), mean=short(mean), std=short(std),
         vocabulary_size=model.vocabulary_size,
-        standing=standing(norms(atlas, model, kind.name, layer), own_id - layer[0]),
-        top=sides["top"], bottom=sides["bottom"], head=_owner(own), partners=_partners(atlas, model, own),
-        nearest=_nearest(atlas, model, own, own_id, same),
+        standing=standing(numbers(atlas, model, kind.name, layer), own_id - layer[0]),
+        top=sides["top"], bottom=sides["bottom"], head=_owner(own),
+        partners=[Partner(**dict(named[i]), relation=relation) for i, relation in partners.items()],
+        nearest=[
+            NearIn(
+                model=name,
+                rows=[
+                    Near(**dict(named[i]), rank=n, similarity=short(similarity))
+                    for n, (similarity, i) in enumerate(nearest.get(name, []), start=1)
+                ],
+                note=None if name in nearest else f"{name} has no {kind.name}",
+            )
+            for name in sorted(same, key=lambda name: name != model.name)
+        ],
         elsewhere=[name for name in atlas.models if name not in same],
         before=beside[0], after=beside[1], choice=choice, notes=list(shown.notes),
         sql=_sql(atlas, model, address, choice),
@@ -93,44 +107,28 @@ def _owner(where: Address) -> str | None:
     return str(replace(where, kind=None, idx=None))
 
 
-def _partners(atlas: Atlas, model: Model, where: Address) -> list[Partner]:
-    """The other vectors of the same neuron, or of the same dimension of a head."""
+def _partners(model: Model, where: Address) -> dict[int, str]:
+    """param_id -> relation of the other vectors of the same neuron, or of the same dimension of a head."""
     kind = str(where.kind)
     others = [each for each in _NEURON if each != kind] if kind in _NEURON else []
     others += [_OTHER[kind]] if kind in _OTHER else []
-    relations: dict[str, str] = {}
     place = (where.stack, where.layer)
-    for each in others:
-        if each in model.layout.kinds and place in model.layout.places(each):
-            relations[str(replace(where, kind=each))] = _NAMES[each]
-    named = described(atlas, list(relations))
-    # a shared key or value comes back under the address of its own head
-    by_id = {param_id(atlas, address): relation for address, relation in relations.items()}
-    return [Partner(**dict(item), relation=by_id[param_id(atlas, address)]) for address, item in named.items()]
+    return {
+        model.param_id(replace(where, kind=each)): _NAMES[each]
+        for each in others
+        if each in model.layout.kinds and place in model.layout.places(each)
+    }
 
 
-def _nearest(atlas: Atlas, model: Model, where: Address, own_id: int, same: list[str]) -> list[NearIn]:
-    """The nearest in the model itself, and in those of its vocabulary as the atlas keeps them."""
-    own = [(row["address"], row["similarity"]) for row in atlas.similar(str(where), _NEAR).to_rows()]
-    found: dict[str, list[tuple[str, float]]] = {model.name: own}
-    for name, address, similarity in rows(
+def _nearest(atlas: Atlas, model: Model, where: Address, own_id: int) -> dict[str, list[Hit]]:
+    """Model -> the nearest in the model itself, and in those of its vocabulary as the atlas keeps them."""
+    hits, _ = hits_of_parameter(atlas, where, [model], _NEAR, str(where.kind), None, "top")
+    found = {model.name: hits}
+    for neighbor_id, similarity in rows(
         atlas,
-        "SELECT m.model, q.address, n.similarity FROM store.neighbors AS n "
-        "JOIN store.parameters AS q ON q.param_id = n.neighbor_id "
-        "JOIN store.models AS m ON m.model_id = n.neighbor_model_id "
-        "WHERE n.param_id = ? AND n.rank <= ? ORDER BY n.neighbor_model_id, n.rank",
+        "SELECT neighbor_id, similarity FROM store.neighbors WHERE param_id = ? AND rank <= ? "
+        "ORDER BY neighbor_model_id, rank",
         [own_id, _NEAR],
     ):
-        found.setdefault(name, []).append((address, short(similarity)))
-    named = described(atlas, [address for hits in found.values() for address, _ in hits])
-    return [
-        NearIn(
-            model=name,
-            rows=[
-                Near(**dict(named[address]), rank=n, similarity=similarity)
-                for n, (address, similarity) in enumerate(found.get(name, []), start=1)
-            ],
-            note=None if name in found else f"{name} has no {where.kind}",
-        )
-        for name in sorted(same, key=lambda name: name != model.name)
-    ]
+        found.setdefault(atlas.owner(neighbor_id).name, []).append((similarity, neighbor_id))
+    return found

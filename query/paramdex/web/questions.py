@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Any, Literal
 
 from paramdex import Atlas
+from paramdex.hits import Hit
 from paramdex.web.choices import split_words
 from paramdex.web.shapes import (
     Choice,
@@ -20,7 +21,7 @@ from paramdex.web.shapes import (
     Similar,
     Understood,
 )
-from paramdex.web.store import described
+from paramdex.web.store import described, short
 from paramdex_schemas import KINDS, Address, AddressError, TokenError
 from paramdex_schemas.layout import place_name
 
@@ -85,16 +86,17 @@ def find(
     result = atlas.find(words, max(k, COUNTED), model=model, kind=kind, layer=layer)
     rows = [row for row in result.to_rows() if side in (None, row["side"])]
     parameters = [row for row in rows if row["kind"] in KINDS][:k]
-    named = described(atlas, [row["address"] for row in parameters])
+    ids = [atlas.models[where.model].param_id(where) for where in (Address.parse(row["address"]) for row in parameters)]
+    named = described(atlas, ids)
     return Found(
         q=q,
         words=words,
         parameters=[
             FoundParameter(
-                **dict(named[row["address"]]), side=row["side"], words=row["words"], rank=row["rank"], z=row["z"],
+                **dict(named[i]), side=row["side"], words=row["words"], rank=row["rank"], z=row["z"],
                 matched=row["tokens"],
             )
-            for row in parameters
+            for i, row in zip(ids, parameters, strict=True)
         ],
         heads=[
             FoundHead(
@@ -115,15 +117,15 @@ def search(
 ) -> Searched:  # fmt: skip
     """The k parameters nearest to the words."""
     words = split_words(q)
-    result = atlas.search(words, max(k, COUNTED), model=model, kind=kind, layer=layer, side=side)
-    rows = [
-        row | {"kind": Address.parse(row["address"]).kind, "side": "top" if row["similarity"] > 0 else "bottom"}
-        for row in result.to_rows()
-    ]
+    hits, notes = atlas.search_hits(words, max(k, COUNTED), model=model, kind=kind, layer=layer, side=side)
+    found = [(atlas.owner(i).address(i), similarity) for similarity, i in hits]
+    facets = _facets(
+        {"address": str(where), "kind": where.kind, "side": "top" if similarity > 0 else "bottom"}
+        for where, similarity in found
+    )
     return Searched(
-        q=q, words=words, side=side, rows=_near(atlas, rows[:k]), facets=_facets(rows), counted=len(rows),
-        notes=list(result.notes),
-    )  # fmt: skip
+        q=q, words=words, side=side, rows=near(atlas, hits[:k]), facets=facets, counted=len(hits), notes=notes
+    )
 
 
 def similar(
@@ -132,17 +134,18 @@ def similar(
 ) -> Similar:  # fmt: skip
     """The k parameters nearest to one, in its own or another model."""
     where = atlas.address(address)
-    result = atlas.similar(address, k, model=model, kind=kind, side=side)
-    if where.kind is None:
+    if where.is_head:
         raise AddressError(f"{address} is no parameter")
+    hits, notes = atlas.similar_hits(address, k, model=model, kind=kind, side=side)
     return Similar(
-        address=str(where), model=model or where.model, kind=kind or where.kind, rows=_near(atlas, result.to_rows()),
-        notes=list(result.notes),
+        address=str(where), model=model or where.model, kind=kind or str(where.kind), rows=near(atlas, hits),
+        notes=notes,
     )  # fmt: skip
 
 
-def _near(atlas: Atlas, rows: list[dict[str, Any]]) -> list[Near]:
-    named = described(atlas, [row["address"] for row in rows])
+def near(atlas: Atlas, hits: list[Hit]) -> list[Near]:
+    """Hits with their strongest tokens."""
+    named = described(atlas, [i for _, i in hits])
     return [
-        Near(**dict(named[row["address"]]), rank=n, similarity=row["similarity"]) for n, row in enumerate(rows, start=1)
+        Near(**dict(named[i]), rank=n, similarity=short(similarity)) for n, (similarity, i) in enumerate(hits, start=1)
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -67,24 +67,19 @@ class Items(dict[int, Token]):
         return self[token_id]
 
 
-def param_id(atlas: Atlas, address: str) -> int:
-    where = Address.parse(address)
-    return atlas.models[where.model].param_id(where)
-
-
-def described(atlas: Atlas, addresses: Sequence[str]) -> dict[str, Named]:
-    """Address -> the parameter with its strongest tokens."""
-    if not addresses:
+def described(atlas: Atlas, param_ids: Iterable[int]) -> dict[int, Named]:
+    """param_id -> the parameter with its strongest tokens."""
+    asked = list(dict.fromkeys(param_ids))
+    if not asked:
         return {}
-    param_ids = [param_id(atlas, address) for address in dict.fromkeys(addresses)]
     found = {}
     items: dict[str, Items] = {}
-    for each in Postings(atlas.database).parameters(param_ids, SHOWN).values():
+    for param_id, each in Postings(atlas.database).parameters(asked, SHOWN).items():
         where = Address.parse(each.address)
         v = atlas.models[where.model].vocabulary
         of = items.setdefault(v, Items(atlas, v))
         sides = {side: [of[i] for i in ids] for side, ids in each.tokens.items()}
-        found[each.address] = Named(address=each.address, kind=str(where.kind), **sides)
+        found[param_id] = Named(address=each.address, kind=str(where.kind), **sides)
     return found
 
 
@@ -96,14 +91,14 @@ def standing(values: Array, own: int) -> Standing:
     )  # fmt: skip
 
 
-def norms(atlas: Atlas, model: Model, kind: str, ids: tuple[int, int]) -> Array:
-    """The norms (float32) of the parameters of a kind from one param_id up to another; read once a kind."""
+def numbers(atlas: Atlas, model: Model, kind: str, ids: tuple[int, int], column: str = "norm") -> Array:
+    """A column (float32) of the parameters of a kind from one param_id up to another; read once a kind."""
     first = model.first_param_id + model.layout.blocks[kind].first
     found = atlas.database.kept(
-        "SELECT norm FROM store.parameters WHERE param_id BETWEEN ? AND ? ORDER BY param_id",
+        f"SELECT {column} FROM store.parameters WHERE param_id BETWEEN ? AND ? ORDER BY param_id",
         first, first + model.layout.blocks[kind].n_rows - 1,
     )  # fmt: skip
-    return found["norm"].to_numpy()[ids[0] - first : ids[1] - first]
+    return found[column].to_numpy()[ids[0] - first : ids[1] - first]
 
 
 def span(model: Model, kind: str, place: Place) -> tuple[int, int]:

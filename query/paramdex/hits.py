@@ -1,0 +1,160 @@
+"""The parameters nearest to words or to a parameter, and the list in which a reader meets them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from paramdex.common import Common, common
+from paramdex.filters import ALL, Sieve, TokenFilter
+from paramdex.nearest import nearest, signs_of, strongest_hits
+from paramdex.postings import Postings, Strongest
+from paramdex.result import Result, visible
+from paramdex.words import Wanted
+from paramdex_schemas import Address, QueryError
+from paramdex_schemas.isometry import Array
+
+if TYPE_CHECKING:
+    from paramdex.atlas import Atlas
+    from paramdex.model import Model
+
+Hit = tuple[float, int]
+"""(similarity, param_id)."""
+Described = dict[int, tuple[str, list[str], list[str]]]
+"""param_id -> (address, its strongest tokens on top, and at the bottom)."""
+_SHOWN_TOKENS = 5
+"""Tokens by which a parameter is described in a list."""
+
+
+def hits_of_words(
+    atlas: Atlas, wanted: list[Wanted], models: list[Model], k: int, kind: str | None, layer: int | None, side: str
+) -> list[Hit]:
+    """See ``Atlas.search``."""
+    hits: list[Hit] = []
+    for item in wanted:
+        for one in models:
+            if one.vocabulary == item.vocabulary:
+                query = _indicator(atlas, one, sorted(set(item.ids)))
+                for each in one.layout.kinds if kind is None else [kind]:
+                    if each in one.layout.kinds:
+                        hits += hits_in_model(atlas, one, each, query, k, layer, side)
+    return strongest_hits(hits, k, side)
+
+
+def hits_of_parameter(
+    atlas: Atlas, where: Address, models: list[Model], k: int, kind: str, layer: int | None, side: str
+) -> tuple[list[Hit], list[str]]:
+    """See ``Atlas.similar``. Of several models, those that cannot be compared are left out with a note."""
+    own = atlas.models[where.model]
+    row = own.layout.row(where) - own.layout.blocks[str(where.kind)].first
+    (vector,) = atlas.vectors.index(own.name, str(where.kind)).reconstruct_n(row, 1)
+    hits: list[Hit] = []
+    notes: list[str] = []
+    for one in models:
+        if kind not in one.layout.kinds:
+            continue
+        if one.vocabulary == own.vocabulary:
+            query = vector if one is own else atlas.vectors.transfer(own, one) @ vector
+            found = hits_in_model(atlas, one, kind, query, k + 1, layer, side)
+            hits += [hit for hit in found if hit[1] != own.param_id(where)]
+        else:
+            try:
+                both = common(atlas, own, one)
+            except QueryError as error:
+                if len(models) == 1:
+                    raise
+                notes.append(f"left out: {error}")
+                continue
+            hits += _across(vector, both, kind, k, layer, side)
+            notes += both.notes
+    return strongest_hits(hits, k, side), notes
+
+
+def hits_in_model(
+    atlas: Atlas, model: Model, kind: str, query: Array, k: int, layer: int | None, side: str
+) -> list[Hit]:
+    """The k parameters of a kind nearest to a query in the model's own coordinates."""
+    first = model.first_param_id + model.layout.blocks[kind].first
+    found = nearest(atlas.vectors.index(model.name, kind), query, k, _spans(model, kind, layer), signs_of(side))
+    return [(similarity, first + row) for similarity, row in found]
+
+
+def _across(vector: Array, both: Common, kind: str, k: int, layer: int | None, side: str) -> list[Hit]:
+    """As ``hits_in_model``, for a vector of the one model among those of the other, which has another vocabulary."""
+    query, model = both.left.moved(vector.astype(np.float64)[None])[0], both.right.model
+    first = model.first_param_id + model.layout.blocks[kind].first
+    hits: list[Hit] = []
+    for span in _spans(model, kind, layer):
+        scores = both.right.similarities(kind, query, span)
+        strength = np.max([sign * scores for sign in signs_of(side)], axis=0)
+        best = np.lexsort((np.arange(len(scores)), -strength))[:k]
+        hits += [(float(scores[row]), first + span[0] + int(row)) for row in best]
+    return strongest_hits(hits, k, side)
+
+
+def _spans(model: Model, kind: str, layer: int | None) -> list[tuple[int, int]]:
+    """The rows of a kind's index that a layer has, in every stack; all rows where no layer is asked for."""
+    if layer is None:
+        return [(0, model.layout.blocks[kind].n_rows)]
+    return [span for (_, each), span in model.layout.places(kind).items() if each == layer]
+
+
+def _indicator(atlas: Atlas, model: Model, ids: list[int]) -> Array:
+    """R^-T Ec^T v / ||v_c|| for the indicator v of tokens ``ids``: its inner product with normalized coordinates is
+    the Pearson correlation with v. ||v_c||^2 = m (1 - m / V) for m tokens.
+    """
+    space = atlas.vectors.space(model.name)
+    m, V = len(ids), model.vocabulary_size
+    total = (space.rows(ids) - space.means).sum(axis=0)
+    norm = (m * (1 - m / V)) ** 0.5
+    return space.root.inverse.T @ total / norm if norm else np.zeros(space.root.rank)
+
+
+def described(atlas: Atlas, param_ids: list[int], sieve: Sieve | None = None) -> Described:
+    """Parameters with their strongest tokens that pass the sieve."""
+    sieve = sieve or Sieve(atlas.database, None)
+    return _passing(atlas, _read(atlas, param_ids, sieve), sieve)
+
+
+def listed(
+    atlas: Atlas, hits: list[Hit], title: str | None, notes: Sequence[str], filter: TokenFilter | None = None,
+    of: int | None = None,
+) -> Result:  # fmt: skip
+    """Parameters in order of similarity, each with its strongest tokens that pass the filter; the title has those of
+    the parameter ``of`` too.
+    """
+    sieve = Sieve(atlas.database, filter)
+    ids = [param_id for _, param_id in hits]
+    found = _read(atlas, ids if of is None else [*ids, of], sieve)
+    tokens = _passing(atlas, {i: found[i] for i in ids}, sieve)
+    if of is not None:
+        _, top, _ = _passing(atlas, {of: found[of]}, Sieve(atlas.database, filter))[of]
+        title = f"{title}: {', '.join(map(visible, top))}"
+    rows = [
+        {"rank": n, "similarity": similarity, "address": tokens[i][0], "top": tokens[i][1], "bottom": tokens[i][2]}
+        for n, (similarity, i) in enumerate(hits, start=1)
+    ]
+    schema = pa.schema(
+        [("rank", pa.int32()), ("similarity", pa.float32()), ("address", pa.string()),
+         ("top", pa.list_(pa.string())), ("bottom", pa.list_(pa.string()))]
+    )  # fmt: skip
+    return Result(pa.Table.from_pylist(rows, schema=schema), title, [*notes, *sieve.notes()])
+
+
+def _read(atlas: Atlas, param_ids: list[int], sieve: Sieve) -> dict[int, Strongest]:
+    return Postings(atlas.database).parameters(param_ids, ALL if sieve else _SHOWN_TOKENS)
+
+
+def _passing(atlas: Atlas, found: dict[int, Strongest], sieve: Sieve) -> Described:
+    owners, postings = {i: atlas.owner(i) for i in found}, Postings(atlas.database)
+    chosen = {
+        (i, side): [ids[place] for place in sieve.tokens(owners[i], ids, _SHOWN_TOKENS)]
+        for i, one in found.items()
+        for side, ids in one.tokens.items()
+    }
+    texts = postings.texts((owners[i].vocabulary, each) for (i, _), ids in chosen.items() for each in ids)
+    sides = {(i, side): [texts[owners[i].vocabulary, each] for each in ids] for (i, side), ids in chosen.items()}
+    return {i: (one.address, sides[i, "top"], sides[i, "bottom"]) for i, one in found.items()}
