@@ -2,7 +2,7 @@
 
     python benchmarks/results.py [SECTION...]
 
-Without a section, all of them: an hour and a half. A section's text is replaced, the others stay. Run it on a machine
+Without a section, all of them: two hours. A section's text is replaced, the others stay. Run it on a machine
 that does nothing else; the ratios say more than the times.
 """
 

@@ -52,7 +52,7 @@ class TerminalProgress(Progress):
 
                 def advance(n: int) -> None:
                     done = bars.tasks[0].completed + n
-                    bars.update(task, advance=n, rate=f"{done / max(time.monotonic() - started, 1e-3):,.0f}/s")
+                    bars.update(task, advance=n, rate=_rate(done, time.monotonic() - started))
 
                 yield advance
         else:
@@ -70,7 +70,16 @@ class TerminalProgress(Progress):
             yield advance
         seconds = time.monotonic() - started
         if seconds > 2:
-            self.say(f"  {what}: {total:,} in {seconds:.0f} s ({total / seconds:,.0f}/s)")
+            self.say(f"  {what}: {total:,} in {seconds:.0f} s ({_rate(total, seconds)})")
 
     def say(self, line: str) -> None:
         self._console.print(line)
+
+
+def _rate(n: int, seconds: float) -> str:
+    """
+    >>> _rate(106_496, 903), _rate(128, 1737)
+    ('118/s', '0.074/s')
+    """
+    rate = n / max(seconds, 1e-3)
+    return f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.2g}/s"
