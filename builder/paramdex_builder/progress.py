@@ -76,8 +76,9 @@ class TerminalProgress(Progress):
         self._console.print(line)
 
 
-def _rate(n: int, seconds: float) -> str:
-    """
+def _rate(n: float, seconds: float) -> str:
+    """How many a second, for people.
+
     >>> _rate(106_496, 903), _rate(128, 1737)
     ('118/s', '0.074/s')
     """
