@@ -126,7 +126,7 @@ def test_check_finds_every_file(atlas: Path) -> None:
                 bit = draw.randrange(8)
                 flip(atlas / name, offset, bit)
                 with pytest.raises(AtlasError) as caught:
-                    opened._vectors.check_all()
+                    opened.vectors.check_all()
                 assert f"{name} is not what was written" in str(caught.value), offset
                 flip(atlas / name, offset, bit)
         assert opened.check().to_rows() == whole.to_rows()

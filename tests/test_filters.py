@@ -243,6 +243,6 @@ def test_masks_of_arrays_and_of_rules_agree(atlas: Atlas) -> None:
 
     for model in ("gpt2-a", "llama-gqa", "bert"):
         for rule, (which, _) in RULES.items():
-            mask = Sieve(atlas._database, which).mask(atlas.models[model])
+            mask = Sieve(atlas.database, which).mask(atlas.models[model])
             assert mask is not None
             assert set(np.flatnonzero(mask)) == passing(atlas, model, rule), (model, rule)

@@ -13,7 +13,7 @@ pytest_plugins = ["query_fixtures"]
 def items(atlas: Atlas, model: str, word: str) -> set[str]:
     """The tokens of a model's vocabulary that ``word`` finds."""
     vocabulary = atlas.models[model].vocabulary
-    (found,) = resolve(atlas._database, [vocabulary], [word])
+    (found,) = resolve(atlas.database, [vocabulary], [word])
     assert found.words == [word] * len(found.ids)
     tokens = atlas.sql(
         "SELECT token FROM tokens WHERE vocabulary = ? AND list_contains(?, token_id)", [vocabulary, found.ids]
@@ -67,12 +67,12 @@ def test_the_space_itself(atlas: Atlas) -> None:
 
 def test_several_words_in_several_vocabularies(atlas: Atlas) -> None:
     vocabularies = [atlas.models[model].vocabulary for model in ("gpt2-a", "bert")]
-    found = resolve(atlas._database, vocabularies, ["canada", "bread-butter", "canada"])
+    found = resolve(atlas.database, vocabularies, ["canada", "bread-butter", "canada"])
     assert [(item.vocabulary, item.words, item.missing) for item in found] == [
         (vocabularies[0], ["canada"] * 3, ["bread-butter"]),
         (vocabularies[1], ["canada", "bread-butter"], []),
     ]
-    assert [item.vocabulary for item in resolve(atlas._database, vocabularies, ["bread-butter"])] == vocabularies[1:]
+    assert [item.vocabulary for item in resolve(atlas.database, vocabularies, ["bread-butter"])] == vocabularies[1:]
 
 
 @pytest.mark.parametrize(
