@@ -133,12 +133,16 @@ class Database:
         """A column of ``store.tokens`` for one vocabulary, by token_id."""
         return self.kept(f"SELECT {column} FROM store.tokens WHERE vocabulary = ? ORDER BY token_id", vocabulary)[0]
 
-    def named(self, name: str, values: Any = None) -> pa.Table:
-        """The rows of the query ``sql/NAME.sql``. Raises AtlasError where the database cannot be read."""
+    def table(self, sql: str, values: Any = None) -> pa.Table:
+        """The rows of one of paramdex's own queries. Raises AtlasError where the database cannot be read."""
         try:
-            return _arrow(self.connection, named_query(name), values)
+            return _arrow(self.connection, sql, values)
         except duckdb.Error as error:
             raise self._failed(error) from error
+
+    def named(self, name: str, values: Any = None) -> pa.Table:
+        """As ``table``, of the query ``sql/NAME.sql``."""
+        return self.table(named_query(name), values)
 
     def named_rows(self, name: str, values: Any = None) -> list[dict[str, Any]]:
         """The rows of the query ``sql/NAME.sql`` as dictionaries; planned once, where ``named`` plans twice."""

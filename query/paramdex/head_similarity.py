@@ -97,13 +97,18 @@ def head_cosines(atlas: Atlas, both: Common, where: Address, matrix: str) -> Arr
     inner, norms = [np.empty(0)], [np.empty(0)]
     for place in side.model.layout.attention_places:
         P, Q = (_factor(atlas, side, kind, place) for kind in MATRICES[matrix])
-        inner.append(((P @ p.T) * (Q @ q.T)).sum(axis=(1, 2)))
+        inner.append((_products(P, p) * _products(Q, q)).sum(axis=(1, 2)))
         if known is None:
             norms.append(np.sqrt(((P @ P.transpose(0, 2, 1)) * (Q @ Q.transpose(0, 2, 1))).sum(axis=(1, 2))))
     if known is None:
         known = side.vectors.head_norms[key] = np.concatenate(norms)
     dots, sizes = np.concatenate(inner), norm * known
     return np.divide(dots, sizes, out=np.zeros_like(dots), where=sizes > 0)
+
+
+def _products(P: Array, p: Array) -> Array:
+    """P p^T (n_heads x d_head x n) of P (n_heads x d_head x r) and p (n x r), as one product in place of n_heads."""
+    return (P.reshape(-1, P.shape[2]) @ p.T).reshape(*P.shape[:2], -1)
 
 
 def _factor(atlas: Atlas, side: Side, kind: str, place: Place) -> Array:

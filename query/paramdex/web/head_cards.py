@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from paramdex import Atlas
 from paramdex.filters import ALL, Sieve
 from paramdex.head_factors import displacements
@@ -26,67 +29,66 @@ def head_card(atlas: Atlas, where: Address, choice: PairChoice | None = None, k:
     choice = choice or PairChoice()
     model = atlas.models[where.model]
     head_id = model.head_id(where)
-    ((address, kv_head, qk_norm, vo_norm, *moments),) = rows(
-        atlas,
-        "SELECT address, kv_head, qk_norm, vo_norm, qk_mean, qk_std, vo_mean, vo_std FROM store.heads "
-        "WHERE head_id = ?",
-        [head_id],
-    )
-    sieve = Sieve(atlas.database, choice.filter())
-    spread = {"QK": (moments[0], moments[1]), "VO": (moments[2], moments[3])}
-    counts = rows(
-        atlas,
-        "SELECT matrix, count(*) FILTER (same_word), count(*) FROM store.pairs "
-        "WHERE head_id = ? AND is_top AND rank IS NOT NULL GROUP BY matrix ORDER BY matrix",
-        [head_id],
-    )
     run = model.layout.heads((where.stack, where.layer))
     at = int(where.head or 0)
-    sizes = atlas.database.kept(
-        "SELECT qk_norm, vo_norm FROM store.heads WHERE model_id = ? ORDER BY head_id", model.model_id
+    layer = atlas.database.kept(
+        "SELECT address, kv_head, qk_norm, vo_norm, qk_mean, qk_std, vo_mean, vo_std FROM store.heads "
+        "WHERE model_id = ? ORDER BY head_id",
+        model.model_id,
     ).slice(head_id - at - model.first_head_id, run.n_owners)
+    (own,) = layer.slice(at, 1).to_pylist()
+    sieve = Sieve(atlas.database, choice.filter())
+    pairs = _pairs(atlas, head_id)
     shared = [h for h in range(run.n_owners) if h // run.group == at // run.group and h != at] if run.group > 1 else []
     return HeadCard(
-        address=address, model=model.name, layer=str(replace(where, head=None)), kv_head=kv_head,
-        sharing=[str(replace(where, head=h)) for h in shared], qk_norm=short(qk_norm), vo_norm=short(vo_norm),
-        standing={
-            matrix: standing(sizes[column].to_numpy(), at) for matrix, column in (("QK", "qk_norm"), ("VO", "vo_norm"))
-        },
-        choice=choice, same_word={matrix: (same, n) for matrix, same, n in counts},
-        lists=_lists(atlas, model, head_id, choice, sieve, spread, k), notes=sieve.notes(),
+        address=own["address"], model=model.name, layer=str(replace(where, head=None)), kv_head=own["kv_head"],
+        sharing=[str(replace(where, head=h)) for h in shared],
+        qk_norm=short(own["qk_norm"]), vo_norm=short(own["vo_norm"]),
+        standing={matrix: standing(layer[f"{matrix.lower()}_norm"].to_numpy(), at) for matrix in MATRICES},
+        choice=choice, same_word=_same_words(pairs), lists=_lists(atlas, model, pairs, choice, sieve, own, k),
+        notes=sieve.notes(),
         directions=_directions(atlas, model, head_id), nearest=_nearest_heads(atlas, model, where),
         vectors=_vectors(atlas, model, where),
         before=str(replace(where, head=at - 1)) if at else None,
         after=str(replace(where, head=at + 1)) if at + 1 < run.n_owners else None,
-        sql=choice.sql(atlas, model, address, k),
+        sql=choice.sql(atlas, model, own["address"], k),
     )  # fmt: skip
 
 
+def _pairs(atlas: Atlas, head_id: int) -> pa.Table:
+    """The pairs that the atlas keeps of a head."""
+    return atlas.database.table(
+        "SELECT matrix, is_top, score, rank, rank_distinct, same_word, source_id, target_id FROM store.pairs "
+        "WHERE head_id = ?",
+        [head_id],
+    )
+
+
+def _same_words(pairs: pa.Table) -> dict[str, tuple[int, int]]:
+    """Matrix -> how many of its top pairs are of a word with itself, and of how many."""
+    top = pairs.filter(pc.and_(pairs["is_top"], pc.is_valid(pairs["rank"])))
+    counts = top.group_by("matrix").aggregate([("same_word", "sum"), ("same_word", "count")]).sort_by("matrix")
+    return {row["matrix"]: (row["same_word_sum"], row["same_word_count"]) for row in counts.to_pylist()}
+
+
 def _lists(
-    atlas: Atlas, model: Model, head_id: int, choice: PairChoice, sieve: Sieve,
-    spread: dict[str, tuple[float | None, float | None]], k: int,
-) -> list[Pairs]:  # fmt: skip
-    """The k strongest chosen pairs of each matrix and side. ``spread`` is the mean and std of each matrix's scores."""
+    atlas: Atlas, model: Model, pairs: pa.Table, choice: PairChoice, sieve: Sieve, head: dict[str, Any], k: int
+) -> list[Pairs]:
+    """The k strongest chosen pairs of each matrix and side. ``head`` has the mean and std of each matrix's scores."""
     kept: dict[tuple[str, str], list[dict[str, Any]]] = {(m, side): [] for m in MATRICES for side in ("top", "bottom")}
-    columns = ("score", "rank", "rank_distinct", "same_word", "source_id", "target_id")
     narrowed = choice.filtered or choice.contains or choice.min_z or choice.words == "tokens"
-    for matrix, is_top, *values in rows(
-        atlas,
-        f"SELECT matrix, is_top, {', '.join(columns)} FROM store.pairs "
-        f"WHERE head_id = ? AND {choice.rank} <= ? ORDER BY {choice.rank}",
-        [head_id, ALL if narrowed else k],
-    ):
-        row = dict(zip(columns, values, strict=True))
-        mean, std = spread[matrix]
+    within = pc.less_equal(pairs[choice.rank], ALL if narrowed else k)  # null where there is no rank: left out
+    for row in pairs.filter(within).sort_by(choice.rank).to_pylist():
+        mean, std = (head[f"{row['matrix'].lower()}_{name}"] for name in ("mean", "std"))
         row["z"] = (row["score"] - mean) / std if std and mean is not None else None
         if abs(row["z"] or 0.0) >= choice.min_z:
-            kept[matrix, "top" if is_top else "bottom"].append(row)
+            kept[row["matrix"], "top" if row["is_top"] else "bottom"].append(row)
     items = Items(atlas, model.vocabulary)
     found: dict[tuple[str, str], list[Pair]] = {}
     text = choice.contains.lower()
-    for of, pairs in kept.items():
+    for of, own in kept.items():
         asked = [
-            row for row in pairs
+            row for row in own
             if not text or any(text in items[row[end]].text.lower() for end in ("source_id", "target_id"))
         ]  # fmt: skip
         found[of] = [

@@ -67,7 +67,7 @@ for (const button of all("[data-copy]")) {
 }
 
 // ---- maps: one stop of the tab key, arrows between cells, and a line that says what a cell is
-for (const map of all("[data-cells]")) {
+const explore = (map) => {
   const cells = all("a[aria-label]", map);
   const places = new Map();
   const readout = map.closest("section")?.querySelector(".readout");
@@ -99,7 +99,9 @@ for (const map of all("[data-cells]")) {
     }
     if (next) { cells[now].tabIndex = -1; next.tabIndex = 0; next.focus(); }
   });
-}
+};
+// once the page has been painted: hundreds of cells take a while
+requestAnimationFrame(() => setTimeout(() => all("[data-cells]").forEach(explore)));
 
 // ---- what was left empty is left out of the address
 for (const form of all("[data-tidy]")) {
