@@ -6,8 +6,9 @@ how long after a click a browser first paints.
 The server runs in a process of its own on loopback; every client asks one question after the other, without a pause.
 The call in-process is the one that the server makes, on the same atlas, alone. One process answers all clients, so with
 n of them an answer waits for about n others: the ratio for one client says what HTTP adds, that for all what waiting
-adds. First paints are of chromium, by its own account, from a click to what is first seen, each of another head or
-parameter; once more in a browser that has neither style sheet nor scripts. The server has nothing else to do then.
+adds. First paints are of chromium, by its own account, from a click to what is first seen, of pages that it has not
+seen: other heads, parameters and maps of a model; once more in a browser that has neither style sheet nor scripts. The
+server has nothing else to do then.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ import pyarrow as pa
 import paramdex
 from paramdex.result import Result
 from paramdex.web import questions
+from paramdex.web.overview import VECTOR_COLUMNS
 from paramdex.web.parameter_cards import parameter_card
 
 
@@ -144,7 +146,7 @@ def main() -> None:
         "WHERE vocabulary = ? AND is_alnum AND is_word_start AND NOT is_special AND len(text) > 3"
     )
     words = [row["text"] for row in atlas.sql(query, [model.vocabulary])]
-    runs = model.layout.of("ff_value")
+    runs, kinds = model.layout.of("ff_value"), model.layout.kinds
 
     def address(pick: random.Random) -> str:
         run = pick.choice(runs)
@@ -165,8 +167,8 @@ def main() -> None:
         ),
     }
     pages: dict[str, Callable[[random.Random], str]] = {
-        "/": lambda _: "/",
-        "/MODEL": lambda _: f"/{model.name}",
+        "/": lambda pick: f"/?{pick.random()}",
+        "/MODEL": lambda pick: f"/{model.name}?kind={pick.choice(kinds)}&column={pick.choice(VECTOR_COLUMNS)}",
         "/MODEL/L3/H5": lambda pick: "/" + address(pick).partition("/ff")[0] + f"/H{pick.randrange(n_heads)}",
         "/MODEL/L3/ff_value/N": lambda pick: f"/{address(pick)}",
     }

@@ -44,6 +44,25 @@ def test_assets_are_asked_for_once(small_atlas: Path) -> None:
             assert answer.headers["cache-control"] == "public, max-age=31536000, immutable"
 
 
+@pytest.mark.parametrize("path", ["/", "/gpt2-a", "/gpt2-a/L1/H1", "/gpt2-a/L1/ff_value/3", "/gpt2-a/L1/H1.json"])
+def test_what_a_browser_has_is_not_made_again(small_atlas: Path, path: str) -> None:
+    with server(small_atlas) as client:
+        first = client.get(path)
+        assert (first.status_code, first.headers["cache-control"]) == (200, "private, no-cache")
+        again = client.get(path, headers={"if-none-match": first.headers["etag"]})
+        assert (again.status_code, again.content) == (304, b"")
+        assert "content-security-policy" in again.headers
+        assert client.get(path, headers={"if-none-match": '"another"'}).content == first.content
+        assert "etag" not in client.get("/gpt2-a/L99").headers
+    with server(small_atlas) as client:  # started anew, perhaps over another atlas
+        assert client.get(path, headers={"if-none-match": first.headers["etag"]}).status_code == 200
+
+
+def test_sql_is_always_asked(small_atlas: Path) -> None:
+    with server(small_atlas) as client:
+        assert "etag" not in client.get("/sql.json?q=SELECT+now()").headers
+
+
 def refused(*arguments: str, **environment: str) -> str:
     done = subprocess.run(
         [*SERVE, *arguments], capture_output=True, text=True, check=False, timeout=60, env=os.environ | environment

@@ -4,6 +4,7 @@ end the same address gives its data.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from importlib import resources
@@ -76,6 +77,36 @@ class Guard:
         await self.app(scope, receive, guarded)
 
 
+class Unchanged:
+    """What a server says of an atlas stays the same while it runs: a browser that comes back to a page asks whether it
+    has changed, and is told at once that it has not.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+        self.headers = [
+            (b"etag", f'"{secrets.token_hex(8)}"'.encode()),  # of this run of the server
+            (b"cache-control", b"private, no-cache"),
+        ]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope.get("path", "")
+        if scope["type"] != "http" or scope["method"] != "GET" or path.startswith((STATIC, "/sql")):
+            await self.app(scope, receive, send)  # a file has an age of its own, and SQL can ask for the time
+            return
+        if dict(scope["headers"]).get(b"if-none-match") == self.headers[0][1]:
+            await send({"type": "http.response.start", "status": 304, "headers": self.headers})
+            await send({"type": "http.response.body", "body": b""})
+            return
+
+        async def tagged(message: Message) -> None:
+            if message["type"] == "http.response.start" and message["status"] == 200:
+                message["headers"] = [*message["headers"], *self.headers]
+            await send(message)
+
+        await self.app(scope, receive, tagged)
+
+
 def _name(host: str) -> str:
     """A host without its port."""
     return host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() and ":" in host else host
@@ -113,7 +144,8 @@ def make_app(atlas: Atlas, limits: Limits | None = None, hosts: frozenset[str] |
     for each in routers:
         app.include_router(each)
     _add_errors(app, atlas, pages)
-    app.add_middleware(Guard, hosts=hosts)
+    app.add_middleware(Unchanged)
+    app.add_middleware(Guard, hosts=hosts)  # the last is asked first
     return app
 
 
