@@ -225,7 +225,7 @@ def main() -> None:
     large = make_space(torch.randn(50_257, 1024, generator=draw), CPU)
     tokens = [
         *time_rows("MiniLM's, d 384, V 30,522", make_space(E, CPU), rows),
-        *time_rows("random, d 1,024, V 50,257", large, torch.randn(256, 1024, generator=draw)),
+        *time_rows("random, d 1,024, V 50,257", large, torch.randn(1024, 1024, generator=draw)),
     ]
     print(Result(pa.Table.from_pylist(pairs), "Pairs: seconds a head matrix; how many times faster, at each k"))
     print(Result(pa.Table.from_pylist(tokens), "Tokens: top and bottom 50 of each row"))
