@@ -31,7 +31,6 @@ import pyarrow as pa
 import paramdex
 from paramdex.result import Result
 from paramdex.web import questions
-from paramdex.web.overview import VECTOR_COLUMNS
 from paramdex.web.parameter_cards import parameter_card
 
 
@@ -168,7 +167,7 @@ def main() -> None:
     }
     pages: dict[str, Callable[[random.Random], str]] = {
         "/": lambda pick: f"/?{pick.random()}",
-        "/MODEL": lambda pick: f"/{model.name}?kind={pick.choice(kinds)}&column={pick.choice(VECTOR_COLUMNS)}",
+        "/MODEL": lambda pick: f"/{model.name}?kind={pick.choice(kinds)}&{pick.random()}",
         "/MODEL/L3/H5": lambda pick: "/" + address(pick).partition("/ff")[0] + f"/H{pick.randrange(n_heads)}",
         "/MODEL/L3/ff_value/N": lambda pick: f"/{address(pick)}",
     }

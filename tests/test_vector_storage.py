@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import tracemalloc
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import faiss
@@ -95,6 +99,40 @@ def test_codes_of_many_rows(tmp_path: Path, spread: float, side: str) -> None:
             for spans in ([(0, 6000)], [(500, 1300)], [(0, 100), (3000, 3500)]):
                 q = query.astype(np.float64)
                 assert nearest(index, q, k, spans, SIDES[side]) == truth(rows, q, k, spans, side)
+
+
+_FORKED = """
+import os, sys
+from pathlib import Path
+
+from paramdex.nearest import nearest
+from test_vector_storage import some_rows, write_kind
+
+rows = some_rows(3000, 64)
+index = write_kind(Path(sys.argv[1]), rows, codes=True).index("m", "k")
+ask = lambda: nearest(index, rows[3].astype(float), 5, [(0, 3000)])
+first = ask()
+child = os.fork()
+if not child:
+    os._exit(ask() != first)
+raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes are forked here")
+def test_a_child_process_searches_too(tmp_path: Path) -> None:
+    """It has none of the threads in which its parent searched."""
+    here = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    subprocess.run([sys.executable, "-c", _FORKED, str(tmp_path)], check=True, timeout=120, env=here)
+
+
+def test_searches_of_many_threads(tmp_path: Path) -> None:
+    rows = some_rows(3000, 64)
+    index = write_kind(tmp_path, rows, codes=True).index("m", "k")
+    ask = lambda i: nearest(index, rows[i].astype(np.float64), 5, [(0, 3000)])  # noqa: E731
+    alone = [ask(i) for i in range(40)]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(ask, range(40))) == alone
 
 
 def test_few_rows_are_candidates(tmp_path: Path) -> None:

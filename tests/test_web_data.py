@@ -138,6 +138,9 @@ def test_stacks_and_experts_have_pages(strange: TestClient, address: str) -> Non
     found = page(strange, f"/{address}")
     cells = [cell["address"] for grid in card["grids"] for row in grid["rows"] for cell in row["cells"]]
     assert cells
+    if "/E" in address:
+        (grid,) = card["grids"]
+        assert cells == [f"{address}/{grid['kind']}/{n}" for n in range(card["kinds"][grid["kind"]])]
     assert {f"/{cell}" for cell in cells} <= set(found.links)
     for cell in (cells[0], cells[-1]):
         assert data(strange, f"/{cell}.json")["address"] == cell

@@ -11,17 +11,18 @@ from typing import Any
 import pyarrow as pa
 
 from paramdex.alignment import Alignment, align
-from paramdex.database import Database, named_query
+from paramdex.database import Database
 from paramdex.diff import diff
 from paramdex.directions import directions
 from paramdex.filters import Sieve, TokenFilter
 from paramdex.find import find
 from paramdex.head_pairs import Pairs, heads
 from paramdex.head_similarity import similar_heads
-from paramdex.hits import Hit, hits_of_parameter, hits_of_words, listed
+from paramdex.hits import hits_of_parameter, hits_of_words, listed
 from paramdex.lens import lens
 from paramdex.matching import match
 from paramdex.model import Model
+from paramdex.nearest import Hit
 from paramdex.nearest import signs_of as _signs
 from paramdex.result import Result
 from paramdex.show import show_head, show_parameter
@@ -87,6 +88,7 @@ class Atlas:
 
     @cached_property
     def vectors(self) -> Vectors:
+        """What the atlas keeps in files, for products of one's own."""
         files = self._database.rows("SELECT path, bytes, sha256 FROM store.files ORDER BY path")
         return Vectors(self.path, {path: (size, digest) for path, size, digest in files})
 
@@ -98,7 +100,7 @@ class Atlas:
 
     def info(self) -> Result:
         """The models of the atlas, one row each."""
-        table = self._database.kept(named_query("info"))
+        table = self._database.named("info")
         few = table.select(
             ["model", "family", "layers", "width", "heads", "neurons", "tokens", "parameters", "matrices"]
         )
@@ -147,7 +149,7 @@ class Atlas:
             head = Address(where.model, example.layer, 0, stack=example.stack)
             examples = str(example) if where.expert is not None else f"{example} or {head}"
             raise AddressError(f"{where} is {what}; show takes a parameter or a head, {examples}, say")
-        table = self._database.kept(named_query("info"))
+        table = self._database.named("info")
         row = table.slice(table["model"].to_pylist().index(model.name), 1)
         pairs = {"property": row.column_names, "value": [_text(value) for value in row.to_pylist()[0].values()]}
         return Result(row, shown=pa.table(pairs))
@@ -225,7 +227,7 @@ class Atlas:
         chosen = self._beside(where, model, layer)
         kind = where.kind if kind is None else kind
         self._check_kind(kind, chosen, layer)
-        return hits_of_parameter(self, where, chosen, k, kind, layer, side)
+        return hits_of_parameter(self, where, chosen, k, kind, layer, side, strict=model != "all")
 
     def lens(
         self, vector: Any, model: str, k: int = 10, *, row: int | None = None, name: str | None = None,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from paramdex.filters import ALL, Sieve, TokenFilter
-from paramdex.hits import described
+from paramdex.hits import tokens_of
 from paramdex.result import Drawn, arrow
 from paramdex_schemas import KINDS, MATRICES, AddressError, QueryError
 from paramdex_schemas.errors import nearest
@@ -84,7 +84,7 @@ def diff(
         else:
             shift = None if origin is None else origin.first_param_id - model.first_param_id
             moved = atlas.database.named_rows("diff_parameters", values | {"shift": shift})
-            tokens = described(atlas, [each["id"] for each in moved], sieve)
+            tokens = tokens_of(atlas, [each["id"] for each in moved], sieve)
             texts = [dict(zip(("top", "bottom"), tokens[each["id"]][1:], strict=True)) for each in moved]
         for rank, (each, sides) in enumerate(zip(moved, texts, strict=True), start=1):
             numbers = {name: each[name] for name in ("address", "norm", "relative")}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 
 from paramdex_schemas.isometry import Array
 from paramdex_schemas.layout import Place
@@ -36,6 +37,15 @@ def owners(model: Model, kind: str, place: Place) -> list[int]:
     run = next(run for run in model.layout.of(kind) if run.place == place)
     n_heads = model.layout.heads(place).n_owners
     return [head // run.group if run.owner == "kv_head" else head for head in range(n_heads)]
+
+
+def heads(atlas: Atlas, model: Model) -> pa.Table:
+    """The rows of store.heads of a model, in the order of its heads; read once."""
+    sql = (
+        "SELECT head_id, address, stack, layer, kv_head, qk_norm, qk_mean, qk_std, vo_norm, vo_mean, vo_std "
+        "FROM store.heads WHERE model_id = ? ORDER BY head_id"
+    )
+    return atlas.database.kept(sql, model.model_id)
 
 
 def displacements(atlas: Atlas) -> set[str]:

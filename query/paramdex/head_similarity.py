@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from paramdex.common import Common, Side, common
 from paramdex.filters import ALL, Sieve, TokenFilter
-from paramdex.head_factors import coordinates, displacements, owners
+from paramdex.head_factors import coordinates, displacements, heads, owners
 from paramdex.result import Result, arrow
 from paramdex_schemas import MATRICES, Address, QueryError
 from paramdex_schemas.errors import nearest
@@ -60,15 +60,13 @@ def similar_heads(
             notes.append(f"left out: {error}")
             continue
         notes += both.notes
-        kept = atlas.database.kept(
-            "SELECT head_id, address, layer FROM store.heads WHERE model_id = ? ORDER BY head_id", one.model_id
-        )
-        heads = list(zip(*(column.to_pylist() for column in kept.columns), strict=True))
+        columns = heads(atlas, one).select(["head_id", "address", "layer"]).columns
+        those = list(zip(*(column.to_pylist() for column in columns), strict=True))
         for each in MATRICES if matrix is None else [matrix]:
             found += [
                 {"matrix": each, "similarity": float(cosine), "address": address, "id": head_id, "model": one}
                 for (head_id, address, of_layer), cosine in zip(
-                    heads, head_cosines(atlas, both, where, each), strict=True
+                    those, head_cosines(atlas, both, where, each), strict=True
                 )
                 if layer in (None, of_layer) and head_id != own_id
             ]

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from paramdex.common import Common, common
 from paramdex.filters import ALL, Sieve, TokenFilter
-from paramdex.nearest import nearest, signs_of, strongest_hits
+from paramdex.nearest import Hit, nearest, signs_of, strongest_hits
 from paramdex.postings import Postings, Strongest
 from paramdex.result import Result, visible
 from paramdex.words import Wanted
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from paramdex.atlas import Atlas
     from paramdex.model import Model
 
-Hit = tuple[float, int]
-"""(similarity, param_id)."""
 Described = dict[int, tuple[str, list[str], list[str]]]
 """param_id -> (address, its strongest tokens on top, and at the bottom)."""
 _SHOWN_TOKENS = 5
@@ -45,12 +43,14 @@ def hits_of_words(
 
 
 def hits_of_parameter(
-    atlas: Atlas, where: Address, models: list[Model], k: int, kind: str, layer: int | None, side: str
-) -> tuple[list[Hit], list[str]]:
-    """See ``Atlas.similar``. Of several models, those that cannot be compared are left out with a note."""
-    own = atlas.models[where.model]
-    row = own.layout.row(where) - own.layout.blocks[str(where.kind)].first
-    (vector,) = atlas.vectors.index(own.name, str(where.kind)).reconstruct_n(row, 1)
+    atlas: Atlas, where: Address, models: list[Model], k: int, kind: str, layer: int | None, side: str,
+    *, strict: bool = True,
+) -> tuple[list[Hit], list[str]]:  # fmt: skip
+    """See ``Atlas.similar``. Models that cannot be compared are left out with a note, unless ``strict``."""
+    own, of = atlas.models[where.model], str(where.kind)
+    own_id = own.param_id(where)
+    row = own_id - own.first_param_id - own.layout.blocks[of].first
+    (vector,) = atlas.vectors.index(own.name, of).reconstruct_n(row, 1)
     hits: list[Hit] = []
     notes: list[str] = []
     for one in models:
@@ -59,12 +59,12 @@ def hits_of_parameter(
         if one.vocabulary == own.vocabulary:
             query = vector if one is own else atlas.vectors.transfer(own, one) @ vector
             found = hits_in_model(atlas, one, kind, query, k + 1, layer, side)
-            hits += [hit for hit in found if hit[1] != own.param_id(where)]
+            hits += [hit for hit in found if hit[1] != own_id]
         else:
             try:
                 both = common(atlas, own, one)
             except QueryError as error:
-                if len(models) == 1:
+                if strict:
                     raise
                 notes.append(f"left out: {error}")
                 continue
@@ -113,9 +113,8 @@ def _indicator(atlas: Atlas, model: Model, ids: list[int]) -> Array:
     return space.root.inverse.T @ total / norm if norm else np.zeros(space.root.rank)
 
 
-def described(atlas: Atlas, param_ids: list[int], sieve: Sieve | None = None) -> Described:
+def tokens_of(atlas: Atlas, param_ids: list[int], sieve: Sieve) -> Described:
     """Parameters with their strongest tokens that pass the sieve."""
-    sieve = sieve or Sieve(atlas.database, None)
     return _passing(atlas, _read(atlas, param_ids, sieve), sieve)
 
 

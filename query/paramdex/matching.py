@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from paramdex.common import common
 from paramdex.filters import Sieve, TokenFilter
-from paramdex.hits import described
+from paramdex.hits import tokens_of
 from paramdex.result import Result, visible
 from paramdex_schemas import KINDS, QueryError
 from paramdex_schemas.errors import nearest
@@ -197,7 +197,7 @@ def _shown(atlas: Atlas, table: pa.Table, order: npt.NDArray[np.int64], sieve: S
     rows = [table.slice(int(i), 1).to_pylist()[0] for i in order]
     names = [row[column] for row in rows for column in ("address", "nearest")]
     ids = {name: atlas.models[name.partition("/")[0]].param_id(atlas.address(name)) for name in names}
-    tokens = described(atlas, list(dict.fromkeys(ids.values())), sieve)
+    tokens = tokens_of(atlas, list(dict.fromkeys(ids.values())), sieve)
 
     def says(name: str) -> str:
         return ", ".join(visible(text) for text in tokens[ids[name]][1][:_SHOWN_TOKENS])

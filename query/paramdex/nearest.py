@@ -26,6 +26,7 @@ What the fast pass reads depends on the size of the kind (``paramdex_schemas.vec
 from __future__ import annotations
 
 import itertools
+import os
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -41,6 +42,8 @@ from paramdex_schemas.isometry import Array
 Ids = npt.NDArray[np.int64]
 Span = tuple[int, int]
 """Rows [first, end)."""
+Hit = tuple[float, int]
+"""(similarity, param_id)."""
 _BLOCK = 1 << 20
 """Numbers of a block of rows that is held in float64."""
 
@@ -56,8 +59,8 @@ def signs_of(side: str) -> tuple[int, ...]:
     return SIDES[side]
 
 
-def strongest_hits(hits: list[tuple[float, int]], k: int, side: str) -> list[tuple[float, int]]:
-    """The k (similarity, param_id) that ``side`` asks for, ties by param_id."""
+def strongest_hits(hits: list[Hit], k: int, side: str) -> list[Hit]:
+    """The k that ``side`` asks for, ties by param_id."""
     signs = signs_of(side)
     return sorted(hits, key=lambda hit: (-max(sign * hit[0] for sign in signs), hit[1]))[:k]
 
@@ -212,3 +215,7 @@ def _cores() -> ThreadPoolExecutor:
     import faiss
 
     return ThreadPoolExecutor(faiss.omp_get_max_threads(), "search", faiss.omp_set_num_threads, (1,))
+
+
+if hasattr(os, "register_at_fork"):  # a child has none of its parent's threads
+    os.register_at_fork(after_in_child=_cores.cache_clear)

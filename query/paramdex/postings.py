@@ -33,7 +33,7 @@ class Strongest:
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredTokens:
     """A parameter's strongest tokens with their scores, by side, and what of all V scores they stand among."""
 
     norm: float
@@ -53,7 +53,7 @@ class Postings:
         """(vocabulary, token_id) -> text."""
         return {item: self.database.tokens(item[0], "text")[item[1]].as_py() for item in set(items)}
 
-    def parameter(self, param_id: int, k: int) -> Scored:
+    def parameter(self, param_id: int, k: int) -> ScoredTokens:
         """A parameter with at most ``k`` tokens a side."""
         (row,) = self.database.rows(  # whole lists: to plan four slices takes longer than to read them
             "SELECT norm, mean, std, top_tokens, bottom_tokens, top_scores, bottom_scores FROM store.parameters "
@@ -61,7 +61,7 @@ class Postings:
             [param_id],
         )
         top, bottom, top_scores, bottom_scores = (values[:k] for values in row[3:])
-        return Scored(
+        return ScoredTokens(
             row[0], np.float32(row[1]), np.float32(row[2]),
             {"top": top, "bottom": bottom}, {"top": top_scores, "bottom": bottom_scores},
         )  # fmt: skip

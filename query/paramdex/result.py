@@ -38,7 +38,9 @@ class Result:
     title: str | None = None
     notes: Sequence[str] = ()
     shown: pa.Table | None = field(default=None, repr=False)
-    """What is printed in place of ``table``, where rows and columns read better in another shape."""
+    """What is printed in place of ``table``, where rows and columns read better in another shape; what is made of
+    ``table`` alone is made when it is printed.
+    """
 
     @property
     def _printed(self) -> pa.Table:

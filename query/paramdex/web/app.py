@@ -4,9 +4,11 @@ end the same address gives its data.
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from hashlib import blake2b
 from importlib import resources
 from typing import Any
 
@@ -38,6 +40,7 @@ _HEADERS = [
     (b"referrer-policy", b"no-referrer"),
     (b"cross-origin-resource-policy", b"same-origin"),
 ]
+_CHANGING = re.compile(rf"{STATIC}/|/sql(\.\w+)?$")
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]"})
 
 
@@ -79,29 +82,28 @@ class Guard:
 
 class Unchanged:
     """What a server says of an atlas stays the same while it runs: a browser that comes back to a page asks whether it
-    has changed, and is told at once that it has not.
+    has changed, and is told at once that it has not. Files have an age of their own, and SQL can ask for the time.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
-        self.headers = [
-            (b"etag", f'"{secrets.token_hex(8)}"'.encode()),  # of this run of the server
-            (b"cache-control", b"private, no-cache"),
-        ]
+        self.run = secrets.token_bytes(16)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path = scope.get("path", "")
-        if scope["type"] != "http" or scope["method"] != "GET" or path.startswith((STATIC, "/sql")):
-            await self.app(scope, receive, send)  # a file has an age of its own, and SQL can ask for the time
+        if scope["type"] != "http" or scope["method"] != "GET" or _CHANGING.match(scope["path"]):
+            await self.app(scope, receive, send)
             return
-        if dict(scope["headers"]).get(b"if-none-match") == self.headers[0][1]:
-            await send({"type": "http.response.start", "status": 304, "headers": self.headers})
+        asked = b"%s?%s" % (scope["path"].encode(), scope["query_string"])
+        tag = f'"{blake2b(asked, digest_size=8, key=self.run).hexdigest()}"'.encode()
+        headers = [(b"etag", tag), (b"cache-control", b"private, no-cache")]
+        if dict(scope["headers"]).get(b"if-none-match", b"").removeprefix(b"W/") == tag:
+            await send({"type": "http.response.start", "status": 304, "headers": headers})
             await send({"type": "http.response.body", "body": b""})
             return
 
         async def tagged(message: Message) -> None:
             if message["type"] == "http.response.start" and message["status"] == 200:
-                message["headers"] = [*message["headers"], *self.headers]
+                message["headers"] = [*message["headers"], *headers]
             await send(message)
 
         await self.app(scope, receive, tagged)

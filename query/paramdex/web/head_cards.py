@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from paramdex import Atlas
 from paramdex.filters import ALL, Sieve
-from paramdex.head_factors import displacements
+from paramdex.head_factors import displacements, heads
 from paramdex.model import Model
 from paramdex.web.choices import PairChoice
 from paramdex.web.shapes import Cell, Direction, HeadCard, NearHead, Pair, Pairs, Vectors
@@ -31,11 +31,7 @@ def head_card(atlas: Atlas, where: Address, choice: PairChoice | None = None, k:
     head_id = model.head_id(where)
     run = model.layout.heads((where.stack, where.layer))
     at = int(where.head or 0)
-    layer = atlas.database.kept(
-        "SELECT address, kv_head, qk_norm, vo_norm, qk_mean, qk_std, vo_mean, vo_std FROM store.heads "
-        "WHERE model_id = ? ORDER BY head_id",
-        model.model_id,
-    ).slice(head_id - at - model.first_head_id, run.n_owners)
+    layer = heads(atlas, model).slice(head_id - at - model.first_head_id, run.n_owners)
     (own,) = layer.slice(at, 1).to_pylist()
     sieve = Sieve(atlas.database, choice.filter())
     pairs = _pairs(atlas, head_id)

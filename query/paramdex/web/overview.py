@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from paramdex import Atlas
+from paramdex.database import named_query
+from paramdex.head_factors import heads
 from paramdex.model import Model
+from paramdex.result import Result
 from paramdex.web.shapes import Cell, Grid, GridRow, Home, ModelCard, ModelSummary
 from paramdex.web.sources import public_source
-from paramdex.web.store import numbers, rows, short, span
+from paramdex.web.store import numbers, short, span
 from paramdex_schemas import Address, QueryError
 from paramdex_schemas.errors import nearest
 from paramdex_schemas.layout import Place, place_name
@@ -23,7 +26,7 @@ _WIDTH = 128
 
 def summaries(atlas: Atlas) -> list[ModelSummary]:
     found = []
-    for row in atlas.info().to_rows():
+    for row in Result(atlas.database.kept(named_query("info"))).to_rows():
         known = {name: row[name] for name in ModelSummary.model_fields if name not in ("built_at", "source")}
         found.append(
             ModelSummary(
@@ -92,13 +95,10 @@ def _grid(what: dict[str, Any], rows_: list[GridRow]) -> Grid:
 
 def _head_grid(atlas: Atlas, model: Model, places: list[Place], column: str) -> Grid:
     lines: dict[Place, list[Cell]] = {place: [] for place in places if place in model.layout.attention_places}
-    for stack, layer, address, value in rows(
-        atlas,
-        f"SELECT stack, layer, address, {column} FROM store.heads WHERE model_id = ? ORDER BY head_id",
-        [model.model_id],
-    ):
-        if (stack, layer) in lines:
-            lines[stack, layer].append(Cell(address=address, value=short(value)))
+    for head in heads(atlas, model).select(["stack", "layer", "address", column]).to_pylist():
+        place = head["stack"], head["layer"]
+        if place in lines:
+            lines[place].append(Cell(address=head["address"], value=short(head[column])))
     found = [
         GridRow(place=place_name(place), address=f"{model.name}/{place_name(place)}", cells=cells)
         for place, cells in lines.items()
@@ -131,8 +131,8 @@ def _vector_grid(atlas: Atlas, model: Model, where: Address, kind: str, column: 
 
 def _span(model: Model, kind: str, place: Place, expert: int | None) -> tuple[int, int]:
     """The param_ids (first, past the last) that a place, or one of its experts, has of a kind."""
-    first, end = span(model, kind, place)
     if expert is None:
-        return first, end
-    size = next(run for run in model.layout.of(kind) if run.place == place).size
-    return first + expert * size, first + (expert + 1) * size
+        return span(model, kind, place)
+    run = next(run for run in model.layout.of(kind) if run.place == place and run.owner == "expert")
+    first = model.first_param_id + run.first + expert * run.size
+    return first, first + run.size

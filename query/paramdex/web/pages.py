@@ -45,6 +45,7 @@ class Pages:
         self._environment.globals |= {
             "atlas_name": atlas.path.name, "models": list(atlas.models), "version": __version__,
             "asset": assets(), "chip": lru_cache(1 << 14)(chip),  # a page has hundreds
+            "chip_once": chip,  # of a token with its score, which is not met again
             "level": drawing.level, "draw": drawing.draw, "bar": drawing.bar, "norm_scale": drawing.norm_scale,
             "score_scale": drawing.score_scale, "is_address": self.is_address,
         }  # fmt: skip

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from paramdex import Atlas
-from paramdex.hits import Hit, hits_of_parameter
+from paramdex.hits import hits_of_parameter
 from paramdex.model import Model
+from paramdex.nearest import Hit
 from paramdex.web.choices import TokenChoice
 from paramdex.web.shapes import Near, NearIn, ParameterCard, Partner, Scored
 from paramdex.web.store import described, numbers, rows, short, span, standing

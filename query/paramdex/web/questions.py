@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any, Literal
 
 from paramdex import Atlas
-from paramdex.hits import Hit
+from paramdex.nearest import Hit
 from paramdex.web.choices import split_words
 from paramdex.web.shapes import (
     Choice,
@@ -124,7 +124,7 @@ def search(
         for where, similarity in found
     )
     return Searched(
-        q=q, words=words, side=side, rows=near(atlas, hits[:k]), facets=facets, counted=len(hits), notes=notes
+        q=q, words=words, side=side, rows=_near(atlas, hits[:k]), facets=facets, counted=len(hits), notes=notes
     )
 
 
@@ -138,12 +138,12 @@ def similar(
         raise AddressError(f"{address} is no parameter")
     hits, notes = atlas.similar_hits(address, k, model=model, kind=kind, side=side)
     return Similar(
-        address=str(where), model=model or where.model, kind=kind or str(where.kind), rows=near(atlas, hits),
+        address=str(where), model=model or where.model, kind=kind or str(where.kind), rows=_near(atlas, hits),
         notes=notes,
     )  # fmt: skip
 
 
-def near(atlas: Atlas, hits: list[Hit]) -> list[Near]:
+def _near(atlas: Atlas, hits: list[Hit]) -> list[Near]:
     """Hits with their strongest tokens."""
     named = described(atlas, [i for _, i in hits])
     return [

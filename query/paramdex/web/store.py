@@ -92,7 +92,7 @@ def standing(values: Array, own: int) -> Standing:
 
 
 def numbers(atlas: Atlas, model: Model, kind: str, ids: tuple[int, int], column: str = "norm") -> Array:
-    """A column (float32) of the parameters of a kind from one param_id up to another; read once a kind."""
+    """A column (float32) of the parameters of a kind from one param_id up to another; read once."""
     first = model.first_param_id + model.layout.blocks[kind].first
     found = atlas.database.kept(
         f"SELECT {column} FROM store.parameters WHERE param_id BETWEEN ? AND ? ORDER BY param_id",
