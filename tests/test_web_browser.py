@@ -25,7 +25,8 @@ LOOKS = [(size, theme) for size in SIZES for theme in ("light", "dark")]
 PAGES = [
     "/", "/tiny-a", "/tiny-a/L2", "/tiny-a/L2/H1?k=10&alnum=true&contains=a", "/minilm/L3/ff_value/7?ascii=true",
     "/find?q=tax", "/search?q=tax&side=both", "/ask?q=tax%20budget", "/align", "/align/tiny-a/tiny-wide",
-    "/similar?address=tiny-a/L3/ff_value/9&model=tiny-b", "/docs", "/sql?q=SELECT%20*%20FROM%20neighbors%20LIMIT%203",
+    "/similar?address=tiny-a/L3/ff_value/9&model=tiny-b", "/similar?address=tiny-a/L1/H2&model=minilm", "/docs",
+    "/sql?q=SELECT%20*%20FROM%20neighbors%20LIMIT%203",
     "/align/tiny-a/tiny-b/pairs?kind=ff_value&layer_a=L1&layer_b=L1&k=5", "/minilm/L99/ff_value/1", "/find?q=zzzzzz",
     "/sql?q=SELECT%20nope%20FROM%20heads",
 ]  # fmt: skip

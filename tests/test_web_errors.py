@@ -37,7 +37,7 @@ pytest_plugins = ["web_fixtures"]
         ("/find.json?q=canada&k=0", 422, "request", None),
         ("/find.json?q=canada&k=x", 422, "request", None),
         ("/find.json?q=canada&side=left", 422, "request", None),
-        ("/similar.json?address=bert/L0/H0", 404, "address", None),
+        ("/similar.json?address=bert/L0", 404, "address", None),
         ("/similar.json?address=bert/L0/ff_key/1&model=nope", 404, "address", None),
         ("/align/bert/bert.json", 400, "query", None),
         ("/align/bert/berd.json", 404, "address", "bert"),

@@ -1,4 +1,4 @@
-"""The heads that are like a head, on its card: those of ``similar``."""
+"""The heads that are like a head, which its card fetches: those of ``similar``."""
 
 from __future__ import annotations
 
@@ -6,36 +6,54 @@ import pytest
 from starlette.testclient import TestClient
 
 from paramdex import Atlas
-from paramdex.web import head_cards
+from paramdex.web import questions
 from web_helpers import HOSTILE
 
 pytest_plugins = ["query_fixtures", "web_fixtures"]
 
 
+@pytest.mark.parametrize("model", [None, "gpt2-a", "llama-gqa"])
 @pytest.mark.parametrize("address", ["gpt2-wide/L2/H3", "llama-gqa/L1/H2", "bert/L0/H1"])
-def test_a_heads_card_has_its_nearest_heads(client: TestClient, atlas: Atlas, address: str) -> None:
-    found = client.get(f"/{address}.json").json()["nearest"]
-    expected = atlas.similar(address, 5).to_rows()
-    assert [(row["matrix"], row["rank"], row["address"], row["pairs"]) for row in found] == [
+def test_nearest_heads(client: TestClient, atlas: Atlas, address: str, model: str | None) -> None:
+    asked = f"address={address}" + (f"&model={model}" if model else "")
+    answer = client.get(f"/similar.json?{asked}").json()
+    expected = atlas.similar(address, 5, model=model).to_rows()
+    assert (answer["address"], answer["model"]) == (address, model or address.partition("/")[0])
+    assert [(row["matrix"], row["rank"], row["address"], row["pairs"]) for row in answer["rows"]] == [
         (row["matrix"], row["rank"], row["address"], row["top"]) for row in expected
     ]
-    assert [row["similarity"] for row in found] == pytest.approx([row["similarity"] for row in expected], rel=1e-6)
-    page = client.get(f"/{address}").text
-    part = page[page.index("Heads like it") : page.index("Its vectors")]
-    assert all(f'href="/{row["address"]}"' in part for row in found)
+    similarities = [row["similarity"] for row in expected]
+    assert [row["similarity"] for row in answer["rows"]] == pytest.approx(similarities, rel=1e-6)
+    page = client.get(f"/similar?{asked}").text
+    assert all(f'href="/{row["address"]}"' in page for row in expected)
+
+
+@pytest.mark.parametrize("matrix", ["QK", "VO"])
+def test_by_one_matrix(client: TestClient, matrix: str) -> None:
+    rows = client.get(f"/similar.json?address=bert/L0/H1&kind={matrix}&k=2").json()["rows"]
+    assert [row["matrix"] for row in rows] == [matrix] * 2
+
+
+def test_a_heads_card_says_where_to_look(client: TestClient) -> None:
+    models = client.get("/bert/L0/H1.json").json()["comparable"]
+    assert models[0] == "bert"
+    assert set(models) == {row["model"] for row in client.get("/.json").json()["models"]}
+    page = client.get("/bert/L0/H1").text
+    assert 'data-load="/similar?address=bert%2FL0%2FH1"' in page
+    assert all(f"/similar?address=bert%2FL0%2FH1&amp;model={name}" in page for name in models[1:])
 
 
 def test_too_many_heads_are_said_to_be(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(head_cards, "_MOST_COMPARED", 10)
-    assert client.get("/bert/L0/H1.json").json()["nearest"] is None
-    assert "paramdex similar ATLAS bert/L0/H1" in client.get("/bert/L0/H1").text
+    monkeypatch.setattr(questions, "_MOST_COMPARED", 10)
+    answer = client.get("/similar.json?address=bert/L0/H1")
+    assert answer.status_code == 400
+    assert "paramdex similar ATLAS bert/L0/H1 --model bert" in answer.json()["error"]["message"]
 
 
 def test_pairs_are_escaped(strange: TestClient) -> None:
     """Of hostile tokens, some of which stand in these pairs."""
-    page = strange.get("/hostile/L0/H0").text
-    part = page[page.index("Heads like it") : page.index("Its vectors")]
+    page = strange.get("/similar?address=hostile/L0/H0").text
     words = [word for word in HOSTILE if "<" in word and "&" not in word]
-    pairs = [pair for row in strange.get("/hostile/L0/H0.json").json()["nearest"] for pair in row["pairs"]]
-    assert any(word in pair for word in words for pair in pairs)
-    assert not any(word in part for word in words)
+    rows = strange.get("/similar.json?address=hostile/L0/H0").json()["rows"]
+    assert any(word in pair for word in words for row in rows for pair in row["pairs"])
+    assert not any(word in page for word in words)

@@ -13,15 +13,12 @@ from paramdex.filters import ALL, Sieve
 from paramdex.head_factors import displacements, heads
 from paramdex.model import Model
 from paramdex.web.choices import PairChoice
-from paramdex.web.shapes import Cell, Direction, HeadCard, NearHead, Pair, Pairs, Vectors
+from paramdex.web.shapes import Cell, Direction, HeadCard, Pair, Pairs, Vectors
 from paramdex.web.store import Items, numbers, rows, short, standing
 from paramdex_schemas import KINDS, MATRICES, Address
 
 _DIRECTIONS, _DIRECTION_TOKENS = 4, 6
 """Directions of each matrix on a head's card, and tokens of each of their lists."""
-_NEAR = 5
-_MOST_COMPARED = 1_000_000
-"""Entries of the small products, d_head x d_head for each head, that are made for one page: a tenth of a second."""
 
 
 def head_card(atlas: Atlas, where: Address, choice: PairChoice | None = None, k: int = 20) -> HeadCard:
@@ -43,7 +40,7 @@ def head_card(atlas: Atlas, where: Address, choice: PairChoice | None = None, k:
         standing={matrix: standing(layer[f"{matrix.lower()}_norm"].to_numpy(), at) for matrix in MATRICES},
         choice=choice, same_word=_same_words(pairs), lists=_lists(atlas, model, pairs, choice, sieve, own, k),
         notes=sieve.notes(),
-        directions=_directions(atlas, model, head_id), nearest=_nearest_heads(atlas, model, where),
+        directions=_directions(atlas, model, head_id), comparable=_comparable(atlas, model),
         vectors=_vectors(atlas, model, where),
         before=str(replace(where, head=at - 1)) if at else None,
         after=str(replace(where, head=at + 1)) if at + 1 < run.n_owners else None,
@@ -124,17 +121,11 @@ def _directions(atlas: Atlas, model: Model, head_id: int) -> list[Direction]:
     ]
 
 
-def _nearest_heads(atlas: Atlas, model: Model, where: Address) -> list[NearHead] | None:
-    """The heads of the same model that are most like this one; None where there are too many to compare at once."""
-    if model.name in displacements(atlas):
-        return []
-    runs = [model.layout.heads(place) for place in model.layout.attention_places]
-    if sum(run.n_owners * run.size**2 for run in runs) > _MOST_COMPARED:
-        return None
-    return [
-        NearHead(pairs=row.pop("top"), **row | {"similarity": short(row["similarity"])})
-        for row in atlas.similar(str(where), _NEAR).to_rows()
-    ]
+def _comparable(atlas: Atlas, model: Model) -> list[str]:
+    """The models with heads whose matrices are products of their vectors, a head's own first; none for others."""
+    left_out = displacements(atlas)
+    found = [name for name, one in atlas.models.items() if one.layout.attention_places and name not in left_out]
+    return [] if model.name in left_out else sorted(found, key=lambda name: name != model.name)
 
 
 def _vectors(atlas: Atlas, model: Model, where: Address) -> list[Vectors]:

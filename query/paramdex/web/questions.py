@@ -17,14 +17,18 @@ from paramdex.web.shapes import (
     FoundHead,
     FoundParameter,
     Near,
+    NearHead,
     Searched,
     Similar,
+    SimilarHeads,
     Understood,
 )
 from paramdex.web.store import described, short
-from paramdex_schemas import KINDS, Address, AddressError, TokenError
+from paramdex_schemas import KINDS, Address, QueryError, TokenError
 from paramdex_schemas.layout import place_name
 
+_MOST_COMPARED = 1_000_000
+"""Entries of the small products, d_head x d_head for each head, that are made for one page: a tenth of a second."""
 COUNTED = 100
 """Results that facets are counted over."""
 _ADDRESS = re.compile(r"[^/\s]+(/(encoder|decoder|cross|[LHE]\d+|[a-z_]+|\d+))+/?")
@@ -131,16 +135,34 @@ def search(
 def similar(
     atlas: Atlas, address: str, k: int = 5, *, model: str | None = None, kind: str | None = None,
     side: Literal["top", "bottom", "both"] = "top",
-) -> Similar:  # fmt: skip
-    """The k parameters nearest to one, in its own or another model."""
+) -> Similar | SimilarHeads:  # fmt: skip
+    """The k parameters nearest to one, or the k heads nearest to one by each matrix, in its own or another model."""
     where = atlas.address(address)
     if where.is_head:
-        raise AddressError(f"{address} is no parameter")
+        return _similar_heads(atlas, where, k, model or where.model, kind, side)
     hits, notes = atlas.similar_hits(address, k, model=model, kind=kind, side=side)
     return Similar(
         address=str(where), model=model or where.model, kind=kind or str(where.kind), rows=_near(atlas, hits),
         notes=notes,
     )  # fmt: skip
+
+
+def _similar_heads(
+    atlas: Atlas, where: Address, k: int, model: str, kind: str | None, side: str
+) -> SimilarHeads:
+    """Raises QueryError where a model has too many heads to compare while a reader waits."""
+    for one in atlas.models.values():
+        runs = [one.layout.heads(place) for place in one.layout.attention_places]
+        if model in (one.name, "all") and sum(run.n_owners * run.size**2 for run in runs) > _MOST_COMPARED:
+            raise QueryError(
+                f"{one.name} has too many heads to compare while you wait; "
+                f"paramdex similar ATLAS {where} --model {model} does it"
+            )
+    result = atlas.similar(str(where), k, model=model, kind=kind, side=side)
+    rows = [
+        NearHead(pairs=row.pop("top"), **row | {"similarity": short(row["similarity"])}) for row in result.to_rows()
+    ]
+    return SimilarHeads(address=str(where), model=model, rows=rows, notes=list(result.notes))
 
 
 def _near(atlas: Atlas, hits: list[Hit]) -> list[Near]:

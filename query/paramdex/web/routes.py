@@ -17,6 +17,7 @@ from paramdex.web.head_cards import head_card
 from paramdex.web.pages import Pages
 from paramdex.web.parameter_cards import parameter_card
 from paramdex.web.shapes import (
+    AnySimilar,
     Comparison,
     Found,
     HeadCard,
@@ -28,6 +29,7 @@ from paramdex.web.shapes import (
     Searched,
     Shape,
     Similar,
+    SimilarHeads,
     Thing,
     Understood,
 )
@@ -42,7 +44,7 @@ LayerNumber = Annotated[int | None, Query(ge=0, le=10**6, description="only in t
 Side = Literal["top", "bottom"]
 Sides = Literal["top", "bottom", "both"]
 AddressPath = Annotated[str, Path(max_length=500, description="MODEL, MODEL/L3/H5, MODEL/L3/ff_value/1024, ...")]
-AddressQuery = Annotated[str, Query(max_length=500, description="the address of a parameter")]
+AddressQuery = Annotated[str, Query(max_length=500, description="the address of a parameter or a head")]
 PlaceQuery = Annotated[str, Query(max_length=40, description="a layer: L3, or encoder/L3")]
 PROBLEMS: dict[int | str, dict[str, Any]] = {status: {"model": Problem} for status in (400, 404, 422)}
 
@@ -95,7 +97,7 @@ def router(pool: Pool, pages: Pages, app: FastAPI) -> APIRouter:
 
     def similar(
         address: AddressQuery, k: K = 5, model: ModelName = None, kind: KindName = None, side: Sides = "top"
-    ) -> Similar:
+    ) -> Similar | SimilarHeads:
         with pool.lend() as atlas:
             return questions.similar(atlas, address, k, model=model, kind=kind, side=side)
 
@@ -180,7 +182,7 @@ def router(pool: Pool, pages: Pages, app: FastAPI) -> APIRouter:
     both("/align/{a}/{b}", "align.html", align, Comparison, "How alike the layers of two models are")
     both("/find", "find.html", find, Found, "Parameters and heads that have these words among their strongest")
     both("/search", "search.html", search, Searched, "Parameters nearest to these words")
-    both("/similar", "similar.html", similar, Similar, "Parameters nearest to one")
+    both("/similar", "{type}.html", similar, AnySimilar, "Parameters nearest to one, or heads nearest to one")
     both("/", "home.html", home, Home, "The models of the atlas")
     both("/{address:path}", "{type}.html", thing, Thing, "A model, a layer, a head or a parameter")
     return routes

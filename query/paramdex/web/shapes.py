@@ -221,7 +221,7 @@ class Direction(Shape):
 
 
 class NearHead(Shape):
-    """A head of the same model whose whole matrix is like this one's, by the cosine over all pairs of tokens."""
+    """A head whose whole matrix is like another's, by the cosine over all pairs of tokens."""
 
     matrix: Literal["QK", "VO"]
     rank: int
@@ -258,8 +258,8 @@ class HeadCard(Shape):
     """What the choice of pairs left out, and what it could not."""
     directions: list[Direction]
     """Empty where the atlas was built without."""
-    nearest: list[NearHead] | None
-    """Null where there are too many heads to compare while a reader waits."""
+    comparable: list[str]
+    """The models whose heads /similar compares with this one, its own first; none where it is a displacement's."""
     vectors: list[Vectors]
     before: str | None
     after: str | None
@@ -329,11 +329,25 @@ class Searched(Shape):
 class Similar(Shape):
     """Parameters nearest to one parameter."""
 
+    type: Literal["similar"] = "similar"
     address: str
     model: str
     kind: str
     rows: list[Near]
     notes: list[str]
+
+
+class SimilarHeads(Shape):
+    """Heads of a model whose whole matrices are like those of one head."""
+
+    type: Literal["similar_heads"] = "similar_heads"
+    address: str
+    model: str
+    rows: list[NearHead]
+    notes: list[str]
+
+
+AnySimilar = Annotated[Similar | SimilarHeads, Field(discriminator="type")]
 
 
 class Understood(Shape):

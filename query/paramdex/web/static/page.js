@@ -31,6 +31,7 @@ document.addEventListener("click", (event) => {
 // ---- parts that are slow to compute are fetched when they come into view
 const load = async (place) => {
   const link = place.querySelector("a");
+  const label = link.textContent;
   const slow = setTimeout(() => { place.classList.add("slow"); place.setAttribute("aria-busy", "true"); link.textContent = "Looking…"; }, 300);
   try {
     const answer = await fetch(place.dataset.load, { headers: { accept: "text/html" } });
@@ -38,7 +39,7 @@ const load = async (place) => {
     const part = page.querySelector(answer.ok ? "[data-part]" : ".error");
     place.replaceChildren(...(part ? [part] : [link]));
   } catch {
-    link.textContent = "Show the nearest";
+    link.textContent = label;
   } finally {
     clearTimeout(slow);
     place.classList.remove("slow");
