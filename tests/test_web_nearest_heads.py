@@ -47,7 +47,7 @@ def test_too_many_heads_are_said_to_be(client: TestClient, monkeypatch: pytest.M
     monkeypatch.setattr(questions, "_MOST_COMPARED", 10)
     answer = client.get("/similar.json?address=bert/L0/H1")
     assert answer.status_code == 400
-    assert "paramdex similar ATLAS bert/L0/H1 --model bert" in answer.json()["error"]["message"]
+    assert "paramdex similar ATLAS bert/L0/H1 --in bert" in answer.json()["error"]["message"]
 
 
 def test_pairs_are_escaped(strange: TestClient) -> None:

@@ -156,7 +156,7 @@ def _similar_heads(
         if model in (one.name, "all") and sum(run.n_owners * run.size**2 for run in runs) > _MOST_COMPARED:
             raise QueryError(
                 f"{one.name} has too many heads to compare while you wait; "
-                f"paramdex similar ATLAS {where} --model {model} does it"
+                f"paramdex similar ATLAS {where} --in {model} does it"
             )
     result = atlas.similar(str(where), k, model=model, kind=kind, side=side)
     rows = [
