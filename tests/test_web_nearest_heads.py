@@ -6,7 +6,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from paramdex import Atlas
-from paramdex.web import questions
+from paramdex.web import store
 from web_helpers import HOSTILE
 
 pytest_plugins = ["query_fixtures", "web_fixtures"]
@@ -44,7 +44,11 @@ def test_a_heads_card_says_where_to_look(client: TestClient) -> None:
 
 
 def test_too_many_heads_are_said_to_be(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(questions, "_MOST_COMPARED", 10)
+    monkeypatch.setattr(store, "MOST_COMPARED", 10)
+    assert client.get("/bert/L0/H1.json").json()["comparable"] == []
+    page = client.get("/bert/L0/H1").text
+    assert "paramdex similar ATLAS bert/L0/H1" in page
+    assert "data-load" not in page  # which would be refused
     answer = client.get("/similar.json?address=bert/L0/H1")
     assert answer.status_code == 400
     assert "paramdex similar ATLAS bert/L0/H1 --in bert" in answer.json()["error"]["message"]

@@ -14,7 +14,7 @@ from paramdex.head_factors import displacements, heads
 from paramdex.model import Model
 from paramdex.web.choices import PairChoice
 from paramdex.web.shapes import Cell, Direction, HeadCard, Pair, Pairs, Vectors
-from paramdex.web.store import Items, numbers, rows, short, standing
+from paramdex.web.store import Items, numbers, rows, short, standing, too_many_heads
 from paramdex_schemas import KINDS, MATRICES, Address
 
 _DIRECTIONS, _DIRECTION_TOKENS = 4, 6
@@ -121,11 +121,16 @@ def _directions(atlas: Atlas, model: Model, head_id: int) -> list[Direction]:
     ]
 
 
-def _comparable(atlas: Atlas, model: Model) -> list[str]:
-    """The models with heads whose matrices are products of their vectors, a head's own first; none for others."""
+def _comparable(atlas: Atlas, model: Model) -> list[str] | None:
+    """The models with whose heads /similar compares this one's, its own first; None for those of a displacement, whose
+    matrices are no products of their vectors.
+    """
     left_out = displacements(atlas)
-    found = [name for name, one in atlas.models.items() if one.layout.attention_places and name not in left_out]
-    return [] if model.name in left_out else sorted(found, key=lambda name: name != model.name)
+    if model.name in left_out:
+        return None
+    asked = [one for one in atlas.models.values() if one.layout.attention_places and one.name not in left_out]
+    found = [one.name for one in asked if not too_many_heads(one)]
+    return sorted(found, key=lambda name: name != model.name)
 
 
 def _vectors(atlas: Atlas, model: Model, where: Address) -> list[Vectors]:

@@ -23,12 +23,10 @@ from paramdex.web.shapes import (
     SimilarHeads,
     Understood,
 )
-from paramdex.web.store import described, short
+from paramdex.web.store import described, short, too_many_heads
 from paramdex_schemas import KINDS, Address, QueryError, TokenError
 from paramdex_schemas.layout import place_name
 
-_MOST_COMPARED = 1_000_000
-"""Entries of the small products, d_head x d_head for each head, that are made for one page: a tenth of a second."""
 COUNTED = 100
 """Results that facets are counted over."""
 _ADDRESS = re.compile(r"[^/\s]+(/(encoder|decoder|cross|[LHE]\d+|[a-z_]+|\d+))+/?")
@@ -152,8 +150,7 @@ def _similar_heads(
 ) -> SimilarHeads:
     """Raises QueryError where a model has too many heads to compare while a reader waits."""
     for one in atlas.models.values():
-        runs = [one.layout.heads(place) for place in one.layout.attention_places]
-        if model in (one.name, "all") and sum(run.n_owners * run.size**2 for run in runs) > _MOST_COMPARED:
+        if model in (one.name, "all") and too_many_heads(one):
             raise QueryError(
                 f"{one.name} has too many heads to compare while you wait; "
                 f"paramdex similar ATLAS {where} --in {model} does it"

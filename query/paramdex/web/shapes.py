@@ -258,8 +258,10 @@ class HeadCard(Shape):
     """What the choice of pairs left out, and what it could not."""
     directions: list[Direction]
     """Empty where the atlas was built without."""
-    comparable: list[str]
-    """The models whose heads /similar compares with this one, its own first; none where it is a displacement's."""
+    comparable: list[str] | None
+    """The models whose heads /similar compares with this one, its own first: those of not too many heads to compare
+    while a reader waits. Null for a head of a displacement.
+    """
     vectors: list[Vectors]
     before: str | None
     after: str | None

@@ -21,6 +21,8 @@ from paramdex_schemas.layout import Place
 Row = tuple[Any, ...]
 SHOWN = 6
 """Tokens that describe a parameter in a list."""
+MOST_COMPARED = 1_000_000
+"""Entries of the small products, d_head x d_head for each head, that are made for one page: a tenth of a second."""
 
 
 def short(value: float | None) -> float:
@@ -30,6 +32,12 @@ def short(value: float | None) -> float:
     0.2207
     """
     return 0.0 if value is None else float(str(np.float32(value)))
+
+
+def too_many_heads(model: Model) -> bool:
+    """Whether a model has more heads than are compared with one while a reader waits."""
+    runs = [model.layout.heads(place) for place in model.layout.attention_places]
+    return sum(run.n_owners * run.size**2 for run in runs) > MOST_COMPARED
 
 
 class Pool:
