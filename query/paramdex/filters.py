@@ -152,7 +152,7 @@ class Sieve:
                     note = f"the vocabulary of {model.name} does not say what starts a word; none is left out for it"
                     self._notes.append(note)
                 else:
-                    masks.append(pc.fill_null(values, fill_value=False).to_numpy())
+                    masks.append(pc.fill_null(values, fill_value=False).to_numpy(zero_copy_only=False))
         if of.word_list is not None:
             masks.append(_of_words(self.database, vocabulary, of.word_list))
         if of.no_undertrained:
@@ -167,4 +167,4 @@ def _of_words(database: Database, vocabulary: str, words: Iterable[str]) -> Mask
     plain = [bare(word) for word in words if not word.startswith(MARKERS)]
     columns = [("folded", plain), ("token", marked), ("text", marked)]
     found = [pc.is_in(database.tokens(vocabulary, name), pa.array(values, pa.string())) for name, values in columns]
-    return np.logical_or.reduce([each.to_numpy() for each in found])
+    return np.logical_or.reduce([each.to_numpy(zero_copy_only=False) for each in found])

@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from paramdex.model import Model
     from paramdex.words import Wanted
 
+_FOUND = pa.schema(
+    [("address", pa.string()), ("kind", pa.string()), ("side", pa.string()), ("words", pa.int32()),
+     ("rank", pa.int32()), ("z", pa.float32()), ("tokens", pa.list_(pa.string()))]
+)  # fmt: skip
+
 
 def find(
     database: Database, wanted: list[Wanted], chosen: list[Model], notes: list[str], k: int, kind: str | None,
@@ -50,11 +55,8 @@ def find(
     for row in rows:  # a parameter's tokens, or the two of each of a head's pairs
         items = zip(*row["lists"], strict=True)
         row["tokens"] = [" → ".join(texts[row["vocabulary"], i] for i in item) for item in items]
-    schema = pa.schema(
-        [("address", pa.string()), ("kind", pa.string()), ("side", pa.string()), ("words", pa.int32()),
-         ("rank", pa.int32()), ("z", pa.float32()), ("tokens", pa.list_(pa.string()))]
-    )  # fmt: skip
-    return Result(pa.Table.from_pylist(rows, schema=schema), notes=[*notes, *sieve.notes()])
+    columns = [pa.array([row[each.name] for row in rows], each.type) for each in _FOUND]
+    return Result(pa.Table.from_arrays(columns, schema=_FOUND), notes=[*notes, *sieve.notes()])
 
 
 def _groups(

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from paramdex.database import Database
+from paramdex.postings import starts
 from paramdex.words import Wanted
 from paramdex_schemas import MATRICES
 
@@ -42,11 +43,12 @@ def holders(
         return []
     first_id = heads["head_id"][0].as_py()
     names = list(MATRICES)
-    ids = ", ".join(str(int(i)) for i in sorted(set(wanted.ids)))
+    ids = sorted(set(wanted.ids))
+    known = ", ".join("?" * len(ids))
     found = database.arrays(
         "SELECT head_id, matrix = ? AS is_second, is_top, coalesce(rank, ?) AS rank, same_word, source_id, target_id, "
-        f"score FROM store.pairs WHERE head_id BETWEEN ? AND ? AND (source_id IN ({ids}) OR target_id IN ({ids}))",
-        [names[1], _NO_RANK, inside["head_id"][0].as_py(), inside["head_id"][-1].as_py()],
+        f"score FROM store.pairs WHERE head_id BETWEEN ? AND ? AND (source_id IN ({known}) OR target_id IN ({known}))",
+        [names[1], _NO_RANK, inside["head_id"][0].as_py(), inside["head_id"][-1].as_py(), *ids, *ids],
     )
     source, target, head_id = (found[name] for name in ("source_id", "target_id", "head_id"))
     counts = np.ones(len(source), bool)
@@ -79,15 +81,16 @@ def holders(
     order = np.lexsort((target, source, -np.nan_to_num(z, nan=-1), ~linked, lists))
     lists, source, target, rank, z, linked = (each[order] for each in (lists, source, target, rank, z, linked))
     words = words[:, order]
-    owners, starts, n_pairs = np.unique(lists, return_index=True, return_counts=True)
-    best, largest = np.minimum.reduceat(rank, starts), np.fmax.reduceat(z, starts)
-    n_linked = np.add.reduceat(linked.astype(int), starts)
+    begin = starts(lists)
+    owners, n_pairs = lists[begin], np.diff(begin, append=len(lists))
+    best, largest = np.minimum.reduceat(rank, begin), np.fmax.reduceat(z, begin)
+    n_linked = np.add.reduceat(linked.astype(int), begin)
     named = np.unique(np.stack([np.tile(lists, 2), words.ravel()])[:, words.ravel() >= 0], axis=1)
     n_words = np.unique(named[0], return_counts=True)[1]  # every list has a wanted word
     chosen = np.lexsort((owners, -np.nan_to_num(largest, nan=-1), -n_linked, -n_words))[:k]
     rows = []
     for i in chosen.tolist():
-        first = slice(starts[i], starts[i] + min(shown, int(n_pairs[i])))
+        first = slice(begin[i], begin[i] + min(shown, int(n_pairs[i])))
         head, which = divmod(int(owners[i]), 4)
         rows.append(
             {

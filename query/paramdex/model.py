@@ -35,6 +35,8 @@ class Model:
 
     def spans(self, kind: str | None, layer: int | None) -> list[tuple[int, int]]:
         """As ``span``, of one kind, one layer (in every stack) or both; touching spans are one."""
+        if kind is None and layer is None:
+            return [self.span]
         found: list[tuple[int, int]] = []
         for run in self.layout.runs:
             if kind in (None, run.kind) and layer in (None, run.layer):

@@ -24,6 +24,19 @@ Span = tuple[int, int]
 """Parameters [first, end) by param_id."""
 
 
+def starts(*columns: Ids) -> Ids:
+    """Where something new begins in columns (n each, n > 0) whose equal rows are next to each other.
+
+    >>> starts(np.array([7, 7, 7, 8]), np.array([1, 1, 2, 2])).tolist()
+    [0, 2, 3]
+    """
+    new = np.ones(len(columns[0]), bool)
+    new[1:] = False
+    for column in columns:
+        new[1:] |= column[1:] != column[:-1]
+    return np.flatnonzero(new)
+
+
 @dataclass(frozen=True)
 class Strongest:
     """The strongest tokens of a parameter, strongest first, by side."""
@@ -95,17 +108,18 @@ class Postings:
         owners = 2 * param_ids + ~is_top  # a parameter's side, top first
         order = np.lexsort((rank, words, owners))
         owners, words, tokens, rank, z = (column[order] for column in (owners, words, tokens, rank, z))
-        first = np.flatnonzero(np.diff(owners, prepend=-1).astype(bool) | np.diff(words, prepend=-1).astype(bool))
+        first = starts(owners, words)
         z = np.fmax.reduceat(z, first)  # of a word's items the largest
         owners, tokens, rank = owners[first], tokens[first], rank[first]
 
-        sides, starts, n_words = np.unique(owners, return_index=True, return_counts=True)
-        best = np.minimum.reduceat(rank, starts)
-        mean_z = (np.add.reduceat(z.astype(np.float64), starts) / n_words).astype(np.float32)
-        chosen = np.lexsort((sides, -np.nan_to_num(mean_z, nan=-1), -n_words))[:k]
+        begin = starts(owners)
+        sides, n_words = owners[begin], np.diff(begin, append=len(owners))
+        best = np.minimum.reduceat(rank, begin)
+        mean_z = (np.add.reduceat(z.astype(np.float64), begin) / n_words).astype(np.float32)
+        chosen = np.lexsort((sides, np.where(np.isnan(mean_z), 1, -mean_z), -n_words))[:k]
         rows = []
         for i in chosen.tolist():
-            own = slice(starts[i], starts[i] + n_words[i])
+            own = slice(begin[i], begin[i] + n_words[i])
             rows.append(
                 {
                     "id": int(sides[i] >> 1), "side": "bottom" if sides[i] & 1 else "top", "words": int(n_words[i]),
@@ -138,5 +152,5 @@ class Postings:
             table = self.database.kept(sql, first, end - 1)
             inside = (param_ids >= first) & (param_ids < end)
             for to, column in ((mean, "mean"), (std, "std")):
-                to[inside] = table[column].to_numpy()[param_ids[inside] - first]
+                to[inside] = table[column].chunk(0).to_numpy()[param_ids[inside] - first]
         return mean, std

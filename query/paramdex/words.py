@@ -43,7 +43,7 @@ def items(database: Database, vocabularies: list[str], words: list[str]) -> dict
     """
 
     def ids(vocabulary: str, column: str, text: str) -> list[int]:
-        return np.flatnonzero(pc.equal(database.tokens(vocabulary, column), text)).tolist()
+        return pc.indices_nonzero(pc.equal(database.tokens(vocabulary, column), text)).to_pylist()
 
     found = {(each, word): ids(each, "folded", bare(word)) for each in vocabularies for word in words}
     known = {word for (_, word), alike in found.items() if alike}

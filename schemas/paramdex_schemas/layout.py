@@ -12,7 +12,7 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
+from typing import Literal, NoReturn
 
 from paramdex_schemas.addresses import STACKS, Address
 from paramdex_schemas.errors import AddressError, nearest
@@ -284,8 +284,21 @@ class Layout:
         ]
         return _like(within, next(run for kind in ("ff_value", *KINDS) for run in runs if run.kind == kind))
 
+    @cached_property
+    def _by_place(self) -> dict[tuple[str, Place, bool, bool], Run]:
+        """(kind, place, whether it is of a head, whether it is of an expert) -> run."""
+        return {(r.kind, r.place, r.owner in ("head", "kv_head"), r.owner == "expert"): r for r in self.runs}
+
     def _run(self, address: Address) -> Run:
         """The run of a parameter's address, by its kind and place and by whether it names a head or an expert."""
+        place = address.stack, address.layer
+        run = self._by_place.get((str(address.kind), place, address.head is not None, address.expert is not None))
+        if run is None:
+            self._refuse(address)
+        return run
+
+    def _refuse(self, address: Address) -> NoReturn:
+        """Say what an address of a parameter that has no run has wrong. Raises AddressError."""
         kind, at = KINDS[str(address.kind)], replace(address, head=None, expert=None, kind=None, idx=None)
         self._check_stack(address)
         run = _nearest_run(address, self.of(kind.name))
@@ -301,10 +314,8 @@ class Layout:
         of_head = run.owner in ("head", "kv_head")
         if of_head != (address.head is not None):
             raise AddressError(f"{address}: {kind.name} belongs to {'a' if of_head else 'no'} head; {say}")
-        of_expert = run.owner == "expert"
-        if of_expert != (address.expert is not None):
-            raise AddressError(f"{address}: {kind.name} of {at} belongs to {'an' if of_expert else 'no'} expert; {say}")
-        return run
+        an = "an" if run.owner == "expert" else "no"
+        raise AddressError(f"{address}: {kind.name} of {at} belongs to {an} expert; {say}")
 
     def _check_stack(self, address: Address) -> None:
         """Raises AddressError where an address names a stack that the model has not, or none of those it has."""

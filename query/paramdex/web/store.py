@@ -67,7 +67,7 @@ class Items(dict[int, Token]):
 
     def __init__(self, atlas: Atlas, vocabulary: str) -> None:
         super().__init__()
-        self._columns = [atlas.database.tokens(vocabulary, column).chunk(0) for column in ("token", "text")]
+        self._columns = [atlas.database.tokens(vocabulary, column) for column in ("token", "text")]
 
     def __missing__(self, token_id: int) -> Token:
         spelled, read = (column[token_id].as_py() for column in self._columns)
