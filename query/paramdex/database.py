@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import cache, lru_cache
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -32,13 +32,6 @@ def named_query(name: str) -> str:
     return (resources.files("paramdex") / "sql" / f"{name}.sql").read_text("utf-8")
 
 
-@lru_cache(256)
-def _parsed(sql: str) -> duckdb.Statement:
-    """One of paramdex's own queries: to parse it takes DuckDB longer than to run one that finds a row by its index."""
-    (statement,) = duckdb.extract_statements(sql)
-    return statement
-
-
 class Database:
     """A read-only connection to an atlas's DuckDB file: no other file can be reached through it."""
 
@@ -49,6 +42,7 @@ class Database:
         """
         self.atlas = atlas
         self._kept: dict[tuple[str, ...], pa.Table] = {}
+        self._statements: dict[str, duckdb.Statement] = {}
         file = atlas_files.database(atlas)
         if not file.is_file():
             what = "there is no such folder" if not atlas.exists() else f"it holds no {atlas_files.DATABASE}"
@@ -108,17 +102,23 @@ class Database:
             return AtlasError(f"{self.atlas}: this question takes more memory than there is")
         return self._damaged(error)
 
+    def _parsed(self, sql: str) -> duckdb.Statement:
+        """One of paramdex's own queries; to parse it takes DuckDB as long as to find a row by its number."""
+        if sql not in self._statements:
+            (self._statements[sql],) = self.connection.extract_statements(sql)
+        return self._statements[sql]
+
     def rows(self, sql: str, values: Any = None) -> list[tuple[Any, ...]]:
         """The rows of one of paramdex's own queries. Raises AtlasError where the database cannot be read."""
         try:
-            return self.connection.execute(_parsed(sql), values or []).fetchall()
+            return self.connection.execute(self._parsed(sql), values or []).fetchall()
         except duckdb.Error as error:
             raise self._failed(error) from error
 
     def arrays(self, sql: str, values: Any = None) -> dict[str, np.ndarray]:
         """The columns of one of paramdex's own queries, none of which has NULLs. Raises AtlasError as ``rows`` does."""
         try:
-            found = self.connection.execute(_parsed(sql), values or []).fetchnumpy()
+            found = self.connection.execute(self._parsed(sql), values or []).fetchnumpy()
         except duckdb.Error as error:
             raise self._failed(error) from error
         return {name: np.ma.getdata(column) for name, column in found.items()}
@@ -131,7 +131,7 @@ class Database:
         key = (sql, *map(str, values))
         if key not in self._kept:
             try:
-                self._kept[key] = _arrow(self.connection, _parsed(sql), list(values)).combine_chunks()
+                self._kept[key] = _arrow(self.connection, self._parsed(sql), list(values)).combine_chunks()
             except duckdb.Error as error:
                 raise self._failed(error) from error
         return self._kept[key]
@@ -144,7 +144,7 @@ class Database:
     def table(self, sql: str, values: Any = None) -> pa.Table:
         """The rows of one of paramdex's own queries. Raises AtlasError where the database cannot be read."""
         try:
-            return _arrow(self.connection, _parsed(sql), values)
+            return _arrow(self.connection, self._parsed(sql), values)
         except duckdb.Error as error:
             raise self._failed(error) from error
 
@@ -155,7 +155,7 @@ class Database:
     def named_rows(self, name: str, values: Any = None) -> list[dict[str, Any]]:
         """The rows of the query ``sql/NAME.sql`` as dictionaries; planned once, where ``named`` plans twice."""
         try:
-            cursor = self.connection.execute(_parsed(named_query(name)), values or [])
+            cursor = self.connection.execute(self._parsed(named_query(name)), values or [])
             columns = [column[0] for column in cursor.description]
             return [dict(zip(columns, row, strict=True)) for row in cursor.fetchall()]
         except duckdb.Error as error:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from paramdex.filters import ALL, Sieve
 from paramdex.postings import Postings
@@ -33,7 +32,8 @@ class Card(Drawn):
     @property
     def _printed(self) -> pa.Table:
         """The two sides next to each other."""
-        sides = [self.table.filter(pc.equal(self.table["side"], side)) for side in ("top", "bottom")]
+        n_top = self.table["side"].to_pylist().count("top")
+        sides = [self.table.slice(0, n_top), self.table.slice(n_top)]
         n = max(map(len, sides))
         shown: dict[str, Any] = {"rank": range(1, n + 1)}
         for side, rows in zip(("top", "bottom"), sides, strict=True):
@@ -68,14 +68,14 @@ def show_parameter(atlas: Atlas, model: Model, where: Address, k: int, sieve: Si
     token, text = (atlas.database.tokens(model.vocabulary, column) for column in ("token", "text"))
     rows = [(side, i) for side in ("top", "bottom") for i in sieve.tokens(model, found.tokens[side], k)]
     ids = pa.array([found.tokens[side][i] for side, i in rows], pa.int32())
-    scores = np.array([found.scores[side][i] for side, i in rows], np.float32)
-    z = (scores - found.mean) / found.std if found.std > 0 else np.full(len(rows), np.nan, np.float32)
+    scores = [found.scores[side][i] for side, i in rows]
+    z = ((np.array(scores, np.float32) - found.mean) / found.std).tolist() if found.std > 0 else [None] * len(rows)
     table = pa.table(
         {
             "side": pa.array([side for side, _ in rows], pa.string()),
             "rank": pa.array([i + 1 for _, i in rows], pa.int64()),
             "token_id": ids, "token": token.take(ids), "text": text.take(ids),
-            "score": scores, "z": pa.array(z, from_pandas=True),
+            "score": pa.array(scores, pa.float32()), "z": pa.array(z, pa.float32()),
         }
     )  # fmt: skip
     title = f"{model.address(param_id)}: {KINDS[str(where.kind)].says}"
