@@ -84,13 +84,20 @@ def test_every_search_is_exact(tmp_path_factory: pytest.TempPathFactory, rows: n
         st.sampled_from([some_rows(1, width, 5)[0].astype(np.float64) * length, rows[0].astype(np.float64)])
     )
     k, side = data.draw(st.integers(1, n + 3)), data.draw(st.sampled_from(list(SIDES)))
-    assert nearest(vectors.index("m", "k"), query, k, spans, SIDES[side]) == truth(rows, query, k, spans, side)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(paramdex.nearest, "_AT_LEAST", data.draw(st.integers(0, 20)))  # or all would be candidates
+        found = nearest(vectors.index("m", "k"), query, k, spans, SIDES[side])
+    assert found == truth(rows, query, k, spans, side)
 
 
 @pytest.mark.parametrize("side", list(SIDES))
 @pytest.mark.parametrize("spread", [0.0, 0.5, 2.0])
-def test_codes_of_many_rows(tmp_path: Path, spread: float, side: str) -> None:
+@pytest.mark.parametrize("at_least", [40, paramdex.nearest._AT_LEAST])
+def test_codes_of_many_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spread: float, side: str, at_least: int
+) -> None:
     """For queries that are rows, and for others; k on both sides of what one pass of the codes asks for."""
+    monkeypatch.setattr(paramdex.nearest, "_AT_LEAST", at_least)
     rows = some_rows(6000, 64, spread=spread)
     rows[1000:1400] = rows[0]  # more ties than candidates are asked for at first
     index = write_kind(tmp_path, rows, codes=True).index("m", "k")

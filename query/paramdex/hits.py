@@ -15,7 +15,7 @@ from paramdex.postings import Postings, Strongest
 from paramdex.result import Result, visible
 from paramdex.words import Wanted
 from paramdex_schemas import Address, QueryError
-from paramdex_schemas.isometry import Array
+from paramdex_schemas.isometry import Array, moved
 
 if TYPE_CHECKING:
     from paramdex.atlas import Atlas
@@ -57,7 +57,7 @@ def hits_of_parameter(
         if kind not in one.layout.kinds:
             continue
         if one.vocabulary == own.vocabulary:
-            query = vector if one is own else atlas.vectors.transfer(own, one) @ vector
+            query = vector if one is own else moved(atlas.vectors.transfer(own, one), vector)
             found = hits_in_model(atlas, one, kind, query, k + 1, layer, side)
             hits += [hit for hit in found if hit[1] != own_id]
         else:
@@ -110,7 +110,7 @@ def _indicator(atlas: Atlas, model: Model, ids: list[int]) -> Array:
     m, V = len(ids), model.vocabulary_size
     total = (space.rows(ids) - space.means).sum(axis=0)
     norm = (m * (1 - m / V)) ** 0.5
-    return space.root.inverse.T @ total / norm if norm else np.zeros(space.root.rank)
+    return moved(space.root.inverse.T, total) / norm if norm else np.zeros(space.root.rank)
 
 
 def tokens_of(atlas: Atlas, param_ids: list[int], sieve: Sieve) -> Described:
