@@ -117,17 +117,16 @@ class Postings:
         best = np.minimum.reduceat(rank, begin)
         mean_z = (np.add.reduceat(z.astype(np.float64), begin) / n_words).astype(np.float32)
         chosen = np.lexsort((sides, np.where(np.isnan(mean_z), 1, -mean_z), -n_words))[:k]
-        rows = []
-        for i in chosen.tolist():
-            own = slice(begin[i], begin[i] + n_words[i])
-            rows.append(
-                {
-                    "id": int(sides[i] >> 1), "side": "bottom" if sides[i] & 1 else "top", "words": int(n_words[i]),
-                    "rank": int(best[i]), "z": None if np.isnan(mean_z[i]) else float(mean_z[i]),
-                    "ids": tokens[own][np.argsort(rank[own], kind="stable")].tolist(),
-                }
-            )  # fmt: skip
-        return rows
+        return [
+            {
+                "id": side >> 1, "side": "bottom" if side & 1 else "top", "words": n, "rank": least,
+                "z": None if np.isnan(z) else z,
+                "ids": tokens[start : start + n][np.argsort(rank[start : start + n], kind="stable")].tolist(),
+            }
+            for side, n, least, z, start in zip(
+                *(each[chosen].tolist() for each in (sides, n_words, best, mean_z, begin)), strict=True
+            )
+        ]  # fmt: skip
 
     def _hits(self, token_id: int, spans: list[Span]) -> tuple[np.ndarray, ...]:
         """param_id, is_top, rank and score of a token's postings within ``spans``.
@@ -150,7 +149,7 @@ class Postings:
         for first, end in models:
             sql = "SELECT mean, std FROM store.parameters WHERE param_id BETWEEN ? AND ? ORDER BY param_id"
             table = self.database.kept(sql, first, end - 1)
-            inside = (param_ids >= first) & (param_ids < end)
+            inside = (param_ids >= first) & (param_ids < end) if len(models) > 1 else slice(None)
             for to, column in ((mean, "mean"), (std, "std")):
                 to[inside] = table[column].chunk(0).to_numpy()[param_ids[inside] - first]
         return mean, std

@@ -7,10 +7,9 @@ WordPiece continuation (``##s`` is no ``s``); a word typed with a marker of its 
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from pathlib import Path
-
-import pyarrow.compute as pc
 
 from paramdex.database import Database
 from paramdex_schemas import QueryError, TokenError
@@ -35,24 +34,34 @@ def bare(word: str) -> str:
     return (word.strip() or word or " ").casefold()  # of a marker alone the space it stands for is left
 
 
+def _reading(database: Database, vocabulary: str, column: str, text: str) -> list[int]:
+    """The ids of the items whose ``column`` is ``text``, by bisection of the column in order."""
+    ordered = database.kept(
+        f"SELECT {column}, token_id FROM store.tokens WHERE vocabulary = ? ORDER BY {column}, token_id", vocabulary
+    )
+    texts, ids = (each.chunk(0) for each in ordered.columns)
+
+    def at(place: int) -> str:
+        return texts[place].as_py()
+
+    first = bisect_left(range(len(texts)), text, key=at)
+    return ids[first : bisect_right(range(len(texts)), text, first, key=at)].to_pylist()
+
+
 def items(database: Database, vocabularies: list[str], words: list[str]) -> dict[tuple[str, str], list[int]]:
     """(vocabulary, word) -> the ids of its items.
 
     Most words are found by how they read; only those with a marker, or found nowhere, are compared as they are spelled.
     """
-
-    def ids(vocabulary: str, column: str, text: str) -> list[int]:
-        return pc.indices_nonzero(pc.equal(database.tokens(vocabulary, column), text)).to_pylist()
-
-    found = {(each, word): ids(each, "folded", bare(word)) for each in vocabularies for word in words}
+    found = {(each, word): _reading(database, each, "folded", bare(word)) for each in vocabularies for word in words}
     known = {word for (_, word), alike in found.items() if alike}
     for (vocabulary, word), alike in found.items():
         if word.startswith(MARKERS):
             texts = database.tokens(vocabulary, "text")
-            exact = {*ids(vocabulary, "token", word), *(i for i in alike if texts[i].as_py() == word)}
+            exact = {*_reading(database, vocabulary, "token", word), *(i for i in alike if texts[i].as_py() == word)}
             found[vocabulary, word] = sorted(exact) or alike
         elif word not in known:
-            found[vocabulary, word] = ids(vocabulary, "token", word)
+            found[vocabulary, word] = _reading(database, vocabulary, "token", word)
     return found
 
 
