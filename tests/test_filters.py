@@ -13,6 +13,7 @@ import models
 from paramdex import Atlas, QueryError, TokenFilter
 from paramdex import open as open_atlas
 from paramdex.cli import cli
+from paramdex.words import items
 from paramdex_builder import Options, build
 from query_helpers import GPT2, ids_of_words, token_rows
 from test_undertrained import save_planted
@@ -246,3 +247,16 @@ def test_masks_of_arrays_and_of_rules_agree(atlas: Atlas) -> None:
             mask = Sieve(atlas.database, which).mask(atlas.models[model])
             assert mask is not None
             assert set(np.flatnonzero(mask)) == passing(atlas, model, rule), (model, rule)
+
+
+def test_a_word_list_means_what_find_does(atlas: Atlas) -> None:
+    """Of words that are no marked ones, and of one that is only printed so."""
+    from paramdex.filters import Sieve
+
+    for model in ("gpt2-a", "llama-gqa", "bert"):
+        chosen = atlas.models[model]
+        for word in ("Canada", "s", "ing", "##ing", "bread-butter", "é", "[MASK]", "nothing of the kind"):
+            mask = Sieve(atlas.database, TokenFilter(words=[word])).mask(chosen)
+            assert mask is not None
+            found = items(atlas.database, [chosen.vocabulary], [word])[chosen.vocabulary, word]
+            assert np.flatnonzero(mask).tolist() == found, (model, word)

@@ -46,6 +46,7 @@ def test_forms_of_a_word(atlas: Atlas, word: str, gpt2: set[str], llama: set[str
     ("word", "tokens"),
     [
         ("##ing", {"##ing"}),
+        ("ing", {"##ing"}),
         ("##2", {"##2"}),
         ("s", {"s"}),
         ("S", {"s"}),

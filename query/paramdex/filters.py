@@ -162,9 +162,12 @@ class Sieve:
 
 
 def _of_words(database: Database, vocabulary: str, words: Iterable[str]) -> Mask:
-    """Which items of a vocabulary (V) the words stand for: a bare one for all that read as it, a marked one for one."""
-    marked = [word for word in words if word.startswith(MARKERS)]
-    plain = [bare(word) for word in words if not word.startswith(MARKERS)]
-    columns = [("folded", plain), ("token", marked), ("text", marked)]
+    """Which items of a vocabulary (V) the words stand for: a bare one for all that read as it, a marked one, and one as
+    which nothing reads, for what is spelled or printed so.
+    """
+    plain = {word: bare(word) for word in words if not word.startswith(MARKERS)}
+    known = set(database.tokens(vocabulary, "folded").to_pylist())
+    exact = [word for word in words if plain.get(word) not in known]
+    columns = [("folded", list(plain.values())), ("token", exact), ("text", exact)]
     found = [pc.is_in(database.tokens(vocabulary, name), pa.array(values, pa.string())) for name, values in columns]
     return np.logical_or.reduce([each.to_numpy(zero_copy_only=False) for each in found])

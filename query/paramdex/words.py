@@ -1,8 +1,9 @@
 """From what a person types to vocabulary items.
 
-A bare word finds every item that reads as it, whatever the case and whether or not a space comes before it, but no
-WordPiece continuation (``##s`` is no ``s``); a word typed with a marker of its own (a leading space, ``Ġ``, ``▁`` or
-``##``) finds just that item where there is one.
+A bare word finds every item that reads as it, whatever the case and whether or not a space comes before it. A WordPiece
+continuation it finds only where nothing else reads so (``##ium`` by ``ium``, as lists print it, but ``##s`` is no
+``s``). A word typed with a marker of its own (a leading space, ``Ġ``, ``▁`` or ``##``) finds just that item where there
+is one.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ def _reading(database: Database, vocabulary: str, column: str, text: str) -> lis
 def items(database: Database, vocabularies: list[str], words: list[str]) -> dict[tuple[str, str], list[int]]:
     """(vocabulary, word) -> the ids of its items.
 
-    Most words are found by how they read; only those with a marker, or found nowhere, are compared as they are spelled.
+    Most words are found by how they read; only those with a marker, or found nowhere, are compared as they are spelled
+    and as they are printed.
     """
     found = {(each, word): _reading(database, each, "folded", bare(word)) for each in vocabularies for word in words}
     known = {word for (_, word), alike in found.items() if alike}
@@ -61,7 +63,8 @@ def items(database: Database, vocabularies: list[str], words: list[str]) -> dict
             exact = {*_reading(database, vocabulary, "token", word), *(i for i in alike if texts[i].as_py() == word)}
             found[vocabulary, word] = sorted(exact) or alike
         elif word not in known:
-            found[vocabulary, word] = _reading(database, vocabulary, "token", word)
+            spelled = _reading(database, vocabulary, "token", word)
+            found[vocabulary, word] = spelled or _reading(database, vocabulary, "text", word)
     return found
 
 
