@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import duckdb
 import numpy as np
 import pytest
 
 import oracle
+import paramdex
 from paramdex import AddressError, Atlas, QueryError
+from paramdex.database import Database
+from paramdex.model import Model
 from query_helpers import ERROR, GPT2, shared_ids
 
 pytest_plugins = ["query_fixtures"]
@@ -91,3 +96,24 @@ def test_what_is_not_there_is_said(
 ) -> None:
     with pytest.raises(error, match=message):
         atlas.similar(address, **options)
+
+
+@pytest.mark.parametrize("address", ["bert/L0/H1", "bert/L0/ff_value/3"])
+def test_models_that_share_too_few_tokens(small_atlas: Path, monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    """Among all models they are left out with a note, also where none is left; asked for by name they are an error."""
+
+    def few(_: Database, a: Model, b: Model) -> None:
+        raise QueryError(f"{a.name} and {b.name} share 1 tokens: too few to compare them on")
+
+    monkeypatch.setattr("paramdex.common.shared_tokens", few)
+    with paramdex.open(small_atlas) as atlas:
+        others = [name for name in atlas.models if name != "bert"]
+        result = atlas.similar(address, k=3, model="all")
+        assert result.to_rows() == atlas.similar(address, k=3).to_rows()
+        assert [note.startswith("left out: ") and "too few" in note for note in result.notes] == [True] * len(others)
+        deep = max(atlas.models[name].layout.n_layers() for name in others) - 1
+        assert deep >= atlas.models["bert"].layout.n_layers()
+        result = atlas.similar(address, model="all", layer=deep)
+        assert (len(result), len(result.notes) > 0) == (0, True)
+        with pytest.raises(QueryError, match="too few"):
+            atlas.similar(address, model=others[0])

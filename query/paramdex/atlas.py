@@ -209,7 +209,7 @@ class Atlas:
         if where.is_head:
             _check_k(k)
             chosen = self._beside(where, model, layer)
-            return similar_heads(self, where, k, chosen, kind, layer, _signs(side), filter)
+            return similar_heads(self, where, k, chosen, kind, layer, _signs(side), filter, strict=model != "all")
         hits, notes = self.similar_hits(address, k, model=model, kind=kind, layer=layer, side=side)
         own_id = self.models[where.model].param_id(where)
         return listed(self, hits, f"nearest to {where}", notes, filter, of=own_id)

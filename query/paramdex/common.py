@@ -6,6 +6,7 @@ have (see ``SharedSpace``).
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -84,6 +85,28 @@ def common(atlas: Atlas, a: Model, b: Model) -> Common:
     shares = ", ".join(f"{shared.n_tokens / model.vocabulary_size:.0%} of {model.name}'s" for model in (a, b))
     note = f"{a.name} and {b.name} are compared on the {shared.n_tokens:,} tokens whose text both have ({shares})"
     return Common(Side(vectors, a, b, root_a, into), Side(vectors, b, a, root_b, None), [note])
+
+
+def compared(
+    atlas: Atlas, own: Model, models: list[Model], notes: list[str], *, strict: bool,
+    refuse: Callable[[Model], None] = lambda _: None,
+) -> Iterator[Common]:  # fmt: skip
+    """``own`` with each of ``models`` in common coordinates; ``notes`` is told what a reader has to know.
+
+    A model that cannot be compared, or that ``refuse`` raises QueryError for, is left out with a note, unless
+    ``strict``: then that error is raised.
+    """
+    for one in models:
+        try:
+            refuse(one)
+            both = common(atlas, own, one)
+        except QueryError as error:
+            if strict:
+                raise
+            notes.append(f"left out: {error}")
+            continue
+        notes += both.notes
+        yield both
 
 
 def _shared(atlas: Atlas, a: Model, b: Model) -> tuple[SharedSpace, bool]:

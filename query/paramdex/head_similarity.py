@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from paramdex.common import Common, Side, common
+from paramdex.common import Common, Side, compared
 from paramdex.filters import ALL, Sieve, TokenFilter
 from paramdex.head_factors import coordinates, displacements, heads, owners
 from paramdex.result import Result, arrow
@@ -41,25 +41,21 @@ _SCHEMA = pa.schema(
 
 def similar_heads(
     atlas: Atlas, where: Address, k: int, models: list[Model], matrix: str | None, layer: int | None,
-    signs: tuple[int, ...], filter: TokenFilter | None,
+    signs: tuple[int, ...], filter: TokenFilter | None, *, strict: bool,
 ) -> Result:  # fmt: skip
-    """See ``Atlas.similar``. Of several models, those that cannot be compared are left out with a note."""
+    """See ``Atlas.similar``. Models that cannot be compared are left out with a note, unless ``strict``."""
     if matrix is not None and matrix not in MATRICES:
         raise QueryError(f"a head has no matrix {matrix!r}; {nearest(matrix, MATRICES)}")
     own = atlas.models[where.model]
     own_id = own.head_id(where)
     found: list[dict[str, Any]] = []
     notes: list[str] = []
-    for one in models:
-        try:
-            _refuse_displacements(atlas, own, one)
-            both = common(atlas, own, one)
-        except QueryError as error:
-            if len(models) == 1:
-                raise
-            notes.append(f"left out: {error}")
-            continue
-        notes += both.notes
+
+    def refuse(one: Model) -> None:
+        _refuse_displacements(atlas, own, one)
+
+    for both in compared(atlas, own, models, notes, strict=strict, refuse=refuse):
+        one = both.right.model
         columns = heads(atlas, one).select(["head_id", "address", "layer"]).columns
         those = list(zip(*(column.to_pylist() for column in columns), strict=True))
         for each in MATRICES if matrix is None else [matrix]:

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from paramdex.common import Common, common
+from paramdex.common import Common, compared
 from paramdex.filters import ALL, Sieve, TokenFilter
 from paramdex.nearest import Hit, nearest, signs_of, strongest_hits
 from paramdex.postings import Postings, Strongest
 from paramdex.result import Result, visible
 from paramdex.words import Wanted
-from paramdex_schemas import Address, QueryError
+from paramdex_schemas import Address
 from paramdex_schemas.isometry import Array, moved
 
 if TYPE_CHECKING:
@@ -53,23 +53,14 @@ def hits_of_parameter(
     (vector,) = atlas.vectors.index(own.name, of).reconstruct_n(row, 1)
     hits: list[Hit] = []
     notes: list[str] = []
-    for one in models:
-        if kind not in one.layout.kinds:
-            continue
+    for both in compared(atlas, own, [one for one in models if kind in one.layout.kinds], notes, strict=strict):
+        one, into = both.right.model, both.left.into
         if one.vocabulary == own.vocabulary:
-            query = vector if one is own else moved(atlas.vectors.transfer(own, one), vector)
+            query = vector if into is None else moved(into, vector)
             found = hits_in_model(atlas, one, kind, query, k + 1, layer, side)
             hits += [hit for hit in found if hit[1] != own_id]
         else:
-            try:
-                both = common(atlas, own, one)
-            except QueryError as error:
-                if strict:
-                    raise
-                notes.append(f"left out: {error}")
-                continue
             hits += _across(vector, both, kind, k, layer, side)
-            notes += both.notes
     return strongest_hits(hits, k, side), notes
 
 
