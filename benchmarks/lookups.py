@@ -40,7 +40,8 @@ from paramdex_schemas import Layout, Run, atlas_files
 from paramdex_schemas.isometry import Root, normalize
 
 V = 50_257
-ROUNDS = 40
+ROUNDS, MANY = 40, 400
+"""Calls timed of most things, and of look-ups, whose first ones read parts of the database that later ones find."""
 
 
 def vocabulary(name: str) -> Vocabulary:
@@ -98,24 +99,30 @@ def cpu() -> float:
     return time.process_time() + children.ru_utime + children.ru_stime
 
 
-def times(call: Callable[[], object], rounds: int = ROUNDS) -> tuple[float, float]:
-    """Median milliseconds of a call after three warm-up calls: as a clock has it, and of processor time, of which other
-    programs take less.
+def in_turn(*calls: Callable[[], object], rounds: int = ROUNDS) -> list[tuple[float, float]]:
+    """Median milliseconds of each of some calls, made in turn, after three rounds to warm up: as a clock has it, and of
+    processor time, of which other programs take less.
     """
-    took = []
+    took: list[list[tuple[float, float]]] = [[] for _ in calls]
     for n in range(rounds + 3):
-        started = time.perf_counter(), cpu()
-        call()
-        if n >= 3:
-            took.append((1000 * (time.perf_counter() - started[0]), 1000 * (cpu() - started[1])))
-    wall, busy = zip(*took, strict=True)
-    return statistics.median(wall), statistics.median(busy)
+        for call, own in zip(calls, took, strict=True):
+            started = time.perf_counter(), cpu()
+            call()
+            if n >= 3:
+                own.append((1000 * (time.perf_counter() - started[0]), 1000 * (cpu() - started[1])))
+    return [
+        (statistics.median(wall), statistics.median(busy)) for wall, busy in (zip(*own, strict=True) for own in took)
+    ]
 
 
-def shell(*arguments: str) -> tuple[float, float]:
-    """``times`` of a Python process."""
-    command = [sys.executable, *arguments]
-    return times(lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL), 5)
+def times(call: Callable[[], object], rounds: int = ROUNDS) -> tuple[float, float]:
+    """``in_turn`` of one call."""
+    return in_turn(call, rounds=rounds)[0]
+
+
+def python(*arguments: str) -> None:
+    """Run a Python process to its end."""
+    subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
 
 
 @contextmanager
@@ -150,40 +157,47 @@ def main() -> None:
     def word() -> str:
         return f"word{pick.randrange(V - 1)}"
 
-    def attach() -> None:
+    def attach(atlas: Path) -> None:
         with duckdb.connect() as connection:
-            connection.execute(f"ATTACH '{atlas_files.database(path)}' AS atlas (READ_ONLY)")
+            connection.execute(f"ATTACH '{atlas_files.database(atlas)}' AS atlas (READ_ONLY)")
 
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "bench.atlas"
+        path, alone = Path(folder) / "bench.atlas", Path(folder) / "alone.atlas"
         add_model(path, "main", 24, size, 64, 50)
         n = 24 * size * 100
         each = atlas_files.database(path).stat().st_size / n
-        opened = times(lambda: paramdex.open(path).close(), 10)
-        add("open, 1 model", opened, "50", times(attach, 10), "connect, ATTACH")
-        with scattered(atlas_files.database(path), Path(folder) / "scattered.duckdb") as naive:
-            sql = "SELECT * FROM postings WHERE token_id = ?"
-            by_token = times(lambda: naive.execute(sql, [pick.randrange(V)]).fetchnumpy(), 10)
-            sql_2 = "SELECT * FROM parameters WHERE address = ?"
-            by_address = times(lambda: naive.execute(sql_2, [address("main", size)]).fetchall(), 10)
-        with paramdex.open(path) as atlas:
-            show = times(lambda: atlas.show(address("main", size)))
-            add("parameter to tokens, 1 model", show, "2", by_address, "SQL in any order")
-            find = times(lambda: atlas.find(word(), model="main"))
-            add("token to parameters, 1 model", find, "3", by_token, "SQL in any order")
+        shutil.copytree(path, alone)
         add_model(path, "vectors", 24, wide, 1024, 5)
         for name in ("third", "fourth"):
             add_model(path, name, 24, size, 64, 50)
-        opened = times(lambda: paramdex.open(path).close(), 10)
-        add("open, 4 models", opened, "50", times(attach, 10), "connect, ATTACH")
-        bare = shell("-c", "import duckdb, pyarrow, rich, click")
-        took = shell("-m", "paramdex", "show", str(path), "main/L1/ff_value/7")
+        opened = in_turn(
+            lambda: paramdex.open(alone).close(), lambda: attach(alone),
+            lambda: paramdex.open(path).close(), lambda: attach(path),
+        )  # fmt: skip
+        for what, took, baseline in (("1 model", *opened[:2]), ("4 models", *opened[2:])):
+            add(f"open, {what}", took, "50", baseline, "connect, ATTACH")
+        bare, took = in_turn(
+            lambda: python("-c", "import duckdb, pyarrow, rich, click"),
+            lambda: python("-m", "paramdex", "show", str(path), "main/L1/ff_value/7"), rounds=9,
+        )  # fmt: skip
         add("show from the shell", took, "600", bare, "bare imports")
-        with paramdex.open(path) as atlas:
-            again = times(lambda: atlas.show(address("main", size)))
-            add("parameter to tokens, 4 models", again, "2", show, "1 model")
-            again = times(lambda: atlas.find(word(), model="main"))
-            add("token to parameters, in 1 of 4 models", again, "3", find, "1 model")
+        with (
+            paramdex.open(alone) as one,
+            paramdex.open(path) as atlas,
+            scattered(atlas_files.database(alone), Path(folder) / "scattered.duckdb") as naive,
+        ):
+            sql = "SELECT * FROM parameters WHERE address = ?"
+            by_address = times(lambda: naive.execute(sql, [address("main", size)]).fetchall(), 10)
+            add("parameter to tokens, the first 40", times(lambda: one.show(address("main", size))), "")
+            shown = in_turn(*(lambda of=of: of.show(address("main", size)) for of in (one, atlas)), rounds=MANY)
+            add("parameter to tokens, 1 model", shown[0], "2", by_address, "SQL in any order")
+            add("parameter to tokens, 4 models", shown[1], "2", shown[0], "1 model")
+            sql_2 = "SELECT * FROM postings WHERE token_id = ?"
+            by_token = times(lambda: naive.execute(sql_2, [pick.randrange(V)]).fetchnumpy(), 10)
+            add("token to parameters, the first 40", times(lambda: one.find(word(), model="main")), "")
+            found = in_turn(*(lambda of=of: of.find(word(), model="main") for of in (one, atlas)), rounds=MANY)
+            add("token to parameters, 1 model", found[0], "3", by_token, "SQL in any order")
+            add("token to parameters, in 1 of 4 models", found[1], "3", found[0], "1 model")
             started = time.perf_counter(), cpu()
             atlas.similar("vectors/L0/ff_value/0")
             first = 1000 * (time.perf_counter() - started[0]), 1000 * (cpu() - started[1])
