@@ -53,6 +53,20 @@ def imported_names(path: Path) -> set[str]:
     return names
 
 
+@pytest.mark.parametrize("arguments", [("show", "bert/L0/ff_key/3"), ("find", "canada")])
+def test_look_ups_from_the_shell_import_nothing_slow(small_atlas: Path, arguments: tuple[str, str]) -> None:
+    """Each of these takes as long to import as an atlas to open, or longer."""
+    program = """
+import sys
+from paramdex.cli import main
+main()
+print(sorted({"pandas", "pyarrow.compute", "matplotlib", "scipy", "faiss", "safetensors.numpy"} & {*sys.modules}))
+"""
+    verb, asked = arguments
+    ran = python(f"import sys; sys.argv[1:] = {[verb, str(small_atlas), asked]!r}\n{program}")
+    assert ran.stdout.splitlines()[-1] == "[]"
+
+
 def test_using_every_verb_imports_no_builder_and_no_torch(small_atlas: Path, tmp_path: Path) -> None:
     program = EVERY_VERB + "\nimport json; print(json.dumps(sorted({name.split('.')[0] for name in sys.modules})))"
     verbs, modules = python(program, small_atlas, tmp_path / "heat.png").stdout.splitlines()

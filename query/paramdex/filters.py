@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from paramdex.database import Database
 from paramdex.words import MARKERS, Wanted, bare, read_lines
@@ -142,6 +141,8 @@ class Sieve:
     def _make(self, model: Model) -> Mask | None:
         if not self.filter:
             return None
+        import pyarrow.compute as pc  # here, as it takes longer to import than an atlas to open
+
         of, vocabulary = self.filter, model.vocabulary
         masks: list[Mask] = []
         for asked, column in ((of.ascii, "is_ascii"), (of.alnum, "is_alnum"), (of.word_starts, "is_word_start")):
@@ -165,6 +166,8 @@ def _of_words(database: Database, vocabulary: str, words: Iterable[str]) -> Mask
     """Which items of a vocabulary (V) the words stand for: a bare one for all that read as it, a marked one, and one as
     which nothing reads, for what is spelled or printed so.
     """
+    import pyarrow.compute as pc
+
     plain = {word: bare(word) for word in words if not word.startswith(MARKERS)}
     known = set(database.tokens(vocabulary, "folded").to_pylist())
     exact = [word for word in words if plain.get(word) not in known]

@@ -65,16 +65,17 @@ def show_parameter(atlas: Atlas, model: Model, where: Address, k: int, sieve: Si
     """The k strongest tokens of a parameter on each side that pass the sieve."""
     param_id = model.param_id(where)
     found = Postings(atlas.database).parameter(param_id, ALL if sieve else k)
-    token, text = (atlas.database.tokens(model.vocabulary, column) for column in ("token", "text"))
+    columns = {name: atlas.database.tokens(model.vocabulary, name) for name in ("token", "text")}
     rows = [(side, i) for side in ("top", "bottom") for i in sieve.tokens(model, found.tokens[side], k)]
-    ids = pa.array([found.tokens[side][i] for side, i in rows], pa.int32())
+    ids = [found.tokens[side][i] for side, i in rows]
     scores = [found.scores[side][i] for side, i in rows]
     z = ((np.array(scores, np.float32) - found.mean) / found.std).tolist() if found.std > 0 else [None] * len(rows)
     table = pa.table(
         {
             "side": pa.array([side for side, _ in rows], pa.string()),
             "rank": pa.array([i + 1 for _, i in rows], pa.int64()),
-            "token_id": ids, "token": token.take(ids), "text": text.take(ids),
+            "token_id": pa.array(ids, pa.int32()),  # below no take(): pyarrow.compute is slow to import
+            **{name: pa.array([column[i].as_py() for i in ids], pa.string()) for name, column in columns.items()},
             "score": pa.array(scores, pa.float32()), "z": pa.array(z, pa.float32()),
         }
     )  # fmt: skip
@@ -84,7 +85,7 @@ def show_parameter(atlas: Atlas, model: Model, where: Address, k: int, sieve: Si
     notes = _of_fewer(len(found.tokens["top"]), min(k, model.vocabulary_size), sieve, "tokens", "--top-k")
     return Card(
         table, f"{title}\n{numbers}", [*notes, *sieve.notes()],
-        places=lambda: token_plane(atlas.vectors.space(model.name).rows(ids.to_pylist())),
+        places=lambda: token_plane(atlas.vectors.space(model.name).rows(ids)),
     )  # fmt: skip
 
 
