@@ -108,6 +108,8 @@ def test_words_that_a_vocabulary_has_not(atlas: Atlas) -> None:
     result = atlas.heads([("canada", "ottawa"), ("é", "canada"), ("canada", "nowhere")], model="bert")
     assert set(result.table["pairs"].to_pylist()) == {2}
     assert list(result.notes) == ["1 of 3 pairs are left out: the vocabulary of bert has no nowhere"]
+    result = atlas.heads([("canada", "ottawa"), ("ing", "canada")], model="bert", top=0)  # ##ing is no word
+    assert list(result.notes) == ["1 of 2 pairs are left out: the vocabulary of bert has no ing"]
     result = atlas.heads([("canada", "ottawa"), ("é", "canada")], model="llama-gqa", top=0)
     assert list(result.notes) == ["1 of 2 pairs are left out: the vocabulary of llama-gqa has no é"]
     with pytest.raises(TokenError, match="has both words of any pair; the words nearest to 'canadaa' are canada"):

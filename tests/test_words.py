@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from paramdex import Atlas, TokenError
+from paramdex import Atlas, TokenError, TokenFilter
 from paramdex.words import resolve
 
 pytest_plugins = ["query_fixtures"]
@@ -47,6 +47,7 @@ def test_forms_of_a_word(atlas: Atlas, word: str, gpt2: set[str], llama: set[str
     [
         ("##ing", {"##ing"}),
         ("ing", {"##ing"}),
+        ("ING", {"##ing"}),
         ("##2", {"##2"}),
         ("s", {"s"}),
         ("S", {"s"}),
@@ -105,6 +106,23 @@ def test_no_word_at_all(atlas: Atlas, words: str | list[str]) -> None:
 
 def test_text_that_is_no_unicode_is_refused(atlas: Atlas) -> None:
     """Bytes that are no UTF-8 reach Python's arguments as lone surrogates."""
-    for verb in (atlas.find, atlas.search):
+    for ask in (
+        atlas.find,
+        atlas.search,
+        lambda word: atlas.heads([(word, "canada")]),
+        lambda word: atlas.show("bert/L0/ff_key/1", filter=TokenFilter(words=[word])),
+    ):
         with pytest.raises(TokenError, match="is not valid UTF-8 text"):
-            verb("caf\udce9")
+            ask("caf\udce9")
+
+
+def test_a_continuation_is_found_whatever_other_vocabularies_have(atlas: Atlas) -> None:
+    """In one of them ``s`` may be a word and in another only part of one."""
+    names = ("gpt2-a", "llama-gqa", "bert")
+    vocabularies = [atlas.models[name].vocabulary for name in names]
+    for word in ("ing", "ed", "s", "2", "canada"):
+        together = {item.vocabulary: item.ids for item in resolve(atlas.database, vocabularies, [word])}
+        for name, vocabulary in zip(names, vocabularies, strict=True):
+            alone = items(atlas, name, word) if vocabulary in together else set()
+            assert len(alone) == len(together.get(vocabulary, [])), (word, name)
+    assert items(atlas, "bert", "ed") == {"##ed"}

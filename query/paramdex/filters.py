@@ -7,7 +7,7 @@ was asked for is said so in a note.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from paramdex.database import Database
-from paramdex.words import MARKERS, Wanted, bare, read_lines
+from paramdex.words import MARKERS, Wanted, bare, check_text, continuation, read_lines
 from paramdex_schemas import QueryError
 
 if TYPE_CHECKING:
@@ -162,15 +162,18 @@ class Sieve:
         return np.logical_and.reduce(masks) if masks else None
 
 
-def _of_words(database: Database, vocabulary: str, words: Iterable[str]) -> Mask:
-    """Which items of a vocabulary (V) the words stand for: a bare one for all that read as it, a marked one, and one as
-    which nothing reads, for what is spelled or printed so.
+def _of_words(database: Database, vocabulary: str, words: list[str]) -> Mask:
+    """Which items of a vocabulary (V) the words stand for: a bare one for all that read as it, or where none does for
+    what is spelled so or continues a word with it, a marked one for one.
     """
     import pyarrow.compute as pc
 
-    plain = {word: bare(word) for word in words if not word.startswith(MARKERS)}
+    check_text(words)
     known = set(database.tokens(vocabulary, "folded").to_pylist())
-    exact = [word for word in words if plain.get(word) not in known]
-    columns = [("folded", list(plain.values())), ("token", exact), ("text", exact)]
+    marked = [word for word in words if word.startswith(MARKERS)]
+    alike = {word: bare(word) for word in words if not word.startswith(MARKERS)}
+    others = [word for word, reads in alike.items() if reads not in known]
+    folded = [*alike.values(), *map(continuation, others)]
+    columns = [("folded", folded), ("token", marked + others), ("text", marked)]
     found = [pc.is_in(database.tokens(vocabulary, name), pa.array(values, pa.string())) for name, values in columns]
     return np.logical_or.reduce([each.to_numpy(zero_copy_only=False) for each in found])

@@ -139,7 +139,7 @@ def _without_displacements(atlas: Atlas, models: list[Model], named: bool) -> tu
 def _resolve(atlas: Atlas, vocabulary: str, wanted: list[tuple[str, str]]) -> tuple[_Tokens, list[str]]:
     """The pairs whose words the vocabulary has both, and the words that it has not."""
     words = list(dict.fromkeys(word for pair in wanted for word in pair))
-    found = items(atlas.database, [vocabulary], words)
+    found = items(atlas.database, [vocabulary], words, whole=True)
     entries: list[tuple[int, int, int]] = []
     n_pairs = 0
     for source, target in wanted:

@@ -43,13 +43,15 @@ def holders(
         return []
     first_id = heads["head_id"][0].as_py()
     names = list(MATRICES)
-    ids = sorted(set(wanted.ids))
-    known = ", ".join("?" * len(ids))
     found = database.arrays(
-        "SELECT head_id, matrix = ? AS is_second, is_top, coalesce(rank, ?) AS rank, same_word, source_id, target_id, "
-        f"score FROM store.pairs WHERE head_id BETWEEN ? AND ? AND (source_id IN ({known}) OR target_id IN ({known}))",
-        [names[1], _NO_RANK, inside["head_id"][0].as_py(), inside["head_id"][-1].as_py(), *ids, *ids],
-    )
+        "SELECT head_id, matrix = $second AS is_second, is_top, coalesce(rank, $none) AS rank, same_word, "
+        "source_id, target_id, score FROM store.pairs WHERE head_id BETWEEN $first AND $last "
+        "AND (list_contains($ids, source_id) OR list_contains($ids, target_id))",
+        {
+            "second": names[1], "none": _NO_RANK, "ids": wanted.ids,
+            "first": inside["head_id"][0].as_py(), "last": inside["head_id"][-1].as_py(),
+        },
+    )  # fmt: skip
     source, target, head_id = (found[name] for name in ("source_id", "target_id", "head_id"))
     counts = np.ones(len(source), bool)
     if asked.layer is not None:  # of several stacks, those between have ids between

@@ -1,14 +1,15 @@
 """From what a person types to vocabulary items.
 
 A bare word finds every item that reads as it, whatever the case and whether or not a space comes before it. A WordPiece
-continuation it finds only where nothing else reads so (``##ium`` by ``ium``, as lists print it, but ``##s`` is no
-``s``). A word typed with a marker of its own (a leading space, ``Ġ``, ``▁`` or ``##``) finds just that item where there
-is one.
+continuation it finds where no item of the vocabulary reads so (``##ium`` by ``ium``, as lists print it, but ``##s`` is
+no ``s``), unless whole words are meant. A word typed with a marker of its own (a leading space, ``Ġ``, ``▁`` or ``##``)
+finds just that item where there is one.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,12 +50,27 @@ def _reading(database: Database, vocabulary: str, column: str, text: str) -> lis
     return ids[first : bisect_right(range(len(texts)), text, first, key=at)].to_pylist()
 
 
-def items(database: Database, vocabularies: list[str], words: list[str]) -> dict[tuple[str, str], list[int]]:
-    """(vocabulary, word) -> the ids of its items.
+def continuation(word: str) -> str:
+    """What ``store.tokens.folded`` has of the WordPiece continuation that is printed as ``word``."""
+    return f"##{bare(word)}"
 
-    Most words are found by how they read; only those with a marker, or found nowhere, are compared as they are spelled
-    and as they are printed.
+
+def check_text(words: Iterable[str]) -> None:
+    """Raises TokenError for a word that is no text: bytes that are no UTF-8 reach arguments as lone surrogates."""
+    for word in words:
+        if any("\ud800" <= character <= "\udfff" for character in word):
+            raise TokenError(f"{word!r} is not valid UTF-8 text; type the word again")
+
+
+def items(
+    database: Database, vocabularies: list[str], words: list[str], *, whole: bool = False
+) -> dict[tuple[str, str], list[int]]:
+    """(vocabulary, word) -> the ids of its items; where ``whole`` words are meant, no continuation for a bare one.
+
+    Most words are found by how they read; only those with a marker, or found nowhere, are compared as they are spelled.
+    Raises TokenError for what is no text.
     """
+    check_text(words)
     found = {(each, word): _reading(database, each, "folded", bare(word)) for each in vocabularies for word in words}
     known = {word for (_, word), alike in found.items() if alike}
     for (vocabulary, word), alike in found.items():
@@ -62,9 +78,10 @@ def items(database: Database, vocabularies: list[str], words: list[str]) -> dict
             texts = database.tokens(vocabulary, "text")
             exact = {*_reading(database, vocabulary, "token", word), *(i for i in alike if texts[i].as_py() == word)}
             found[vocabulary, word] = sorted(exact) or alike
-        elif word not in known:
-            spelled = _reading(database, vocabulary, "token", word)
-            found[vocabulary, word] = spelled or _reading(database, vocabulary, "text", word)
+        elif not alike:
+            spelled = [] if word in known else _reading(database, vocabulary, "token", word)
+            continued = [] if whole else _reading(database, vocabulary, "folded", continuation(word))
+            found[vocabulary, word] = spelled or continued
     return found
 
 
@@ -88,9 +105,6 @@ def resolve(database: Database, vocabularies: list[str], words: list[str]) -> li
     words = list(dict.fromkeys(word for word in words if word.strip() or word))
     if not words:
         raise TokenError("give at least one word")
-    for word in words:
-        if any("\ud800" <= character <= "\udfff" for character in word):
-            raise TokenError(f"{word!r} is not valid UTF-8 text; type the word again")
     by_vocabulary = items(database, vocabularies, words)
     found = {v: {word: by_vocabulary[v, word] for word in words} for v in vocabularies}
     for word in words:
