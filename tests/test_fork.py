@@ -39,8 +39,9 @@ def test_closing_a_fork_closes_no_other_and_closing_the_atlas_all(small_atlas: P
         assert len(one.show("gpt2-a/L0/ff_key/1", 3)) == 6
     atlas.close()
     for one in (atlas, first, second):
-        with pytest.raises(AtlasError, match="has been closed"):
-            one.show("gpt2-a/L0/ff_key/1")
+        for ask in (lambda one: one.show("gpt2-a/L0/ff_key/1"), lambda one: one.sql("SELECT 1")):
+            with pytest.raises(AtlasError, match="has been closed"):
+                ask(one)
 
 
 def test_settings_are_duckdbs_own_and_open_no_fence(small_atlas: Path) -> None:

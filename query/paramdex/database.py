@@ -164,7 +164,7 @@ class Database:
     def user_query(self, sql: str, values: Any = None) -> pa.Table:
         """The rows of a user's SQL: one statement that reads. Columns of one name are numbered.
 
-        Raises QueryError for SQL that fails or would write, AtlasError for a damaged database.
+        Raises QueryError for SQL that fails or would write, AtlasError for a damaged or closed database.
         """
         try:
             reading_statement(sql)
@@ -178,6 +178,8 @@ class Database:
         except duckdb.Error as error:
             if _is_damage(error):
                 raise self._damaged(error) from error
+            if isinstance(error, duckdb.ConnectionException):
+                raise self._failed(error) from error
             if isinstance(error, duckdb.PermissionException):
                 raise QueryError("SQL reads the atlas's own tables and nothing else: no files, no settings") from error
             lines = [line for line in str(error).strip().splitlines() if line.strip()]
