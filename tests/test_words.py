@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from paramdex import Atlas, TokenError, TokenFilter
+from paramdex.words import items as items_of
 from paramdex.words import resolve
 
 pytest_plugins = ["query_fixtures"]
@@ -117,12 +118,12 @@ def test_text_that_is_no_unicode_is_refused(atlas: Atlas) -> None:
 
 
 def test_a_continuation_is_found_whatever_other_vocabularies_have(atlas: Atlas) -> None:
-    """In one of them ``s`` may be a word and in another only part of one."""
-    names = ("gpt2-a", "llama-gqa", "bert")
-    vocabularies = [atlas.models[name].vocabulary for name in names]
-    for word in ("ing", "ed", "s", "2", "canada"):
-        together = {item.vocabulary: item.ids for item in resolve(atlas.database, vocabularies, [word])}
-        for name, vocabulary in zip(names, vocabularies, strict=True):
-            alone = items(atlas, name, word) if vocabulary in together else set()
-            assert len(alone) == len(together.get(vocabulary, [])), (word, name)
-    assert items(atlas, "bert", "ed") == {"##ed"}
+    """``2`` is an item of GPT-2's here, and in BERT's only part of a word."""
+    vocabularies = [atlas.models[name].vocabulary for name in ("gpt2-a", "llama-gqa", "bert")]
+    words = ["ing", "ed", "s", "2", "canada"]
+    together = items_of(atlas.database, vocabularies, words)
+    for vocabulary in vocabularies:
+        alone = items_of(atlas.database, [vocabulary], words)
+        assert alone == {of: ids for of, ids in together.items() if of[0] == vocabulary}
+    assert all(together[vocabulary, "2"] for vocabulary in (vocabularies[0], vocabularies[2]))
+    assert items(atlas, "bert", "2") == {"##2"}

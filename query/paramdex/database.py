@@ -167,7 +167,7 @@ class Database:
         Raises QueryError for SQL that fails or would write, AtlasError for a damaged or closed database.
         """
         try:
-            reading_statement(sql)
+            reading_statement(self.connection, sql)
             # EXPLAIN ANALYZE runs what it explains; this way not even the scratch database beside the atlas changes
             self.connection.execute("BEGIN TRANSACTION READ ONLY")
             try:
@@ -215,10 +215,10 @@ def _statement_name(statement: duckdb.Statement) -> str:
     return word[1].upper() if kind in _UNCLEAR and word else kind.replace("_", " ")
 
 
-def reading_statement(sql: str) -> duckdb.Statement:
+def reading_statement(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.Statement:
     """The one statement of a user's SQL. Raises QueryError unless it is one, and reads; duckdb.Error for no SQL."""
     _check_encodable(sql)
-    statements = duckdb.extract_statements(sql)
+    statements = connection.extract_statements(sql)  # duckdb.extract_statements opens a database of its own
     if len(statements) != 1:
         raise QueryError(f"give one SQL statement, not {len(statements)}")
     if statements[0].type not in _READING:

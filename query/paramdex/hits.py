@@ -15,7 +15,7 @@ from paramdex.postings import Postings, Strongest
 from paramdex.result import Result, visible
 from paramdex.words import Wanted
 from paramdex_schemas import Address
-from paramdex_schemas.isometry import Array, moved
+from paramdex_schemas.isometry import Array, times_vector
 
 if TYPE_CHECKING:
     from paramdex.atlas import Atlas
@@ -56,7 +56,7 @@ def hits_of_parameter(
     for both in compared(atlas, own, [one for one in models if kind in one.layout.kinds], notes, strict=strict):
         one, into = both.right.model, both.left.into
         if one.vocabulary == own.vocabulary:
-            query = vector if into is None else moved(into, vector)
+            query = vector if into is None else times_vector(into, vector)
             found = hits_in_model(atlas, one, kind, query, k + 1, layer, side)
             hits += [hit for hit in found if hit[1] != own_id]
         else:
@@ -101,7 +101,7 @@ def _indicator(atlas: Atlas, model: Model, ids: list[int]) -> Array:
     m, V = len(ids), model.vocabulary_size
     total = (space.rows(ids) - space.means).sum(axis=0)
     norm = (m * (1 - m / V)) ** 0.5
-    return moved(space.root.inverse.T, total) / norm if norm else np.zeros(space.root.rank)
+    return times_vector(space.root.inverse.T, total) / norm if norm else np.zeros(space.root.rank)
 
 
 def tokens_of(atlas: Atlas, param_ids: list[int], sieve: Sieve) -> Described:

@@ -37,7 +37,7 @@ import numpy as np
 import numpy.typing as npt
 
 from paramdex_schemas import AtlasError, QueryError
-from paramdex_schemas.isometry import Array, moved
+from paramdex_schemas.isometry import Array, times_vector
 
 Ids = npt.NDArray[np.int64]
 Span = tuple[int, int]
@@ -169,7 +169,7 @@ class Coded:
         import faiss
 
         first, end = span
-        turned = self.scale["steps"] * moved(self.scale["rotation"], query)
+        turned = self.scale["steps"] * times_vector(self.scale["rotation"], query)
         unit = np.abs(turned).max() / 127
         if not unit:  # all products are 0
             return np.arange(first, first + k)

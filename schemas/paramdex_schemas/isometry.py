@@ -73,10 +73,10 @@ def transfer(cross_gram: Array, source: Root, target: Root) -> Array:
     return target.inverse.T @ np.asarray(cross_gram, np.float64) @ source.inverse
 
 
-def moved(matrix: Array, vector: Array) -> Array:
+def times_vector(matrix: Array, vector: Array) -> Array:
     """M v (n, float64) of a matrix (n x m) and a vector (m), on one core.
 
-    What a search begins with: the threads of a BLAS would spin for some 30 ms more, on the cores that it needs.
+    What a search begins with: the threads of a BLAS would spin on for a while, on the cores that it needs.
     """
     return np.einsum("ij,j->i", matrix, vector.astype(np.float64))
 

@@ -123,7 +123,7 @@ def _nodes(tree: Any) -> Iterator[dict[str, Any]]:
 
 def check(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
     """Raises QueryError unless ``sql`` is one statement that reads and asks nothing about the machine."""
-    statement = reading_statement(sql)
+    statement = reading_statement(connection, sql)
     query = statement.query
     if statement.type == duckdb.StatementType.EXPLAIN:
         query = _EXPLAIN.sub("", query, count=1)
