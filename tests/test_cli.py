@@ -376,3 +376,28 @@ def test_reader_that_goes_away_is_no_error(small_atlas: Path) -> None:
     _, errors = process.communicate(timeout=60)
     assert errors == ""
     assert process.returncode in (0, 1)
+
+
+@pytest.mark.parametrize("output", ["table", "json"])
+def test_all_is_written_before_the_process_ends(small_atlas: Path, run, output: str) -> None:
+    """The program ends without Python's own end, which would write what is left."""
+    query = "SELECT i, repeat('x', 100) AS x FROM range(3000) AS t(i)"
+    ran = program("sql", small_atlas, query, "--format", output)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert ran.stdout == run("sql", small_atlas, query, "--format", output).out
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_output_that_cannot_be_written(small_atlas: Path) -> None:
+    command = [sys.executable, "-m", "paramdex", "show", str(small_atlas), ADDRESS]
+    with Path("/dev/full").open("w") as full:
+        ran = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (ran.returncode, ran.stderr) == (2, "error: the output cannot be written: No space left on device\n")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a POSIX shell")
+@pytest.mark.parametrize("closed", [">&-", ">&- 2>&-"])
+def test_closed_output_is_no_error(small_atlas: Path, closed: str) -> None:
+    command = shlex.join([sys.executable, "-m", "paramdex", "show", str(small_atlas), ADDRESS])
+    ran = subprocess.run(["sh", "-c", f"{command} {closed}"], capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stderr) == (0, "")

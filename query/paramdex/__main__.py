@@ -1,5 +1,5 @@
 """``python -m paramdex``."""
 
-from paramdex.cli import main
+from paramdex.cli import run
 
-main()
+run()

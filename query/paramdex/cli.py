@@ -583,4 +583,25 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `paramdex ... | head` is no error
+        _drop_output()  # `paramdex ... | head` is no error
+    except OSError as error:
+        _drop_output()
+        what = error.filename or "the output cannot be written"
+        fail(f"{what}: {error.strerror or error}")
+
+
+def _drop_output() -> None:
+    """Let nothing more be written to standard output, not even by Python at its end."""
+    if sys.stdout is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def run() -> NoReturn:
+    """``main`` as a process of its own, which ends at once: Python and its libraries would take a tenth of a second to
+    put away what the system takes back anyhow.
+    """
+    main()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+    os._exit(0)

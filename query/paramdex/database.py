@@ -56,7 +56,7 @@ class Database:
             self.connection.execute(f"ATTACH '{quoted}' AS atlas (TYPE duckdb, READ_ONLY)")
             self.connection.execute("USE atlas")
             # DuckDB's bar goes to standard output, and by `python -m` it would also where that is read by a program.
-            if not sys.stdout.isatty():
+            if sys.stdout is None or not sys.stdout.isatty():
                 with suppress(duckdb.InvalidInputException):  # of a notebook without ipywidgets, which has none
                     self.connection.execute("SET enable_progress_bar = false")
             self.connection.execute("SET enable_external_access = false")
