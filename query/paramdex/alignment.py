@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from paramdex.common import common
-from paramdex.result import Drawn, Result
+from paramdex.result import Drawn, Result, table_of
 from paramdex_schemas import KINDS, QueryError, isometry
 from paramdex_schemas.errors import nearest
 from paramdex_schemas.isometry import Array
@@ -168,7 +168,7 @@ def _orders(m: int) -> Iterator[Array]:
 def _alignment(a: str, b: str, rows: list[tuple[Any, ...]], notes: Sequence[str] = ()) -> Alignment:
     """From rows of (kind, place a, place b, score, matched, feature_score, feature_matched), ordered."""
     flat = [(a, b, kind, *place_a, *place_b, *rest) for kind, place_a, place_b, *rest in rows]
-    table = pa.Table.from_pylist([dict(zip(_SCHEMA.names, row, strict=True)) for row in flat], schema=_SCHEMA)
+    table = table_of([dict(zip(_SCHEMA.names, row, strict=True)) for row in flat], _SCHEMA)
     found = Alignment(table)
     lines = []
     for kind in found.kinds:

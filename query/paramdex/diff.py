@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from paramdex.filters import ALL, Sieve, TokenFilter
 from paramdex.hits import tokens_of
-from paramdex.result import Drawn, arrow
+from paramdex.result import Drawn, arrow, table_of
 from paramdex_schemas import KINDS, MATRICES, AddressError, QueryError
 from paramdex_schemas.errors import nearest
 
@@ -93,7 +93,7 @@ def diff(
             notes.append(f"{each_kind}: nothing moved")
     if origin is None:
         notes.append(f"relative is to the base's norm, and {row.base} with these options is not in {atlas.path}")
-    table = pa.Table.from_pylist(found, schema=_SCHEMA)
+    table = table_of(found, _SCHEMA)
     start = row.base if origin is None else origin.name
     title = f"{row.model}: what moved from {start} to {row.source}{_by_layer(atlas, row.model)}"
     names = ["kind", "rank", "address", "norm", "relative", "toward (top)", "away from (bottom)"]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from paramdex.filters import Sieve, TokenFilter
-from paramdex.result import Result
+from paramdex.result import Result, table_of
 from paramdex_schemas import MATRICES, Address, AddressError, QueryError
 
 if TYPE_CHECKING:
@@ -65,5 +65,5 @@ def directions(
         f"{where}: singular directions of its matrices over tokens, VO read → written, QK query → key\n"
         "Each has two lines: tokens of one line go together; a token of one against those of the other"
     )
-    table = pa.Table.from_pylist(rows, schema=_SCHEMA)
-    return Result(table, title, notes, pa.Table.from_pylist(shown, schema=schema))
+    table = table_of(rows, _SCHEMA)
+    return Result(table, title, notes, table_of(shown, schema))

@@ -11,7 +11,7 @@ from paramdex import head_postings
 from paramdex.filters import Sieve, TokenFilter
 from paramdex.head_postings import Asked
 from paramdex.postings import Postings
-from paramdex.result import Result
+from paramdex.result import Result, table_of
 from paramdex_schemas import MATRICES
 
 if TYPE_CHECKING:
@@ -55,8 +55,7 @@ def find(
     for row in rows:  # a parameter's tokens, or the two of each of a head's pairs
         items = zip(*row["lists"], strict=True)
         row["tokens"] = [" → ".join(texts[row["vocabulary"], i] for i in item) for item in items]
-    columns = [pa.array([row[each.name] for row in rows], each.type) for each in _FOUND]
-    return Result(pa.Table.from_arrays(columns, schema=_FOUND), notes=[*notes, *sieve.notes()])
+    return Result(table_of(rows, _FOUND), notes=[*notes, *sieve.notes()])
 
 
 def _groups(

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from paramdex.head_factors import coordinates, displacements, owners
-from paramdex.result import Result
+from paramdex.result import Result, table_of
 from paramdex.words import items, nearest_words, read_lines
 from paramdex_schemas import MATRICES, QueryError, TokenError
 from paramdex_schemas.isometry import Array
@@ -108,7 +108,7 @@ def heads(
         raise QueryError(f"side is one of {', '.join(strength)}, not {side!r}")
     rows = sorted(rows, key=lambda row: -strength[side](row["z"] or 0.0))[:k]  # equal ones in order of the heads
     rows = [row | {"rank": n} for n, row in enumerate(rows, start=1)]
-    table = pa.Table.from_pylist(rows, schema=_SCHEMA)
+    table = table_of(rows, _SCHEMA)
     title = (
         f"{matrix} of every head on {len(wanted)} pairs, {'query → key' if matrix == 'QK' else 'read → written'}\n"
         "z: the mean score less that of all token pairs, in standard errors of a mean of as many random pairs\n"

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from paramdex.database import Database
-from paramdex.postings import starts
+from paramdex.postings import edges
 from paramdex.words import Wanted
 from paramdex_schemas import MATRICES
 
@@ -83,8 +83,9 @@ def holders(
     order = np.lexsort((target, source, -np.nan_to_num(z, nan=-1), ~linked, lists))
     lists, source, target, rank, z, linked = (each[order] for each in (lists, source, target, rank, z, linked))
     words = words[:, order]
-    begin = starts(lists)
-    owners, n_pairs = lists[begin], np.diff(begin, append=len(lists))
+    edge = edges(lists)
+    begin, n_pairs = edge[:-1], edge[1:] - edge[:-1]
+    owners = lists[begin]
     best, largest = np.minimum.reduceat(rank, begin), np.fmax.reduceat(z, begin)
     n_linked = np.add.reduceat(linked.astype(int), begin)
     named = np.unique(np.stack([np.tile(lists, 2), words.ravel()])[:, words.ravel() >= 0], axis=1)

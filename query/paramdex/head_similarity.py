@@ -20,7 +20,7 @@ import pyarrow as pa
 from paramdex.common import Common, Side, compared
 from paramdex.filters import ALL, Sieve, TokenFilter
 from paramdex.head_factors import coordinates, displacements, heads, owners
-from paramdex.result import Result, arrow
+from paramdex.result import Result, arrow, table_of
 from paramdex_schemas import MATRICES, Address, QueryError
 from paramdex_schemas.errors import nearest
 from paramdex_schemas.isometry import Array
@@ -74,7 +74,7 @@ def similar_heads(
     pairs = _pairs(atlas, {row["id"]: row["model"] for row in chosen}, sieve)
     for row in chosen:
         row["top"] = pairs.get((row["id"], row["matrix"]), [])
-    table = pa.Table.from_pylist([{name: row[name] for name in _SCHEMA.names} for row in chosen], schema=_SCHEMA)
+    table = table_of(chosen, _SCHEMA)
     title = f"nearest to {where}: cosine of the heads' matrices, over all pairs of tokens"
     return Result(table, title, [*notes, *sieve.notes()])
 

@@ -12,7 +12,7 @@ from paramdex.common import Common, compared
 from paramdex.filters import ALL, Sieve, TokenFilter
 from paramdex.nearest import Hit, nearest, signs_of, strongest_hits
 from paramdex.postings import Postings, Strongest
-from paramdex.result import Result, visible
+from paramdex.result import Result, table_of, visible
 from paramdex.words import Wanted
 from paramdex_schemas import Address
 from paramdex_schemas.isometry import Array, times_vector
@@ -131,7 +131,7 @@ def listed(
         [("rank", pa.int32()), ("similarity", pa.float32()), ("address", pa.string()),
          ("top", pa.list_(pa.string())), ("bottom", pa.list_(pa.string()))]
     )  # fmt: skip
-    return Result(pa.Table.from_pylist(rows, schema=schema), title, [*notes, *sieve.notes()])
+    return Result(table_of(rows, schema), title, [*notes, *sieve.notes()])
 
 
 def _read(atlas: Atlas, param_ids: list[int], sieve: Sieve) -> dict[int, Strongest]:

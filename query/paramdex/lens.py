@@ -16,7 +16,7 @@ from paramdex.filters import Sieve, TokenFilter
 from paramdex.hits import hits_in_model, listed
 from paramdex.nearest import strongest_hits
 from paramdex.own_vectors import own_vectors
-from paramdex.result import Result
+from paramdex.result import Result, table_of
 from paramdex_schemas import QueryError, isometry
 from paramdex_schemas.isometry import Array, strongest
 
@@ -80,7 +80,7 @@ def lens(
     zeros = [str(line["row"]) for line in lines if "top" not in line]
     notes = [f"rows of zeros, which say nothing: {', '.join(zeros)}"] if zeros else []
     title = f"{given.says}: {len(lines)} vectors of {model.name}; one alone is shown with --row"
-    return Result(pa.Table.from_pylist(lines, schema=schema), title, [*notes, *sieve.notes()])
+    return Result(table_of(lines, schema), title, [*notes, *sieve.notes()])
 
 
 def _one(

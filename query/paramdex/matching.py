@@ -18,7 +18,7 @@ import pyarrow as pa
 from paramdex.common import common
 from paramdex.filters import Sieve, TokenFilter
 from paramdex.hits import tokens_of
-from paramdex.result import Result, visible
+from paramdex.result import Result, table_of, visible
 from paramdex_schemas import KINDS, QueryError
 from paramdex_schemas.errors import nearest
 from paramdex_schemas.isometry import Array
@@ -119,7 +119,7 @@ def match(
         }
         for i, address in enumerate(addresses[0])
     ]  # fmt: skip
-    table = pa.Table.from_pylist(found, schema=_SCHEMA)
+    table = table_of(found, _SCHEMA)
     strength = there.similarity if signed else np.abs(there.similarity)
     order = np.lexsort((np.arange(len(strength)), -strength))[:k]
     where = " and ".join(_name(model, layer) for model, layer in zip((a, b), layers, strict=True))

@@ -9,6 +9,7 @@ deviation, are read once a vocabulary and a model, and kept.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -24,16 +25,16 @@ Span = tuple[int, int]
 """Parameters [first, end) by param_id."""
 
 
-def starts(*columns: Ids) -> Ids:
-    """Where something new begins in columns (n each, n > 0) whose equal rows are next to each other.
+def edges(*columns: Ids) -> Ids:
+    """Where something new begins in columns (n each, n > 0) whose equal rows are next to each other, and n.
 
-    >>> starts(np.array([7, 7, 7, 8]), np.array([1, 1, 2, 2])).tolist()
-    [0, 2, 3]
+    >>> edges(np.array([7, 7, 7, 8]), np.array([1, 1, 2, 2])).tolist()
+    [0, 2, 3, 4]
     """
-    new = np.ones(len(columns[0]), bool)
-    new[1:] = False
+    new = np.ones(len(columns[0]) + 1, bool)
+    new[1:-1] = False
     for column in columns:
-        new[1:] |= column[1:] != column[:-1]
+        new[1:-1] |= column[1:] != column[:-1]
     return np.flatnonzero(new)
 
 
@@ -108,25 +109,27 @@ class Postings:
         owners = 2 * param_ids + ~is_top  # a parameter's side, top first
         order = np.lexsort((rank, words, owners))
         owners, words, tokens, rank, z = (column[order] for column in (owners, words, tokens, rank, z))
-        first = starts(owners, words)
+        first = edges(owners, words)[:-1]
         z = np.fmax.reduceat(z, first)  # of a word's items the largest
         owners, tokens, rank = owners[first], tokens[first], rank[first]
 
-        begin = starts(owners)
-        sides, n_words = owners[begin], np.diff(begin, append=len(owners))
-        best = np.minimum.reduceat(rank, begin)
+        edge = edges(owners)
+        begin, n_words = edge[:-1], edge[1:] - edge[:-1]
+        sides, best = owners[begin], np.minimum.reduceat(rank, begin)
         mean_z = (np.add.reduceat(z.astype(np.float64), begin) / n_words).astype(np.float32)
         chosen = np.lexsort((sides, np.where(np.isnan(mean_z), 1, -mean_z), -n_words))[:k]
-        return [
-            {
-                "id": side >> 1, "side": "bottom" if side & 1 else "top", "words": n, "rank": least,
-                "z": None if np.isnan(z) else z,
-                "ids": tokens[start : start + n][np.argsort(rank[start : start + n], kind="stable")].tolist(),
-            }
-            for side, n, least, z, start in zip(
-                *(each[chosen].tolist() for each in (sides, n_words, best, mean_z, begin)), strict=True
-            )
-        ]  # fmt: skip
+        rows = []
+        for side, n, least, z, start in zip(
+            *(each[chosen].tolist() for each in (sides, n_words, best, mean_z, begin)), strict=True
+        ):
+            by_rank = sorted(zip(rank[start : start + n].tolist(), range(start, start + n), strict=True))
+            rows.append(
+                {
+                    "id": side >> 1, "side": "bottom" if side & 1 else "top", "words": n, "rank": least,
+                    "z": None if math.isnan(z) else z, "ids": [int(tokens[at]) for _, at in by_rank],
+                }
+            )  # fmt: skip
+        return rows
 
     def _hits(self, token_id: int, spans: list[Span]) -> tuple[np.ndarray, ...]:
         """param_id, is_top, rank and score of a token's postings within ``spans``.
@@ -137,11 +140,11 @@ class Postings:
             "SELECT param_id, is_top, rank, score FROM store.postings WHERE token_id = ? AND param_id BETWEEN ? AND ?",
             [token_id, min(first for first, _ in spans), max(end for _, end in spans) - 1],
         )
-        inside = np.zeros(len(found["param_id"]), bool)
-        for first, end in spans:
-            inside |= (found["param_id"] >= first) & (found["param_id"] < end)
-        param_id, is_top, rank, score = (found[name][inside] for name in ("param_id", "is_top", "rank", "score"))
-        return param_id, is_top, rank, score
+        param_id, is_top, rank, score = (found[name] for name in ("param_id", "is_top", "rank", "score"))
+        if len(spans) == 1:
+            return param_id, is_top, rank, score
+        inside = np.logical_or.reduce([(param_id >= first) & (param_id < end) for first, end in spans])
+        return param_id[inside], is_top[inside], rank[inside], score[inside]
 
     def _moments_of(self, param_ids: Ids, models: list[Span]) -> tuple[np.ndarray, np.ndarray]:
         """mean and std (float32) of the scores of each of ``param_ids``."""
@@ -150,6 +153,7 @@ class Postings:
             sql = "SELECT mean, std FROM store.parameters WHERE param_id BETWEEN ? AND ? ORDER BY param_id"
             table = self.database.kept(sql, first, end - 1)
             inside = (param_ids >= first) & (param_ids < end) if len(models) > 1 else slice(None)
+            at = param_ids[inside] - first
             for to, column in ((mean, "mean"), (std, "std")):
-                to[inside] = table[column].chunk(0).to_numpy()[param_ids[inside] - first]
+                to[inside] = table[column].chunk(0).to_numpy()[at]
         return mean, std

@@ -30,6 +30,11 @@ _GAP = 3
 """Columns between two columns of a table."""
 
 
+def table_of(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
+    """A table of rows that may have more than the schema's columns, or less; in half the time of ``from_pylist``."""
+    return pa.Table.from_struct_array(pa.array(rows, pa.struct(list(schema))))
+
+
 @dataclass(frozen=True, repr=False)
 class Result:
     """The answer to a question. ``table`` holds its rows; ``title``, ``shown`` and ``notes`` are for people."""

@@ -11,13 +11,18 @@ import pyarrow as pa
 
 from paramdex.filters import ALL, Sieve
 from paramdex.postings import Postings
-from paramdex.result import Drawn, Result, arrow
+from paramdex.result import Drawn, Result, arrow, table_of
 from paramdex_schemas import KINDS, Address
 from paramdex_schemas.isometry import Array
 
 if TYPE_CHECKING:
     from paramdex.atlas import Atlas
     from paramdex.model import Model
+
+_TOKENS = pa.schema(
+    [("side", pa.string()), ("rank", pa.int64()), ("token_id", pa.int32()), ("token", pa.string()),
+     ("text", pa.string()), ("score", pa.float32()), ("z", pa.float32())]
+)  # fmt: skip
 
 
 @dataclass(frozen=True, repr=False)
@@ -70,21 +75,17 @@ def show_parameter(atlas: Atlas, model: Model, where: Address, k: int, sieve: Si
     ids = [found.tokens[side][i] for side, i in rows]
     scores = [found.scores[side][i] for side, i in rows]
     z = ((np.array(scores, np.float32) - found.mean) / found.std).tolist() if found.std > 0 else [None] * len(rows)
-    table = pa.table(
-        {
-            "side": pa.array([side for side, _ in rows], pa.string()),
-            "rank": pa.array([i + 1 for _, i in rows], pa.int64()),
-            "token_id": pa.array(ids, pa.int32()),  # below no take(): pyarrow.compute is slow to import
-            **{name: pa.array([column[i].as_py() for i in ids], pa.string()) for name, column in columns.items()},
-            "score": pa.array(scores, pa.float32()), "z": pa.array(z, pa.float32()),
-        }
-    )  # fmt: skip
+    lines = [
+        {"side": side, "rank": i + 1, "token_id": token_id, "score": score, "z": each}
+        | {name: column[token_id].as_py() for name, column in columns.items()}  # take() would import pyarrow.compute
+        for (side, i), token_id, score, each in zip(rows, ids, scores, z, strict=True)
+    ]
     title = f"{model.address(param_id)}: {KINDS[str(where.kind)].says}"
     of_scores = f"mean {found.mean:.4g}, std {found.std:.4g}"
     numbers = f"norm {found.norm:.4g}; scores over {model.vocabulary_size:,} tokens: {of_scores}"
     notes = _of_fewer(len(found.tokens["top"]), min(k, model.vocabulary_size), sieve, "tokens", "--top-k")
     return Card(
-        table, f"{title}\n{numbers}", [*notes, *sieve.notes()],
+        table_of(lines, _TOKENS), f"{title}\n{numbers}", [*notes, *sieve.notes()],
         places=lambda: token_plane(atlas.vectors.space(model.name).rows(ids)),
     )  # fmt: skip
 

@@ -8,7 +8,7 @@ finds just that item where there is one.
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,8 +46,10 @@ def _reading(database: Database, vocabulary: str, column: str, text: str) -> lis
     def at(place: int) -> str:
         return texts[place].as_py()
 
-    first = bisect_left(range(len(texts)), text, key=at)
-    return ids[first : bisect_right(range(len(texts)), text, first, key=at)].to_pylist()
+    first = end = bisect_left(range(len(texts)), text, key=at)
+    while end < len(texts) and at(end) == text:
+        end += 1
+    return ids[first:end].to_pylist()
 
 
 def continuation(word: str) -> str:
