@@ -106,27 +106,28 @@ class Postings:
         with np.errstate(divide="ignore", invalid="ignore"):
             z = np.where(std > 0, np.abs((score - mean) / std), np.float32(np.nan))
 
-        owners = 2 * param_ids + ~is_top  # a parameter's side, top first
-        order = np.lexsort((rank, words, owners))
-        owners, words, tokens, rank, z = (column[order] for column in (owners, words, tokens, rank, z))
-        first = edges(owners, words)[:-1]
-        z = np.fmax.reduceat(z, first)  # of a word's items the largest
-        owners, tokens, rank = owners[first], tokens[first], rank[first]
+        # By a parameter's side (top first) and word; of a word's items the one of the best rank, and the largest z.
+        keys = (2 * param_ids + ~is_top) * len(numbers) + words
+        order = np.argsort(keys, kind="stable")
+        keys = keys[order]
+        first = edges(keys)[:-1]
+        owners, z = keys[first] // len(numbers), np.fmax.reduceat(z[order], first)
+        items = np.minimum.reduceat((rank.astype(np.int64) << 32 | tokens)[order], first)
 
         edge = edges(owners)
         begin, n_words = edge[:-1], edge[1:] - edge[:-1]
-        sides, best = owners[begin], np.minimum.reduceat(rank, begin)
+        sides = owners[begin]
         mean_z = (np.add.reduceat(z.astype(np.float64), begin) / n_words).astype(np.float32)
         chosen = np.lexsort((sides, np.where(np.isnan(mean_z), 1, -mean_z), -n_words))[:k]
         rows = []
-        for side, n, least, z, start in zip(
-            *(each[chosen].tolist() for each in (sides, n_words, best, mean_z, begin)), strict=True
+        for side, n, z, start in zip(
+            *(each[chosen].tolist() for each in (sides, n_words, mean_z, begin)), strict=True
         ):
-            by_rank = sorted(zip(rank[start : start + n].tolist(), range(start, start + n), strict=True))
+            by_rank = sorted(items[start : start + n].tolist())
             rows.append(
                 {
-                    "id": side >> 1, "side": "bottom" if side & 1 else "top", "words": n, "rank": least,
-                    "z": None if math.isnan(z) else z, "ids": [int(tokens[at]) for _, at in by_rank],
+                    "id": side >> 1, "side": "bottom" if side & 1 else "top", "words": n, "rank": by_rank[0] >> 32,
+                    "z": None if math.isnan(z) else z, "ids": [item & 0xFFFF_FFFF for item in by_rank],
                 }
             )  # fmt: skip
         return rows
