@@ -17,7 +17,7 @@ PACKAGES = {
     "paramdex": ROOT / "query" / "paramdex",
     "paramdex_builder": ROOT / "builder" / "paramdex_builder",
 }
-HEAVY = {"torch", "transformers", "tokenizers", "einops", "paramdex_builder"}
+HEAVY = {"torch", "transformers", "tokenizers", "paramdex_builder"}
 EVERY_VERB = """
 import sys
 import paramdex
@@ -124,7 +124,7 @@ def test_only_the_commands_that_need_models_load_the_builder() -> None:
 def test_schemas_and_query_name_no_heavy_module() -> None:
     for package in ("paramdex_schemas", "paramdex"):
         for path in PACKAGES[package].rglob("*.py"):
-            assert imported_names(path) & {"torch", "transformers", "tokenizers", "einops"} == set(), path
+            assert imported_names(path) & {"torch", "transformers", "tokenizers"} == set(), path
 
 
 def test_without_faiss_the_rest_works_and_search_says_what_to_install(small_atlas: Path) -> None:

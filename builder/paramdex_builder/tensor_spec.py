@@ -14,7 +14,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from einops import rearrange
 
 from paramdex_schemas import FamilyError
 
@@ -73,7 +72,8 @@ class TensorSpec:
         by_axis = self._sizes(sizes)
         inner = [axis for axis in _ORDER if axis in by_axis]
         outer = ["d_model"] if "d_model" in by_axis else []
-        spread = rearrange(tensor, f"{self.axes} -> {' '.join([*inner, *outer])}", **by_axis)
+        axes = list(by_axis)
+        spread = tensor.reshape([*by_axis.values()]).permute([axes.index(axis) for axis in (*inner, *outer)])
         if self.parts:
             lengths = self._part_sizes(sizes)
             spread = spread.narrow(inner.index("part"), sum(lengths[: self.take]), lengths[self.take])
