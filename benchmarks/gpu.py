@@ -163,7 +163,7 @@ def main() -> None:
     if len(precisions()) == 1:
         print("no Triton, or a GPU without bfloat16: install it with pip install 'paramdex[build,gpu]'\n")
     machine = "the CPU, tiny shapes: it runs, and all ways agree" if CHECK else torch.cuda.get_device_name()
-    print(f"{dt.datetime.now(dt.timezone.utc).date()}, {machine}, torch {torch.__version__}\n")
+    print(f"{dt.datetime.now(dt.UTC).date()}, {machine}, torch {torch.__version__}\n")
     draw = torch.Generator(DEVICE).manual_seed(0)
     tokens = [row for shape in SHAPES for row in time_tokens(shape, draw)]
     print(Result(pa.Table.from_pylist(tokens), f"Tokens: top and bottom {TOP_K} of each vector"))

@@ -54,7 +54,7 @@ def section(name: str) -> str:
         [sys.executable, *str(HERE / command).split(" ")], stdout=subprocess.PIPE, text=True, check=True,
         cwd=HERE.parent, env=environment,
     )  # fmt: skip
-    today = dt.datetime.now(dt.timezone.utc).date()
+    today = dt.datetime.now(dt.UTC).date()
     text = "\n".join(line.rstrip() for line in done.stdout.strip().splitlines())
     return f"## {title}\n\n{today}, {machine()}\n\n```console\n$ python benchmarks/{command}\n{text}\n```\n"
 

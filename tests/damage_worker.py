@@ -43,7 +43,7 @@ def ask(folder: str) -> dict[str, str]:
             atlas = atlas or paramdex.open(folder)
             result = question(atlas)
             answers[name] = json.dumps([result.to_json(), result.title, list(result.notes)])
-        except paramdex.AtlasError as error:  # noqa: PERF203  # each question fails by itself
+        except paramdex.AtlasError as error:  # each question fails by itself
             answers[name] = f"AtlasError: {error}"
         except Exception as error:  # noqa: BLE001  # what is looked for
             answers[name] = f"CRASH: {type(error).__name__}: {error}"

@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -194,7 +194,7 @@ def _insert_model(connection: duckdb.DuckDBPyConnection, model: FinishedModel) -
         "model": model.name,
         "first_param_id": first_param,
         "first_head_id": first_head,
-        "built_at": datetime.now(timezone.utc).replace(tzinfo=None, microsecond=0),
+        "built_at": datetime.now(UTC).replace(tzinfo=None, microsecond=0),
     }
     connection.execute(
         f"INSERT INTO store.models ({', '.join(row)}) VALUES ({', '.join('?' * len(row))})", list(row.values())

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pyarrow as pa
 
@@ -67,7 +67,7 @@ class Atlas:
         """Close the database; the atlas cannot be asked any more."""
         self._database.connection.close()
 
-    def __enter__(self) -> Atlas:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
