@@ -58,11 +58,16 @@ class Options:
 
     def check(self) -> torch.device:
         """The device. Raises BuildError where an option cannot be met."""
-        for name, largest in (("top_k", 1000), ("pair_k", 10_000), ("neighbor_k", 1000)):
-            if not 1 <= getattr(self, name) <= largest:
-                raise BuildError(f"{name} must be from 1 to {largest:,}, not {getattr(self, name)}")
-        if not 0 <= self.directions_k <= 1000:
-            raise BuildError(f"directions_k must be from 0 to 1,000, not {self.directions_k}")
+        for name, least, most in (
+            ("top_k", 1, 1000), ("pair_k", 1, 10_000), ("neighbor_k", 1, 1000), ("directions_k", 0, 1000)
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if type(value) is not int:
+                raise BuildError(f"{name} must be a whole number, not {value!r}")
+            if not least <= value <= most:
+                raise BuildError(f"{name} must be from {least} to {most:,}, not {value}")
+        if type(self.fold_norm) is not bool:
+            raise BuildError(f"fold_norm is True or False, not {self.fold_norm!r}")
         if self.space not in ("output", "input"):
             raise BuildError(f"space is output or input, not {self.space!r}")
         if self.memory is not None:
@@ -90,7 +95,8 @@ def build(
     options, progress = options or Options(), progress or Progress()
     device = options.check()
     atlas = Path(output)
-    named = _names(sources, options.base)
+    atlas_files.check_path(atlas)
+    named = _names([sources] if isinstance(sources, str) else sources, options.base)
     if not named:
         raise BuildError("give at least one model to build")
     try:

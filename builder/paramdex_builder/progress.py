@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 
 Advance = Callable[[int], None]
@@ -73,7 +73,8 @@ class TerminalProgress(Progress):
             self.say(f"  {what}: {total:,} in {seconds:.0f} s ({_rate(total, seconds)})")
 
     def say(self, line: str) -> None:
-        self._console.print(line)
+        with suppress(OSError):  # where nobody can read it, the build goes on
+            self._console.print(line)
 
 
 def _rate(n: float, seconds: float) -> str:

@@ -68,14 +68,15 @@ def typed_config(source: str, folder: Path) -> Any:
     try:
         return AutoConfig.from_pretrained(folder)
     except Exception as error:  # transformers raises many kinds of errors here
-        raise CheckpointError(f"{source}: transformers cannot read config.json ({error})") from error
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{source}: transformers cannot read config.json ({reason})") from error
 
 
 def read_text(path: Path) -> str:
     """A text file of the user's, plain or compressed with xz. Raises BuildError where it cannot be read as text."""
     try:
         raw = path.read_bytes()
-        return (lzma.decompress(raw) if path.suffix == ".xz" else raw).decode("utf-8")
+        return (lzma.decompress(raw) if path.suffix == ".xz" else raw).decode("utf-8-sig")
     except (OSError, lzma.LZMAError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise BuildError(f"{path} cannot be read as text ({reason})") from error

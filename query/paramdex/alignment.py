@@ -139,7 +139,7 @@ def diagonality(scores: Array) -> tuple[float, float]:
     near -= near.mean()
     centred = scores - scores.mean()
     norm = float(np.linalg.norm(near) * np.linalg.norm(centred))
-    if norm <= 1e-12 * np.abs(scores).max() * np.linalg.norm(near):
+    if not norm > 1e-12 * np.abs(scores).max() * np.linalg.norm(near):  # NaN of scores that there are not, too
         return np.nan, np.nan
     # How well layer j fits the place of layer i, in the one model and in the other; the traces are one number.
     fits = [near.T @ centred] if n < m else [near.T @ centred, near @ centred.T]

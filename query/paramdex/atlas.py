@@ -6,6 +6,8 @@ import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
+from numbers import Integral
+from operator import index
 from pathlib import Path
 from typing import Any, Self
 
@@ -139,12 +141,12 @@ class Atlas:
         counts all. Raises AddressError.
         """
         where = self.address(address)
-        _check_k(k)
+        k = _how_many(k)
         model = self.models[where.model]
         if where.is_parameter:
             return show_parameter(self, model, where, k, Sieve(self._database, filter))
         if where.is_head:
-            return show_head(self, model, where, k, Sieve(self._database, filter), distinct=distinct)
+            return show_head(self, model, where, k, Sieve(self._database, filter), distinct=bool(distinct))
         if where != Address(where.model):
             what = "an expert" if where.expert is not None else "a layer" if where.layer is not None else "a stack"
             example = model.layout.example(where)
@@ -166,7 +168,7 @@ class Atlas:
         matrix's) scores the tokens (or the strongest pair) lie from their mean, averaged over the words.
         With a ``filter`` only tokens and pairs that pass count. Raises TokenError for a word that no vocabulary has.
         """
-        _check_k(k)
+        k = _how_many(k)
         chosen = self._with_layer(self._choose(model), layer)
         self._check_kind(kind, chosen, layer, matrices=True)
         wanted = self._resolve(chosen, [tokens] if isinstance(tokens, str) else list(tokens))
@@ -190,7 +192,7 @@ class Atlas:
         layer: int | None = None, side: str = "top",
     ) -> tuple[list[Hit], list[str]]:  # fmt: skip
         """What ``search`` finds, each a (similarity, param_id), and its notes."""
-        _check_k(k)
+        k = _how_many(k)
         chosen = self._with_layer(self._choose(model), layer)
         self._check_kind(kind, chosen, layer)
         wanted = self._resolve(chosen, words.split() if isinstance(words, str) else list(words))
@@ -209,7 +211,7 @@ class Atlas:
         """
         where = self.address(address)
         if where.is_head:
-            _check_k(k)
+            k = _how_many(k)
             chosen = self._beside(where, model, layer)
             return similar_heads(self, where, k, chosen, kind, layer, _signs(side), filter, strict=model != "all")
         hits, notes = self.similar_hits(address, k, model=model, kind=kind, layer=layer, side=side)
@@ -222,7 +224,7 @@ class Atlas:
     ) -> tuple[list[Hit], list[str]]:  # fmt: skip
         """What ``similar`` finds of a parameter, each a (similarity, param_id), and its notes."""
         where = self.address(address)
-        _check_k(k)
+        k = _how_many(k)
         if where.kind is None:
             example = self.models[where.model].layout.example(where)
             raise AddressError(f"similar takes the address of a parameter or a head, {example}, say, not {where}")
@@ -242,7 +244,7 @@ class Atlas:
         row, and without one each has a line. ``kind``, ``layer`` and ``side`` are of the parameters, as in search.
         Raises QueryError for what is no vector of the model's width, is zero, or holds NaN; AddressError.
         """
-        _check_k(k)
+        k = _how_many(k)
         (chosen,) = self._with_layer([self._model(model)], layer)
         self._check_kind(kind, [chosen], layer)
         return lens(self, vector, chosen, k, row, name, kind, layer, side, filter)
@@ -256,7 +258,7 @@ class Atlas:
         Tokens of the top sides go together, and those of the bottom sides. ``share`` is a direction's part of the
         squared Frobenius norm of the matrix, whose rows and columns are centred. Raises AddressError.
         """
-        _check_k(k)
+        k = _how_many(k)
         return directions(self, self.address(address), k, matrix, filter)
 
     def heads(
@@ -273,7 +275,7 @@ class Atlas:
         ``share_bottom`` among the most negative. Pairs of unknown words are named in a note.
         Raises QueryError, AddressError, and TokenError where no pair is known.
         """
-        _check_k(k)
+        k = _how_many(k)
         if top < 0:
             raise QueryError(f"top is how many tokens of a row count: 0 or more, not {top}")
         return heads(self, pairs, self._choose(model), model is not None, matrix, k, top, side)
@@ -289,7 +291,7 @@ class Atlas:
         given at the build; the displacement's own name alone does as well. ``norm`` is that of the difference,
         ``relative`` in parts of the base's own where the atlas has the base. Raises QueryError or AddressError.
         """
-        _check_k(k)
+        k = _how_many(k)
         return diff(self, base, tuned, k, kind, layer, filter)
 
     def align(self, model_a: str, model_b: str, kind: str | None = None) -> Alignment:
@@ -311,9 +313,9 @@ class Atlas:
         ``side`` both counts a large negative correlation as near; ``filter`` says by which tokens they are described.
         Raises AddressError or QueryError.
         """
-        _check_k(k)
+        k = _how_many(k)
         a, b = self._model(model_a), self._model(model_b)
-        return match(self, a, b, kind, (layer_a, layer_b), k, signed=_signs(side) == (1,), filter=filter)
+        return match(self, a, b, kind, (layer_a, layer_b), k, signed=_one_or_both(side), filter=filter)
 
     # ---- what they are made of
 
@@ -352,6 +354,8 @@ class Atlas:
         """The models that have this layer. Raises AddressError where none has."""
         if layer is None:
             return models
+        if not isinstance(layer, Integral):
+            raise QueryError(f"layer is a whole number, not {layer!r}")
         found = [model for model in models if 0 <= layer < model.layout.n_layers()]
         if not found:
             most = max(models, key=lambda model: model.layout.n_layers())
@@ -374,9 +378,22 @@ class Atlas:
         return notes
 
 
-def _check_k(k: int) -> None:
-    if k < 1:
+def _one_or_both(side: str) -> bool:
+    """Whether only large correlations count, not their size. Raises QueryError for a side that is neither."""
+    if side not in ("top", "both"):
+        raise QueryError(f"side is one of top, both, not {side!r}")
+    return side == "top"
+
+
+def _how_many(k: Any) -> int:
+    """k, also where it is a whole number of NumPy's. Raises QueryError for anything else, and for less than 1."""
+    try:
+        number = index(k)
+    except TypeError as error:
+        raise QueryError(f"k is how many to give: a whole number, not {k!r}") from error
+    if number < 1:
         raise QueryError(f"k is how many to give: at least 1, not {k}")
+    return number
 
 
 def _text(value: Any) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -15,7 +16,30 @@ from paramdex.filter_options import filtered
 from paramdex_schemas import ParamdexError, QueryError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-_ATLAS = click.argument("atlas", type=click.Path(path_type=Path))
+class _Group(click.Group):
+    """Commands in the order in which a reader meets them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  # click calls it so
+        return list(self.commands)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:  # `paramdex ... | head` is no error, which click takes it for
+            _drop_output()
+            return None
+
+
+class _Path(click.Path):
+    """A path that is not empty: Python takes that for the current folder."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("a path cannot be empty", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+_ATLAS = click.argument("atlas", type=_Path(path_type=Path))
 _K = click.option("-k", "k", type=click.IntRange(1, 10_000), default=10, show_default=True, help="how many to give")
 _MODEL = click.option("--in", "model", metavar="MODEL", help="only in this model")
 _KIND = click.option("--kind", help="only of this kind: ff_key, ff_value, attn_query, ...")
@@ -28,13 +52,6 @@ _FORMAT = click.option(
     "--format", "output", type=click.Choice(["table", "json", "csv"]), default="table", show_default=True,
     help="a table for people, or JSON or CSV for machines",
 )  # fmt: skip
-
-
-class _Group(click.Group):
-    """Commands in the order in which a reader meets them."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  # click calls it so
-        return list(self.commands)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -81,7 +98,7 @@ def _open(path: Path) -> Any:
 
 @cli.command()
 @click.argument("sources", nargs=-1, required=True, metavar="[NAME=]SOURCE...")
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="the atlas to make or add to")
+@click.option("-o", "--output", required=True, type=_Path(path_type=Path), help="the atlas to make or add to")
 @click.option("--top-k", type=int, default=50, show_default=True, help="strongest tokens kept a parameter and side")
 @click.option("--pair-k", type=int, default=200, show_default=True, help="strongest pairs kept a head, matrix and side")
 @click.option("--neighbor-k", type=int, default=5, show_default=True, help="nearest kept a parameter and other model")
@@ -140,7 +157,7 @@ def info(atlas: Path, output: str) -> None:
 @_K
 @click.option("--same-word", is_flag=True, help="for a head: keep pairs of one word with itself")
 @filtered(pairs=True)
-@click.option("--plot", type=click.Path(path_type=Path),
+@click.option("--plot", type=_Path(path_type=Path),
               help="draw a parameter's tokens into this file (.png, .svg, .html)")  # fmt: skip
 @_FORMAT
 def show(
@@ -235,7 +252,7 @@ def similar(
 
 @cli.command()
 @_ATLAS
-@click.argument("vectors", metavar="FILE", type=click.Path(path_type=Path))
+@click.argument("vectors", metavar="FILE", type=_Path(path_type=Path))
 @click.option("--model", required=True, help="the model of whose residual stream they are")
 @click.option("--row", type=click.IntRange(0), help="this row of a matrix, counted from 0")
 @click.option("--name", help="this tensor of a .safetensors file")
@@ -283,7 +300,7 @@ def directions(atlas: Path, address: str, k: int, matrix: str | None, filter: An
 
 @cli.command()
 @_ATLAS
-@click.option("--pairs", required=True, type=click.Path(path_type=Path), help="a file: SOURCE, a tab and TARGET a line")
+@click.option("--pairs", required=True, type=_Path(path_type=Path), help="a file: SOURCE, a tab and TARGET a line")
 @_K
 @_MODEL
 @click.option("--matrix", type=click.Choice(["VO", "QK"]), default="VO", show_default=True,
@@ -310,7 +327,7 @@ def heads(
 @click.argument("model_a")
 @click.argument("model_b")
 @_KIND
-@click.option("--plot", type=click.Path(path_type=Path), help="draw heat maps into this file (.png, .svg, .html)")
+@click.option("--plot", type=_Path(path_type=Path), help="draw heat maps into this file (.png, .svg, .html)")
 @click.option("--summary", is_flag=True, help="with json and csv: a row a kind, not a row a pair of layers")
 @_FORMAT
 def align(
@@ -366,7 +383,7 @@ def match(
 @click.option("--kind", help="only of this kind: ff_key, ff_value, ..., or QK or VO for heads")
 @_LAYER
 @filtered(pairs=True)
-@click.option("--plot", type=click.Path(path_type=Path), help="draw what moved most into this file (.png, .svg, .html)")
+@click.option("--plot", type=_Path(path_type=Path), help="draw what moved most into this file (.png, .svg, .html)")
 @_FORMAT
 def diff(
     atlas: Path, base: str, tuned: str | None, k: int, kind: str, layer: int, filter: Any, plot: Path | None,
@@ -385,7 +402,7 @@ def diff(
 
 @cli.command()
 @click.argument("source")
-@click.option("--text", required=True, type=click.Path(path_type=Path), help="a text file, plain or .xz, to run it on")
+@click.option("--text", required=True, type=_Path(path_type=Path), help="a text file, plain or .xz, to run it on")
 @click.option("--space", type=click.Choice(["output", "input"]), default="output", show_default=True,
               help="the embedding whose rows the scores belong to")  # fmt: skip
 @click.option("--fold-norm", is_flag=True, help="multiply the gains of norms into the vectors beside them")
@@ -396,7 +413,7 @@ def diff(
               help="tokens of the text looked at, and pairs of a kind and layer, at most")  # fmt: skip
 @click.option("--draws", type=click.IntRange(1), default=40, show_default=True, help="draws of each baseline")
 @click.option("--seed", type=int, default=0, show_default=True, help="seed of all that is drawn at random")
-@click.option("--plot", type=click.Path(path_type=Path), help="draw all measures into this file (.png, .svg, .html)")
+@click.option("--plot", type=_Path(path_type=Path), help="draw all measures into this file (.png, .svg, .html)")
 @_FORMAT
 def evaluate(
     source: str, text: Path, space: str, fold_norm: bool, k: int, pair_k: int, samples: int, draws: int, seed: int,
@@ -427,7 +444,7 @@ def evaluate(
 @cli.command()
 @click.argument("pretrained")
 @click.argument("tuned", nargs=-1, required=True)
-@click.option("--reviews", required=True, type=click.Path(path_type=Path),
+@click.option("--reviews", required=True, type=_Path(path_type=Path),
               help="texts to judge: JSON lines with text and label, plain or .xz")  # fmt: skip
 @click.option("--base", help="the model that TUNED was tuned from: measured too, and needed for an adapter")
 @click.option("--last", type=click.IntRange(0), multiple=True,
@@ -438,7 +455,7 @@ def evaluate(
               help="the embeddings that the map leads through")  # fmt: skip
 @click.option("--words", type=click.IntRange(1), help="take the last so many words of every text")
 @click.option("--limit", type=click.IntRange(1), help="take so many texts, evenly from the file")
-@click.option("--plot", type=click.Path(path_type=Path), help="draw accuracies into this file (.png, .svg, .html)")
+@click.option("--plot", type=_Path(path_type=Path), help="draw accuracies into this file (.png, .svg, .html)")
 @_FORMAT
 def stitch(
     pretrained: str, tuned: tuple[str, ...], reviews: Path, base: str | None, last: tuple[int, ...], state: str,
@@ -519,9 +536,9 @@ def serve(atlas: Path, host: str, port: int, sql_seconds: float, sql_memory: int
 
 
 @cli.command()
-@click.option("--models", default="data/models", show_default=True, type=click.Path(path_type=Path),
+@click.option("--models", default="data/models", show_default=True, type=_Path(path_type=Path),
               help="folder of the demo models")  # fmt: skip
-@click.option("-o", "--output", default="demo.atlas", show_default=True, type=click.Path(path_type=Path),
+@click.option("-o", "--output", default="demo.atlas", show_default=True, type=_Path(path_type=Path),
               help="the atlas to make")  # fmt: skip
 def demo(models: Path, output: Path) -> None:
     """Build an atlas of the demo models, and of all-MiniLM-L6-v2 where it is installed, and take the tour.
@@ -542,7 +559,8 @@ def demo(models: Path, output: Path) -> None:
 
 def fail(message: str) -> NoReturn:
     """End with one clear line on standard error and exit code 2."""
-    click.echo(f"error: {message}", err=True)
+    with suppress(OSError):  # of a standard error that cannot be written
+        click.echo(f"error: {message}", err=True)
     sys.exit(2)
 
 
@@ -576,14 +594,15 @@ def main() -> None:
     except click.exceptions.Abort:
         fail("interrupted")
     except click.ClickException as error:
-        error.show()
+        with suppress(OSError):
+            error.show()
         sys.exit(2)
     except ParamdexError as error:
         fail(str(error))
     except KeyboardInterrupt:
         sys.exit(130)
-    except BrokenPipeError:
-        _drop_output()  # `paramdex ... | head` is no error
+    except MemoryError:
+        fail("this takes more memory than there is")
     except OSError as error:
         _drop_output()
         what = error.filename or "the output cannot be written"
@@ -600,6 +619,9 @@ def run() -> NoReturn:
     """``main`` as a process of its own, which ends at once: Python and its libraries would take a tenth of a second to
     put away what the system takes back anyhow.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # an arrow on a terminal of Latin-1 as \\u2192, which JSON reads too
+            stream.reconfigure(errors="backslashreplace")
     main()
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -26,6 +26,9 @@ _UNCLEAR = {"CALL", "LOAD", "MULTI", "PRAGMA", "SET"}
 """Statement types under which DuckDB gathers several statements."""
 
 
+_NOT_IN_ARROW = re.compile(r"\b(UHUGEINT|BIT|BIGNUM|TIME WITH TIME ZONE)\b")
+
+
 @cache
 def named_query(name: str) -> str:
     """The text of ``sql/NAME.sql``."""
@@ -40,11 +43,15 @@ class Database:
 
         Raises AtlasError where ``atlas`` is no atlas, is damaged or is of a newer format.
         """
+        atlas_files.check_path(atlas)
         self.atlas = atlas
         self._kept: dict[tuple[str, ...], pa.Table] = {}
         self._statements: dict[str, duckdb.Statement] = {}
         file = atlas_files.database(atlas)
         if not file.is_file():
+            if atlas.exists() and not atlas.is_dir():
+                what = f"it is a file; give the folder that holds {atlas_files.DATABASE}"
+                raise AtlasError(f"{atlas} is no atlas: {what}")
             what = "there is no such folder" if not atlas.exists() else f"it holds no {atlas_files.DATABASE}"
             raise AtlasError(f"{atlas} is no atlas: {what}; make one with: paramdex build MODEL -o {atlas}")
         # Nothing is ever fetched from the network, not even for a file that looks like another database's; and there
@@ -108,19 +115,27 @@ class Database:
             (self._statements[sql],) = self.connection.extract_statements(sql)
         return self._statements[sql]
 
-    def rows(self, sql: str, values: Any = None) -> list[tuple[Any, ...]]:
-        """The rows of one of paramdex's own queries. Raises AtlasError where the database cannot be read."""
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        """Of one of paramdex's own queries: raises AtlasError where the database cannot be read."""
         try:
-            return self.connection.execute(self._parsed(sql), values or []).fetchall()
+            yield
         except duckdb.Error as error:
             raise self._failed(error) from error
+        except RuntimeError as error:  # DuckDB heard Ctrl-C
+            if "interrupt" in str(error).lower():
+                raise KeyboardInterrupt from error
+            raise
+
+    def rows(self, sql: str, values: Any = None) -> list[tuple[Any, ...]]:
+        """The rows of one of paramdex's own queries. Raises AtlasError where the database cannot be read."""
+        with self._asking():
+            return self.connection.execute(self._parsed(sql), values or []).fetchall()
 
     def arrays(self, sql: str, values: Any = None) -> dict[str, np.ndarray]:
         """The columns of one of paramdex's own queries, none of which has NULLs. Raises AtlasError as ``rows`` does."""
-        try:
+        with self._asking():
             found = self.connection.execute(self._parsed(sql), values or []).fetchnumpy()
-        except duckdb.Error as error:
-            raise self._failed(error) from error
         return {name: np.ma.getdata(column) for name, column in found.items()}
 
     def kept(self, sql: str, *values: str | int) -> pa.Table:
@@ -130,10 +145,8 @@ class Database:
         """
         key = (sql, *map(str, values))
         if key not in self._kept:
-            try:
+            with self._asking():
                 self._kept[key] = _arrow(self.connection, self._parsed(sql), list(values)).combine_chunks()
-            except duckdb.Error as error:
-                raise self._failed(error) from error
         return self._kept[key]
 
     def tokens(self, vocabulary: str, column: str) -> pa.Array:
@@ -143,10 +156,8 @@ class Database:
 
     def table(self, sql: str, values: Any = None) -> pa.Table:
         """The rows of one of paramdex's own queries. Raises AtlasError where the database cannot be read."""
-        try:
+        with self._asking():
             return _arrow(self.connection, self._parsed(sql), values)
-        except duckdb.Error as error:
-            raise self._failed(error) from error
 
     def named(self, name: str, values: Any = None) -> pa.Table:
         """As ``table``, of the query ``sql/NAME.sql``."""
@@ -154,12 +165,10 @@ class Database:
 
     def named_rows(self, name: str, values: Any = None) -> list[dict[str, Any]]:
         """The rows of the query ``sql/NAME.sql`` as dictionaries; planned once, where ``named`` plans twice."""
-        try:
+        with self._asking():
             cursor = self.connection.execute(self._parsed(named_query(name)), values or [])
             columns = [column[0] for column in cursor.description]
             return [dict(zip(columns, row, strict=True)) for row in cursor.fetchall()]
-        except duckdb.Error as error:
-            raise self._failed(error) from error
 
     def user_query(self, sql: str, values: Any = None) -> pa.Table:
         """The rows of a user's SQL: one statement that reads. Columns of one name are numbered.
@@ -171,7 +180,7 @@ class Database:
             # EXPLAIN ANALYZE runs what it explains; this way not even the scratch database beside the atlas changes
             self.connection.execute("BEGIN TRANSACTION READ ONLY")
             try:
-                table = _stoppable(self.connection, lambda: _arrow(self.connection, sql, values))
+                table = _stoppable(self.connection, lambda: _arrow(self.connection, sql, values, _check_types))
             finally:
                 with suppress(duckdb.Error):  # after damage there is none left to roll back
                     self.connection.execute("ROLLBACK")
@@ -198,9 +207,23 @@ def _stoppable(connection: duckdb.DuckDBPyConnection, ask: Callable[[], pa.Table
             raise
 
 
-def _arrow(connection: duckdb.DuckDBPyConnection, sql: str | duckdb.Statement, values: Any) -> pa.Table:
+def _arrow(
+    connection: duckdb.DuckDBPyConnection, sql: str | duckdb.Statement, values: Any,
+    check: Callable[[duckdb.DuckDBPyRelation], None] = lambda _: None,
+) -> pa.Table:  # fmt: skip
     relation = connection.sql(sql, params=values) if values else connection.sql(sql)
-    return pa.table({}) if relation is None else relation.to_arrow_table()
+    if relation is None:
+        return pa.table({})
+    check(relation)
+    return relation.to_arrow_table()
+
+
+def _check_types(relation: duckdb.DuckDBPyRelation) -> None:
+    """Raises QueryError for a type of which Arrow would hold another value, or bytes that mean nothing."""
+    for name, of in zip(relation.columns, relation.types, strict=True):
+        found = _NOT_IN_ARROW.search(str(of))
+        if found:
+            raise QueryError(f"the column {name!r} is of type {found[0]}, which Arrow does not hold; cast it to VARCHAR")
 
 
 def _is_damage(error: duckdb.Error) -> bool:

@@ -42,6 +42,8 @@ class Lens(Result):
     def __str__(self) -> str:
         return f"{self.tokens}\n\n{self.parameters}"
 
+    __repr__ = __str__
+
     def _repr_html_(self) -> str:
         return "".join(part._repr_html_() for part in (self.tokens, self.parameters) if part is not None)
 

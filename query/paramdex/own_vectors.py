@@ -28,6 +28,9 @@ class OwnVectors:
     """The number of each of the rows in what was given."""
     single: bool
 
+_SMALLEST, _LARGEST = 1e-30, 1e30
+"""Entries of a size between these have scores, and squares of norms, that are far from the ends of their types."""
+
 
 def own_vectors(given: Any, width: int, model: str, row: int | None = None, name: str | None = None) -> OwnVectors:
     """The vectors of ``given``, a path or anything that NumPy takes for an array: d numbers, or n x d of them.
@@ -68,6 +71,12 @@ def own_vectors(given: Any, width: int, model: str, row: int | None = None, name
             raise QueryError(f"{what} has {bad} of {width} entries that are NaN or infinite; expected finite numbers")
         if not vector.any() and (single or row is not None):
             raise QueryError(f"{what} is zero, and a zero vector says nothing")
+        largest = float(np.abs(vector).max())
+        if largest and not _SMALLEST <= largest <= _LARGEST:
+            raise QueryError(
+                f"{what} has entries of up to {largest:.3g}, and scores are float32; "
+                f"multiply it so that they are between {_SMALLEST:g} and {_LARGEST:g}"
+            )
     return OwnVectors(says if row is None else f"row {row} of {says}", rows, numbers, single or row is not None)
 
 
@@ -82,10 +91,13 @@ def _read(path: Path, name: str | None) -> np.ndarray:
             return _read_tensor(path, name)
         if name is not None:
             raise QueryError(f"a name chooses a tensor of a .safetensors file; {path} has none")
-        return np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError, SafetensorError) as error:
+        array = np.load(path, allow_pickle=False)
+        if not isinstance(array, np.ndarray):
+            raise QueryError(f"{path} is a .npz file, which holds several arrays; save the one that is meant as .npy")
+    except (OSError, ValueError, EOFError, MemoryError, AttributeError, TypeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()
         raise QueryError(f"{path} cannot be read: {reason[0] if reason else 'it is damaged'}") from error
+    return array
 
 
 def _read_tensor(path: Path, name: str | None) -> np.ndarray:

@@ -16,7 +16,7 @@ from paramdex.alignment import Alignment, short_name
 from paramdex.diff import Moved
 from paramdex.result import visible
 from paramdex.show import Card
-from paramdex_schemas import QueryError
+from paramdex_schemas import QueryError, atlas_files
 from paramdex_schemas.layout import place_name
 
 
@@ -67,9 +67,12 @@ def alignment_figure(alignment: Alignment) -> Any:
 
 def tokens_figure(card: Card) -> Any:
     """A parameter's strongest tokens in the plane in which their embeddings differ most, the larger the stronger."""
+    rows = card.to_rows()
+    if not rows:
+        raise QueryError("there are no tokens to draw")
     figure = _figure_class()(figsize=(7.5, 6), layout="constrained")
     axis = figure.subplots()
-    rows, places = card.to_rows(), card.places()
+    places = card.places()
     strengths = np.abs([row["score"] for row in rows])
     sizes = 7 + 5 * (strengths - strengths.min()) / max(np.ptp(strengths), 1e-300)
     labels = []
@@ -165,7 +168,8 @@ def save(figure: Any, path: Path) -> Path:
     Raises QueryError where that cannot be.
     """
     known = sorted([*figure.canvas.get_supported_filetypes(), "html"])
-    ending = path.suffix.removeprefix(".")
+    atlas_files.check_path(path, QueryError)
+    ending = path.suffix.removeprefix(".").lower()
     if ending not in known:
         raise QueryError(f"{path} has no ending that names a picture format; write one of .{', .'.join(known)}")
     try:
@@ -174,8 +178,9 @@ def save(figure: Any, path: Path) -> Path:
                 path.write_text(_page(figure, path.stem), "utf-8")
             else:
                 figure.savefig(path, dpi=150)
-    except OSError as error:
-        raise QueryError(f"cannot write {path}: {error.strerror}") from error
+    except Exception as error:  # of the system, and of what matplotlib calls for some formats
+        reason = getattr(error, "strerror", None) or str(error).strip().partition("\n")[0]
+        raise QueryError(f"cannot write {path}: {reason}") from error
     return path
 
 

@@ -6,14 +6,15 @@ import io
 import json
 import math
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+
+from paramdex_schemas import QueryError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -104,12 +105,12 @@ class Result:
         from rich.text import Text
 
         shown = self._printed
-        parts: list[Any] = [Text(self.title)] if self.title else []
+        parts: list[Any] = [Text(line) for line in map(visible, (self.title or "").splitlines())]
         if shown.num_rows:
             grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
             for column in shown.schema:
                 justify: Any = "right" if _is_number(column) else "left"
-                grid.add_column(Text(column.name), justify=justify, overflow="fold", no_wrap=_is_whole(column))
+                grid.add_column(Text(visible(column.name)), justify=justify, overflow="fold", no_wrap=_is_whole(column))
             for row in zip(*_cells(shown), strict=True):
                 grid.add_row(*(Text(cell) for cell in row))
             parts.append(grid)
@@ -195,12 +196,29 @@ def _cells(shown: pa.Table) -> list[list[str]]:
 
 def _plain(column: pa.ChunkedArray) -> list[Any]:
     """A column's values as plain Python: float32 in its own shortest form, whole decimals as integers."""
-    values = column.to_pylist()
-    if pa.types.is_float32(column.type):
-        return [None if value is None else float(str(np.float32(value))) for value in values]
-    if pa.types.is_decimal(column.type):
-        return [int(v) if isinstance(v, Decimal) and v == int(v) else (None if v is None else float(v)) for v in values]
-    return values
+    try:
+        values = column.to_pylist()
+    except (OverflowError, ValueError) as error:  # years after 9999, nanoseconds
+        raise QueryError(f"Python has no such date or time ({error}); cast it to VARCHAR in SQL") from error
+    convert = _converter(column.type)
+    return values if convert is None else [None if value is None else convert(value) for value in values]
+
+
+def _converter(of: pa.DataType) -> Callable[[Any], Any] | None:
+    """Makes plain Python of a value of a type that is not null; None where it is plain."""
+    if pa.types.is_float32(of):
+        return lambda value: float(str(np.float32(value)))
+    if pa.types.is_decimal(of):
+        return lambda value: int(value) if value == int(value) else float(value)
+    if pa.types.is_interval(of):
+        return lambda value: f"P{value.months}M{value.days}DT{value.nanoseconds / 1e9:.9g}S"
+    if pa.types.is_struct(of):
+        fields = {field.name: _converter(field.type) or (lambda value: value) for field in of}
+        return lambda value: {name: None if item is None else fields[name](item) for name, item in value.items()}
+    if pa.types.is_map(of) or not (pa.types.is_list(of) or pa.types.is_fixed_size_list(of)):
+        return None
+    inner = _converter(of.value_type)
+    return None if inner is None else lambda value: [None if item is None else inner(item) for item in value]
 
 
 def _json(value: Any) -> str:

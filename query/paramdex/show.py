@@ -103,7 +103,7 @@ def show_head(atlas: Atlas, model: Model, where: Address, k: int, sieve: Sieve, 
     chosen: list[int] = []
     every = table.to_pylist()
     for matrix in ("QK", "VO"):
-        lines: list[dict[str, Any]] = [{"matrix": matrix, "rank": n} for n in range(1, k + 1)]
+        lines: list[dict[str, Any]] = [{"matrix": matrix, "rank": n} for n in range(1, min(k, len(every)) + 1)]
         for side in ("top", "bottom"):
             numbers = [n for n, row in enumerate(every) if (row["matrix"], row["side"]) == (matrix, side)]
             numbers = [numbers[place] for place in sieve.pairs(model, [every[n] for n in numbers], k)]

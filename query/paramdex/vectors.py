@@ -55,8 +55,8 @@ class Space:
 
     def rows(self, ids: Array | list[int]) -> Array:
         """Rows of E (len(ids) x d), float64."""
-        if len(ids) > 1000:
-            return self._file.get_tensor("embedding")[np.asarray(ids)].astype(np.float64)
+        if not 0 < len(ids) <= 1000:
+            return self._file.get_tensor("embedding")[np.asarray(ids, np.int64)].astype(np.float64)
         view = self._file.get_slice("embedding")
         return np.concatenate([view[int(i) : int(i) + 1] for i in ids]).astype(np.float64)
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from paramdex.database import Database
+from paramdex.result import visible
 from paramdex_schemas import QueryError, TokenError
 
 MARKERS = (" ", "Ġ", "▁", "##")
@@ -96,7 +97,7 @@ def nearest_words(database: Database, vocabularies: list[str], word: str) -> lis
         "GROUP BY folded ORDER BY likeness DESC, folded LIMIT 5",
         {"bare": bare(word), "vocabularies": vocabularies},
     )
-    return [folded for folded, _ in rows]
+    return [visible(folded) for folded, _ in rows]
 
 
 def resolve(database: Database, vocabularies: list[str], words: list[str]) -> list[Wanted]:
@@ -128,7 +129,7 @@ def resolve(database: Database, vocabularies: list[str], words: list[str]) -> li
 def read_lines(path: str | Path, what: str) -> list[str]:
     """The lines of a file of words. Raises QueryError, which calls it ``what``, where it cannot be read."""
     try:
-        return Path(path).read_text("utf-8").splitlines()
+        return Path(path).read_text("utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise QueryError(f"the {what} {path} cannot be read: {reason}") from error

@@ -22,9 +22,10 @@ def bind(host: str, port: int) -> socket.socket:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
         bound.listen(128)  # who comes before the server is up waits for it
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is no name of a host"
         raise QueryError(
-            f"cannot listen on {host} port {port}: {error.strerror}; give another --port or --host"
+            f"cannot listen on {host} port {port}: {reason}; give another --port or --host"
         ) from error
     return bound
 
