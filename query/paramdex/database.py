@@ -223,7 +223,8 @@ def _check_types(relation: duckdb.DuckDBPyRelation) -> None:
     for name, of in zip(relation.columns, relation.types, strict=True):
         found = _NOT_IN_ARROW.search(str(of))
         if found:
-            raise QueryError(f"the column {name!r} is of type {found[0]}, which Arrow does not hold; cast it to VARCHAR")
+            what = f"the column {name!r} is of type {found[0]}"
+            raise QueryError(f"{what}, which Arrow does not hold; cast it to VARCHAR")
 
 
 def _is_damage(error: duckdb.Error) -> bool:

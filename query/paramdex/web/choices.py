@@ -117,7 +117,7 @@ class PairChoice(TokenChoice):
             where.append(f"(contains(lower(source), '{text}') OR contains(lower(target), '{text}'))")
         if self.min_z:
             query += "\nJOIN (SELECT address, qk_mean, qk_std, vo_mean, vo_std FROM heads) USING (address)"
-            z = "if(matrix = 'QK', (score - qk_mean) / qk_std, (score - vo_mean) / vo_std)"
+            z = "if(matrix = 'QK', (score - qk_mean) / nullif(qk_std, 0), (score - vo_mean) / nullif(vo_std, 0))"
             where.append(f"abs({z}) >= {self.min_z!r}")
         if len(where) == 2:
             where[1] = f"{rank} <= {k}"

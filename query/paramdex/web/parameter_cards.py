@@ -66,15 +66,16 @@ def parameter_card(atlas: Atlas, where: Address, choice: TokenChoice | None = No
         ],
         elsewhere=[name for name in atlas.models if name not in same],
         before=beside[0], after=beside[1], choice=choice, notes=list(shown.notes),
-        sql=_sql(atlas, model, address, choice),
+        sql=_sql(atlas, model, address, choice, k),
     )  # fmt: skip
 
 
-def _sql(atlas: Atlas, model: Model, address: str, choice: TokenChoice) -> str:
+def _sql(atlas: Atlas, model: Model, address: str, choice: TokenChoice, k: int) -> str:
     """The query for the tokens of a card."""
-    passing = "".join(f"\n  AND token_id IN ({token_ids})" for token_ids in choice.passing(atlas, model))
-    columns = "SELECT side, rank, text, score\nFROM parameter_tokens"
-    return f"{columns}\nWHERE address = '{address}'{passing}\nORDER BY side DESC, rank"
+    passing = [f"\n  AND token_id IN ({token_ids})" for token_ids in choice.passing(atlas, model)]
+    query = f"SELECT side, rank, text, score\nFROM parameter_tokens\nWHERE address = '{address}'"
+    place = "\nQUALIFY row_number() OVER (PARTITION BY side ORDER BY rank)" if passing else "\n  AND rank"
+    return f"{query}{''.join(passing)}{place} <= {k}\nORDER BY side DESC, rank"
 
 
 def sentence(where: Address) -> str:
