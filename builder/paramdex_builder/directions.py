@@ -75,7 +75,12 @@ def singular_values(P: torch.Tensor, Q: torch.Tensor, space: Space, k: int) -> t
     """The k largest singular values s (n) of M, with T^T W_i / s_i and S^T U_i / s_i (m x n each), all float64."""
     (_, S), (_, T) = (torch.linalg.qr(space.coordinates(X).cpu().T) for X in (P, Q))
     U, values, Wt = torch.linalg.svd(S @ T.T)
-    n = min(k, int((values > len(values) * torch.finfo(torch.float64).eps * values[0]).sum())) if len(values) else 0
+    if not len(values):
+        return values, T.T, S.T
+    sizes = float(np.linalg.norm(space.root.root)) * float(P.double().norm() * Q.double().norm())
+    of_zero = space.root.rounding * sizes  # what rounding leaves of a matrix whose scores are all equal
+    cutoff = max(len(values) * torch.finfo(torch.float64).eps * float(values[0]), of_zero)
+    n = min(k, int((values > cutoff).sum()))
     return values[:n], T.T @ Wt[:n].T / values[:n], S.T @ U[:, :n] / values[:n]
 
 

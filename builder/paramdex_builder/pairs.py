@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from paramdex_builder.pair_scan import Pairs, Scan, Words
-from paramdex_builder.screening import Precision, precision_of
+from paramdex_builder.screening import Precision, gamma64, precision_of
 
 __all__ = [
     "HeadPairs", "Pairs", "Words", "balanced", "factors", "frobenius", "of_rank", "pair_moments", "same_words",
@@ -125,8 +125,10 @@ def pair_moments(A: torch.Tensor, B: torch.Tensor) -> tuple[float, float]:
     """
     a, b = A.mean(0), B.mean(0)
     cov_a, cov_b = _covariance(A, a), _covariance(B, b)
-    variance = float(a @ cov_b @ a + b @ cov_a @ b + (cov_a * cov_b).sum())
-    return float(a @ b), max(variance, 0.0) ** 0.5
+    std = max(float(a @ cov_b @ a + b @ cov_a @ b + (cov_a * cov_b).sum()), 0.0) ** 0.5
+    sizes = [float(mean @ mean + cov.trace()) ** 0.5 for mean, cov in ((a, cov_a), (b, cov_b))]
+    of_zero = 16 * gamma64(A.shape[1] + 1) * sizes[0] * sizes[1]  # what rounding leaves where all scores are equal
+    return float(a @ b), std if std > of_zero else 0.0
 
 
 def _covariance(A: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:

@@ -48,8 +48,9 @@ class Space:
             here = slice(start, start + _CHUNK)
             w = rows[here].double()
             c = self.coordinates(w)
-            length = c.norm(dim=1)
-            norms[here], means[here], stds[here] = w.norm(dim=1), w @ self.means, length / self.size**0.5
+            norm, length = w.norm(dim=1), c.norm(dim=1)
+            length = length.where(length > self.root.rounding * norm, 0.0)
+            norms[here], means[here], stds[here] = norm, w @ self.means, length / self.size**0.5
             units[here] = torch.where(length > 0, 1 / length, 0.0)[:, None].mul(c)
         return Described(norms, means, stds, units)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +50,9 @@ def find(
             for one in models:
                 found = head_postings.holders(database, item, one.model_id, asked, k)
                 heads += [row | of for row in found]
-    order = lambda row: (-row["words"], -row.get("linked", 0), -(row["z"] or 0), row["id"])  # noqa: E731
+    order = lambda row: (  # noqa: E731
+        -row["words"], -row.get("linked", 0), math.inf if row["z"] is None else -row["z"], row["id"]
+    )  # fmt: skip
     rows = [*sorted(parameters, key=order)[:k], *sorted(heads, key=order)[:k]]
     texts = postings.texts([(row["vocabulary"], i) for row in rows for ids in row["lists"] for i in ids])
     for row in rows:  # a parameter's tokens, or the two of each of a head's pairs

@@ -67,7 +67,7 @@ def holders(
     if not counts.any():
         return []
     source, target, head_id = source[counts], target[counts], head_id[counts]
-    matrix, rank, score = (found[name][counts] for name in ("is_second", "rank", "score"))
+    matrix, rank, score, is_top = (found[name][counts] for name in ("is_second", "rank", "score", "is_top"))
     matrix = matrix.astype(int)
     at = head_id - first_id
     mean, std = (
@@ -75,12 +75,12 @@ def holders(
         for number in ("mean", "std")
     )
     with np.errstate(divide="ignore", invalid="ignore"):
-        z = np.where(std > 0, np.abs((score - mean) / std), np.float32(np.nan))
+        z = np.where(std > 0, np.where(is_top, score - mean, mean - score) / std, np.float32(np.nan))
     words = np.stack([_words(wanted, ids) for ids in (source, target)])
     linked = (words >= 0).all(axis=0) & (words[0] != words[1])
-    lists = 4 * head_id + 2 * matrix + ~found["is_top"][counts]
+    lists = 4 * head_id + 2 * matrix + ~is_top
 
-    order = np.lexsort((target, source, -np.nan_to_num(z, nan=-1), ~linked, lists))
+    order = np.lexsort((target, source, np.where(np.isnan(z), np.inf, -z), ~linked, lists))
     lists, source, target, rank, z, linked = (each[order] for each in (lists, source, target, rank, z, linked))
     words = words[:, order]
     edge = edges(lists)
@@ -90,7 +90,7 @@ def holders(
     n_linked = np.add.reduceat(linked.astype(int), begin)
     named = np.unique(np.stack([np.tile(lists, 2), words.ravel()])[:, words.ravel() >= 0], axis=1)
     n_words = np.unique(named[0], return_counts=True)[1]  # every list has a wanted word
-    chosen = np.lexsort((owners, -np.nan_to_num(largest, nan=-1), -n_linked, -n_words))[:k]
+    chosen = np.lexsort((owners, np.where(np.isnan(largest), np.inf, -largest), -n_linked, -n_words))[:k]
     rows = []
     for i in chosen.tolist():
         first = slice(begin[i], begin[i] + min(shown, int(n_pairs[i])))

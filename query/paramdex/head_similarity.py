@@ -102,7 +102,8 @@ def head_cosines(atlas: Atlas, both: Common, where: Address, matrix: str) -> Arr
 
 def _products(P: Array, p: Array) -> Array:
     """P p^T (n_heads x d_head x n) of P (n_heads x d_head x r) and p (n x r), as one product in place of n_heads."""
-    return (P.reshape(-1, P.shape[2]) @ p.T).reshape(*P.shape[:2], -1)
+    n, d_head, r = P.shape
+    return (P.reshape(n * d_head, r) @ p.T).reshape(n, d_head, len(p))
 
 
 def _factor(atlas: Atlas, side: Side, kind: str, place: Place) -> Array:
@@ -122,7 +123,8 @@ def _factor(atlas: Atlas, side: Side, kind: str, place: Place) -> Array:
 
 def _by_head(rows: Array, model: Model, kind: str, place: Place) -> Array:
     of_head = owners(model, kind, place)
-    own = rows.reshape(max(of_head) + 1, -1, rows.shape[1])
+    n = max(of_head) + 1
+    own = rows.reshape(n, len(rows) // n, rows.shape[1])
     return own if len(own) == len(of_head) else own[of_head]
 
 

@@ -56,7 +56,7 @@ def hits_of_parameter(
     for both in compared(atlas, own, [one for one in models if kind in one.layout.kinds], notes, strict=strict):
         one, into = both.right.model, both.left.into
         if one.vocabulary == own.vocabulary:
-            query = vector if into is None else times_vector(into, vector)
+            query = vector.astype(np.float64) if into is None else times_vector(into, vector)
             found = hits_in_model(atlas, one, kind, query, k + 1, layer, side)
             hits += [hit for hit in found if hit[1] != own_id]
         else:

@@ -130,7 +130,9 @@ def _nearest(
     atlas: Atlas, model: Model, space: Space, w: Array, k: int, kind: str | None, layer: int | None, side: str
 ) -> list[tuple[float, int]]:
     """(similarity, param_id) of the k parameters of the model, of all kinds, nearest to a vector (d)."""
-    query = isometry.normalize(isometry.times_vector(space.root.root, w)[None, :])[0]
+    query = isometry.times_vector(space.root.root, w)
+    length = float(np.linalg.norm(query))
+    query = query / length if length > space.root.rounding * np.linalg.norm(w) else np.zeros_like(query)
     kinds = model.layout.kinds if kind is None else [kind]
     hits = [hit for each in kinds for hit in hits_in_model(atlas, model, each, query, k, layer, side)]
     return strongest_hits(hits, k, side)

@@ -104,7 +104,7 @@ class Postings:
             return []
         mean, std = self._moments_of(param_ids, models)
         with np.errstate(divide="ignore", invalid="ignore"):
-            z = np.where(std > 0, np.abs((score - mean) / std), np.float32(np.nan))
+            z = np.where(std > 0, np.where(is_top, score - mean, mean - score) / std, np.float32(np.nan))
 
         # By a parameter's side (top first) and word; of a word's items the one of the best rank, and the largest z.
         keys = (2 * param_ids + ~is_top) * len(numbers) + words
@@ -118,7 +118,7 @@ class Postings:
         begin, n_words = edge[:-1], edge[1:] - edge[:-1]
         sides = owners[begin]
         mean_z = (np.add.reduceat(z.astype(np.float64), begin) / n_words).astype(np.float32)
-        chosen = np.lexsort((sides, np.where(np.isnan(mean_z), 1, -mean_z), -n_words))[:k]
+        chosen = np.lexsort((sides, np.where(np.isnan(mean_z), np.inf, -mean_z), -n_words))[:k]
         rows = []
         for side, n, z, start in zip(
             *(each[chosen].tolist() for each in (sides, n_words, mean_z, begin)), strict=True

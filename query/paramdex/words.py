@@ -114,16 +114,16 @@ def resolve(database: Database, vocabularies: list[str], words: list[str]) -> li
         if not any(found[v][word] for v in vocabularies):
             near = ", ".join(nearest_words(database, vocabularies, word))
             raise TokenError(f"no vocabulary here has {word!r}; the nearest words are {near}")
-    return [
-        Wanted(
-            v,
-            [i for word in words for i in by_word[word]],
-            [word for word in words for _ in by_word[word]],
-            [word for word in words if not by_word[word]],
-        )
-        for v, by_word in found.items()
-        if any(by_word.values())
-    ]
+    return [_wanted(v, by_word) for v, by_word in found.items() if any(by_word.values())]
+
+
+def _wanted(vocabulary: str, by_word: dict[str, list[int]]) -> Wanted:
+    """An item that several words ask for (``Canada`` and ``canada``) is one of the first of them."""
+    owner: dict[int, str] = {}
+    for word, ids in by_word.items():
+        for i in ids:
+            owner.setdefault(i, word)
+    return Wanted(vocabulary, list(owner), list(owner.values()), [word for word, ids in by_word.items() if not ids])
 
 
 def read_lines(path: str | Path, what: str) -> list[str]:

@@ -22,6 +22,7 @@ All functions are pure, in NumPy and float64 inside.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +41,13 @@ class Root:
     @property
     def rank(self) -> int:
         return self.root.shape[0]
+
+    @cached_property
+    def rounding(self) -> float:
+        """For a w of norm 1, an R w of no more than this length is what rounding leaves of 0: gamma_d ||R||_F, 4 times
+        for R's own. What R keeps is longer by far, unless w is almost at right angles to all of it.
+        """
+        return 4 * max(self.root.shape) * float(np.finfo(np.float64).eps) * float(np.linalg.norm(self.root))
 
 
 def gram_root(gram: Array, n_rows: int) -> Root:
