@@ -299,7 +299,7 @@ class Checkpoint:
         return None if name is None else self.tensor(name, (self.d_model,)).float() + self.family.norm_offset
 
     def final_gains_name(self) -> str | None:
-        """The tensor of the gains of the norm whose output the output embedding reads."""
+        """The tensor of the gains of the norm at the end of the blocks (``Family.final_norm``)."""
         return self._norm_name(choose_norm(self.family.final_norm, self.config), (next(iter(self._stacks)), None))
 
     # ---- modules, for forward passes

@@ -150,7 +150,7 @@ class Family:
     norm_offset: float
     """What is added to a norm's stored gains."""
     final_norm: Any
-    """The norm whose output the output embedding reads."""
+    """The norm at the end of the blocks, whose output the output embedding reads, of an encoder through its head."""
 
     def rotary(self, config: Any) -> bool:
         """Whether positions rotate queries and keys in a model with this transformers config."""

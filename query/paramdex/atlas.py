@@ -298,7 +298,8 @@ class Atlas:
         """How alike the layers of two models are: for every kind and pair of layers the mean |Pearson correlation| over
         all pairs of their vectors, the one-to-one matching of layers that maximizes its sum, and how diagonal it is.
 
-        Beside it the same on the raw weights, where the widths agree. Raises AddressError for an unknown model.
+        Beside it the same on the raw weights, for models of one vocabulary and width whose embeddings have full rank.
+        Raises AddressError for an unknown model.
         """
         return align(self, self._model(model_a), self._model(model_b), kind)
 
