@@ -217,7 +217,7 @@ BAD = {
         ["show", "E", "x"],
         "E is no atlas: it holds no atlas.duckdb; make one with: paramdex build MODEL -o E",
     ),
-    "a file": (["info", "F"], "F is no atlas: it holds no atlas.duckdb"),
+    "a file": (["info", "F"], "F is no atlas: it is a file; give the folder that holds atlas.duckdb"),
 }
 """A in the arguments and messages stands for the atlas, E for an empty folder, F for a file."""
 

@@ -231,7 +231,7 @@ def test_copy_buttons_copy(watched: Watched) -> None:
     page.goto(f"{watched.url}/sql")
     page.get_by_label("Query").fill(copied())
     page.keyboard.press("Control+Enter")
-    page.get_by_text("100 rows in").wait_for()
+    page.get_by_text("40 rows in").wait_for()
 
 
 def test_by_keyboard_alone(watched: Watched) -> None:
