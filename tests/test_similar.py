@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 
 import duckdb
+import numpy as np
 import pytest
 
 import oracle
@@ -203,3 +204,12 @@ def test_what_is_not_there_is_said(
 ) -> None:
     with pytest.raises(error, match=message):
         atlas.similar(address, **options)
+
+
+def test_is_a_sum_in_float64(atlas: Atlas) -> None:
+    """Also within a model, where the query is a stored row of float32."""
+    rows = atlas.vectors.rows("gpt2-a", "ff_value").astype(np.float64)
+    expected = (rows * rows[3]).sum(axis=1).astype(np.float32)
+    expected[3] = -2  # itself
+    found = [row["similarity"] for row in atlas.similar("gpt2-a/L0/ff_value/3", 20).to_rows()]
+    assert np.array_equal(np.float32(found), np.sort(expected)[::-1][:20])

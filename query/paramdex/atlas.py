@@ -165,8 +165,9 @@ class Atlas:
         """Parameters and heads that have these tokens among their strongest: k of each, those with most of them first.
 
         ``kind`` is a parameter kind, QK or VO. ``z`` is how many standard deviations of all the vector's (or
-        matrix's) scores the tokens (or the strongest pair) lie from their mean, averaged over the words.
-        With a ``filter`` only tokens and pairs that pass count. Raises TokenError for a word that no vocabulary has.
+        matrix's) scores the tokens (or the strongest pair) lie from their mean towards the side, averaged over the
+        words. With a ``filter`` only tokens and pairs that pass count. Raises TokenError for a word that no vocabulary
+        has.
         """
         k = _how_many(k)
         chosen = self._with_layer(self._choose(model), layer)

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from paramdex_schemas import FORMAT_VERSION, AtlasError, QueryError, atlas_files
+from paramdex_schemas.errors import check_text
 
 _READING = {duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN}
 _DAMAGE = (duckdb.IOException, duckdb.InternalException, duckdb.FatalException, duckdb.SerializationException)
@@ -241,7 +242,7 @@ def _statement_name(statement: duckdb.Statement) -> str:
 
 def reading_statement(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.Statement:
     """The one statement of a user's SQL. Raises QueryError unless it is one, and reads; duckdb.Error for no SQL."""
-    _check_encodable(sql)
+    check_text(sql, QueryError(f"this SQL is not valid UTF-8 text: {sql!r}"))
     statements = connection.extract_statements(sql)  # duckdb.extract_statements opens a database of its own
     if len(statements) != 1:
         raise QueryError(f"give one SQL statement, not {len(statements)}")
@@ -249,13 +250,6 @@ def reading_statement(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb
         kind = _statement_name(statements[0])
         raise QueryError(f"an atlas is read-only: {kind} is not allowed, only SELECT and EXPLAIN are")
     return statements[0]
-
-
-def _check_encodable(sql: str) -> None:
-    try:
-        sql.encode()
-    except UnicodeEncodeError as error:
-        raise QueryError(f"this SQL is not valid UTF-8 text: {sql!r}") from error
 
 
 def _distinct(names: list[str]) -> list[str]:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from paramdex.database import Database
-from paramdex.words import MARKERS, Wanted, bare, check_text, continuation, read_lines
+from paramdex.words import MARKERS, Wanted, bare, check_words, continuation, read_lines
 from paramdex_schemas import QueryError
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ def _of_words(database: Database, vocabulary: str, words: list[str]) -> Mask:
     """
     import pyarrow.compute as pc
 
-    check_text(words)
+    check_words(words)
     known = set(database.tokens(vocabulary, "folded").to_pylist())
     marked = [word for word in words if word.startswith(MARKERS)]
     alike = {word: bare(word) for word in words if not word.startswith(MARKERS)}

@@ -16,6 +16,7 @@ from pathlib import Path
 from paramdex.database import Database
 from paramdex.result import visible
 from paramdex_schemas import QueryError, TokenError
+from paramdex_schemas.errors import check_text
 
 MARKERS = (" ", "Ġ", "▁", "##")
 
@@ -58,11 +59,10 @@ def continuation(word: str) -> str:
     return f"##{bare(word)}"
 
 
-def check_text(words: Iterable[str]) -> None:
-    """Raises TokenError for a word that is no text: bytes that are no UTF-8 reach arguments as lone surrogates."""
+def check_words(words: Iterable[str]) -> None:
+    """Raises TokenError for a word that is no text."""
     for word in words:
-        if any("\ud800" <= character <= "\udfff" for character in word):
-            raise TokenError(f"{word!r} is not valid UTF-8 text; type the word again")
+        check_text(word, TokenError(f"{word!r} is not valid UTF-8 text; type the word again"))
 
 
 def items(
@@ -73,7 +73,7 @@ def items(
     Most words are found by how they read; only those with a marker, or found nowhere, are compared as they are spelled.
     Raises TokenError for what is no text.
     """
-    check_text(words)
+    check_words(words)
     found = {(each, word): _reading(database, each, "folded", bare(word)) for each in vocabularies for word in words}
     known = {word for (_, word), alike in found.items() if alike}
     for (vocabulary, word), alike in found.items():

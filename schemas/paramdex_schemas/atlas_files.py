@@ -16,7 +16,7 @@ import hashlib
 from importlib import resources
 from pathlib import Path
 
-from paramdex_schemas.errors import AtlasError, ParamdexError
+from paramdex_schemas.errors import AtlasError, ParamdexError, check_text
 
 DATABASE = "atlas.duckdb"
 SPACE = "space.safetensors"
@@ -27,10 +27,7 @@ STORAGE_VERSION = "v1.2.0"
 
 def check_path(path: Path, kind: type[ParamdexError] = AtlasError) -> None:
     """Raises an error of a kind for a path that is no text: bytes that are no UTF-8, which DuckDB cannot be given."""
-    try:
-        str(path).encode()
-    except UnicodeEncodeError as error:
-        raise kind(f"the path {str(path)!r} is not valid UTF-8 text; give another") from error
+    check_text(str(path), kind(f"the path {str(path)!r} is not valid UTF-8 text; give another"))
 
 
 def database(atlas: Path) -> Path:

@@ -61,3 +61,11 @@ def nearest(word: str, choices: Iterable[str], n: int = 3) -> str:
     if len(names) <= 12:
         return f"there {'is' if len(names) == 1 else 'are'} {', '.join(names) or 'none'}"
     return f"there are {', '.join(names[:12])}, ..."
+
+
+def check_text(text: str, error: ParamdexError) -> None:
+    """Raises ``error`` unless ``text`` is UTF-8: of bytes that are none, arguments and paths have lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as cause:
+        raise error from cause
