@@ -110,6 +110,7 @@ def test_every_answer_carries_the_policy(client: TestClient, path: str) -> None:
     [
         ("127.0.0.1:8642", 200),
         ("localhost", 200),
+        ("LocalHost:8642", 200),
         ("[::1]:80", 200),
         ("evil.example", 400),
         ("127.0.0.1.evil.example:1", 400),

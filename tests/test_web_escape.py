@@ -7,7 +7,7 @@ from urllib.parse import quote
 import pytest
 from starlette.testclient import TestClient
 
-from paramdex.web.drawing import pieces
+from paramdex.web.drawing import ask_for, pieces
 from paramdex.web.shapes import Token
 from web_helpers import HOSTILE, Page, data
 
@@ -70,10 +70,9 @@ def test_json_gives_the_words_as_they_are(strange: TestClient) -> None:
     assert len(found & set(HOSTILE)) > 20
 
 
-@pytest.mark.parametrize("word", [word for word in HOSTILE if word.strip() and '"' not in word])
+@pytest.mark.parametrize("word", HOSTILE)
 def test_a_chip_leads_to_its_own_token(strange: TestClient, word: str) -> None:
-    """In quotes every token can be asked for."""
-    found = data(strange, "/find.json", q=f'"{word}"', model="hostile")
+    found = data(strange, "/find.json", q=ask_for(word), model="hostile")
     assert found["words"] == [word]
 
 

@@ -110,8 +110,9 @@ class Unchanged:
 
 
 def _name(host: str) -> str:
-    """A host without its port."""
-    return host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() and ":" in host else host
+    """A host without its port, in small letters."""
+    name, _, port = host.lower().rpartition(":")
+    return name if port.isdigit() and name else host.lower()
 
 
 def _json(said: Fault, headers: dict[str, str] | None = None) -> JSONResponse:

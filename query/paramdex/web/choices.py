@@ -3,6 +3,7 @@
 FastAPI reads these annotations, so they are not postponed.
 """
 
+import re
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
@@ -15,18 +16,21 @@ from paramdex.filters import Sieve, TokenFilter
 from paramdex.model import Model
 from paramdex_schemas import QueryError
 
+_QUOTED = re.compile('"((?:[^"]|"")*)"')
+
 
 def split_words(q: str) -> list[str]:
-    """What a person typed into words: split at white space; what stands in double quotes is one word, spaces and all.
+    """What a person typed into words: split at white space; what stands in double quotes is one word, spaces and all,
+    in which two double quotes are one.
 
-    >>> split_words('wine " Canada" ##ing')
-    ['wine', ' Canada', '##ing']
+    >>> split_words('wine " Canada" ##ing " "","')
+    ['wine', ' Canada', '##ing', ' ",']
     """
     words: list[str] = []
     rest = q
     while rest := rest.lstrip():
-        if rest[0] == '"' and '"' in rest[1:]:
-            word, _, rest = rest[1:].partition('"')
+        if quoted := _QUOTED.match(rest):
+            word, rest = quoted[1].replace('""', '"'), rest[quoted.end() :]
         else:
             word, *more = rest.split(None, 1)
             rest = more[0] if more else ""

@@ -57,13 +57,13 @@ def pieces(token: Token | str) -> list[Piece]:
 def ask_for(token: Token | str) -> str:
     """What to type to ask for a token.
 
-    >>> ask_for(" Canada"), ask_for("wine")
-    ('" Canada"', 'wine')
+    >>> ask_for(" Canada"), ask_for("wine"), ask_for(' "b')
+    ('" Canada"', 'wine', '" ""b"')
     """
     spelled = isinstance(token, Token) and token.token.startswith("##")
     text = token if isinstance(token, str) else token.token if spelled else token.text
     plain = text and not any(character.isspace() for character in text) and not text.startswith('"')
-    return text if plain or '"' in text else f'"{text}"'
+    return text if plain else '"{}"'.format(text.replace('"', '""'))
 
 
 def level(value: float | None, low: float, high: float) -> int:

@@ -34,7 +34,7 @@ def serve(atlas: Atlas, host: str, port: int, limits: Limits, say: Callable[[str
     """Serve until interrupted. ``say`` is told the address once the port is open; port 0 takes any that is free."""
     with bind(host, port) as bound:
         name = f"[{host}]" if ":" in host else host
-        hosts = LOOPBACK if host in ("127.0.0.1", "localhost", "::1") else None
+        hosts = LOOPBACK if host.lower() in ("127.0.0.1", "localhost", "::1") else None
         app = make_app(atlas, limits, hosts)
         say(f"http://{name}:{bound.getsockname()[1]}/")
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3)
