@@ -92,9 +92,9 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
 
 def program(*arguments: str | Path) -> subprocess.CompletedProcess:
     """The real program, in a process of its own."""
-    return subprocess.run(
-        [sys.executable, "-m", "paramdex", *map(str, arguments)], capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, "-m", "paramdex", *map(str, arguments)]
+    environment = {**os.environ}  # without what readline has put beside it: COLUMNS, of no terminal
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
 def test_every_verb_has_a_command_of_its_name_and_the_reverse() -> None:

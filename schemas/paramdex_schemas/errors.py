@@ -49,13 +49,14 @@ class CheckpointError(BuildError):
 
 
 def nearest(word: str, choices: Iterable[str], n: int = 3) -> str:
-    """The end of an error message: the choices nearest to ``word``, or all of them where they are few.
+    """The end of an error message: the choices nearest to ``word``, whatever their case, or all where they are few.
 
-    >>> nearest("ff_valu", ["ff_key", "ff_value", "attn_output"])
-    'did you mean ff_value or ff_key?'
+    >>> nearest("FF_valu", ["ff_key", "ff_value", "attn_output"])
+    'did you mean ff_value?'
     """
     names = list(dict.fromkeys(choices))
-    close = difflib.get_close_matches(word, names, n=n, cutoff=0.6)
+    by_reading = {name.casefold(): name for name in names}
+    close = [by_reading[each] for each in difflib.get_close_matches(word.casefold(), by_reading, n=n, cutoff=0.6)]
     if close:
         return f"did you mean {' or '.join(close)}?"
     if len(names) <= 12:
