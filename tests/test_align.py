@@ -174,7 +174,7 @@ def test_different_vocabularies_say_what_they_share(atlas: Atlas, db: duckdb.Duc
         (
             ("gpt2-a", "bert", "position"),
             QueryError,
-            "by their weights, and position is none; there are ff_key, ff_gate, ",
+            "by their weights, and position is none; there are ff_key, ff_value, ",
         ),
         (("llama-gqa", "bert", "ff_gate"), QueryError, "llama-gqa and bert have no kind of parameter in common"),
     ],

@@ -139,7 +139,7 @@ def test_what_cannot_be_answered(atlas: Atlas, tmp_path: Path) -> None:
         ([("a",)], {}, "two words each"),
         (good, {"matrix": "vo"}, "matrix is QK or VO, not 'vo'"),
         (good, {"side": "left"}, "side is one of top, bottom, both"),
-        (good, {"top": -1}, "0 or more"),
+        (good, {"top": -1}, "at least 0"),
     ):
         with pytest.raises(QueryError, match=message):
             atlas.heads(pairs, **more)

@@ -157,7 +157,7 @@ def test_what_is_no_vector_is_refused(atlas: Atlas, tmp_path: Path) -> None:
         (good, {"row": 0}, "is one vector; ask for it without a row"),
         (np.array(["a"] * 24), {}, "entries of type <U1; expected real numbers"),
         (np.ones(24) * 1j, {}, "entries of type complex128"),
-        (np.ones((201, 24)), {}, "has 201 rows; choose one with --row 0 to 200"),
+        (np.ones((201, 24)), {}, "has 201 rows; choose one with row 0 to 200"),
         (good, {"name": "x"}, "an array has none"),
         (tmp_path / "none.npy", {}, "there is no file .*none.npy"),
         (tmp_path / "vector.pt", {}, "neither a .npy nor a .safetensors file"),

@@ -21,7 +21,7 @@ def space(E: torch.Tensor, rank: int) -> Space:
     draw = np.random.default_rng(0)
     d = E.shape[1]
     root, inverse = draw.normal(size=(rank, d)), draw.normal(size=(d, rank)).T.copy().T  # as a Root has it: transposed
-    return Space(E, torch.from_numpy(draw.normal(size=d)), Root(root, inverse, 1.0), 1.0)
+    return Space(E, torch.from_numpy(draw.normal(size=d)), Root(root, inverse), 1.0)
 
 
 def assert_written(path: Path, one: Space, dtype: torch.dtype) -> None:

@@ -55,7 +55,7 @@ def test_k_that_is_no_whole_number(atlas: Atlas, k: Any) -> None:
 
 
 def test_layer_that_is_no_whole_number(atlas: Atlas) -> None:
-    with pytest.raises(QueryError, match=r"^layer is a whole number, not 1.5$"):
+    with pytest.raises(QueryError, match=r"^layer: a whole number, not 1.5$"):
         atlas.find("canada", layer=1.5)  # type: ignore[arg-type]
 
 

@@ -55,7 +55,8 @@ def needed(layout: Layout, V: int, d: int) -> int:
 
 
 def allowed(setting: str | None, least: int, name: str) -> int:
-    """The bytes that a build of models that need ``least`` may take: the setting, or half of what is free.
+    """The bytes that a build of models that need ``least`` may take: the setting, or half of what is free; or,
+    where that is less, what they need.
 
     Raises BuildError for a setting that is too little for the model ``name``, which needs the most.
     """

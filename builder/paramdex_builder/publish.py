@@ -177,7 +177,7 @@ def _write_space(model: FinishedModel, others: list[_Neighbor], folder: Path) ->
         with safe_open(other.folder / atlas_files.SPACE, framework="pt") as file:
             other_E, other_means = file.get_slice("embedding"), file.get_tensor("means")
             cross = centred_gram(space.embedding, space.means, other_E, other_means.to(space.means.device))
-        root = isometry.Root(other.tensor("root").numpy(), other.tensor("inverse").numpy(), 0.0)
+        root = isometry.Root(other.tensor("root").numpy(), other.tensor("inverse").numpy())
         transfers[other.name] = isometry.transfer(cross, root, space.root)
     if transfers:
         (folder / atlas_files.TRANSFER).write_bytes(save(transfers))

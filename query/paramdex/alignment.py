@@ -21,7 +21,7 @@ import pyarrow as pa
 from paramdex.common import common
 from paramdex.result import Drawn, Result, table_of
 from paramdex_schemas import KINDS, QueryError, isometry
-from paramdex_schemas.errors import nearest
+from paramdex_schemas.errors import check_text, nearest
 from paramdex_schemas.isometry import Array
 from paramdex_schemas.layout import place_name
 
@@ -52,20 +52,35 @@ class Alignment(Drawn):
     summary: Result = field(default_factory=lambda: Result(pa.table({})), repr=False)
 
     def diagonality(self, kind: str, *, feature: bool = False) -> tuple[float, float]:
-        """(correlation, p-value) of one kind's scores; see the module. NaN where there are fewer than two layers."""
+        """(correlation, p-value) of one kind's scores; see the module. NaN of fewer than two layers, and of scores that
+        are missing or all equal. Raises QueryError.
+        """
         return diagonality(self.scores(kind, feature=feature))
 
     def scores(self, kind: str, *, feature: bool = False) -> np.ndarray:
-        """The scores of one kind as a matrix, places of the first model x places of the second."""
+        """The scores of one kind as a matrix, places of the first model x places of the second. Raises QueryError."""
         name = "feature_score" if feature else "score"
-        rows = [row for row in self.table.to_pylist() if row["kind"] == kind]
+        rows = self._of(kind)
         values = [np.nan if row[name] is None else row[name] for row in rows]
         return np.array(values).reshape(len(self.places(kind, "a")), -1)
 
     def places(self, kind: str, side: str) -> list[str]:
-        """The names of one kind's layers in the model of ``side`` a or b: L0, or encoder/L0 where there are stacks."""
-        rows = [row for row in self.table.to_pylist() if row["kind"] == kind]
+        """The names of one kind's layers in the model of ``side`` a or b: L0, or encoder/L0 where there are stacks.
+
+        Raises QueryError.
+        """
+        if side not in ("a", "b"):
+            raise QueryError(f"side is a or b, the first model or the second, not {side!r}")
+        rows = self._of(kind)
         return list(dict.fromkeys(place_name((row[f"stack_{side}"], row[f"layer_{side}"])) for row in rows))
+
+    def _of(self, kind: str) -> list[dict[str, Any]]:
+        """The rows of one kind. Raises QueryError where there are none."""
+        check_text(kind, QueryError(f"kind is text, not {kind!r}"))
+        rows = [row for row in self.table.to_pylist() if row["kind"] == kind]
+        if not rows:
+            raise QueryError(f"this alignment has no kind {kind!r}; {nearest(kind, self.kinds)}")
+        return rows
 
     @property
     def kinds(self) -> list[str]:
@@ -84,9 +99,10 @@ def align(atlas: Atlas, a: Model, b: Model, kind: str | None) -> Alignment:
         raise QueryError(f"align takes two different models, not {a.name} twice")
     atlas._check_kind(kind, [a, b])  # noqa: SLF001
     weights = [each for each in KINDS if KINDS[each].form == "weight"]
+    shared = [each for each in weights if each in a.layout.kinds and each in b.layout.kinds]
     if kind is not None and kind not in weights:
-        raise QueryError(f"align compares layers by their weights, and {kind} is none; {nearest(kind, weights)}")
-    kinds = [each for each in weights if each in a.layout.kinds and each in b.layout.kinds and kind in (None, each)]
+        raise QueryError(f"align compares layers by their weights, and {kind} is none; {nearest(kind, shared)}")
+    kinds = [each for each in shared if kind in (None, each)]
     if not kinds:
         raise QueryError(f"{a.name} and {b.name} have no kind of parameter in common")
     if a.vocabulary == b.vocabulary:

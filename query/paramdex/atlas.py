@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
-from numbers import Integral
-from operator import index
 from pathlib import Path
 from typing import Any, Self
 
@@ -30,9 +29,12 @@ from paramdex.nearest import signs_of as _signs
 from paramdex.result import Result
 from paramdex.show import show_head, show_parameter
 from paramdex.vectors import Vectors
-from paramdex.words import Wanted, resolve
-from paramdex_schemas import KINDS, Address, AddressError, Layout, QueryError, Run
-from paramdex_schemas.errors import nearest
+from paramdex.words import Wanted, resolve, words_of
+from paramdex_schemas import KINDS, Address, AddressError, AtlasError, Layout, QueryError, Run
+from paramdex_schemas.errors import check_text, nearest, whole_number
+
+_MOST = 2**31 - 1
+"""What a larger k is taken for."""
 
 
 def open(path: str | Path) -> Atlas:  # noqa: A001  # `paramdex.open` reads as `gzip.open` does
@@ -41,9 +43,14 @@ def open(path: str | Path) -> Atlas:  # noqa: A001  # `paramdex.open` reads as `
 
 
 class Atlas:
-    """A database of what the weights of models say; see ``paramdex.open``. Several threads each take a ``fork``."""
+    """A database of what the weights of models say; see ``paramdex.open``.
+
+    Threads that share an atlas wait for each other's look-ups; with a ``fork`` each they do not.
+    """
 
     def __init__(self, path: str | Path) -> None:
+        if not isinstance(path, (str, Path)) or not str(path):
+            raise AtlasError(f"an atlas is a folder, not {path!r}")
         self.path = Path(path)
         self._database = Database(self.path)
         models = self._database.rows(
@@ -66,7 +73,7 @@ class Atlas:
         return f"<Atlas {self.path}: {', '.join(self.models)}>"
 
     def close(self) -> None:
-        """Close the database; the atlas cannot be asked any more."""
+        """Close the database: what asks it raises AtlasError from then on."""
         self._database.connection.close()
 
     def __enter__(self) -> Self:
@@ -78,7 +85,8 @@ class Atlas:
     def fork(self) -> Atlas:
         """The same open atlas for another thread, with a connection of its own; vectors, once read, are shared.
 
-        Closing it leaves the others open; ``close`` of the atlas that was opened closes all.
+        Closing it leaves the others open; ``close`` of the atlas that was opened closes all. Raises AtlasError where
+        that was closed.
         """
         _ = self.vectors  # made before the copy, so that there is one
         twin = copy.copy(self)
@@ -93,12 +101,16 @@ class Atlas:
     @cached_property
     def vectors(self) -> Vectors:
         """What the atlas keeps in files, for products of one's own."""
-        files = self._database.rows("SELECT path, bytes, sha256 FROM store.files ORDER BY path")
+        database = self._database.fork()  # which waits for no look-up of another thread
+        files = database.rows("SELECT path, bytes, sha256 FROM store.files ORDER BY path")
         return Vectors(self.path, {path: (size, digest) for path, size, digest in files})
 
     def owner(self, param_id: int) -> Model:
-        """The model of a parameter."""
-        return next(one for one in self.models.values() if one.span[0] <= param_id < one.span[1])
+        """The model of a parameter. Raises QueryError where there is none."""
+        found = next((one for one in self.models.values() if one.span[0] <= param_id < one.span[1]), None)
+        if found is None:
+            raise QueryError(f"there is no parameter of the number {param_id}")
+        return found
 
     # ---- the verbs
 
@@ -138,7 +150,8 @@ class Atlas:
         """The k strongest tokens of a parameter, both sides; of a head the k strongest pairs of QK and VO.
 
         ``distinct`` leaves out a head's pairs of one word with itself, ``filter`` what it does not let pass; ``rank``
-        counts all. Raises AddressError.
+        counts all, what is printed beside it as # only what is shown. Of a model alone what the atlas says of it.
+        Raises AddressError.
         """
         where = self.address(address)
         k = _how_many(k)
@@ -172,7 +185,7 @@ class Atlas:
         k = _how_many(k)
         chosen = self._with_layer(self._choose(model), layer)
         self._check_kind(kind, chosen, layer, matrices=True)
-        wanted = self._resolve(chosen, [tokens] if isinstance(tokens, str) else list(tokens))
+        wanted = self._resolve(chosen, [tokens] if isinstance(tokens, str) else words_of(tokens))
         return find(self._database, wanted, chosen, self._missing(wanted, chosen), k, kind, layer, filter)
 
     def search(
@@ -196,7 +209,7 @@ class Atlas:
         k = _how_many(k)
         chosen = self._with_layer(self._choose(model), layer)
         self._check_kind(kind, chosen, layer)
-        wanted = self._resolve(chosen, words.split() if isinstance(words, str) else list(words))
+        wanted = self._resolve(chosen, words.split() if isinstance(words, str) else words_of(words))
         return hits_of_words(self, wanted, chosen, k, kind, layer, side), self._missing(wanted, chosen)
 
     def similar(
@@ -242,7 +255,8 @@ class Atlas:
         nearest to it by the Pearson correlation of their V scores. Both are exact.
 
         ``vector`` is an array or a .npy or .safetensors file (``name`` is the tensor's); of a matrix ``row`` chooses a
-        row, and without one each has a line. ``kind``, ``layer`` and ``side`` are of the parameters, as in search.
+        row, and without one each has a line: five tokens a side and the nearest parameter, whatever k is. ``kind``,
+        ``layer`` and ``side`` are of the parameters, as in search.
         Raises QueryError for what is no vector of the model's width, is zero, or holds NaN; AddressError.
         """
         k = _how_many(k)
@@ -277,8 +291,7 @@ class Atlas:
         Raises QueryError, AddressError, and TokenError where no pair is known.
         """
         k = _how_many(k)
-        if top < 0:
-            raise QueryError(f"top is how many tokens of a row count: 0 or more, not {top}")
+        top = whole_number("top is how many tokens of a row count", top, 0)
         return heads(self, pairs, self._choose(model), model is not None, matrix, k, top, side)
 
     def diff(
@@ -311,7 +324,8 @@ class Atlas:
         """For each parameter of a kind of one model (or of one of its layers) its counterpart in another (or in a layer
         of it): the nearest one, whether each is the other's nearest, and a one-to-one partner within a pair of layers.
 
-        The layers are those given, or those that align. All rows are in the result, the k most similar are printed.
+        The layers are those given, or those that align; of a kind that is no weight, by which none are aligned, only
+        those given. All rows are in the result, the k most similar are printed.
         ``side`` both counts a large negative correlation as near; ``filter`` says by which tokens they are described.
         Raises AddressError or QueryError.
         """
@@ -321,13 +335,14 @@ class Atlas:
 
     # ---- what they are made of
 
-    def address(self, text: str) -> Address:
+    def address(self, text: str | Address) -> Address:
         """Read an address and check that the atlas has it. Raises AddressError, naming the nearest there are."""
-        where = Address.parse(text)
+        where = text if isinstance(text, Address) else Address.parse(text)
         self._model(where.model).layout.check(where)
         return where
 
     def _model(self, name: str) -> Model:
+        check_text(name, AddressError(f"a model's name is text, not {name!r}"))
         if name not in self.models:
             raise AddressError(f"{self.path} has no model {name!r}; {nearest(name, self.models)}")
         return self.models[name]
@@ -339,6 +354,8 @@ class Atlas:
         self, kind: str | None, models: list[Model], layer: int | None = None, *, matrices: bool = False
     ) -> None:
         """Raises QueryError where no model has such a kind, or a layer is asked for that it cannot have."""
+        if kind is not None:
+            check_text(kind, QueryError(f"kind is text, not {kind!r}"))
         known = [each for each in KINDS if any(each in model.layout.kinds for model in models)]
         known += ["QK", "VO"] if matrices else []
         if kind is not None and kind not in known:
@@ -356,8 +373,7 @@ class Atlas:
         """The models that have this layer. Raises AddressError where none has."""
         if layer is None:
             return models
-        if not isinstance(layer, Integral):
-            raise QueryError(f"layer is a whole number, not {layer!r}")
+        layer = whole_number("layer", layer, -sys.maxsize)
         found = [model for model in models if 0 <= layer < model.layout.n_layers()]
         if not found:
             most = max(models, key=lambda model: model.layout.n_layers())
@@ -382,20 +398,14 @@ class Atlas:
 
 def _one_or_both(side: str) -> bool:
     """Whether only large correlations count, not their size. Raises QueryError for a side that is neither."""
-    if side not in ("top", "both"):
+    if not isinstance(side, str) or side not in ("top", "both"):
         raise QueryError(f"side is one of top, both, not {side!r}")
     return side == "top"
 
 
 def _how_many(k: Any) -> int:
-    """k, also where it is a whole number of NumPy's. Raises QueryError for anything else, and for less than 1."""
-    try:
-        number = index(k)
-    except TypeError as error:
-        raise QueryError(f"k is how many to give: a whole number, not {k!r}") from error
-    if number < 1:
-        raise QueryError(f"k is how many to give: at least 1, not {k}")
-    return number
+    """k, as a number that all libraries take. Raises QueryError for no whole number, and for less than 1."""
+    return min(whole_number("k is how many to give", k, 1), _MOST)
 
 
 def _text(value: Any) -> str:

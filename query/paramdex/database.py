@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -37,7 +39,10 @@ def named_query(name: str) -> str:
 
 
 class Database:
-    """A read-only connection to an atlas's DuckDB file: no other file can be reached through it."""
+    """A read-only connection to an atlas's DuckDB file: no other file can be reached through it.
+
+    Threads that share one wait for each other; with a ``fork`` each they do not.
+    """
 
     def __init__(self, atlas: Path, settings: Mapping[str, str] | None = None) -> None:
         """Open an atlas; ``settings`` are DuckDB's own, beside those that are set here.
@@ -48,6 +53,7 @@ class Database:
         self.atlas = atlas
         self._kept: dict[tuple[str, ...], pa.Table] = {}
         self._statements: dict[str, duckdb.Statement] = {}
+        self._lock = threading.RLock()
         file = atlas_files.database(atlas)
         if not file.is_file():
             if atlas.exists() and not atlas.is_dir():
@@ -58,7 +64,7 @@ class Database:
         # Nothing is ever fetched from the network, not even for a file that looks like another database's; and there
         # is no folder to spill to, since SQL could read whatever else lies in it.
         fenced = {"autoinstall_known_extensions": "false", "temp_directory": ""}
-        self.connection = duckdb.connect(config={**(settings or {}), **fenced})
+        self.connection = self._first = duckdb.connect(config={**(settings or {}), **fenced})
         try:
             quoted = str(file).replace("'", "''")
             self.connection.execute(f"ATTACH '{quoted}' AS atlas (TYPE duckdb, READ_ONLY)")
@@ -89,10 +95,15 @@ class Database:
             raise AtlasError(f"{atlas} has format {version}, this paramdex reads format {FORMAT_VERSION}; {what}")
 
     def fork(self) -> Database:
-        """The same open file on a connection of its own, for another thread; what has been read and kept is shared."""
+        """The same open file on a connection of its own, for another thread; what has been read and kept is shared.
+
+        Raises AtlasError where the file has been closed.
+        """
         twin = copy.copy(self)
-        twin.connection = self.connection.cursor()
-        twin.connection.execute("USE atlas")
+        twin._lock = threading.RLock()  # noqa: SLF001  # of this class
+        with twin._asking():  # noqa: SLF001
+            twin.connection = self._first.cursor()  # of the first one, as closing a connection closes its cursors
+            twin.connection.execute("USE atlas")
         return twin
 
     def _damaged(self, error: Exception) -> AtlasError:
@@ -120,7 +131,8 @@ class Database:
     def _asking(self) -> Iterator[None]:
         """Of one of paramdex's own queries: raises AtlasError where the database cannot be read."""
         try:
-            yield
+            with self._lock:  # a connection answers one question at a time
+                yield
         except duckdb.Error as error:
             raise self._failed(error) from error
         except RuntimeError as error:  # DuckDB heard Ctrl-C
@@ -176,15 +188,17 @@ class Database:
 
         Raises QueryError for SQL that fails or would write, AtlasError for a damaged or closed database.
         """
+        values = _values(values)
         try:
-            reading_statement(self.connection, sql)
-            # EXPLAIN ANALYZE runs what it explains; this way not even the scratch database beside the atlas changes
-            self.connection.execute("BEGIN TRANSACTION READ ONLY")
-            try:
-                table = _stoppable(self.connection, lambda: _arrow(self.connection, sql, values, _check_types))
-            finally:
-                with suppress(duckdb.Error):  # after damage there is none left to roll back
-                    self.connection.execute("ROLLBACK")
+            with self._lock:
+                reading_statement(self.connection, sql)
+                # EXPLAIN ANALYZE runs what it explains; so not even the scratch database beside the atlas changes
+                self.connection.execute("BEGIN TRANSACTION READ ONLY")
+                try:
+                    table = _stoppable(self.connection, lambda: _arrow(self.connection, sql, values, _check_types))
+                finally:
+                    with suppress(duckdb.Error):  # after damage there is none left to roll back
+                        self.connection.execute("ROLLBACK")
         except duckdb.Error as error:
             if _is_damage(error):
                 raise self._damaged(error) from error
@@ -226,6 +240,18 @@ def _check_types(relation: duckdb.DuckDBPyRelation) -> None:
         if found:
             what = f"the column {name!r} is of type {found[0]}"
             raise QueryError(f"{what}, which Arrow does not hold; cast it to VARCHAR")
+
+
+def _values(given: Any) -> list[Any] | dict[str, Any] | None:
+    """What fills ``?`` or ``$name``, NumPy's numbers as Python's. Raises QueryError for what has no order or items."""
+    plain = lambda value: value.item() if isinstance(value, np.generic) else value  # noqa: E731
+    if given is None:
+        return None
+    if isinstance(given, Mapping):
+        return {name: plain(value) for name, value in given.items()}
+    if isinstance(given, (str, bytes, AbstractSet)) or not isinstance(given, Iterable):
+        raise QueryError(f"values are a sequence, one for each ?, or a dictionary of names, not {given!r}")
+    return [plain(value) for value in given]
 
 
 def _is_damage(error: duckdb.Error) -> bool:

@@ -16,7 +16,7 @@ from paramdex.filters import ALL, Sieve, TokenFilter
 from paramdex.hits import tokens_of
 from paramdex.result import Drawn, arrow, table_of
 from paramdex_schemas import KINDS, MATRICES, AddressError, QueryError
-from paramdex_schemas.errors import nearest
+from paramdex_schemas.errors import check_text, nearest
 
 if TYPE_CHECKING:
     from paramdex.atlas import Atlas
@@ -63,6 +63,8 @@ def diff(
     filter: TokenFilter | None = None,
 ) -> Moved:  # fmt: skip
     """See ``Atlas.diff``."""
+    for given in (base,) if tuned is None else (base, tuned):
+        check_text(given, AddressError(f"a model's name or source is text, not {given!r}"))
     rows = _models(atlas)
     row = _displacement(atlas, rows, base, tuned)
     (model,) = atlas._with_layer([atlas.models[row.model]], layer)  # noqa: SLF001

@@ -30,7 +30,7 @@ def directions(
         example = model.layout.example(where)
         head = Address(where.model, example.layer, 0, stack=example.stack)
         raise AddressError(f"directions takes a head, {head}, say, not {where}")
-    if matrix not in (None, *MATRICES):
+    if matrix is not None and not (isinstance(matrix, str) and matrix in MATRICES):
         raise QueryError(f"matrix is {' or '.join(MATRICES)}, not {matrix!r}")
     sieve = Sieve(atlas.database, filter)
     texts = atlas.database.tokens(model.vocabulary, "text")
@@ -43,10 +43,16 @@ def directions(
             row[name] = [texts[ids[place]].as_py() for place in sieve.directions(model, ids, _SHOWN_TOKENS)]
         rows.append(row)
     notes = sieve.notes()
-    if not rows:
-        ((asked,),) = atlas.database.rows("SELECT directions_k FROM store.models WHERE model = ?", [model.name])
-        made = f"{model.name} was built without directions; build it anew with --directions-k 8"
-        notes.append(f"the matrices of {where} are zero" if asked else made)
+    found_k = max((row["direction"] for row in rows), default=0)
+    if found_k < k:
+        ((kept_k,),) = atlas.database.rows("SELECT directions_k FROM store.models WHERE model = ?", [model.name])
+        if not kept_k:
+            notes.append(f"{model.name} was built without directions; build it anew with --directions-k 8")
+        elif not found_k:
+            notes.append(f"the matrices of {where} are zero")
+        elif found_k == kept_k:
+            more = "build with a larger --directions-k to keep more"
+            notes.append(f"the atlas keeps {kept_k} directions a matrix; {more}")
     shown = [
         {
             "matrix": row["matrix"] if side == "top" else None, "n": row["direction"] if side == "top" else None,

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from paramdex.database import Database
-from paramdex.words import MARKERS, Wanted, bare, check_words, continuation, read_lines
+from paramdex.words import MARKERS, Wanted, bare, check_words, continuation, read_lines, words_of
 from paramdex_schemas import QueryError
 
 if TYPE_CHECKING:
@@ -50,6 +50,11 @@ class TokenFilter:
     no_same_word: bool = False
     """no pairs of tokens that differ only in case or space, or not at all"""
 
+    def __post_init__(self) -> None:
+        """Raises TokenError for words that are no texts."""
+        if self.words is not None and not isinstance(self.words, (str, Path)):
+            object.__setattr__(self, "words", tuple(words_of(self.words)))
+
     def __bool__(self) -> bool:
         """Whether anything is left out."""
         return self != TokenFilter()
@@ -77,6 +82,10 @@ class Sieve:
     _short: dict[str, list[int]] = field(default_factory=dict)
     """What the lists are of -> [short ones, all, entries asked for]."""
     _notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.filter is not None and not isinstance(self.filter, TokenFilter):
+            raise QueryError(f"filter is a paramdex.TokenFilter, not {self.filter!r}")
 
     def __bool__(self) -> bool:
         return bool(self.filter)

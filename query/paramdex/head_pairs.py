@@ -11,7 +11,8 @@ for every token: p' is p but for what is the same to all tokens. The numbers are
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from paramdex.head_factors import coordinates, displacements, owners
+from paramdex.nearest import signs_of
 from paramdex.result import Result, table_of
 from paramdex.words import items, nearest_words, read_lines
 from paramdex_schemas import MATRICES, QueryError, TokenError
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from paramdex_schemas.layout import Place
 
 Pairs = str | Path | Iterable[tuple[str, str]]
+_NO_PAIR = (str, bytes, AbstractSet, Mapping)
+"""What has two items, perhaps, but no first and second one."""
 _SCHEMA = pa.schema(
     [("rank", pa.int32()), ("z", pa.float32()), ("score", pa.float32()), ("share", pa.float32()),
      ("share_bottom", pa.float32()), ("pairs", pa.int32()), ("address", pa.string()), ("matrix", pa.string())]
@@ -60,7 +64,12 @@ class _Tokens:
 def read_pairs(pairs: Pairs) -> list[tuple[str, str]]:
     """The pairs of a file with a source, a tab and a target on each line, or of a sequence. Raises QueryError."""
     if not isinstance(pairs, (str, Path)):
-        found = [tuple(pair) for pair in pairs]
+        if isinstance(pairs, Mapping) or hasattr(pairs, "columns") or not isinstance(pairs, Iterable):
+            raise QueryError(f"pairs are a file or a sequence of (source, target), not {type(pairs).__name__}")
+        given = list(pairs)
+        if any(isinstance(pair, _NO_PAIR) or not isinstance(pair, Iterable) for pair in given):
+            raise QueryError("pairs are (source, target) of two words each; write [(source, target)] for one")
+        found = [tuple(pair) for pair in given]
         if any(len(pair) != 2 or not all(isinstance(word, str) and word for word in pair) for pair in found):
             raise QueryError("pairs are (source, target) of two words each")
         if not found:
@@ -82,8 +91,9 @@ def heads(
     atlas: Atlas, pairs: Pairs, models: list[Model], named: bool, matrix: str, k: int, top: int, side: str
 ) -> Result:
     """See ``Atlas.heads``; ``named`` says that the user named the model."""
-    if matrix not in MATRICES:
+    if not isinstance(matrix, str) or matrix not in MATRICES:
         raise QueryError(f"matrix is {' or '.join(MATRICES)}, not {matrix!r}")
+    signs = signs_of(side)
     wanted = read_pairs(pairs)
     models, notes = _without_displacements(atlas, models, named)
     known = {v: _resolve(atlas, v, wanted) for v in dict.fromkeys(model.vocabulary for model in models)}
@@ -103,10 +113,8 @@ def heads(
             )
         for model in owners if tokens.n_pairs else []:
             rows += _of_model(atlas, model, tokens, matrix, top)
-    strength = {"top": lambda z: z, "bottom": lambda z: -z, "both": abs}
-    if side not in strength:
-        raise QueryError(f"side is one of {', '.join(strength)}, not {side!r}")
-    rows = sorted(rows, key=lambda row: -strength[side](row["z"] or 0.0))[:k]  # equal ones in order of the heads
+    strength = lambda row: max(sign * (row["z"] or 0.0) for sign in signs)  # noqa: E731
+    rows = sorted(rows, key=strength, reverse=True)[:k]  # equal ones in order of the heads
     rows = [row | {"rank": n} for n, row in enumerate(rows, start=1)]
     table = table_of(rows, _SCHEMA)
     title = (

@@ -60,7 +60,7 @@ def lens(
     if given.single:
         return _one(atlas, model, space, given.says, given.rows[0], k, kind, layer, side, sieve)
     if len(given.rows) > MOST_ROWS:
-        raise QueryError(f"{given.says} has {len(given.rows):,} rows; choose one with --row 0 to {len(given.rows) - 1}")
+        raise QueryError(f"{given.says} has {len(given.rows):,} rows; choose one with row 0 to {len(given.rows) - 1}")
     lines: list[dict[str, Any]] = []
     mask = sieve.mask(model)
     for start in range(0, len(given.rows), _AT_A_TIME):
@@ -81,7 +81,7 @@ def lens(
     )  # fmt: skip
     zeros = [str(line["row"]) for line in lines if "top" not in line]
     notes = [f"rows of zeros, which say nothing: {', '.join(zeros)}"] if zeros else []
-    title = f"{given.says}: {len(lines)} vectors of {model.name}; one alone is shown with --row"
+    title = f"{given.says}: {len(lines)} vectors of {model.name}; a row alone says more"
     return Result(table_of(lines, schema), title, [*notes, *sieve.notes()])
 
 

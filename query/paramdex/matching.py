@@ -20,7 +20,7 @@ from paramdex.filters import Sieve, TokenFilter
 from paramdex.hits import tokens_of
 from paramdex.result import Result, table_of, visible
 from paramdex_schemas import KINDS, QueryError
-from paramdex_schemas.errors import nearest
+from paramdex_schemas.errors import check_text, nearest
 from paramdex_schemas.isometry import Array
 from paramdex_schemas.layout import Place, place_name
 
@@ -86,6 +86,7 @@ def match(
     """See ``Atlas.match``."""
     if a is b:
         raise QueryError(f"match takes two different models, not {a.name} twice")
+    check_text(kind, QueryError(f"kind is text, not {kind!r}"))
     atlas._check_kind(kind, [a, b])  # noqa: SLF001
     for model in (a, b):
         if kind not in model.layout.kinds:
@@ -142,9 +143,13 @@ def _places(atlas: Atlas, model: Model, kind: str, layer: int | None) -> dict[Pl
 def _matched_places(
     atlas: Atlas, a: Model, b: Model, kind: str, places: list[dict[Place, tuple[int, int]]]
 ) -> list[tuple[Place, Place]]:
-    """The pairs of layers whose parameters are matched one to one: those asked for, or those that align."""
-    if all(len(own) == 1 for own in places) or KINDS[kind].form != "weight":
-        return list(zip(places[0], places[1], strict=False))
+    """The pairs of layers whose parameters are matched one to one: those asked for, or those that align; of what is no
+    weight, by which no layers are aligned, only those asked for.
+    """
+    if all(len(own) == 1 for own in places):
+        return list(zip(*places, strict=True))
+    if KINDS[kind].form != "weight":
+        return []
     rows = atlas.align(a.name, b.name, kind).to_rows()
     pairs = [
         ((row["stack_a"], row["layer_a"]), (row["stack_b"], row["layer_b"])) for row in rows if row["matched"]

@@ -55,7 +55,7 @@ SIDES = {"top": (1,), "bottom": (-1,), "both": (1, -1)}
 
 def signs_of(side: str) -> tuple[int, ...]:
     """Raises QueryError for a side that there is not."""
-    if side not in SIDES:
+    if not isinstance(side, str) or side not in SIDES:
         raise QueryError(f"side is one of {', '.join(SIDES)}, not {side!r}")
     return SIDES[side]
 

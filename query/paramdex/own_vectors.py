@@ -11,7 +11,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from paramdex_schemas import QueryError
-from paramdex_schemas.errors import nearest
+from paramdex_schemas.errors import nearest, whole_number
 from paramdex_schemas.isometry import Array
 
 ENDINGS = (".npy", ".safetensors")
@@ -44,7 +44,7 @@ def own_vectors(given: Any, width: int, model: str, row: int | None = None, name
     elif name is not None:
         raise QueryError("a name chooses a tensor of a .safetensors file; an array has none")
     else:
-        says, values = "the vector", np.asarray(given)
+        says, values = "the vector", _array(given)
     if values.dtype.kind not in "fiu":
         raise QueryError(f"{says} holds entries of type {values.dtype}; expected real numbers")
     shape = " x ".join(map(str, values.shape)) or "a single number"
@@ -60,7 +60,8 @@ def own_vectors(given: Any, width: int, model: str, row: int | None = None, name
     if row is not None:
         if single:
             raise QueryError(f"{says} is one vector; ask for it without a row")
-        if not 0 <= row < len(values):
+        row = whole_number("row", row, 0)
+        if row >= len(values):
             raise QueryError(f"{says} has no row {row}; its rows are 0 to {len(values) - 1}")
     numbers = [0] if single else list(range(len(values))) if row is None else [row]
     rows = np.atleast_2d(values)[numbers].astype(np.float64)
@@ -78,6 +79,17 @@ def own_vectors(given: Any, width: int, model: str, row: int | None = None, name
                 f"multiply it so that they are between {_SMALLEST:g} and {_LARGEST:g}"
             )
     return OwnVectors(says if row is None else f"row {row} of {says}", rows, numbers, single or row is not None)
+
+
+def _array(given: Any) -> np.ndarray:
+    """What NumPy makes of an array-like. Raises QueryError."""
+    if np.ma.isMaskedArray(given) and np.ma.is_masked(given):
+        raise QueryError("the vector has masked entries; fill them first")
+    try:
+        return np.asarray(given)
+    except (ValueError, TypeError, RuntimeError) as error:  # ragged lists; tensors with a gradient, or of bfloat16
+        reason = str(error).strip().partition("\n")[0]
+        raise QueryError(f"the vector is nothing that NumPy reads ({reason}); give an array of numbers") from error
 
 
 def _read(path: Path, name: str | None) -> np.ndarray:
@@ -109,7 +121,7 @@ def _read_tensor(path: Path, name: str | None) -> np.ndarray:
                 raise QueryError(f"{path} has {len(names)} tensors; choose one by its name: {nearest('', names)}")
             name = names[0]
         if name not in names:
-            raise QueryError(f"{path} has no tensor {name!r}; {nearest(name, names)}")
+            raise QueryError(f"{path} has no tensor {name!r}; {nearest(str(name), names)}")
         if file.get_slice(name).get_dtype() != "BF16":
             return file.get_tensor(name)
     with path.open("rb") as raw:

@@ -8,6 +8,7 @@ import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Group
 
-FORMATS = ("table", "json", "csv")
 SHOWN_ROWS = 200
 """Rows that are printed as a table; the other formats give all."""
 WIDTH = 100
@@ -66,7 +66,13 @@ class Result:
         return self.table
 
     def to_pandas(self) -> pd.DataFrame:
-        return self.table.to_pandas()
+        """Raises QueryError where pandas is not installed, or has no such values."""
+        try:
+            return self.table.to_pandas()
+        except ImportError as error:
+            raise QueryError("this needs pandas; install it with: pip install pandas") from error
+        except (pa.ArrowException, ValueError) as error:  # years after 9999, unions
+            raise QueryError(f"pandas has no such values ({error}); cast them to VARCHAR in SQL") from error
 
     def to_rows(self) -> list[dict[str, Any]]:
         """The rows as dictionaries of plain Python values."""
@@ -195,7 +201,9 @@ def _cells(shown: pa.Table) -> list[list[str]]:
 
 
 def _plain(column: pa.ChunkedArray) -> list[Any]:
-    """A column's values as plain Python: float32 in its own shortest form, whole decimals as integers."""
+    """A column's values as plain Python: float32 in its own shortest form, decimals as integers or floats where those
+    are no other number.
+    """
     try:
         values = column.to_pylist()
     except (OverflowError, ValueError) as error:  # years after 9999, nanoseconds
@@ -209,16 +217,30 @@ def _converter(of: pa.DataType) -> Callable[[Any], Any] | None:
     if pa.types.is_float32(of):
         return lambda value: float(str(np.float32(value)))
     if pa.types.is_decimal(of):
-        return lambda value: int(value) if value == int(value) else float(value)
+        return _plain_decimal
     if pa.types.is_interval(of):
         return lambda value: f"P{value.months}M{value.days}DT{value.nanoseconds / 1e9:.9g}S"
     if pa.types.is_struct(of):
         fields = {field.name: _converter(field.type) or (lambda value: value) for field in of}
         return lambda value: {name: None if item is None else fields[name](item) for name, item in value.items()}
-    if pa.types.is_map(of) or not (pa.types.is_list(of) or pa.types.is_fixed_size_list(of)):
+    if pa.types.is_map(of):
+        key, item = (_converter(each) or (lambda value: value) for each in (of.key_type, of.item_type))
+        return lambda value: [(key(name), None if each is None else item(each)) for name, each in value]
+    if not (pa.types.is_list(of) or pa.types.is_fixed_size_list(of)):
         return None
     inner = _converter(of.value_type)
     return None if inner is None else lambda value: [None if item is None else inner(item) for item in value]
+
+
+def _plain_decimal(value: Decimal) -> int | float | Decimal:
+    """An integer or a float where that is the same number.
+
+    >>> _plain_decimal(Decimal("3.00")), _plain_decimal(Decimal("0.1")), _plain_decimal(Decimal("12345678901234567.8"))
+    (3, 0.1, Decimal('12345678901234567.8'))
+    """
+    if value == int(value):
+        return int(value)
+    return float(value) if Decimal(repr(float(value))) == value else value
 
 
 def _json(value: Any) -> str:

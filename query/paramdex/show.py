@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,8 +32,12 @@ class Card(Drawn):
     their embeddings differ most.
     """
 
-    places: Callable[[], Array] = field(default=lambda: np.zeros((0, 2)), repr=False)
+    places: Callable[[], Array] = field(default=lambda: np.zeros((0, 2)), repr=False, compare=False)
     """Gives where each row's token lies in that plane (rows x 2)."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """To be pickled the places are looked up: the atlas cannot be."""
+        return self.__dict__ | {"places": partial(np.asarray, self.places())}
 
     @property
     def _printed(self) -> pa.Table:
@@ -40,7 +45,7 @@ class Card(Drawn):
         n_top = self.table["side"].to_pylist().count("top")
         sides = [self.table.slice(0, n_top), self.table.slice(n_top)]
         n = max(map(len, sides))
-        shown: dict[str, Any] = {"rank": range(1, n + 1)}
+        shown: dict[str, Any] = {_numbering(rows["rank"].to_pylist() for rows in sides): range(1, n + 1)}
         for side, rows in zip(("top", "bottom"), sides, strict=True):
             for name, column in ((side, "text"), (f"{side} score", "score"), (f"{side} z", "z")):
                 shown[name] = pa.array(rows[column].to_pylist() + [None] * (n - len(rows)), rows[column].type)
@@ -50,6 +55,11 @@ class Card(Drawn):
         from paramdex.plot import tokens_figure
 
         return tokens_figure(self)
+
+
+def _numbering(ranks: Iterable[list[int]]) -> str:
+    """What a printed column 1, 2, ... is: the rank, unless some were left out of a list."""
+    return "rank" if all(own == list(range(1, len(own) + 1)) for own in ranks) else "#"
 
 
 def token_plane(rows: Array) -> Array:
@@ -102,12 +112,14 @@ def show_head(atlas: Atlas, model: Model, where: Address, k: int, sieve: Sieve, 
     shown: list[dict[str, Any]] = []
     chosen: list[int] = []
     every = table.to_pylist()
+    ranks: list[list[int]] = []
     for matrix in ("QK", "VO"):
         lines: list[dict[str, Any]] = [{"matrix": matrix, "rank": n} for n in range(1, min(k, len(every)) + 1)]
         for side in ("top", "bottom"):
             numbers = [n for n, row in enumerate(every) if (row["matrix"], row["side"]) == (matrix, side)]
             numbers = [numbers[place] for place in sieve.pairs(model, [every[n] for n in numbers], k)]
             chosen += numbers
+            ranks.append([every[n]["rank"] for n in numbers])
             for line, row in zip(lines, (every[n] for n in numbers), strict=False):
                 line |= {side: arrow(row["source"], row["target"]), f"{side} score": row["score"]}
         shown += [line for line in lines if len(line) > 2]
@@ -125,5 +137,5 @@ def show_head(atlas: Atlas, model: Model, where: Address, k: int, sieve: Sieve, 
     sharing = "" if group == 1 else f", sharing key/value head {int(where.head or 0) // group}"
     title = f"{where}: QK pairs are query → key, VO pairs read → written{sharing}"
     names = ("matrix", "rank", "top", "top score", "bottom", "bottom score")
-    columns = {name: [line.get(name) for line in shown] for name in names}
+    columns = {_numbering(ranks) if name == "rank" else name: [line.get(name) for line in shown] for name in names}
     return Result(table.take(pa.array(chosen, pa.int64())), title, [*notes, *sieve.notes()], pa.table(columns))

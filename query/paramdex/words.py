@@ -9,7 +9,7 @@ finds just that item where there is one.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,6 +57,17 @@ def _reading(database: Database, vocabulary: str, column: str, text: str) -> lis
 def continuation(word: str) -> str:
     """What ``store.tokens.folded`` has of the WordPiece continuation that is printed as ``word``."""
     return f"##{bare(word)}"
+
+
+def words_of(given: object) -> list[str]:
+    """A list of words from any sequence of them. Raises TokenError where it is none."""
+    if hasattr(given, "to_pylist"):  # Arrow's, whose items are scalars of its own
+        given = given.to_pylist()
+    if isinstance(given, (str, bytes, Mapping)) or hasattr(given, "columns") or not isinstance(given, Iterable):
+        raise TokenError(f"words are a sequence of texts, not {type(given).__name__}")
+    words = list(given)
+    check_words(words)
+    return words
 
 
 def check_words(words: Iterable[str]) -> None:

@@ -56,6 +56,8 @@ class Address:
 
         Raises AddressError where ``text`` has not the form of an address.
         """
+        if not isinstance(text, str):
+            raise AddressError(f"an address is text, not {text!r}; write {FORMS}")
         match = _GRAMMAR.fullmatch(text.strip())
         if match is None:
             raise AddressError(f"{text!r} is not an address; write {FORMS}")

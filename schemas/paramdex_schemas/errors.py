@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from operator import index
+from typing import SupportsIndex
 
 
 class ParamdexError(Exception):
@@ -64,8 +66,23 @@ def nearest(word: str, choices: Iterable[str], n: int = 3) -> str:
     return f"there are {', '.join(names[:12])}, ..."
 
 
-def check_text(text: str, error: ParamdexError) -> None:
-    """Raises ``error`` unless ``text`` is UTF-8: of bytes that are none, arguments and paths have lone surrogates."""
+def whole_number(what: str, value: object, least: int, error: type[ParamdexError] = QueryError) -> int:
+    """A whole number, also where it is NumPy's. Raises ``error`` for anything else, and for less than ``least``."""
+    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
+        raise error(f"{what}: a whole number, not {value!r}")
+    try:
+        number = index(value)
+    except TypeError as cause:  # NumPy's arrays of several
+        raise error(f"{what}: a whole number, not {value!r}") from cause
+    if number < least:
+        raise error(f"{what}: at least {least}, not {value}")
+    return number
+
+
+def check_text(text: object, error: ParamdexError) -> None:
+    """Raises ``error`` unless ``text`` is a str and UTF-8: of other bytes arguments and paths have lone surrogates."""
+    if not isinstance(text, str):
+        raise error
     try:
         text.encode()
     except UnicodeEncodeError as cause:

@@ -32,15 +32,20 @@ Array = npt.NDArray[np.floating]
 
 @dataclass(frozen=True)
 class Root:
-    """A root of a Gram matrix: ``root`` R (r x d) and ``inverse`` R^+ (d x r), both float64."""
+    """A root of a Gram matrix: ``root`` R = diag(sqrt(l)) U^T (r x d) and ``inverse`` R^+ (d x r), both float64."""
 
     root: Array
     inverse: Array
-    condition: float
 
     @property
     def rank(self) -> int:
         return self.root.shape[0]
+
+    @cached_property
+    def condition(self) -> float:
+        """The largest of the eigenvalues l over the smallest; 0 where there are none."""
+        values = np.square(self.root).sum(axis=1)
+        return float(values.max() / values.min()) if len(values) else 0.0
 
     @cached_property
     def rounding(self) -> float:
@@ -54,7 +59,7 @@ def gram_root(gram: Array, n_rows: int) -> Root:
     """The root of G = Ec^T Ec (d x d), by eigendecomposition, its null space dropped.
 
     An eigenvalue counts as null below ``max(n_rows, d) * eps * l_max``, the size of the rounding errors in a float64
-    sum of ``n_rows`` outer products. ``condition`` is l_max over the smallest eigenvalue kept.
+    sum of ``n_rows`` outer products.
 
     >>> r = gram_root(np.diag([4.0, 1.0, 0.0]), 10)
     >>> r.rank, r.condition, np.allclose(r.root.T @ r.root, np.diag([4.0, 1.0, 0.0]))
@@ -66,8 +71,7 @@ def gram_root(gram: Array, n_rows: int) -> Root:
     kept = values > cutoff
     values, vectors = values[kept], vectors[:, kept]
     scale = np.sqrt(values)
-    condition = float(values[0] / values[-1]) if len(values) else 0.0
-    return Root(scale[:, None] * vectors.T, vectors / scale, condition)
+    return Root(scale[:, None] * vectors.T, vectors / scale)
 
 
 def normalize(rows: Array) -> Array:
