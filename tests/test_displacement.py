@@ -242,6 +242,9 @@ LORAS: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "trained biases": ("bert", AutoModel, BERT | {"bias": "lora_only"}),
     "a classifier beside it": ("bert", AutoModelForSequenceClassification, BERT | {"modules_to_save": ["classifier"]}),
     "positions": ("bert", AutoModel, BERT | {"target_modules": ["query", "position_embeddings"]}),
+    "weights of both orders": (
+        "gpt2-a", AutoModelForCausalLM, {"r": 3, "target_modules": ["c_fc", "attn.c_proj", "lm_head"]}
+    ),
     "every linear layer": ("llama-gqa", AutoModelForCausalLM, {"r": 2, "target_modules": "all-linear"}),
 }  # fmt: skip
 

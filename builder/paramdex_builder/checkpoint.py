@@ -212,6 +212,14 @@ class Checkpoint:
             parts.append(spec.rows(tensor, sizes if spec.per_expert else {**sizes, "n_experts": 1}).to(self.precision))
         return torch.cat(parts)
 
+    def inputs_first(self) -> dict[str, bool]:
+        """Name of a matrix that the family knows -> whether it is stored as input x output, as Conv1D has it."""
+        found = dict.fromkeys(self.family.output_embeddings, False)
+        for (kind, place, owner), spec in self._specs.items():
+            for expert in range(self._sizes[place[0]]["n_experts"] if owner == "expert" else 1):
+                found[self._full_name(place, spec, expert)] = spec.inputs_first(KINDS[kind].role)
+        return found
+
     # ---- vectors
 
     def rows(self, run: Run, owners: range | None = None) -> torch.Tensor:

@@ -143,6 +143,7 @@ class AdaptedFiles:
         state = {name: files.tensor(name) for name in files.names()}
         paths = [folder / ADAPTER_CONFIG, *files.paths]
         names = base.files.names()
+        inputs_first = base.inputs_first()
         adapted = cls(base.files, paths, {}, {})
         for name, value in state.items():
             module, lora, part = name.removeprefix("base_model.model.").replace(".base_layer.", ".").partition(".lora_")
@@ -158,7 +159,8 @@ class AdaptedFiles:
                 B = state.get(name.replace(".lora_A.", ".lora_B.").replace(".lora_embedding_A", ".lora_embedding_B"))
                 if B is None:
                     raise CheckpointError(f"{source}: {name} has no lora_B beside it; save the adapter again")
-                flip = part == "embedding_A" or bool(config.get("fan_in_fan_out"))
+                # One fan_in_fan_out is saved for all modules: the last one's. The family says it of each tensor it knows.
+                flip = part == "embedding_A" or inputs_first.get(target, bool(config.get("fan_in_fan_out")))
                 adapted.factors[target] = _factors(source, target, value, B, _alpha(config, module), config, flip=flip)
                 _check_shape(source, target, adapted.factors[target], base.files.shape(target))
             elif part not in ("B.weight", "embedding_B"):

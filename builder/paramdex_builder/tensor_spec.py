@@ -61,6 +61,10 @@ class TensorSpec:
         """Whether one tensor holds every expert's vectors, outermost."""
         return self.axes.startswith("n_experts")
 
+    def inputs_first(self, role: str) -> bool:
+        """Whether what multiplies is stored as input x output, as a linear layer is not, of vectors of this ``role``."""
+        return self.axes.startswith("d_model ") if role == "reads" else self.axes.endswith(" d_model")
+
     def expected_shape(self, sizes: Sizes) -> tuple[int, ...]:
         """The shape that the checkpoint's tensor must have."""
         by_axis = self._sizes(sizes)
