@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 import models
 from paramdex_builder import Options, build
@@ -45,6 +46,12 @@ def configure(folder: Path, **values: Any) -> None:
 def put(name: str, index: tuple[int, ...], value: float) -> Callable[[dict[str, torch.Tensor]], None]:
     """A change that sets one number."""
     return lambda tensors: tensors[name].__setitem__(index, value)
+
+
+def shard(folder: Path, index: str) -> None:
+    """An index of shards in place of the one file."""
+    unlink(folder, "model.safetensors")
+    (folder / "model.safetensors.index.json").write_text(index)
 
 
 def cut(folder: Path, keep: float) -> None:
@@ -213,12 +220,12 @@ BAD: dict[str, tuple[Callable[[Path], Any], type[ParamdexError], str]] = {
         "is quantized",
     ),
     "a shard is missing": (
-        lambda f: (f / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-1.safetensors"}}'),
+        lambda f: shard(f, '{"weight_map": {"a": "model-1.safetensors"}}'),
         CheckpointError,
         "the shard model-1.safetensors is missing",
     ),
     "index is damaged": (
-        lambda f: (f / "model.safetensors.index.json").write_text("{}"),
+        lambda f: shard(f, "{}"),
         CheckpointError,
         "model.safetensors.index.json is damaged",
     ),
@@ -388,6 +395,9 @@ def test_sharded_model_is_the_whole_one(word_model: Path, tmp_path: Path) -> Non
         save_file({name: tensors[name] for name in part}, word_model / shard)
     index = {"weight_map": {name: shard for shard, part in shards.items() for name in part}}
     (word_model / "model.safetensors.index.json").write_text(json.dumps(index))
+    save_file({name: tensor + 1 for name, tensor in tensors.items()}, word_model / "model.safetensors")
+    both = AutoModelForCausalLM.from_pretrained(word_model)
+    assert torch.equal(Checkpoint.open(str(word_model)).embedding()[0], both.transformer.wte.weight)  # the whole one
     (word_model / "model.safetensors").unlink()
     sharded = Checkpoint.open(str(word_model))
     assert [file.name for file in sharded.files.paths] == sorted(shards)

@@ -17,7 +17,7 @@ from paramdex_schemas import CheckpointError
 
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _STEMS = ("model.safetensors", "pytorch_model.bin")
-"""The names under which transformers saves weights; the first that is there is read."""
+"""The names under which transformers saves weights; the first that is there is read, whole before in shards."""
 _OLD_ENDINGS = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 """Names of checkpoints that were converted from TensorFlow (bert-base-uncased, for one) -> as transformers has them."""
 
@@ -135,6 +135,8 @@ def weight_files(source: str, folder: Path, stems: Sequence[str] = _STEMS) -> li
     Raises CheckpointError where there are none or a shard is missing.
     """
     for stem in stems:
+        if (folder / stem).is_file():  # before its shards, as transformers has it
+            return [folder / stem]
         index = folder / f"{stem}.index.json"
         if index.is_file():
             try:
@@ -145,6 +147,4 @@ def weight_files(source: str, folder: Path, stems: Sequence[str] = _STEMS) -> li
             if missing:
                 raise CheckpointError(f"{source}: the shard {missing[0]} is missing; fetch it again")
             return [folder / name for name in names]
-        if (folder / stem).is_file():
-            return [folder / stem]
     raise CheckpointError(f"{source} has no {stems[0]}; save it with model.save_pretrained(folder), which writes one")
