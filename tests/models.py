@@ -264,7 +264,13 @@ MAKERS: dict[str, Callable[..., Any]] = {
     "BertModel": encoder,
     "BertForMaskedLM": partial(encoder, cls="BertForMaskedLM"),
     "RobertaForMaskedLM": partial(encoder, cls="RobertaForMaskedLM"),
+    "RobertaModel, another id of padding": partial(encoder, cls="RobertaModel", pad_token_id=0),
     "XLMRobertaForMaskedLM": partial(encoder, cls="XLMRobertaForMaskedLM"),
+    "CamembertModel": partial(encoder, cls="CamembertModel"),
+    "Data2VecTextForMaskedLM": partial(encoder, cls="Data2VecTextForMaskedLM"),
+    "RobertaPreLayerNormForMaskedLM": partial(encoder, cls="RobertaPreLayerNormForMaskedLM"),
+    "RobertaPreLayerNormModel": partial(encoder, cls="RobertaPreLayerNormModel"),
+    "XLMRobertaXLForMaskedLM": partial(encoder, cls="XLMRobertaXLForMaskedLM"),
     "DistilBertForMaskedLM": partial(
         make, "DistilBertForMaskedLM", dim=24, n_layers=2, n_heads=3, hidden_dim=40, max_position_embeddings=32
     ),

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import models
 import paramdex
 from conftest import SMALL_OPTIONS
 from paramdex_builder import build
@@ -113,6 +114,45 @@ def test_an_unlisted_type_of_a_known_layout_is_inferred(
     for table in ("parameter_tokens", "head_pairs"):
         query = f"SELECT * FROM {table} ORDER BY ALL"
         assert atlas.sql(query).to_rows() == listed.sql(query).to_rows()
+
+
+BARTS = ["BlenderbotModel", "BlenderbotSmallModel", "PegasusModel", "MBartModel", "PLBartModel", "WhisperModel"]
+
+
+@pytest.mark.parametrize("cls", BARTS)
+@torch.no_grad()
+def test_positions_of_unlisted_types_are_the_rows_that_the_model_adds(cls: str, tmp_path: Path) -> None:
+    """BART's layout: some have two rows before the first position and some none; Whisper counts them by stack."""
+    ids = torch.tensor([[5, 6, 7]])
+    hears = cls == "WhisperModel"
+    numbers = {"max_source_positions": 20, "max_target_positions": 30, "num_mel_bins": 8, "decoder_start_token_id": 2}
+    model = models.bart(60, cls, **(numbers if hears else {}))
+    folder = models.save(tmp_path, model, models.word_tokenizer(60), 3)
+    checkpoint = Checkpoint.open(str(folder))
+    assert (checkpoint.family.name, checkpoint.inferred) == ("bart", True)
+    seen: dict[str, torch.Tensor] = {}
+    for name in ("encoder", "decoder"):
+        module = getattr(model, name).embed_positions
+        module.register_forward_hook(lambda _, __, out, name=name: seen.update({name: out.reshape(-1, 24)}))
+    heard = {"input_features": torch.zeros(1, 8, 40)} if hears else {"input_ids": ids}
+    model(**heard, decoder_input_ids=ids)
+    runs = checkpoint.layout.of("position")
+    assert [run.n_rows for run in runs] == ([20, 30] if hears else [32, 32])
+    for run in runs:
+        gave = seen[run.stack or ""]
+        assert torch.equal(checkpoint.rows(run)[: len(gave)], gave)
+
+
+def test_more_positions_than_rows_are_refused(tmp_path: Path) -> None:
+    folder = models.save(tmp_path, models.bart(60), models.word_tokenizer(60), 3)
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"max_position_embeddings": 99}))
+    with pytest.raises(FamilyError) as caught:
+        Checkpoint.open(str(folder))
+    assert str(caught.value) == (
+        "config.json: where the positions begin in the 34 rows of encoder.embed_positions.weight is told by "
+        '["max_source_positions", "max_position_embeddings"], which is 99'
+    )
 
 
 def test_norms_of_an_inferred_family_are_not_folded(folder: Path, tmp_path: Path) -> None:

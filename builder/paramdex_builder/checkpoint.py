@@ -97,8 +97,8 @@ class Checkpoint:
             if KINDS[kind].form == "embedding":
                 if kind in stack.added:
                     tensor = self._prefix + stack.added[kind]["tensor"]
-                    rows = self._shape(tensor, (None, None))[0] - stack.added[kind].get("skip", 0)
-                    yield Run(kind, name, None, None, 1, rows, 1)
+                    rows = self._shape(tensor, (None, None))[0]
+                    yield Run(kind, name, None, None, 1, rows - stack.n_skipped(kind, rows, self.config), 1)
                 continue
             source = _WRITTEN.get(kind) or _CARRIED.get(kind, (kind,))[0]
             without: list[str] = []
@@ -250,11 +250,10 @@ class Checkpoint:
 
     def _added(self, run: Run) -> torch.Tensor:
         """The learned positions or token types; those of another width than the stream through the family's factor."""
-        added = self._stacks[run.stack].added[run.kind]
-        name = self._prefix + added["tensor"]
+        name = self._prefix + self._stacks[run.stack].added[run.kind]["tensor"]
         # A map into the stream comes after these are added, one out of the stream is of the embedding alone.
         table = self._in_stream(name) if self._factor() == "inward" else self.tensor(name, (None, self.d_model))
-        return table[added.get("skip", 0) :].to(self.precision)
+        return table[-run.n_rows :].to(self.precision)
 
     def _carried(self, run: Run) -> torch.Tensor:
         """A head's biases carried through its other side, one vector a head (n_heads x d_model)."""

@@ -159,7 +159,7 @@ class AdaptedFiles:
                 B = state.get(name.replace(".lora_A.", ".lora_B.").replace(".lora_embedding_A", ".lora_embedding_B"))
                 if B is None:
                     raise CheckpointError(f"{source}: {name} has no lora_B beside it; save the adapter again")
-                # One fan_in_fan_out is saved for all modules: the last one's. The family says it of each tensor it knows.
+                # Of all modules' fan_in_fan_out only the last one's is saved; the family says it of each tensor.
                 flip = part == "embedding_A" or inputs_first.get(target, bool(config.get("fan_in_fan_out")))
                 adapted.factors[target] = _factors(source, target, value, B, _alpha(config, module), config, flip=flip)
                 _check_shape(source, target, adapted.factors[target], base.files.shape(target))

@@ -74,8 +74,22 @@ class Stack:
     experts: dict[str, TensorSpec]
     shared: dict[str, TensorSpec]
     added: dict[str, dict[str, Any]]
-    """position, token_type -> its tensor, and how many rows of it to ``skip``, which stand for no position."""
+    """position, token_type -> its tensor, and where its first rows stand for nothing the number of those to ``skip``,
+    or how many at its end are the ``last`` that count (see ``look_up``).
+    """
     norms: dict[str, Any]
+
+    def n_skipped(self, kind: str, n_rows: int, config: Any) -> int:
+        """How many of the first rows of a table in ``added`` stand for nothing. Raises FamilyError."""
+        added = self.added[kind]
+        number = look_up(added.get("last", added.get("skip", 0)), config)
+        skipped = n_rows - number if "last" in added and isinstance(number, int) else number
+        if not isinstance(skipped, int) or not 0 <= skipped < n_rows:
+            raise FamilyError(
+                f"config.json: where the positions begin in the {n_rows} rows of {added['tensor']} is told by "
+                f"{json.dumps(added.get('last', added.get('skip')))}, which is {number}"
+            )
+        return skipped
 
     def number(self, name: str, config: Any) -> Any:
         return look_up(self.config[name], config)
@@ -178,16 +192,18 @@ def _holds(when: Any, config: Any) -> bool:
 
 def look_up(rule: Any, config: Any) -> Any:
     """A number of a transformers config by its rule: an attribute's name, a number, a list of rules of which the first
-    that gives something counts, ``{"product": [rule, ...]}``, or ``{"when": {attribute: value}, "then": rule}``.
+    that gives something counts, ``{"product": [rule, ...]}``, ``{"sum": [rule, ...]}``, or
+    ``{"when": {attribute: value}, "then": rule}``.
     """
     if isinstance(rule, str):
         return getattr(config, rule, None)
     if isinstance(rule, list):
         return next((found for found in (look_up(each, config) for each in rule) if found is not None), None)
     if isinstance(rule, dict):
-        if "product" in rule:
-            factors = [look_up(each, config) for each in rule["product"]]
-            return None if None in factors else math.prod(factors)
+        for name, combine in (("product", math.prod), ("sum", sum)):
+            if name in rule:
+                found = [look_up(each, config) for each in rule[name]]
+                return combine(found) if all(isinstance(each, int) for each in found) else None
         return look_up(rule["then"], config) if _holds(rule["when"], config) else None
     return rule
 

@@ -62,7 +62,7 @@ class TensorSpec:
         return self.axes.startswith("n_experts")
 
     def inputs_first(self, role: str) -> bool:
-        """Whether what multiplies is stored as input x output, as a linear layer is not, of vectors of this ``role``."""
+        """Whether the matrix of vectors of this ``role`` is input x output, as Conv1D stores it and Linear does not."""
         return self.axes.startswith("d_model ") if role == "reads" else self.axes.endswith(" d_model")
 
     def expected_shape(self, sizes: Sizes) -> tuple[int, ...]:
