@@ -211,8 +211,8 @@ LINES = {
     "GPTNeoXForCausalLM": ("gpt_neox", "gpt_neox", "output", False),
     "GPTNeoXForCausalLM, tied, no bias": ("gpt_neox", "gpt_neox", "output", True),
     "OPTForCausalLM": ("opt", "opt", "output", True),
-    "OPTForCausalLM, narrower embedding": ("opt", "opt", "output", True),
-    "OPTModel, narrower embedding": ("opt", "opt", "output", True),
+    "OPTForCausalLM, narrower embedding": ("opt", "opt", "output", False),
+    "OPTModel, narrower embedding": ("opt", "opt", "output", False),
     "BloomForCausalLM": ("bloom", "bloom", "output", True),
     "BloomModel": ("bloom", "bloom", "output", True),
     "FalconForCausalLM, multi-query": ("falcon", "falcon", "output", True),
@@ -276,6 +276,8 @@ LINES = {
 """model of models.MAKERS -> (family file, row of MODULES, which embedding is read, whether it is tied)."""
 
 ROWS = 60
+INTO_STREAM = ("project_in", "embeddings_project", "embedding_hidden_mapping_in")
+"""Modules that map an embedding of another width to the residual stream."""
 
 
 def flat(x: torch.Tensor) -> torch.Tensor:
@@ -605,7 +607,7 @@ def test_positions_and_token_types_are_what_the_model_adds(run: Run) -> None:
     assert {(each.kind, each.stack) for each in added} == {
         (kind, stack) for stack, names in run.names.items() for kind in names.added
     }
-    inward = run.factor if run.checkpoint._factor() == "inward" else None
+    inward = run.factor if run.checkpoint._map() == "inward" else None
     for each in added:
         rows = run.checkpoint.rows(each)
         module = attrgetter(run.names[each.stack].added[each.kind])(run.model.base_model)
@@ -664,7 +666,7 @@ def test_folded_norms_are_those_that_the_vectors_read(run: Run) -> None:
     norm = norm_of(run, name)
     base = run.model.base_model
     last = run.whole[getattr(base, "decoder", base)][1]
-    stream = run.seen[run.factor][0] if run.checkpoint._factor() == "outward" else last[0]
+    stream = run.seen[run.factor][0] if run.checkpoint._map() == "outward" else last[0]
     assert same(run.seen[norm][1], flat(stream))
     assert_close(mine, E * gains_of(norm))
 
@@ -717,6 +719,18 @@ def test_embedding_is_the_models(run: Run, request: pytest.FixtureRequest) -> No
     else:
         h, projected = (flat(x) for x in run.seen[run.factor])
         assert_close(h @ E.T, projected @ words.T if run.logits is None else run.logits[0])
+
+
+@torch.no_grad()
+def test_input_embedding_is_what_enters_the_stream(run: Run) -> None:
+    """Of ``space`` input: the model's own table, through the model's own map into the stream where there is one."""
+    E, which, _ = run.checkpoint.embedding("input")
+    assert which == "input"
+    into = [module for path, module in run.model.named_modules() if path.endswith(INTO_STREAM)]
+    words = run.model.get_input_embeddings().weight
+    if into:
+        words = into[0](words) - into[0](torch.zeros_like(words))
+    assert_close(E, words)
 
 
 def test_layout_is_the_models(run: Run) -> None:

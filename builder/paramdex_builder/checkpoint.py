@@ -249,10 +249,10 @@ class Checkpoint:
         return [self.layer_rows(kind, place)]
 
     def _added(self, run: Run) -> torch.Tensor:
-        """The learned positions or token types; those of another width than the stream through the family's factor."""
+        """The learned positions or token types; those of another width than the stream through the family's map."""
         name = self._prefix + self._stacks[run.stack].added[run.kind]["tensor"]
         # A map into the stream comes after these are added, one out of the stream is of the embedding alone.
-        table = self._in_stream(name) if self._factor() == "inward" else self.tensor(name, (None, self.d_model))
+        table = self._in_stream(name, "inward") if self._map() == "inward" else self.tensor(name, (None, self.d_model))
         return table[-run.n_rows :].to(self.precision)
 
     def _carried(self, run: Run) -> torch.Tensor:
@@ -286,7 +286,7 @@ class Checkpoint:
             return None
         if layer == 0 and "first" in rule:
             # A norm before a map into the stream has no gains of the stream's own.
-            return self._prefix + rule["first"] if rule["first"] and self._factor() != "inward" else None
+            return self._prefix + rule["first"] if rule["first"] and self._map() != "inward" else None
         stack = rule.get("stack", stack)
         if stack not in self._stacks:
             return None
@@ -376,8 +376,9 @@ class Checkpoint:
         """(E, which, tied): E (rows x d_model), 'output' or 'input', and whether the model ties the two.
 
         The one that ``space`` asks for; the input embedding where the checkpoint carries no output head. One of
-        another width than the residual stream is given through the map between the two, E P. Where that map
-        leads into the stream, only the input embedding passes it, so it is the input embedding that is given. With
+        another width than the residual stream is given through the map between the two. Where the only map leads
+        into the stream, only the input embedding passes it, so it is the input embedding that is given; where each
+        has a map of its own, they are not tied, whatever table is behind both. With
         ``fold_norm`` the gains of the final norm are multiplied into an embedding that reads what it gives. E is
         float32, or float16 or bfloat16 where it is stored so: half the memory, and the same numbers.
         """
@@ -389,35 +390,39 @@ class Checkpoint:
 
     def _chosen_embedding(self, space: str) -> tuple[torch.Tensor, str, bool]:
         tied = bool(getattr(self.config, "tie_word_embeddings", False))
-        if space == "input" or self._factor() == "inward":
-            return self._in_stream(self._input_name), "input", tied
+        way = self._map()
+        same = tied and way != "outward"
+        if space == "input" or way == "inward":
+            return self._in_stream(self._input_name, "inward"), "input", same
         for name in self.family.output_embeddings:
             if name in self.files:
-                output = self._in_stream(name)
-                if not tied or not torch.equal(output, self._in_stream(self._input_name)):
+                output = self._in_stream(name, "outward")
+                if not tied or not torch.equal(output, self._in_stream(self._input_name, "outward")):
                     return output, "output", False
-        return self._in_stream(self._input_name), ("output" if tied else "input"), tied
+        if not tied:
+            return self._in_stream(self._input_name, "inward"), "input", False
+        return self._in_stream(self._input_name, "outward"), "output", same
 
     @property
     def _input_name(self) -> str:
         return next(self._prefix + name for name in self.family.input_embeddings if self._prefix + name in self.files)
 
-    def _factor(self) -> str | None:
-        """Whether the checkpoint's map between an embedding of another width and the stream leads in or out."""
-        tensor, axes = self.family.factor or ("", "")
-        if self._prefix + tensor not in self.files:
-            return None
-        return "inward" if axes.split()[0] == "d_model" else "outward"
+    def _map(self) -> str | None:
+        """Which way the checkpoint's map between an embedding of another width and the stream leads: outward where
+        there is one through which the output embedding is read.
+        """
+        maps = self.family.maps
+        return next((way for way in ("outward", "inward") if self._prefix + maps.get(way, "") in self.files), None)
 
-    def _in_stream(self, name: str) -> torch.Tensor:
-        """A table of vectors (rows x d_model), through the family's factor where they have another width."""
-        d, direction = self.d_model, self._factor()
-        if self.family.factor is None or direction is None:
+    def _in_stream(self, name: str, way: str) -> torch.Tensor:
+        """A table of vectors (rows x d_model), through the map that leads this way where there is one."""
+        d, P_name = self.d_model, self._prefix + self.family.maps.get(way, "")
+        if P_name not in self.files:
             return self.tensor(name, (None, d))
         E = self.tensor(name, (None, None))
         e = E.shape[1]
-        P = self.tensor(self._prefix + self.family.factor[0], (d, e) if direction == "inward" else (e, d)).double()
-        P = P.T if direction == "inward" else P
+        P = self.tensor(P_name, (d, e) if way == "inward" else (e, d)).double()
+        P = P.T if way == "inward" else P
         return torch.cat([chunk.double() @ P for chunk in E.split(8192)]).to(self.precision)
 
     def dtype(self) -> str:

@@ -158,8 +158,10 @@ class Family:
     prefixes: tuple[str, ...]
     input_embeddings: tuple[str, ...]
     output_embeddings: tuple[str, ...]
-    factor: tuple[str, str] | None
-    """Tensor and axes of the map between an embedding of another width and the residual stream, where there is one."""
+    maps: dict[str, str]
+    """The maps between an embedding of another width, e, and the residual stream, where there are any: ``inward``
+    (d_model x e), which the input embedding passes, and ``outward`` (e x d_model), through which the output's is read.
+    """
     stacks: tuple[Stack, ...]
     norm_offset: float
     """What is added to a norm's stored gains."""
@@ -229,12 +231,11 @@ def parse(data: dict[str, Any], where: str) -> Family:
     unknown |= set(described) - {*STACKS, None}
     if unknown or missing:
         raise FamilyError(f"{where}: unknown keys {sorted(map(str, unknown))}, missing keys {sorted(missing)}")
-    factor = data["embedding"].get("factor")
     inputs = data["embedding"]["input"]
     return Family(
         data["family"], data["about"], tuple(data["model_types"]), data.get("require", {}), tuple(data["prefixes"]),
         (inputs,) if isinstance(inputs, str) else tuple(inputs), tuple(data["embedding"]["output"]),
-        factor and (factor["tensor"], factor["axes"]),
+        data["embedding"].get("maps", {}),
         tuple(_stack(name, {**data, **each}, data.get("config", {}), where) for name, each in described.items()),
         data.get("norm_offset", 0), data.get("final_norm"),
     )  # fmt: skip
