@@ -190,6 +190,51 @@ def test_an_unlisted_type_of_another_layout_is_refused(folder: Path, change: Cal
         Checkpoint.open(str(folder))
 
 
+@pytest.mark.parametrize(
+    ("cls", "left"), [("DiffLlamaForCausalLM", "self_attn.lambda_k1"), ("BitNetForCausalLM", "mlp.ffn_sub_norm.weight")]
+)
+def test_what_stands_within_a_block_is_accounted_for(cls: str, left: str, tmp_path: Path) -> None:
+    """Llama's matrices with something between them: their products would not be what the model computes."""
+    folder = models.save(tmp_path, models.llama(60, cls=cls, num_key_value_heads=4), models.word_tokenizer(60), 1)
+    with pytest.raises(FamilyError) as caught:
+        Checkpoint.open(str(folder))
+    assert f"nearest is llama: model.layers.0.{left} is not accounted for; " in str(caught.value)
+
+
+INFERRED = [
+    "LlamaForCausalLM", "Qwen3ForCausalLM", "Gemma2ForCausalLM", "Phi3ForCausalLM", "Olmo2ForCausalLM",
+    "MixtralForCausalLM", "Qwen2MoeForCausalLM", "StableLmForCausalLM, biases, parallel", "GPTNeoXForCausalLM",
+    "OPTForCausalLM", "FalconForCausalLM, multi-query, bias", "BertForMaskedLM", "AlbertForMaskedLM",
+    "ModernBertForMaskedLM", "BartForConditionalGeneration",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", INFERRED)
+def test_layouts_with_all_their_norms_and_biases_are_inferred(name: str, tmp_path: Path) -> None:
+    folder = models.save(tmp_path / "model", models.MAKERS[name](60), models.word_tokenizer(60), 1)
+    listed = Checkpoint.open(str(folder))
+    retype(folder)
+    inferred = Checkpoint.open(str(folder))
+    assert inferred.layout.runs == listed.layout.runs
+    for run in listed.layout.runs:
+        assert torch.equal(inferred.rows(run), listed.rows(run))
+
+
+def test_frequencies_in_a_layer_are_no_part_of_it(folder: Path) -> None:
+    """Checkpoints of Llama's first days have them in every layer."""
+    retype(folder)
+    rewrite(folder, lambda state: state.update({"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}))
+    assert Checkpoint.open(str(folder)).family.name == "llama"
+
+
+def test_an_embedding_without_layers_is_no_layout(tmp_path: Path) -> None:
+    """T5's and BART's embedding have one name."""
+    folder = models.save(tmp_path, models.t5(60), models.word_tokenizer(60), 1)
+    retype(folder)
+    with pytest.raises(FamilyError, match=r"nearest is t5: decoder\.block\.0\.layer\.0\.SelfAttention\.relative"):
+        Checkpoint.open(str(folder))
+
+
 def test_norms_under_their_old_names_are_found(model_folders: dict[str, Path], tmp_path: Path) -> None:
     """Checkpoints converted from TensorFlow call a LayerNorm's weight gamma and its bias beta."""
     checkpoint = Checkpoint.open(str(model_folders["bert"]), fold_norm=True)

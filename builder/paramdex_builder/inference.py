@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 from paramdex_builder.family import Family, Stack, by_model_type, families
 from paramdex_builder.tensors import TensorFiles
 from paramdex_schemas import FamilyError
 from paramdex_schemas.errors import nearest
+
+_BESIDE = re.compile(
+    r"(^|[._])(q|k|query|key)_?(layer)?_?norm\.(weight|bias)$"
+    r"|(^|\.)(sinks|softmax_offset|e_score_correction_bias|rotary_emb\.inv_freq)$"
+)
+"""Tensors of one dimension that change how much is attended to, or which expert is called, and no vector: norms of
+queries and keys, what the softmax is given besides, what is added to a router's scores, frequencies.
+"""
+_NORM = re.compile(r"norm|(^|[._])ln[._]", re.IGNORECASE)
 
 
 def find_prefix(family: Family, files: TensorFiles) -> str | None:
@@ -30,34 +42,60 @@ def misfits(family: Family, config: Any, files: TensorFiles) -> list[str]:
     """Why a checkpoint is not of a family's layout: every reason; none where it is.
 
     It is where every tensor that the family names is there in every layer with the shape that config.json gives, and
-    no layer has a matrix that the family does not name: something unknown would be left out without a word.
+    no layer has a tensor that the family does not name, other than biases of those, norms of the stream between its
+    parts, and what changes no vector: something unknown would be left out without a word.
+
+    Raises FamilyError where it cannot even be compared: it has no such embedding, no layers, or other numbers.
     """
     prefix = find_prefix(family, files)
     if prefix is None:
-        return [f"there is no {family.prefixes[0]}{family.input_embeddings[0]}"]
+        raise FamilyError(f"there is no {family.prefixes[0]}{family.input_embeddings[0]}")
     reasons: list[str] = []
     named: dict[str, tuple[int, ...]] = {}
-    places: list[str] = []
-    try:
-        for stack in find_stacks(family, prefix, files):
-            sizes = stack.sizes(config)
-            for layer in range(sizes["n_layers"]):
-                place = prefix + stack.layer.format(layer=layer)
-                places.append(place)
-                for source in stack.sources(layer, config):
-                    experts = range(sizes["n_experts"] if source.spec.per_expert else 1)
-                    names = [place + source.spec.tensor.format(expert=expert) for expert in experts]
-                    named |= dict.fromkeys(names, source.spec.expected_shape(sizes))
-    except FamilyError as error:
-        return [str(error)]
+    places: set[str] = set()
+    beside: set[str] = set()
+    blocks: set[str] = set()
+    for stack in find_stacks(family, prefix, files):
+        sizes = stack.sizes(config)
+        for layer in range(sizes["n_layers"]):
+            place = prefix + stack.layer.format(layer=layer)
+            places.add(place)
+            beside |= {place + name for name in _norms()}
+            for source in stack.sources(layer, config):
+                spec, bias = source.spec, source.spec.of_bias(written=False).tensor
+                blocks.add(place + spec.tensor.split(".")[0] + ".")
+                for expert in range(sizes["n_experts"] if spec.per_expert else 1):
+                    named[place + spec.tensor.format(expert=expert)] = spec.expected_shape(sizes)
+                    beside.add(place + bias.format(expert=expert))
+    if not places:
+        raise FamilyError(f"there is no layer {prefix}{family.stacks[0].layer.format(layer=0).rstrip('.')}")
     for name, expected in named.items():
         if name not in files:
             reasons.append(f"there is no {name}")
         elif files.shape(name) != expected:
             found, wanted = (" x ".join(map(str, size)) for size in (files.shape(name), expected))
             reasons.append(f"{name} is {found}, expected {wanted}")
-    others = [name for name in files.names() if name.startswith(tuple(places)) and name not in named]
-    return reasons + [f"{name} is not accounted for" for name in others if len(files.shape(name)) > 1]
+    for name in files.names():
+        if not name.startswith(tuple(places)) or name in named or not files.shape(name):
+            continue
+        between = _NORM.search(name) and not name.startswith(tuple(blocks))  # norms of the stream, whatever their names
+        if len(files.shape(name)) > 1 or not (between or name in beside or _BESIDE.search(name)):
+            reasons.append(f"{name} is not accounted for")
+    return reasons
+
+
+@cache
+def _norms() -> frozenset[str]:
+    """The norms that any family names, under whatever conditions, and their biases, from within a layer."""
+
+    def named(rule: Any) -> Iterator[str]:
+        if isinstance(rule, str):
+            yield from (rule, rule.removesuffix("weight") + "bias")
+        elif isinstance(rule, (list, dict)):
+            for each in rule.values() if isinstance(rule, dict) else rule:
+                yield from named(each)
+
+    return frozenset(name for family in families().values() for stack in family.stacks for name in named(stack.norms))
 
 
 def infer_family(model_type: str, config: Any, files: TensorFiles) -> Family:
@@ -66,11 +104,17 @@ def infer_family(model_type: str, config: Any, files: TensorFiles) -> Family:
     Raises FamilyError with what did not fit the nearest family.
     """
     layouts = sorted(families().values(), key=lambda family: (family.name != "llama", family.name))
-    found = [(misfits(family, config, files), family) for family in layouts]
-    for reasons, family in found:
+    found = []
+    for family in layouts:
+        try:
+            reasons = misfits(family, config, files)
+        except FamilyError as error:
+            found.append((2 if find_prefix(family, files) is None else 1, [str(error)], family))
+            continue
         if not reasons:
             return family
-    reasons, family = min(found, key=lambda entry: len(entry[0]))
+        found.append((0, reasons, family))
+    _, reasons, family = min(found, key=lambda entry: (entry[0], len(entry[1])))
     raise FamilyError(
         f"models of type {model_type!r} are not supported; {nearest(model_type, by_model_type())} "
         "The weights do not follow a known layout either; "
