@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 import models
 import paramdex
@@ -218,6 +219,35 @@ def test_layouts_with_all_their_norms_and_biases_are_inferred(name: str, tmp_pat
     assert inferred.layout.runs == listed.layout.runs
     for run in listed.layout.runs:
         assert torch.equal(inferred.rows(run), listed.rows(run))
+
+
+@pytest.mark.parametrize(
+    ("cls", "model_type", "expected"),
+    [
+        ("Cohere2ForCausalLM", "cohere2", ("output", True)),  # tied by default
+        ("HeliumForCausalLM", "helium", ("input", False)),  # untied by default
+        ("LlamaForCausalLM", "brandnew", ("output", True)),  # a type that transformers does not know
+        ("LlamaModel", "brandnew", ("input", False)),
+    ],
+)
+def test_a_config_that_does_not_say_whether_embeddings_are_tied(
+    cls: str, model_type: str, expected: tuple[str, bool], tmp_path: Path
+) -> None:
+    """A file without an output embedding, read as transformers does; one with another stays untied."""
+    folder = models.save(tmp_path, models.llama(60, cls=cls, head_dim=6), models.word_tokenizer(60), 3)
+    config = json.loads((folder / "config.json").read_text()) | {"model_type": model_type}
+    del config["tie_word_embeddings"]
+    (folder / "config.json").write_text(json.dumps(config))
+    state = load_file(folder / "model.safetensors")
+    head = state.pop("lm_head.weight", None)
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+    assert Checkpoint.open(str(folder)).embedding()[1:] == expected
+    if model_type != "brandnew":
+        model = AutoModelForCausalLM.from_pretrained(folder)
+        assert (model.lm_head.weight is model.get_input_embeddings().weight) == expected[1]
+    if head is not None:
+        rewrite(folder, lambda state: state.update({"lm_head.weight": head}))
+        assert Checkpoint.open(str(folder)).embedding()[1:] == ("output", False)
 
 
 def test_frequencies_in_a_layer_are_no_part_of_it(folder: Path) -> None:

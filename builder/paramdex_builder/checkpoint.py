@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 
 from paramdex_builder.family import Family, Stack, by_model_type, choose_norm
 from paramdex_builder.inference import find_prefix, find_stacks, infer_family
-from paramdex_builder.source import locate, read_config, typed_config
+from paramdex_builder.source import locate, read_config, typed_config, untyped_config
 from paramdex_builder.tensor_spec import TensorSpec
 from paramdex_builder.tensors import TensorFiles
 from paramdex_schemas import KINDS, CheckpointError, FamilyError, Layout, Run, atlas_files
@@ -63,7 +62,7 @@ class Checkpoint:
         data = read_config(source, folder)
         known = by_model_type()
         listed = data["model_type"] in known
-        config = typed_config(source, folder) if listed else SimpleNamespace(**data)
+        config = typed_config(source, folder) if listed else untyped_config(data)
         if getattr(config, "quantization_config", None) is not None:
             raise CheckpointError(f"{source} is quantized; paramdex reads float32, float16 and bfloat16 weights")
         files = TensorFiles.open(source, folder)

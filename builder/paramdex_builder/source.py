@@ -6,6 +6,7 @@ import json
 import lzma
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from paramdex_schemas import BuildError, CheckpointError
@@ -70,6 +71,23 @@ def typed_config(source: str, folder: Path) -> Any:
     except Exception as error:  # transformers raises many kinds of errors here
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{source}: transformers cannot read config.json ({reason})") from error
+
+
+def untyped_config(data: dict[str, Any]) -> SimpleNamespace:
+    """What config.json says of a model whose type no family lists, with ``tie_word_embeddings``.
+
+    transformers 4 left that out where it was its default. Then it is the default of the model's type in transformers;
+    of a type of nobody's there, true of a language model, as transformers 4 had it.
+    """
+    if "tie_word_embeddings" in data:
+        return SimpleNamespace(**data)
+    from transformers import CONFIG_MAPPING
+
+    if data["model_type"] in CONFIG_MAPPING:
+        tied = bool(getattr(CONFIG_MAPPING[data["model_type"]](), "tie_word_embeddings", False))
+    else:
+        tied = any(re.search(r"LM|ConditionalGeneration", str(name)) for name in data.get("architectures") or ())
+    return SimpleNamespace(**data, tie_word_embeddings=tied)
 
 
 def read_text(path: Path) -> str:
