@@ -29,7 +29,7 @@ from paramdex_builder.space import make_space, pick_device
 from paramdex_builder.units import Piece, Units, parameter_unit, parameters_held, pieces
 from paramdex_builder.vocabulary import Vocabulary, read_vocabulary
 from paramdex_builder.workers import Workers
-from paramdex_schemas import FORMAT_VERSION, AtlasError, BuildError, atlas_files, vector_files
+from paramdex_schemas import FORMAT_VERSION, AtlasError, BuildError, CheckpointError, atlas_files, vector_files
 from paramdex_schemas.addresses import MODEL_NAME
 
 
@@ -122,7 +122,8 @@ def build(
                     progress.say(f"{name}: already in {atlas}")
                     continue
                 workers = Workers(device, max(0, allowed - least[name]))
-                model = _make(name, checkpoint, vocabulary, plan, options, staging, workers, progress)
+                with _unchanged(checkpoint, staging / name):
+                    model = _make(name, checkpoint, vocabulary, plan, options, staging, workers, progress)
                 publish(model, atlas, staging, device, progress, memory.for_duckdb(allowed, least[name]))
                 shutil.rmtree(model.units.folder)
                 progress.say(f"{name}: {model.layout.n_parameters:,} parameters in {atlas}")
@@ -215,6 +216,21 @@ def _fingerprint(plan: dict[str, Any]) -> str:
     import json
 
     return hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
+
+
+@contextmanager
+def _unchanged(checkpoint: Checkpoint | Displacement, units: Path) -> Iterator[None]:
+    """Around the reading of weights whose checksum is known: files are opened anew for every tensor. Where they are
+    others in the end, raises CheckpointError, whatever else went wrong, and drops the folder ``units``.
+    """
+    try:
+        yield
+    finally:
+        try:
+            checkpoint.check_unchanged()
+        except CheckpointError:
+            shutil.rmtree(units, ignore_errors=True)
+            raise
 
 
 def _make(

@@ -13,7 +13,7 @@ from paramdex_builder.family import Family, Stack, by_model_type, choose_norm
 from paramdex_builder.inference import find_prefix, find_stacks, infer_family
 from paramdex_builder.source import locate, read_config, typed_config, untyped_config
 from paramdex_builder.tensor_spec import TensorSpec
-from paramdex_builder.tensors import TensorFiles
+from paramdex_builder.tensors import Stamp, TensorFiles, stamps
 from paramdex_schemas import KINDS, CheckpointError, FamilyError, Layout, Run, atlas_files
 from paramdex_schemas.layout import Place
 
@@ -51,6 +51,7 @@ class Checkpoint:
     _stacks: dict[str | None, Stack] = field(default_factory=dict)
     _sizes: dict[str | None, dict[str, int]] = field(default_factory=dict)
     _specs: dict[tuple[str, Place, str | None], TensorSpec] = field(default_factory=dict)
+    _stamps: list[Stamp] = field(default_factory=list)
 
     @classmethod
     def open(cls, source: str, *, fold_norm: bool = False, precision: torch.dtype = torch.float32) -> Checkpoint:
@@ -71,6 +72,7 @@ class Checkpoint:
         return cls(source, folder, revision, config, family, not listed, fold_norm, files, precision)
 
     def __post_init__(self) -> None:
+        self._stamps = stamps(self.files.paths)
         if self.fold_norm and (self.inferred or self.family.final_norm is None):
             why = (
                 "no family file lists its type" if self.inferred else "one layer's weights read what several norms give"
@@ -147,6 +149,13 @@ class Checkpoint:
     def sha256(self) -> str:
         """The SHA-256 of the weight files, in order of their names."""
         return atlas_files.sha256(*self.files.paths)
+
+    def check_unchanged(self) -> None:
+        """Raises CheckpointError where a weight file is no longer the one that was opened."""
+        if stamps(self.files.paths) != self._stamps:
+            raise CheckpointError(
+                f"the weights of {self.source} changed while they were read; run the same command again"
+            )
 
     def base_sha256(self) -> str | None:
         """The SHA-256 of the weights that were subtracted: none."""

@@ -83,6 +83,11 @@ class Displacement:
         """The SHA-256 of the base's weight files."""
         return self.base.sha256()
 
+    def check_unchanged(self) -> None:
+        """Raises CheckpointError where a weight file of either model is no longer the one that was opened."""
+        self.base.check_unchanged()
+        self.tuned.check_unchanged()
+
     def dtype(self) -> str:
         return self.tuned.dtype()
 

@@ -20,6 +20,8 @@ _STEMS = ("model.safetensors", "pytorch_model.bin")
 """The names under which transformers saves weights; the first that is there is read, whole before in shards."""
 _OLD_ENDINGS = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 """Names of checkpoints that were converted from TensorFlow (bert-base-uncased, for one) -> as transformers has them."""
+Stamp = tuple[int, int, int] | None
+"""A file's inode, size in bytes and time of its last change in ns: others where it was replaced. None: it is gone."""
 
 
 @dataclass(frozen=True)
@@ -148,3 +150,16 @@ def weight_files(source: str, folder: Path, stems: Sequence[str] = _STEMS) -> li
                 raise CheckpointError(f"{source}: the shard {missing[0]} is missing; fetch it again")
             return [folder / name for name in names]
     raise CheckpointError(f"{source} has no {stems[0]}; save it with model.save_pretrained(folder), which writes one")
+
+
+def stamps(paths: Sequence[Path]) -> list[Stamp]:
+    """The stamp of each file; a link's is that of the file it leads to."""
+
+    def stamp(path: Path) -> Stamp:
+        try:
+            found = path.stat()
+        except OSError:
+            return None
+        return found.st_ino, found.st_size, found.st_mtime_ns
+
+    return [stamp(path) for path in paths]
