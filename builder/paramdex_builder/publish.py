@@ -7,9 +7,10 @@ one atomic rename of the database makes it part of the atlas.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -74,8 +75,7 @@ def database(
     path: Path, *, create: bool = False, read_only: bool = False, memory: int = _MEMORY
 ) -> Iterator[duckdb.DuckDBPyConnection]:
     """A connection whose current database is the file ``path``, in a storage version that older clients can read."""
-    connection = duckdb.connect(config={} if read_only else _config(path, memory))
-    try:
+    with _interruptible(), closing(duckdb.connect(config={} if read_only else _config(path, memory))) as connection:
         with suppress(duckdb.InvalidInputException):  # of a notebook without ipywidgets, which has none
             connection.execute("SET enable_progress_bar = false")  # by `python -m` it would write to standard output
         created = f" (STORAGE_VERSION '{atlas_files.STORAGE_VERSION}')" if create else ""
@@ -86,8 +86,17 @@ def database(
         yield connection
         connection.execute("USE memory")
         connection.execute("DETACH atlas")  # checkpoints
-    finally:
-        connection.close()
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """DuckDB hears Ctrl-C too, and says so by errors of its own: raises KeyboardInterrupt in their place."""
+    try:
+        yield
+    except (RuntimeError, duckdb.Error) as error:
+        if re.search("Query interrupted|KeyboardInterrupt|INTERRUPT Error", str(error)):
+            raise KeyboardInterrupt from error
+        raise
 
 
 def _config(path: Path, memory: int) -> dict[str, str | bool | int | float | list[str]]:
