@@ -63,6 +63,7 @@ def test_no_permission_as_another_user(word_model: Path) -> None:
         finally:
             os.seteuid(0)
         assert list(locked.iterdir()) == []
+        locked.chmod(0o777)
         (folder / "model" / "model.safetensors").chmod(0o600)
         os.seteuid(65534)
         try:
@@ -124,7 +125,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_space_runs_out_on_the_way(word_model: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Finished work is kept, no atlas appears; with more space, the same command ends well."""
-    monkeypatch.setattr(import_module("paramdex_builder.build"), "_estimate", lambda *_: 0)
+    monkeypatch.setattr(import_module("paramdex_builder.build"), "check_space", lambda *_: None)
     atlas = small_disk / "x.atlas"
     with pytest.raises(
         BuildError, match=f"^no space left at {small_disk}; free some and run the same command again[^\n]*$"
@@ -136,6 +137,27 @@ def test_space_runs_out_on_the_way(word_model: Path, small_disk: Path, monkeypat
     with duckdb.connect(str(atlas / "atlas.duckdb"), read_only=True) as connection:
         assert connection.execute("SELECT count(*) FROM parameter_tokens").fetchall() == [(624 * 6,)]
     assert [path.name for path in small_disk.iterdir()] == ["x.atlas"]
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            duckdb.TransactionException("Failed to commit: Could not write file: No space left on device"),
+            "^no space left at {folder}; free some and run the same command again",
+        ),
+        (duckdb.ConstraintException("what nobody thought of"), "^cannot write {folder}/x.atlas: what nobody thought"),
+    ],
+)
+def test_what_the_database_refuses_is_one_line(
+    word_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: duckdb.Error, message: str
+) -> None:
+    def refuse(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(import_module("paramdex_builder.publish"), "_insert_files", refuse)
+    with pytest.raises(BuildError, match=message.format(folder=tmp_path)):
+        build([str(word_model)], tmp_path / "x.atlas", OPTIONS)
 
 
 @pytest.mark.parametrize("what", ["folder", "empty folder", "file"])

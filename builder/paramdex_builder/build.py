@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-import math
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,13 +14,13 @@ from typing import Any
 
 import duckdb
 import torch
-from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from paramdex_builder import memory
 from paramdex_builder.checkpoint import Checkpoint
 from paramdex_builder.displacement import Displacement
 from paramdex_builder.head_units import ATTENTION, Kept, head_units
+from paramdex_builder.output import check_space, check_writable, estimate, find_place, staging_folder
 from paramdex_builder.pairs import same_words
 from paramdex_builder.progress import Progress
 from paramdex_builder.project import forget
@@ -29,7 +29,7 @@ from paramdex_builder.space import make_space, pick_device
 from paramdex_builder.units import Piece, Units, parameter_unit, parameters_held, pieces
 from paramdex_builder.vocabulary import Vocabulary, read_vocabulary
 from paramdex_builder.workers import Workers
-from paramdex_schemas import FORMAT_VERSION, AtlasError, BuildError, CheckpointError, atlas_files, vector_files
+from paramdex_schemas import FORMAT_VERSION, AtlasError, BuildError, CheckpointError, atlas_files
 from paramdex_schemas.addresses import MODEL_NAME
 
 
@@ -100,14 +100,19 @@ def build(
     if not named:
         raise BuildError("give at least one model to build")
     try:
+        place = find_place(atlas)
         had = present = _present(atlas)
-        checkpoints = {name: _open(source, options) for name, source in named.items()}
-        plans = {name: _plan(name, checkpoint, options, progress) for name, checkpoint in checkpoints.items()}
+        if set(named) - set(had):
+            check_writable(place)
+        with _reading():
+            checkpoints = {name: _open(source, options) for name, source in named.items()}
+            plans = {name: _plan(name, checkpoint, options, progress) for name, checkpoint in checkpoints.items()}
         least = {name: memory.needed(c.layout, len(plans[name][1]), c.d_model) for name, c in checkpoints.items()}
         most = max(least, key=lambda name: least[name])
         allowed = memory.allowed(options.memory, least[most], most)
-        _check_space(atlas, [checkpoint for name, checkpoint in checkpoints.items() if name not in present], options)
-        with _staging(atlas) as staging:
+        new = [checkpoint for name, checkpoint in checkpoints.items() if name not in present]
+        check_space(place, [estimate(checkpoint, options.top_k, options.pair_k) for checkpoint in new])
+        with staging_folder(place, atlas) as staging:
             present = _present(atlas)  # another build may have ended since
             for name, checkpoint in checkpoints.items():
                 plan, vocabulary = plans[name]
@@ -124,10 +129,10 @@ def build(
                 workers = Workers(device, max(0, allowed - least[name]))
                 with _unchanged(checkpoint, staging / name):
                     model = _make(name, checkpoint, vocabulary, plan, options, staging, workers, progress)
-                publish(model, atlas, staging, device, progress, memory.for_duckdb(allowed, least[name]))
+                publish(model, place, staging, device, progress, memory.for_duckdb(allowed, least[name]))
                 shutil.rmtree(model.units.folder)
                 progress.say(f"{name}: {model.layout.n_parameters:,} parameters in {atlas}")
-    except (OSError, SafetensorError, duckdb.IOException) as error:
+    except (OSError, SafetensorError, duckdb.Error) as error:
         raise BuildError(_reason(error, atlas)) from error
     peak = memory.peak()
     if peak is not None and set(named) - set(had):
@@ -180,6 +185,8 @@ def _present(atlas: Path) -> dict[str, str]:
                 )
             return dict(connection.execute("SELECT model, plan_sha256 FROM store.models").fetchall())
     except duckdb.Error as error:
+        if "Permission denied" in str(error):
+            raise AtlasError(f"{atlas} cannot be read: no permission to open {file.name}") from error
         raise AtlasError(f"{atlas} is no atlas or is damaged ({_first_line(error)})") from error
 
 
@@ -216,6 +223,18 @@ def _fingerprint(plan: dict[str, Any]) -> str:
     import json
 
     return hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    """Around the reading of models before anything is written. Raises CheckpointError for a file that cannot be read,
+    where the system's error is not one of ours yet.
+    """
+    try:
+        yield
+    except OSError as error:
+        what = error.filename or "a model's file"
+        raise CheckpointError(f"{what} cannot be read ({error.strerror or _first_line(error)})") from error
 
 
 @contextmanager
@@ -305,73 +324,16 @@ def _make(
     return FinishedModel(name, row, layout, space, vocabulary, units)
 
 
-def _estimate(checkpoint: Checkpoint | Displacement, options: Options) -> int:
-    """About how many bytes a model takes while it is built, staging included.
-
-    Vectors lie there twice, in staging and in their index, beside which a large kind has a byte for each number and
-    four for each row.
-    """
-    layout, d = checkpoint.layout, checkpoint.d_model
-    postings = layout.n_parameters * 2 * options.top_k
-    vectors = layout.n_parameters * d * 4
-    rows = [layout.blocks[kind].n_rows for kind in layout.kinds]
-    codes = sum(n * (d + 4) + d * d * 4 for n in rows if n * d * 4 >= vector_files.CODED_BYTES)
-    pairs = checkpoint.layout.n_heads * 8 * options.pair_k
-    embedding = sum(file.stat().st_size for file in checkpoint.files.paths) // 2
-    return 24 * postings + 2 * vectors + codes + 60 * pairs + embedding
-
-
-def _check_space(atlas: Path, checkpoints: list[Checkpoint | Displacement], options: Options) -> None:
-    """Raises BuildError where the disk at the output path has clearly too little room for the models, and for the copy
-    of the database that they are added to. (By the time that what is new of it is copied, staging has shrunk as much.)
-    """
-    parent = atlas.parent
-    if not parent.is_dir():
-        raise BuildError(f"there is no folder {parent} to put {atlas.name} in; make it first")
-    needed, free = sum(_estimate(c, options) for c in checkpoints), shutil.disk_usage(parent).free
-    database_file = atlas_files.database(atlas)
-    if checkpoints and database_file.is_file():
-        needed += database_file.stat().st_size
-    if needed > free:
-        raise BuildError(f"the build needs about {_size(needed)} at {parent}, only {_size(free)} are free")
-
-
-def _size(n_bytes: int) -> str:
-    unit = min(3, int(math.log(max(n_bytes, 1), 1024)))
-    return f"{n_bytes / 1024**unit:.0f} {('bytes', 'KiB', 'MiB', 'GiB')[unit]}"
-
-
-@contextmanager
-def _staging(atlas: Path) -> Iterator[Path]:
-    """The staging folder beside the atlas, held by this build alone.
-
-    It is removed in the end unless it holds finished units, of this build or of another that was interrupted.
-    Raises BuildError where another build holds it.
-    """
-    staging = atlas.with_name(atlas.name + ".building")
-    staging.mkdir(exist_ok=True)
-    lock = FileLock(staging / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise BuildError(f"another build is writing to {atlas}; wait for it to end, then run this again") from error
-    try:
-        yield staging
-    finally:
-        if not any(path.is_dir() and not path.name.startswith(".") for path in staging.iterdir()):
-            shutil.rmtree(staging, ignore_errors=True)
-        lock.release()
-
-
 def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def _reason(error: Exception, atlas: Path) -> str:
-    """A system's error as one line that says what to do."""
+    """What a system's error, or the database's, means for the atlas: one line that says what to do."""
     number = getattr(error, "errno", None)
+    where = Path(os.path.realpath(atlas)).parent
     if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "no space left" in str(error).lower():
-        return f"no space left at {atlas.parent}; free some and run the same command again: finished work is kept"
+        return f"no space left at {where}; free some and run the same command again: finished work is kept"
     if number in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return f"no permission to write at {atlas.parent}; give another path with -o"
+        return f"no permission to write at {getattr(error, 'filename', None) or where}; give another path with -o"
     return f"cannot write {atlas}: {_first_line(error)}"

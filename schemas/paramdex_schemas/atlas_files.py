@@ -34,8 +34,12 @@ def database(atlas: Path) -> Path:
     return atlas / DATABASE
 
 
+def models_folder(atlas: Path) -> Path:
+    return atlas / "models"
+
+
 def model_folder(atlas: Path, model: str) -> Path:
-    return atlas / "models" / model
+    return models_folder(atlas) / model
 
 
 def sha256(*paths: Path) -> str:
