@@ -760,6 +760,10 @@ def test_layout_is_the_models(run: Run) -> None:
     run.checkpoint.check_layers()
 
 
+def test_no_matrix_of_a_layer_is_left_out(run: Run) -> None:
+    assert run.checkpoint.left_out() == {}
+
+
 def test_rotary_is_the_models(run: Run) -> None:
     """A family says that positions rotate queries and keys where the model has something that does."""
     config = run.model.config

@@ -6,10 +6,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import models
 from conftest import SMALL_OPTIONS
 from paramdex_builder import Progress, build, progress
 from paramdex_builder.progress import Advance, TerminalProgress
@@ -28,6 +31,16 @@ class Counted(Progress):
         yield self.reports.setdefault(what, []).append
 
 
+class Told(Progress):
+    """The lines that were said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+
 def test_every_step_reports_all_it_does(model_folders: dict[str, Path], tmp_path: Path) -> None:
     counted = Counted()
     sources = [str(model_folders[name]) for name in ("gpt2-a", "gpt2-b", "gpt2-wide")]
@@ -37,6 +50,26 @@ def test_every_step_reports_all_it_does(model_folders: dict[str, Path], tmp_path
     assert counted.total[same] == counted.total[other]
     parameters = counted.total["gpt2-a: projecting parameters"]
     assert parameters < counted.total[same] < 2 * parameters  # kinds that are aligned are gone through twice
+
+
+@pytest.mark.parametrize(
+    ("maker", "line"),
+    [
+        (
+            partial(models.gpt2, add_cross_attention=True),
+            "x: left out, as the family gpt2 does not know them: transformer.h.*.crossattention.* (6 tensors)",
+        ),
+        (
+            partial(models.encoder, cls="BertLMHeadModel", is_decoder=True, add_cross_attention=True),
+            "x: left out, as the family bert does not know them: bert.encoder.layer.*.crossattention.* (8 tensors)",
+        ),
+    ],
+)
+def test_matrices_that_a_family_does_not_know_are_said_to_be_left_out(maker: Any, line: str, tmp_path: Path) -> None:
+    folder = models.save_word_model(tmp_path / "x", maker=maker)
+    told = Told()
+    build([str(folder)], tmp_path / "x.atlas", SMALL_OPTIONS, told)
+    assert [each for each in told.lines if "left out" in each] == [line]
 
 
 def test_a_log_gets_a_line_a_minute(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -198,6 +198,10 @@ def _plan(
     vocabulary = read_vocabulary(checkpoint.source, checkpoint.folder, len(E))
     with progress.step(f"{name}: checking weights", len(checkpoint.layout.runs)) as advance:
         checkpoint.check_layers(advance)
+    left_out = [f"{part} ({n} tensors)" for part, n in checkpoint.left_out().items()]
+    if left_out:
+        family = checkpoint.family.name
+        progress.say(f"{name}: left out, as the family {family} does not know them: {', '.join(left_out)}")
     plan = {
         "format": FORMAT_VERSION,
         "weights_sha256": checkpoint.sha256(),

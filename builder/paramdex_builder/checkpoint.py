@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -227,6 +229,26 @@ class Checkpoint:
             for expert in range(self._sizes[place[0]]["n_experts"] if owner == "expert" else 1):
                 found[self._full_name(place, spec, expert)] = spec.inputs_first(KINDS[kind].role)
         return found
+
+    def left_out(self) -> dict[str, int]:
+        """Parts of layers with matrices that the family does not know, such as ``h.*.crossattention.*`` -> how many.
+
+        T5's relative positions and Cohere's norms of each head are none: README says that they are left out.
+        """
+        known = self.inputs_first()
+        places = {
+            self._layer_name(name, layer): self._prefix + stack.layer.format(layer="*")
+            for name, stack in self._stacks.items()
+            for layer in range(self._sizes[name]["n_layers"])
+        }
+        found: Counter[str] = Counter()
+        for name in self.files.names():
+            matrix = name.endswith(".weight") and len(self.files.shape(name)) == 2  # no mask, which some files hold
+            if matrix and name not in known and not re.search(r"_norm\.|relative_attention_bias", name):
+                place = next((place for place in places if name.startswith(place)), None)
+                if place is not None:
+                    found[f"{places[place]}{name.removeprefix(place).split('.')[0]}.*"] += 1
+        return dict(found)
 
     # ---- vectors
 
