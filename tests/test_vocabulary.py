@@ -221,7 +221,7 @@ def test_name_is_of_the_list_alone(tmp_path: Path) -> None:
 
 def test_padding_rows_are_dropped(tmp_path: Path) -> None:
     """Rows of the embedding past the tokenizer's length take no part in any number."""
-    from paramdex_builder.build import Options, build
+    from paramdex_builder import Options, build
 
     options = Options(top_k=5, pair_k=5, neighbor_k=1, device="cpu")
     tokenizer = models.word_tokenizer(60)

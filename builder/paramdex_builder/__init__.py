@@ -3,8 +3,9 @@
 What needs forward passes is here too: the measures of ``evaluate`` and the stitched models of ``stitch``.
 """
 
-from paramdex_builder.build import Options, build
+from paramdex_builder.build import build
 from paramdex_builder.evaluate import EvaluateOptions, evaluate
+from paramdex_builder.options import Options
 from paramdex_builder.progress import Progress, TerminalProgress
 from paramdex_builder.stitching import StitchOptions, stitch
 

@@ -7,19 +7,18 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import duckdb
-import torch
 from safetensors import SafetensorError
 
 from paramdex_builder import memory
 from paramdex_builder.checkpoint import Checkpoint
 from paramdex_builder.displacement import Displacement
 from paramdex_builder.head_units import ATTENTION, Kept, head_units
+from paramdex_builder.options import Options, given, source_texts
 from paramdex_builder.output import check_space, check_writable, estimate, find_place, staging_folder
 from paramdex_builder.pairs import same_words
 from paramdex_builder.progress import Progress
@@ -33,57 +32,10 @@ from paramdex_schemas import FORMAT_VERSION, AtlasError, BuildError, CheckpointE
 from paramdex_schemas.addresses import MODEL_NAME
 
 
-@dataclass(frozen=True)
-class Options:
-    """What a build keeps and where it computes."""
-
-    top_k: int = 50
-    """strongest tokens kept for each parameter, on each side"""
-    pair_k: int = 200
-    """strongest token pairs kept for each head and matrix, on each side"""
-    neighbor_k: int = 5
-    """nearest parameters kept for each parameter, in each other model of its vocabulary"""
-    base: str | None = None
-    """the model that every source was tuned from, to keep what moved in place of the models themselves"""
-    fold_norm: bool = False
-    """multiply the gains of norms into the vectors beside them, and of the final norm into the embedding"""
-    space: str = "output"
-    """output or input: the embedding whose rows the scores belong to; where a model ties the two they are one"""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N; auto takes a GPU where there is one"""
-    directions_k: int = 8
-    """singular directions kept for each head and matrix; 0 keeps none"""
-    memory: str | None = None
-    """the most memory that the build may take, such as 8G; without it, half of what is free"""
-
-    def check(self) -> torch.device:
-        """The device. Raises BuildError where an option cannot be met."""
-        for name, least, most in (
-            ("top_k", 1, 1000), ("pair_k", 1, 10_000), ("neighbor_k", 1, 1000), ("directions_k", 0, 1000)
-        ):  # fmt: skip
-            value = getattr(self, name)
-            if type(value) is not int:
-                raise BuildError(f"{name} must be a whole number, not {value!r}")
-            if not least <= value <= most:
-                raise BuildError(f"{name} must be from {least} to {most:,}, not {value}")
-        if type(self.fold_norm) is not bool:
-            raise BuildError(f"fold_norm is True or False, not {self.fold_norm!r}")
-        if self.space not in ("output", "input"):
-            raise BuildError(f"space is output or input, not {self.space!r}")
-        if self.memory is not None:
-            memory.parse(self.memory)
-        try:
-            device = pick_device(self.device)
-            torch.zeros(1, device=device)
-        except (RuntimeError, AssertionError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise BuildError(f"device {self.device!r} cannot be used here ({reason}); try --device cpu") from error
-        return device
-
-
 def build(
-    sources: Sequence[str], output: str | Path, options: Options | None = None, progress: Progress | None = None
-) -> Path:
+    sources: str | Path | Sequence[str | Path], output: str | Path, options: Options | None = None,
+    progress: Progress | None = None,
+) -> Path:  # fmt: skip
     """Build an atlas of ``sources`` at ``output``, or add them to the atlas that is there.
 
     A source is a local folder or a Hugging Face name, or ``NAME=SOURCE`` to name it; without a name, the last part of
@@ -92,11 +44,11 @@ def build(
 
     Raises BuildError, CheckpointError, FamilyError or AtlasError; nothing is left behind for bad input.
     """
-    options, progress = options or Options(), progress or Progress()
-    device = options.check()
+    options, progress = given(options, Options).check(), progress or Progress()
+    device = pick_device(options.device)
     atlas = Path(output)
     atlas_files.check_path(atlas)
-    named = _names([sources] if isinstance(sources, str) else sources, options.base)
+    named = _names(source_texts(sources), options.base)
     if not named:
         raise BuildError("give at least one model to build")
     try:
@@ -143,20 +95,21 @@ def build(
 def _open(source: str, options: Options) -> Checkpoint | Displacement:
     if options.base is None:
         return Checkpoint.open(source, fold_norm=options.fold_norm)
-    return Displacement.open(source, options.base, fold_norm=options.fold_norm)
+    return Displacement.open(source, str(options.base), fold_norm=options.fold_norm)
 
 
-def _names(sources: Sequence[str], base: str | None = None) -> dict[str, str]:
+def _names(sources: Sequence[str], base: str | Path | None = None) -> dict[str, str]:
     """name -> source. What moved between two models is neither of them, and both may stand in the atlas beside it, so
     without a name it is called TUNED-minus-BASE. Raises BuildError for a name that cannot be or stands twice.
     """
     named: dict[str, str] = {}
-    for given in sources:
-        name, equals, source = given.partition("=")
-        if not equals or not MODEL_NAME.fullmatch(name):
-            source, name = given, Path(given.rstrip("/")).name
+    for text in sources:
+        name, equals, source = text.partition("=")
+        if not equals or "/" in name:  # a path, which may have = in it
+            source, name = text, Path(text.rstrip("/")).name
             if base is not None:
-                name += f"-minus-{Path(base.rstrip('/')).name}"
+                name += f"-minus-{Path(str(base).rstrip('/')).name}"
+        (source,) = source_texts(source)
         if not MODEL_NAME.fullmatch(name):
             raise BuildError(f"{name!r} cannot name a model; write NAME={source} with letters, digits, . _ + or -")
         if name == "all":

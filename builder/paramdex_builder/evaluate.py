@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from paramdex_builder import measures
 from paramdex_builder.checkpoint import Checkpoint
 from paramdex_builder.forward import Runner, watched
 from paramdex_builder.measures import KEPT, Measured
+from paramdex_builder.options import check_choices, given, source_texts, whole_number
 from paramdex_builder.progress import Progress
 from paramdex_builder.source import read_text
 from paramdex_builder.vocabulary import read_vocabulary
@@ -60,13 +61,14 @@ class EvaluateOptions:
     seed: int = 0
     """seed of all that is drawn at random"""
 
-    def check(self) -> None:
-        """Raises BuildError where an option cannot be met."""
-        if self.space not in ("output", "input"):
-            raise BuildError(f"space is output or input, not {self.space!r}")
-        for name in ("k", "pair_k", "active", "samples", "draws"):
-            if getattr(self, name) < 1:
-                raise BuildError(f"{name} must be at least 1, not {getattr(self, name)}")
+    def check(self) -> EvaluateOptions:
+        """These options, numbers as Python's own. Raises BuildError for what cannot be met."""
+        check_choices(self)
+        least = {"k": 1, "pair_k": 1, "active": 1, "samples": 2, "draws": 1}
+        whole: dict[str, Any] = {
+            name: whole_number(name, getattr(self, name), number) for name, number in least.items()
+        }  # fmt: skip
+        return replace(self, seed=whole_number("seed", self.seed, 0, 2**63 - 1), **whole)
 
 
 @dataclass
@@ -80,14 +82,20 @@ class Seen:
 
 
 def evaluate(
-    source: str, text: str, options: EvaluateOptions | None = None, progress: Progress | None = None
+    source: str | Path, text: str | Path, options: EvaluateOptions | None = None, progress: Progress | None = None
 ) -> pa.Table:
     """The paper's measures of one model, a row a measure, kind, layer, k and baseline.
 
+    ``text`` is what the model is run on, or the path of a file of it (a Path, not text), plain or compressed with xz.
+
     Raises BuildError for a text of too few tokens or options that cannot be met, CheckpointError or FamilyError.
     """
-    options, progress = options or EvaluateOptions(), progress or Progress()
-    options.check()
+    options, progress = given(options, EvaluateOptions).check(), progress or Progress()
+    (source,) = source_texts(source)
+    if isinstance(text, Path):
+        text = read_words(text)
+    if not isinstance(text, str):
+        raise BuildError(f"text is text or the Path of a file, not {text!r}")
     checkpoint = Checkpoint.open(source, fold_norm=options.fold_norm)
     runner = Runner.open(checkpoint)
     E, which, tied = checkpoint.embedding(options.space)

@@ -25,7 +25,7 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT])(?:i?B)?", re.IGNORECASE)
 
 def parse(text: str) -> int:
     """The bytes of a size such as 8G, 1.5G or 800M. Raises BuildError where it is none."""
-    match = _SIZE.fullmatch(text.strip())
+    match = _SIZE.fullmatch(text.strip()) if isinstance(text, str) else None
     if not match:
         raise BuildError(f"memory must be a size such as 8G or 800M, not {text!r}")
     return int(float(match[1]) * 1024 ** ("KMGT".index(match[2].upper()) + 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -9,10 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from paramdex_schemas import isometry
+from paramdex_schemas import BuildError, isometry
 
 _CHUNK = 2048
 """Rows of E that are held in float64 at a time."""
+_DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]+)?")
 
 
 @dataclass
@@ -91,7 +93,19 @@ def centred_gram(A: torch.Tensor, mean_a: torch.Tensor, B: Any, mean_b: torch.Te
 
 
 def pick_device(name: str) -> torch.device:
-    """The device for ``auto``, ``cpu``, ``cuda`` or ``cuda:1``: with ``auto`` a GPU where there is one."""
+    """The device for ``auto``, ``cpu``, ``cuda`` or ``cuda:1``: with ``auto`` a GPU where there is one.
+
+    Raises BuildError for what is none of these, and for a GPU that is not there.
+    """
+    if not isinstance(name, str) or not _DEVICE.fullmatch(name):
+        reason = "there are auto, cpu, cuda and cuda:N"
+        raise BuildError(f"device {name!r} cannot be used here ({reason}); try --device cpu")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise BuildError(f"device {name!r} cannot be used here ({reason}); try --device cpu") from error
+    return device

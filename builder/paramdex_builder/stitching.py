@@ -24,6 +24,7 @@ import torch
 from paramdex_builder.checkpoint import Checkpoint
 from paramdex_builder.classifier import Classifier, Labelled
 from paramdex_builder.forward import Batch, Runner, replaced
+from paramdex_builder.options import given, source_texts, whole_number
 from paramdex_builder.progress import Advance, Progress
 from paramdex_builder.vocabulary import read_vocabulary
 from paramdex_schemas import BuildError
@@ -59,6 +60,10 @@ class StitchOptions:
             raise BuildError(f"state is {', '.join(STATES)}, not {self.state!r}")
         if self.space not in ("output", "input"):
             raise BuildError(f"space is output or input, not {self.space!r}")
+        if self.last is not None and (not isinstance(self.last, (tuple, list)) or not self.last):
+            raise BuildError(f"last must be whole numbers, (1, 3), say, or None for all, not {self.last!r}")
+        for number in self.last or ():
+            whole_number("each number of last", number, 0)
 
 
 def kernel(E_a: torch.Tensor, E_b: torch.Tensor) -> torch.Tensor:
@@ -75,7 +80,7 @@ def kernel(E_a: torch.Tensor, E_b: torch.Tensor) -> torch.Tensor:
 
 
 def stitch(
-    pretrained: str, tuned: Sequence[str], texts: Labelled, options: StitchOptions | None = None,
+    pretrained: str, tuned: str | Sequence[str], texts: Labelled, options: StitchOptions | None = None,
     progress: Progress | None = None,
 ) -> pa.Table:  # fmt: skip
     """The accuracy of every stitched model on labelled texts, a row a tuned model and point, and that of the tuned
@@ -85,8 +90,9 @@ def stitch(
 
     Raises BuildError, CheckpointError or FamilyError: other vocabularies, more layers than there are, other classes.
     """
-    options, progress = options or StitchOptions(), progress or Progress()
+    options, progress = given(options, StitchOptions), progress or Progress()
     options.check()
+    tuned = source_texts(tuned)
     A = Runner.open(Checkpoint.open(pretrained))
     norm = _final_norm(A) if options.state == "normed" else None
     classifiers = [Classifier.open(source, options.base) for source in tuned]
