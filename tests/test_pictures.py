@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 from pathlib import Path
 
+import click
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -16,10 +19,11 @@ import oracle
 import paramdex
 from conftest import SMALL_OPTIONS
 from paramdex import Atlas
-from paramdex.cli import main
+from paramdex.cli import cli, main
 from paramdex.result import visible
 from paramdex.show import Card, token_plane
 from paramdex_builder import Options, build
+from paramdex_schemas import QueryError
 
 pytest_plugins = ["query_fixtures"]
 
@@ -108,3 +112,53 @@ def test_the_commands_draw(small_atlas: Path, tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("sys.argv", ["paramdex", "show", str(small_atlas), "bert/L1/ff_key/2", "--plot", str(path)])
     main()
     assert path.read_bytes()[:8] == PNG
+
+
+@pytest.mark.parametrize("ending", ["png", "svg", "html"])
+def test_a_picture_that_cannot_be_written_leaves_the_earlier_one(
+    small_atlas: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    from matplotlib.figure import Figure
+
+    earlier = tmp_path / f"x.{ending}"
+    earlier.write_bytes(b"earlier")
+
+    def full(_: object, target: object, **__: object) -> None:
+        if isinstance(target, Path):
+            target.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with paramdex.open(small_atlas) as atlas:
+        moved = atlas.align("gpt2-a", "gpt2-b", "ff_key")
+    with monkeypatch.context() as patch:
+        patch.setattr(Figure, "savefig", full)
+        for path in (earlier, tmp_path / f"new.{ending}"):
+            with pytest.raises(QueryError, match=f"^cannot write {path}: No space left on device$"):
+                moved.plot(path)
+    assert [path.name for path in tmp_path.iterdir()] == [earlier.name]
+    assert earlier.read_bytes() == b"earlier"
+    moved.plot(earlier)
+    assert earlier.stat().st_size > 1000
+
+
+def test_a_picture_is_written_where_a_link_leads(small_atlas: Path, tmp_path: Path) -> None:
+    (tmp_path / "link.svg").symlink_to("x.svg")
+    with paramdex.open(small_atlas) as atlas:
+        atlas.align("gpt2-a", "gpt2-b", "ff_key").plot(tmp_path / "link.svg")
+    assert (tmp_path / "link.svg").is_symlink()
+    assert "<svg" in (tmp_path / "x.svg").read_text()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["evaluate", "./nowhere", "--text", "x"], ["stitch", "./nowhere", "./nowhere", "--reviews", "x"]],
+    ids=["evaluate", "stitch"],
+)
+def test_an_ending_is_refused_before_the_work(arguments: list[str]) -> None:
+    with pytest.raises(QueryError, match=r"^x\.txt has no ending that names a picture format; write one of \."):
+        cli.main([*arguments, "--plot", "x.txt"], standalone_mode=False)
+
+
+def test_a_word_list_without_a_name_is_refused(small_atlas: Path) -> None:
+    with pytest.raises(click.BadParameter, match="a path cannot be empty"):
+        cli.main(["show", str(small_atlas), "bert/L0/ff_key/0", "--words", ""], standalone_mode=False)

@@ -12,7 +12,7 @@ from typing import Any, NoReturn, TypeVar
 
 import click
 
-from paramdex.filter_options import filtered
+from paramdex.filter_options import FilePath, filtered
 from paramdex_schemas import ParamdexError, QueryError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -30,16 +30,7 @@ class _Group(click.Group):
             return None
 
 
-class _Path(click.Path):
-    """A path that is not empty: Python takes that for the current folder."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if value == "":
-            self.fail("a path cannot be empty", param, ctx)
-        return super().convert(value, param, ctx)
-
-
-_ATLAS = click.argument("atlas", type=_Path(path_type=Path))
+_ATLAS = click.argument("atlas", type=FilePath(path_type=Path))
 _K = click.option("-k", "k", type=click.IntRange(1, 10_000), default=10, show_default=True, help="how many to give")
 _MODEL = click.option("--in", "model", metavar="MODEL", help="only in this model")
 _KIND = click.option("--kind", help="only of this kind: ff_key, ff_value, attn_query, ...")
@@ -79,6 +70,14 @@ def _print_and_plot(result: Any, output: str, plot: Path | None, printed: Any = 
         click.echo(f"picture: {plot}", err=output != "table")
 
 
+def _check_plot(plot: Path | None) -> None:
+    """Raises QueryError where ``plot`` cannot be drawn, before the work of which it is to be the picture."""
+    if plot is not None:
+        from paramdex.plot import picture_format
+
+        picture_format(plot)
+
+
 @contextmanager
 def _builder(what: str) -> Iterator[None]:
     """Around what loads the builder: says what to install where something of it is missing."""
@@ -98,7 +97,7 @@ def _open(path: Path) -> Any:
 
 @cli.command()
 @click.argument("sources", nargs=-1, required=True, metavar="[NAME=]SOURCE...")
-@click.option("-o", "--output", required=True, type=_Path(path_type=Path), help="the atlas to make or add to")
+@click.option("-o", "--output", required=True, type=FilePath(path_type=Path), help="the atlas to make or add to")
 @click.option("--top-k", type=int, default=50, show_default=True, help="strongest tokens kept a parameter and side")
 @click.option("--pair-k", type=int, default=200, show_default=True, help="strongest pairs kept a head, matrix and side")
 @click.option("--neighbor-k", type=int, default=5, show_default=True, help="nearest kept a parameter and other model")
@@ -157,7 +156,7 @@ def info(atlas: Path, output: str) -> None:
 @_K
 @click.option("--same-word", is_flag=True, help="for a head: keep pairs of one word with itself")
 @filtered(pairs=True)
-@click.option("--plot", type=_Path(path_type=Path),
+@click.option("--plot", type=FilePath(path_type=Path),
               help="draw a parameter's tokens into this file (.png, .svg, .html)")  # fmt: skip
 @_FORMAT
 def show(
@@ -252,7 +251,7 @@ def similar(
 
 @cli.command()
 @_ATLAS
-@click.argument("vectors", metavar="FILE", type=_Path(path_type=Path))
+@click.argument("vectors", metavar="FILE", type=FilePath(path_type=Path))
 @click.option("--model", required=True, help="the model of whose residual stream they are")
 @click.option("--row", type=click.IntRange(0), help="this row of a matrix, counted from 0")
 @click.option("--name", help="this tensor of a .safetensors file")
@@ -300,7 +299,7 @@ def directions(atlas: Path, address: str, k: int, matrix: str | None, filter: An
 
 @cli.command()
 @_ATLAS
-@click.option("--pairs", required=True, type=_Path(path_type=Path), help="a file: SOURCE, a tab and TARGET a line")
+@click.option("--pairs", required=True, type=FilePath(path_type=Path), help="a file: SOURCE, a tab and TARGET a line")
 @_K
 @_MODEL
 @click.option("--matrix", type=click.Choice(["VO", "QK"]), default="VO", show_default=True,
@@ -327,7 +326,7 @@ def heads(
 @click.argument("model_a")
 @click.argument("model_b")
 @_KIND
-@click.option("--plot", type=_Path(path_type=Path), help="draw heat maps into this file (.png, .svg, .html)")
+@click.option("--plot", type=FilePath(path_type=Path), help="draw heat maps into this file (.png, .svg, .html)")
 @click.option("--summary", is_flag=True, help="with json and csv: a row a kind, not a row a pair of layers")
 @_FORMAT
 def align(
@@ -383,7 +382,7 @@ def match(
 @click.option("--kind", help="only of this kind: ff_key, ff_value, ..., or QK or VO for heads")
 @_LAYER
 @filtered(pairs=True)
-@click.option("--plot", type=_Path(path_type=Path), help="draw what moved most into this file (.png, .svg, .html)")
+@click.option("--plot", type=FilePath(path_type=Path), help="draw what moved most into this file (.png, .svg, .html)")
 @_FORMAT
 def diff(
     atlas: Path, base: str, tuned: str | None, k: int, kind: str, layer: int, filter: Any, plot: Path | None,
@@ -402,7 +401,7 @@ def diff(
 
 @cli.command()
 @click.argument("source")
-@click.option("--text", required=True, type=_Path(path_type=Path), help="a text file, plain or .xz, to run it on")
+@click.option("--text", required=True, type=FilePath(path_type=Path), help="a text file, plain or .xz, to run it on")
 @click.option("--space", type=click.Choice(["output", "input"]), default="output", show_default=True,
               help="the embedding whose rows the scores belong to")  # fmt: skip
 @click.option("--fold-norm", is_flag=True, help="multiply the gains of norms into the vectors beside them")
@@ -413,7 +412,7 @@ def diff(
               help="tokens of the text looked at, and pairs of a kind and layer, at most")  # fmt: skip
 @click.option("--draws", type=click.IntRange(1), default=40, show_default=True, help="draws of each baseline")
 @click.option("--seed", type=int, default=0, show_default=True, help="seed of all that is drawn at random")
-@click.option("--plot", type=_Path(path_type=Path), help="draw all measures into this file (.png, .svg, .html)")
+@click.option("--plot", type=FilePath(path_type=Path), help="draw all measures into this file (.png, .svg, .html)")
 @_FORMAT
 def evaluate(
     source: str, text: Path, space: str, fold_norm: bool, k: int, pair_k: int, samples: int, draws: int, seed: int,
@@ -431,6 +430,7 @@ def evaluate(
     """
     from paramdex.measures import evaluation
 
+    _check_plot(plot)
     with _builder("evaluating"):
         from paramdex_builder import EvaluateOptions, TerminalProgress
         from paramdex_builder import evaluate as run
@@ -444,7 +444,7 @@ def evaluate(
 @cli.command()
 @click.argument("pretrained")
 @click.argument("tuned", nargs=-1, required=True)
-@click.option("--reviews", required=True, type=_Path(path_type=Path),
+@click.option("--reviews", required=True, type=FilePath(path_type=Path),
               help="texts to judge: JSON lines with text and label, plain or .xz")  # fmt: skip
 @click.option("--base", help="the model that TUNED was tuned from: measured too, and needed for an adapter")
 @click.option("--last", type=click.IntRange(0), multiple=True,
@@ -455,7 +455,7 @@ def evaluate(
               help="the embeddings that the map leads through")  # fmt: skip
 @click.option("--words", type=click.IntRange(1), help="take the last so many words of every text")
 @click.option("--limit", type=click.IntRange(1), help="take so many texts, evenly from the file")
-@click.option("--plot", type=_Path(path_type=Path), help="draw accuracies into this file (.png, .svg, .html)")
+@click.option("--plot", type=FilePath(path_type=Path), help="draw accuracies into this file (.png, .svg, .html)")
 @_FORMAT
 def stitch(
     pretrained: str, tuned: tuple[str, ...], reviews: Path, base: str | None, last: tuple[int, ...], state: str,
@@ -473,6 +473,7 @@ def stitch(
     """
     from paramdex.measures import stitching
 
+    _check_plot(plot)
     with _builder("stitching"):
         from paramdex_builder import StitchOptions, TerminalProgress
         from paramdex_builder import stitch as run
@@ -536,9 +537,9 @@ def serve(atlas: Path, host: str, port: int, sql_seconds: float, sql_memory: int
 
 
 @cli.command()
-@click.option("--models", default="data/models", show_default=True, type=_Path(path_type=Path),
+@click.option("--models", default="data/models", show_default=True, type=FilePath(path_type=Path),
               help="folder of the demo models")  # fmt: skip
-@click.option("-o", "--output", default="demo.atlas", show_default=True, type=_Path(path_type=Path),
+@click.option("-o", "--output", default="demo.atlas", show_default=True, type=FilePath(path_type=Path),
               help="the atlas to make")  # fmt: skip
 def demo(models: Path, output: Path) -> None:
     """Build an atlas of the demo models, and of all-MiniLM-L6-v2 where it is installed, and take the tour.

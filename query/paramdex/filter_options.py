@@ -1,4 +1,4 @@
-"""The options of a filter, for every command that shows tokens."""
+"""The options of a filter, for every command that shows tokens; and what an option that is a path takes."""
 
 from __future__ import annotations
 
@@ -9,11 +9,21 @@ from typing import Any
 
 import click
 
+
+class FilePath(click.Path):
+    """A path that is not empty: Python takes that for the current folder."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("a path cannot be empty", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 _OPTIONS = [
     click.option("--ascii", is_flag=True, help="show only tokens of ASCII characters"),
     click.option("--alnum", is_flag=True, help="show only tokens of letters and digits"),
     click.option("--word-starts", is_flag=True, help="show only tokens that start a word"),
-    click.option("--words", "word_file", type=click.Path(path_type=Path), metavar="FILE",
+    click.option("--words", "word_file", type=FilePath(path_type=Path), metavar="FILE",
                  help="show only the words of this file, one a line"),
     click.option("--no-undertrained", is_flag=True, help="show no tokens that training hardly used"),
 ]  # fmt: skip

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import html
 import io
+import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -162,23 +163,37 @@ def _ticks(n: int) -> list[int]:
     return list(range(0, n, max(1, -(-n // 8))))
 
 
-def save(figure: Any, path: Path) -> Path:
-    """Write a figure; the ending of the name chooses the format, a page that holds the picture for .html.
+def picture_format(path: Path) -> str:
+    """The format that the ending of a picture's name chooses: png, svg, html, ... Raises QueryError where none does."""
+    _figure_class()
+    from matplotlib.backend_bases import FigureCanvasBase
 
-    Raises QueryError where that cannot be.
-    """
-    known = sorted([*figure.canvas.get_supported_filetypes(), "html"])
+    known = sorted([*FigureCanvasBase.get_supported_filetypes(), "html"])
     atlas_files.check_path(path, QueryError)
     ending = path.suffix.removeprefix(".").lower()
     if ending not in known:
         raise QueryError(f"{path} has no ending that names a picture format; write one of .{', .'.join(known)}")
+    return ending
+
+
+def save(figure: Any, path: Path) -> Path:
+    """Write a figure; the ending of the name chooses the format, a page that holds the picture for .html.
+
+    Raises QueryError where that cannot be; a picture that is there already stays then.
+    """
+    ending = picture_format(path)
+    place = Path(os.path.realpath(path))  # where a link leads
+    part = place.with_name(f"{place.name}.part")
     try:
         with _any_glyphs():
             if ending == "html":
-                path.write_text(_page(figure, path.stem), "utf-8")
+                part.write_text(_page(figure, path.stem), "utf-8")
             else:
-                figure.savefig(path, dpi=150)
+                figure.savefig(part, dpi=150, format=ending)
+        part.replace(place)
     except Exception as error:  # of the system, and of what matplotlib calls for some formats
+        with suppress(OSError):
+            part.unlink()
         reason = getattr(error, "strerror", None) or str(error).strip().partition("\n")[0]
         raise QueryError(f"cannot write {path}: {reason}") from error
     return path
