@@ -50,12 +50,12 @@ def test_k_that_is_no_whole_number(atlas: Atlas, k: Any) -> None:
         lambda: atlas.show(HEAD, k), lambda: atlas.find("canada", k), lambda: atlas.similar(ADDRESS, k),
         lambda: atlas.similar(HEAD, k), lambda: atlas.directions(HEAD, k),
     ):  # fmt: skip
-        with pytest.raises(QueryError, match=r"^k is how many to give: a whole number, not "):
+        with pytest.raises(QueryError, match=r"^k must be a whole number, not "):
             ask()
 
 
 def test_layer_that_is_no_whole_number(atlas: Atlas) -> None:
-    with pytest.raises(QueryError, match=r"^layer: a whole number, not 1.5$"):
+    with pytest.raises(QueryError, match=r"^layer must be a whole number, not 1.5$"):
         atlas.find("canada", layer=1.5)  # type: ignore[arg-type]
 
 

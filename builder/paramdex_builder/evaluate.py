@@ -14,11 +14,12 @@ from paramdex_builder import measures
 from paramdex_builder.checkpoint import Checkpoint
 from paramdex_builder.forward import Runner, watched
 from paramdex_builder.measures import KEPT, Measured
-from paramdex_builder.options import check_choices, given, source_texts, whole_number
+from paramdex_builder.options import check_choices, given, source_texts
 from paramdex_builder.progress import Progress
 from paramdex_builder.source import read_text
 from paramdex_builder.vocabulary import read_vocabulary
 from paramdex_schemas import BuildError, FamilyError
+from paramdex_schemas.errors import whole_number
 
 _SPREAD = 4
 """Tokens that are run for each one that is looked at, so that those come from many places of the text."""
@@ -66,9 +67,9 @@ class EvaluateOptions:
         check_choices(self)
         least = {"k": 1, "pair_k": 1, "active": 1, "samples": 2, "draws": 1}
         whole: dict[str, Any] = {
-            name: whole_number(name, getattr(self, name), number) for name, number in least.items()
+            name: whole_number(name, getattr(self, name), number, None, BuildError) for name, number in least.items()
         }  # fmt: skip
-        return replace(self, seed=whole_number("seed", self.seed, 0, 2**63 - 1), **whole)
+        return replace(self, seed=whole_number("seed", self.seed, 0, 2**63 - 1, BuildError), **whole)
 
 
 @dataclass

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any, TypeVar
 
 from paramdex_builder import memory
 from paramdex_schemas import BuildError
-from paramdex_schemas.errors import check_text
+from paramdex_schemas.errors import check_text, whole_number
 
 Kind = TypeVar("Kind")
 
@@ -41,7 +40,7 @@ class Options:
     def check(self) -> Options:
         """These options, numbers and base as they are stored. Raises BuildError for what cannot be met."""
         whole: dict[str, Any] = {
-            name: whole_number(name, getattr(self, name), least, most)
+            name: whole_number(name, getattr(self, name), least, most, BuildError)
             for name, least, most in (
                 ("top_k", 1, 1000), ("pair_k", 1, 10_000), ("neighbor_k", 1, 1000), ("directions_k", 0, 1000)
             )
@@ -59,20 +58,6 @@ def given(options: Any, kind: type[Kind]) -> Kind:
     if not isinstance(options, kind):
         raise BuildError(f"options must be {kind.__name__}(...), not {options!r}")
     return options
-
-
-def whole_number(name: str, value: Any, least: int, most: int | None = None) -> int:
-    """``value`` as an int, be it Python's or NumPy's. Raises BuildError for what is none, or is out of range."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = None
-    if number is None or isinstance(value, bool):
-        raise BuildError(f"{name} must be a whole number, not {value!r}")
-    if number < least or (most is not None and number > most):
-        wanted = f"at least {least}" if most is None else f"from {least} to {most:,}"
-        raise BuildError(f"{name} must be {wanted}, not {number}")
-    return number
 
 
 def check_choices(options: Any) -> None:

@@ -24,10 +24,11 @@ import torch
 from paramdex_builder.checkpoint import Checkpoint
 from paramdex_builder.classifier import Classifier, Labelled
 from paramdex_builder.forward import Batch, Runner, replaced
-from paramdex_builder.options import given, source_texts, whole_number
+from paramdex_builder.options import given, source_texts
 from paramdex_builder.progress import Advance, Progress
 from paramdex_builder.vocabulary import read_vocabulary
 from paramdex_schemas import BuildError
+from paramdex_schemas.errors import whole_number
 
 STATES = ("raw", "scaled", "normed")
 _BATCH = 16
@@ -63,7 +64,7 @@ class StitchOptions:
         if self.last is not None and (not isinstance(self.last, (tuple, list)) or not self.last):
             raise BuildError(f"last must be whole numbers, (1, 3), say, or None for all, not {self.last!r}")
         for number in self.last or ():
-            whole_number("each number of last", number, 0)
+            whole_number("each number of last", number, 0, None, BuildError)
 
 
 def kernel(E_a: torch.Tensor, E_b: torch.Tensor) -> torch.Tensor:

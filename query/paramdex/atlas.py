@@ -291,7 +291,7 @@ class Atlas:
         Raises QueryError, AddressError, and TokenError where no pair is known.
         """
         k = _how_many(k)
-        top = whole_number("top is how many tokens of a row count", top, 0)
+        top = whole_number("top", top, 0)
         return heads(self, pairs, self._choose(model), model is not None, matrix, k, top, side)
 
     def diff(
@@ -405,7 +405,7 @@ def _one_or_both(side: str) -> bool:
 
 def _how_many(k: Any) -> int:
     """k, as a number that all libraries take. Raises QueryError for no whole number, and for less than 1."""
-    return min(whole_number("k is how many to give", k, 1), _MOST)
+    return min(whole_number("k", k, 1), _MOST)
 
 
 def _text(value: Any) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from operator import index
-from typing import SupportsIndex
 
 
 class ParamdexError(Exception):
@@ -66,16 +65,19 @@ def nearest(word: str, choices: Iterable[str], n: int = 3) -> str:
     return f"there are {', '.join(names[:12])}, ..."
 
 
-def whole_number(what: str, value: object, least: int, error: type[ParamdexError] = QueryError) -> int:
-    """A whole number, also where it is NumPy's. Raises ``error`` for anything else, and for less than ``least``."""
-    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
-        raise error(f"{what}: a whole number, not {value!r}")
+def whole_number(
+    name: str, value: object, least: int, most: int | None = None, error: type[ParamdexError] = QueryError
+) -> int:
+    """``value`` as an int, be it Python's or NumPy's. Raises ``error`` for what is none, or is out of range."""
     try:
-        number = index(value)
-    except TypeError as cause:  # NumPy's arrays of several
-        raise error(f"{what}: a whole number, not {value!r}") from cause
-    if number < least:
-        raise error(f"{what}: at least {least}, not {value}")
+        number = None if isinstance(value, bool) else index(value)  # type: ignore[arg-type]  # refused here
+    except TypeError:
+        number = None
+    if number is None:
+        raise error(f"{name} must be a whole number, not {value!r}")
+    if number < least or (most is not None and number > most):
+        wanted = f"at least {least}" if most is None else f"from {least} to {most:,}"
+        raise error(f"{name} must be {wanted}, not {number}")
     return number
 
 
