@@ -25,7 +25,7 @@ from paramdex.measures import stitching
 from paramdex_builder import StitchOptions, stitch
 from paramdex_builder.checkpoint import Checkpoint
 from paramdex_builder.classifier import Classifier, labelled, read_labelled
-from paramdex_builder.forward import Runner, replaced
+from paramdex_builder.forward import Batch, Runner, replaced
 from paramdex_builder.stitching import kernel
 from paramdex_schemas import BuildError, CheckpointError, FamilyError
 
@@ -79,6 +79,11 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return a, with_classifier(word_model(root / "tuned", 2, models.gpt2))
 
 
+def padded(runner: Runner, texts: list[str]) -> Batch:
+    """All texts in one batch."""
+    return runner.batch(runner.tokens(texts, runner.longest))
+
+
 def one(folder: Path) -> tuple[Any, Any]:
     return AutoModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
 
@@ -113,8 +118,8 @@ def test_states_are_transformers_hidden_states(tmp_path: Path, family: str) -> N
     folder = word_model(tmp_path / family, 3, MAKERS[family])
     runner = Runner.open(Checkpoint.open(str(folder)))
     model, _ = one(folder)
-    ((numbers, batch),) = runner.batches(TEXTS[:3], runner.longest, 8)
-    assert sorted(numbers) == [0, 1, 2]
+    batch = padded(runner, TEXTS[:3])
+    assert batch.mask.sum(1).tolist() == [4, 6, 2]
     states = runner.states(batch)
     with torch.no_grad():
         expected = model(**batch.inputs, output_hidden_states=True)
@@ -137,7 +142,7 @@ def test_a_model_stitched_to_itself_is_itself(tmp_path: Path, family: str) -> No
     E = runner.checkpoint.embedding()[0][:60]
     K = kernel(E, E)
     torch.testing.assert_close(K, torch.eye(len(K), dtype=torch.float64), atol=1e-8, rtol=0)
-    ((_, batch),) = runner.batches(TEXTS, runner.longest, 8)
+    batch = padded(runner, TEXTS)
     own = classifier.logits(batch)
     states = runner.states(batch)
     for layer in range(len(runner.blocks) + 1):
@@ -150,9 +155,7 @@ def test_a_model_stitched_to_itself_is_itself(tmp_path: Path, family: str) -> No
 
 def test_padding_changes_nothing(pair: tuple[Path, Path]) -> None:
     classifier = Classifier.open(str(pair[1]))
-    together = {}
-    for numbers, batch in classifier.runner.batches(TEXTS, 32, 8):
-        together |= dict(zip(numbers, classifier.logits(batch), strict=True))
+    together = classifier.logits(padded(classifier.runner, TEXTS))
     for i, text in enumerate(TEXTS):
         ((_, alone),) = classifier.runner.batches([text], 32, 1)
         torch.testing.assert_close(classifier.logits(alone)[0], together[i], atol=1e-5, rtol=1e-5)

@@ -69,8 +69,11 @@ class Classifier:
                 f"{source} is no classifier: it has neither a head for sequence classification nor {CLASSIFIER}"
             )
         runner = Runner.open(checkpoint, load(source, folder, "AutoModelForSequenceClassification"))
-        if getattr(runner.model.config, "pad_token_id", None) is None:
-            runner.model.config.pad_token_id = runner.pad_id
+        config = runner.model.config.get_text_config()
+        if getattr(config, "pad_token_id", None) is None:
+            # A decoder's head then takes the last token, but of one text at a time. No token has the id -1, so that
+            # the last one that is no padding is the same, and several texts may be run at once.
+            config.pad_token_id = -1
         return cls(runner, None)
 
     def on(self, runner: Runner) -> Classifier:

@@ -17,7 +17,7 @@ import torch
 
 from paramdex_builder.checkpoint import Checkpoint
 from paramdex_builder.tensors import same_name
-from paramdex_schemas import CheckpointError, FamilyError
+from paramdex_schemas import BuildError, CheckpointError, FamilyError
 
 LONGEST = 512
 """Tokens of a text that are read at most."""
@@ -63,7 +63,8 @@ class Runner:
         starts = [name.removesuffix(names[0]) for name in modules if f".{name}".endswith(f".{names[0]}")]
         if len(starts) != 1 or any(starts[0] + name not in modules for name in names):
             raise FamilyError(f"{checkpoint.source}: transformers' model has no blocks {names[0]} to {names[-1]}")
-        return cls(checkpoint, model.eval(), [modules[starts[0] + name] for name in names], _tokenizer(checkpoint))
+        blocks = [modules[starts[0] + name] for name in names]
+        return cls(checkpoint, model.eval(), blocks, read_tokenizer(checkpoint.source, checkpoint.folder))
 
     @property
     def longest(self) -> int:
@@ -75,14 +76,25 @@ class Runner:
         return min(LONGEST, limit, self.tokenizer.model_max_length)
 
     def batches(self, texts: Sequence[str], longest: int, size: int) -> Iterator[tuple[list[int], Batch]]:
-        """(numbers of the texts, their tokens) in batches of ``size``, texts of like length together; tokens after the
-        first ``longest`` of a text are left out.
+        """(numbers of the texts, their tokens) in batches of at most ``size`` texts of one length, so that nothing is
+        padded and every text is run as if alone. Raises BuildError for a text without tokens.
         """
-        ids = self.tokenizer(list(texts), truncation=True, max_length=longest)["input_ids"]
-        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-        for start in range(0, len(order), size):
-            chosen = order[start : start + size]
-            yield chosen, self.batch([ids[i] for i in chosen])
+        ids = self.tokens(texts, longest)
+        by_length: dict[int, list[int]] = {}
+        for i, each in enumerate(ids):
+            if not each:
+                source = self.checkpoint.source
+                raise BuildError(f"{source}: its tokenizer finds no tokens in a text; leave it out: {texts[i][:60]!r}")
+            by_length.setdefault(len(each), []).append(i)
+        for _, numbers in sorted(by_length.items()):
+            for start in range(0, len(numbers), size):
+                chosen = numbers[start : start + size]
+                yield chosen, self.batch([ids[i] for i in chosen])
+
+    def tokens(self, texts: Sequence[str], longest: int) -> list[list[int]]:
+        """Ids of the first ``longest`` tokens of every text."""
+        ids: list[list[int]] = self.tokenizer(list(texts), truncation=True, max_length=longest)["input_ids"]
+        return ids
 
     def batch(self, ids: list[list[int]]) -> Batch:
         """Sequences of ids, padded at the end."""
@@ -223,11 +235,12 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _tokenizer(checkpoint: Checkpoint) -> Any:
+def read_tokenizer(source: str, folder: Path) -> Any:
+    """The tokenizer in ``folder``. Raises CheckpointError."""
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(checkpoint.folder)
+        return AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # transformers and tokenizers raise many kinds of errors here
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{checkpoint.source}: its tokenizer cannot be read ({line})") from error
+        raise CheckpointError(f"{source}: its tokenizer cannot be read ({line})") from error

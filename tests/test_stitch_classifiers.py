@@ -1,0 +1,106 @@
+"""Stitched classifiers are judged as transformers runs them: their classes' order, their tokenizer, a text alone."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers.normalizers import Replace
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import logging as transformers_logging
+
+import models
+from paramdex_builder import Progress, stitch
+from paramdex_builder.classifier import Classifier, labelled
+from paramdex_schemas import BuildError
+
+transformers_logging.disable_progress_bar()
+
+TEXTS = [
+    "canada ottawa toronto bread", "seven eight green yellow winter summer", "music violin", "nurse doctor food",
+    "river ocean river ocean river", "butter bread", "paris france green", "winter seven music ocean", "music [END]",
+    "bread", "nurse doctor food bread bread",
+]  # fmt: skip
+
+
+class Said(Progress):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return models.save_word_model(tmp_path_factory.mktemp("wide") / "wide", 1, models.gpt2)
+
+
+def head(folder: Path, tokenizer: Any = None, cls: str = "Llama", **settings: Any) -> Path:
+    """A head for sequence classification of transformers' own, which finds every class in the texts."""
+    makers: dict[str, Any] = {"Bert": models.encoder, "GPT2": models.gpt2, "Llama": models.llama}
+    model = makers[cls](60, cls=f"{cls}ForSequenceClassification", **settings)
+    return models.save(folder, model, tokenizer or models.word_tokenizer(60), 8)
+
+
+def alone(folder: Path) -> torch.Tensor:
+    """transformers' own scores of the classes (n x classes), of one text at a time by its own tokenizer."""
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    with torch.no_grad():
+        return torch.cat([model(torch.tensor([tokenizer(text)["input_ids"]])).logits for text in TEXTS])
+
+
+def right(a: Path, folder: Path, labels: list[Any], progress: Progress | None = None) -> int:
+    """How many labels the tuned model itself meets."""
+    rows = stitch(str(a), [str(folder)], labelled(TEXTS, labels, "here"), progress=progress).to_pylist()
+    (found,) = [row["right"] for row in rows if row["part"] == "fine-tuned"]
+    return int(found)
+
+
+def ending(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """The tokenizer with [END] around every text."""
+    tokenizer._tokenizer.post_processor = TemplateProcessing(single="[END] $A [END]", special_tokens=[("[END]", 1)])
+    return tokenizer
+
+
+# ---- one text alone
+
+
+@pytest.mark.parametrize("cls", ["Bert", "GPT2", "Llama"])
+@pytest.mark.parametrize("pad", [None, 0, 1, 8])
+@pytest.mark.parametrize("tokenizers_pad", [None, "word30"])
+def test_scores_are_of_a_text_alone(tmp_path: Path, cls: str, pad: int | None, tokenizers_pad: str | None) -> None:
+    """Whatever pads: also where texts end with the token that the head or the tokenizer counts as padding."""
+    tokenizer = models.word_tokenizer(60)
+    tokenizer.pad_token = tokenizers_pad
+    classifier = Classifier.open(str(head(tmp_path / "tuned", tokenizer, cls, pad_token_id=pad)))
+    expected = alone(tmp_path / "tuned")
+    done: list[int] = []
+    for numbers, batch in classifier.runner.batches(TEXTS, 32, 2):
+        assert len(numbers) <= 2
+        torch.testing.assert_close(classifier.logits(batch), expected[numbers], atol=1e-5, rtol=1e-5)
+        done += numbers
+    assert sorted(done) == list(range(len(TEXTS)))
+
+
+@pytest.mark.parametrize("pad", [None, 0, 8])
+def test_the_pretrained_models_padding_does_not_matter(wide: Path, tmp_path: Path, pad: int | None) -> None:
+    folder = head(tmp_path / "tuned", pad_token_id=pad, num_labels=3)
+    answers = alone(folder).argmax(1).tolist()
+    assert set(answers) == {0, 1, 2}
+    assert right(wide, folder, answers) == len(TEXTS)
+
+
+def test_a_text_without_tokens(tmp_path: Path) -> None:
+    tokenizer = models.word_tokenizer(60)
+    tokenizer._tokenizer.normalizer = Replace("bread", "")
+    classifier = Classifier.open(str(head(tmp_path / "tuned", tokenizer=tokenizer)))
+    with pytest.raises(BuildError, match=re.escape("its tokenizer finds no tokens in a text; leave it out: 'bread'")):
+        list(classifier.runner.batches(["butter", "bread"], 32, 2))
