@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from tokenizers.normalizers import Replace
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast
@@ -15,8 +17,10 @@ from transformers import logging as transformers_logging
 
 import models
 from paramdex_builder import Progress, stitch
+from paramdex_builder.checkpoint import Checkpoint
 from paramdex_builder.classifier import Classifier, labelled
-from paramdex_schemas import BuildError
+from paramdex_builder.forward import Runner
+from paramdex_schemas import BuildError, CheckpointError
 
 transformers_logging.disable_progress_bar()
 
@@ -104,3 +108,42 @@ def test_a_text_without_tokens(tmp_path: Path) -> None:
     classifier = Classifier.open(str(head(tmp_path / "tuned", tokenizer=tokenizer)))
     with pytest.raises(BuildError, match=re.escape("its tokenizer finds no tokens in a text; leave it out: 'bread'")):
         list(classifier.runner.batches(["butter", "bread"], 32, 2))
+
+
+# ---- the tokenizer
+
+
+def test_texts_are_tokenized_as_for_the_tuned_model(wide: Path, tmp_path: Path) -> None:
+    folder = head(tmp_path / "tuned", ending(models.word_tokenizer(60)), num_labels=2)
+    plain = head(tmp_path / "plain", num_labels=2)
+    answers = alone(folder).argmax(1)
+    assert not torch.equal(answers, alone(plain).argmax(1))
+    said = Said()
+    assert right(wide, folder, answers.tolist(), said) == len(TEXTS)
+    assert said.lines == [
+        f"texts are tokenized as for the tuned models; {wide}'s own tokenizer would give other ids for 11 of 11"
+    ]
+
+
+def adapter(folder: Path, base: Path, tokenizer: Any) -> Path:
+    """A LoRA adapter of one matrix with a classifier and, as trainers write it, its tokenizer."""
+    folder.mkdir()
+    config = {"peft_type": "LORA", "base_model_name_or_path": str(base), "r": 2, "lora_alpha": 2,
+              "target_modules": ["query"]}  # fmt: skip
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    name = "base_model.model.encoder.layer.1.attention.self.query.lora_"
+    save_file({f"{name}A.weight": torch.ones(2, 24), f"{name}B.weight": torch.ones(24, 2)},
+              folder / "adapter_model.safetensors")  # fmt: skip
+    save_file({"classifier": torch.ones(24)}, folder / "classifier.safetensors")
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_an_adapters_own_tokenizer(tmp_path: Path) -> None:
+    base = models.save_word_model(tmp_path / "base", 3, models.encoder)
+    folder = adapter(tmp_path / "lora", base, ending(models.word_tokenizer(60)))
+    assert Runner.open(Checkpoint.open(str(base))).tokens(["bread"], 32) == [[8]]
+    assert Classifier.open(str(folder), str(base)).runner.tokens(["bread"], 32) == [[1, 8, 1]]
+    other = adapter(tmp_path / "other", base, models.word_tokenizer(59))
+    with pytest.raises(CheckpointError, match=f"{other}: its tokenizer has other tokens than that of {base}"):
+        Classifier.open(str(other), str(base))

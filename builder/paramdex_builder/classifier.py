@@ -18,9 +18,10 @@ import torch
 
 from paramdex_builder.checkpoint import Checkpoint
 from paramdex_builder.displacement import AdaptedFiles
-from paramdex_builder.forward import Batch, Runner, load
+from paramdex_builder.forward import Batch, Runner, load, read_tokenizer
 from paramdex_builder.source import ADAPTER_CONFIG, locate, read_text
 from paramdex_builder.tensors import TensorFiles, same_name
+from paramdex_builder.vocabulary import read_vocabulary
 from paramdex_schemas import BuildError, CheckpointError
 
 CLASSIFIER = "classifier.safetensors"
@@ -59,6 +60,8 @@ class Classifier:
                 raise CheckpointError(f"{source} is an adapter; say with --base which model it was tuned from")
             checkpoint = Checkpoint.open(base)
             runner = Runner.open(checkpoint, adapted(source, folder, checkpoint))
+            if (folder / "tokenizer_config.json").is_file():
+                runner.tokenizer = _own_tokenizer(source, folder, checkpoint)
             return cls(runner, _weights(source, folder, checkpoint.d_model))
         checkpoint = Checkpoint.open(source)
         if (folder / CLASSIFIER).is_file():
@@ -92,6 +95,18 @@ class Classifier:
 
     def n_classes(self) -> int:
         return int(self.runner.model.config.num_labels) if self.weights is None else len(self.weights)
+
+
+def _own_tokenizer(source: str, folder: Path, base: Checkpoint) -> Any:
+    """The tokenizer in the folder of an adapter. Raises CheckpointError where it has other tokens than the base's."""
+    rows = len(base.embedding("input")[0])
+    own, bases = (read_vocabulary(*each, rows).name for each in ((source, folder), (base.source, base.folder)))
+    if own != bases:
+        raise CheckpointError(
+            f"{source}: its tokenizer has other tokens than that of {base.source}; without its tokenizer files, that "
+            "of the base is used"
+        )
+    return read_tokenizer(source, folder)
 
 
 def adapted(source: str, folder: Path, base: Checkpoint) -> Any:

@@ -80,6 +80,17 @@ def kernel(E_a: torch.Tensor, E_b: torch.Tensor) -> torch.Tensor:
     return cross @ torch.linalg.pinv(gram, hermitian=True, rtol=1e-12)
 
 
+@dataclass(frozen=True)
+class _Tuned:
+    """A tuned model, and how it is stitched to A."""
+
+    classifier: Classifier
+    K: torch.Tensor
+    """d_A x d_B"""
+    lasts: list[int]
+    """how many last layers to keep"""
+
+
 def stitch(
     pretrained: str, tuned: str | Sequence[str], texts: Labelled, options: StitchOptions | None = None,
     progress: Progress | None = None,
@@ -87,7 +98,8 @@ def stitch(
     """The accuracy of every stitched model on labelled texts, a row a tuned model and point, and that of the tuned
     models themselves (part ``fine-tuned``) and of their base under their classifiers (``pre-trained``).
 
-    ``first`` is the number of layers of ``pretrained`` that are kept, ``last`` that of the tuned model's.
+    ``first`` is the number of layers of ``pretrained`` that are kept, ``last`` that of the tuned model's. Texts are
+    tokenized by the tuned model's tokenizer; ``progress`` is told where ``pretrained`` would tokenize otherwise.
 
     Raises BuildError, CheckpointError or FamilyError: other vocabularies, more layers than there are, other classes.
     """
@@ -103,7 +115,7 @@ def stitch(
     if options.base is not None and any(each.weights is not None for each in classifiers):
         base = Runner.open(Checkpoint.open(options.base))
     E, name = _embedding(A.checkpoint, options.space)
-    kernels, lasts = [], []
+    fitted = []
     for source, each in zip(tuned, classifiers, strict=True):
         E_b, other = _embedding(each.runner.checkpoint, options.space)
         if other != name:
@@ -115,25 +127,27 @@ def stitch(
             )
         if base is not None and base.checkpoint.d_model != each.runner.checkpoint.d_model:
             raise BuildError(f"{source} was not tuned from {options.base}: it has another width")
-        kernels.append(kernel(E, E_b).float())
-        lasts.append(_lasts(source, options.last, len(each.runner.blocks)))
+        lasts = _lasts(source, options.last, len(each.runner.blocks))
+        fitted.append(_Tuned(each, kernel(E, E_b).float(), lasts))
     longest = min(runner.longest for runner in (A, *(each.runner for each in classifiers)))
-    scales = None
+    for note in _notes(A, fitted, texts.texts, longest):
+        progress.say(note)
+    scales: list[torch.Tensor | None] = [None] * len(fitted)
+    total = len(fitted) * len(texts.texts)
     if options.state == "scaled":
-        with progress.step("mean lengths of states", len(texts.texts)) as advance:
-            scales = _scales(A, classifiers, kernels, _batches(A, texts.texts, longest, advance))
+        with progress.step("mean lengths of states", total) as advance:
+            scales = [_scales(A, one, _batches(one, texts.texts, longest, advance)) for one in fitted]
     right: Counter[tuple[int, str, int | None, int | None]] = Counter()
-    with progress.step("texts", len(texts.texts)) as advance:
-        for numbers, batch in _batches(A, texts.texts, longest, advance):
-            truth = texts.classes[numbers]
-            states = A.states(batch)
-            for i, (each, K, last) in enumerate(zip(classifiers, kernels, lasts, strict=True)):
-                of_this = None if scales is None else scales[i]
-                for first, layers, logits in _points(each, K, last, states, batch, norm, of_this):
-                    right[i, "stitched", first, layers] += _right(logits, truth)
-                right[i, "fine-tuned", None, None] += _right(each.logits(batch), truth)
-                if base is not None and each.weights is not None:
-                    right[i, "pre-trained", None, None] += _right(each.on(base).logits(batch), truth)
+    with progress.step("texts", total) as advance:
+        for i, (one, scale) in enumerate(zip(fitted, scales, strict=True)):
+            classifier = one.classifier
+            for chosen, batch in _batches(one, texts.texts, longest, advance):
+                truth = texts.classes[chosen]
+                for first, last, logits in _points(one, A.states(batch), batch, norm, scale):
+                    right[i, "stitched", first, last] += _right(logits, truth)
+                right[i, "fine-tuned", None, None] += _right(classifier.logits(batch), truth)
+                if base is not None and classifier.weights is not None:
+                    right[i, "pre-trained", None, None] += _right(classifier.on(base).logits(batch), truth)
     n = len(texts.texts)
     rows = [
         {
@@ -146,44 +160,51 @@ def stitch(
     return pa.Table.from_pylist(rows, schema=_SCHEMA)
 
 
+def _notes(A: Runner, fitted: Sequence[_Tuned], texts: list[str], longest: int) -> Iterator[str]:
+    """What a person should know of how the texts were taken."""
+    given = A.tokens(texts, longest)
+    others: set[int] = set()
+    for each in fitted:
+        own = each.classifier.runner.tokens(texts, longest)
+        others |= {i for i, (x, y) in enumerate(zip(own, given, strict=True)) if x != y}
+    if others:
+        yield (
+            f"texts are tokenized as for the tuned models; {A.checkpoint.source}'s own tokenizer would give other ids "
+            f"for {len(others):,} of {len(given):,}"
+        )
+
+
 def _points(
-    classifier: Classifier, K: torch.Tensor, lasts: Sequence[int], states: list[torch.Tensor], batch: Batch,
-    norm: torch.nn.Module | None, scales: torch.Tensor | None,
-) -> Iterator[tuple[int, int, torch.Tensor]]:  # fmt: skip
+    tuned: _Tuned, states: list[torch.Tensor], batch: Batch, norm: torch.nn.Module | None, scales: torch.Tensor | None
+) -> Iterator[tuple[int, int, torch.Tensor]]:
     """(first, last, logits) of every point, for A's states before each block and after the last."""
-    n_layers = len(classifier.runner.blocks)
+    runner = tuned.classifier.runner
     for first, state in enumerate(states):
         with torch.no_grad():
-            mapped = (state if norm is None else norm(state)) @ K
-        for last in lasts:
-            layer = n_layers - last
-            with replaced(classifier.runner, layer, mapped if scales is None else mapped * scales[first, layer]):
-                yield first, last, classifier.logits(batch)
+            mapped = (state if norm is None else norm(state)) @ tuned.K
+        for last in tuned.lasts:
+            layer = len(runner.blocks) - last
+            with replaced(runner, layer, mapped if scales is None else mapped * scales[first, layer]):
+                yield first, last, tuned.classifier.logits(batch)
 
 
-def _scales(
-    A: Runner,
-    classifiers: Sequence[Classifier],
-    kernels: Sequence[torch.Tensor],
-    batches: Iterable[tuple[list[int], Batch]],
-) -> list[torch.Tensor]:
-    """Of each classifier, for every number of A's layers and every layer of B's: the mean length of B's own states
-    over that of the mapped ones (L_A + 1 x L_B + 1).
+def _scales(A: Runner, tuned: _Tuned, batches: Iterable[tuple[list[int], Batch]]) -> torch.Tensor:
+    """For every number of A's layers and every layer of B's: the mean length of B's own states over that of the mapped
+    ones (L_A + 1 x L_B + 1).
     """
-    mapped = [torch.zeros(len(A.blocks) + 1) for _ in classifiers]
-    own = [torch.zeros(len(each.runner.blocks) + 1) for each in classifiers]
+    runner = tuned.classifier.runner
+    mapped, own = torch.zeros(len(A.blocks) + 1), torch.zeros(len(runner.blocks) + 1)
     for _, batch in batches:
-        states = A.states(batch)
-        for i, (each, K) in enumerate(zip(classifiers, kernels, strict=True)):
-            mapped[i] += torch.stack([batch.real(state @ K).norm(dim=1).sum() for state in states])
-            own[i] += torch.stack([batch.real(state).norm(dim=1).sum() for state in each.runner.states(batch)])
-    return [b[None, :] / a[:, None] for a, b in zip(mapped, own, strict=True)]
+        mapped += torch.stack([batch.real(state @ tuned.K).norm(dim=1).sum() for state in A.states(batch)])
+        own += torch.stack([batch.real(state).norm(dim=1).sum() for state in runner.states(batch)])
+    return own[None, :] / mapped[:, None]
 
 
-def _batches(A: Runner, texts: list[str], longest: int, advance: Advance) -> Iterator[tuple[list[int], Batch]]:
-    for numbers, batch in A.batches(texts, longest, _BATCH):
-        yield numbers, batch
-        advance(len(numbers))
+def _batches(tuned: _Tuned, texts: list[str], longest: int, advance: Advance) -> Iterator[tuple[list[int], Batch]]:
+    """The texts by the tuned model's own tokenizer: what it was tuned on. A shares its vocabulary, and so its ids."""
+    for chosen, batch in tuned.classifier.runner.batches(texts, longest, _BATCH):
+        yield chosen, batch
+        advance(len(chosen))
 
 
 def _right(logits: torch.Tensor, truth: torch.Tensor) -> int:

@@ -465,7 +465,8 @@ def stitch(
 
     In between, states go through the vocabulary that the two models share: the kernel E_A E_B^+ of Dar et al.
     TUNED is a classifier: a folder of transformers' with a head for sequence classification, or a model's folder or a
-    LoRA adapter with classifier.safetensors beside it. Several are averaged in print.
+    LoRA adapter with classifier.safetensors beside it. Several are averaged in print. Texts are tokenized by TUNED's
+    own tokenizer, and run as if each were alone.
 
     \b
     paramdex stitch gpt2-medium ./gpt2-imdb --reviews imdb-test.jsonl --last 3 --plot stitch.png
