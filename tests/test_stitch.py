@@ -322,7 +322,7 @@ def test_command_prints_and_draws_several_tuned_models(pair: tuple[Path, Path], 
     best = [max(r["accuracy"] for r in rows if r["tuned"] == str(t) and r["part"] == "stitched") for t in (b, other)]
     assert f"above 70%: {sum(x > 0.7 for x in best)} of 2 tuned models" in " ".join(done.output.split())
     done = CliRunner().invoke(cli, [*arguments, "--format", "json"])
-    assert json.loads(done.output) == json.loads(stitching(table).to_json())
+    assert json.loads(done.stdout) == json.loads(stitching(table).to_json())
 
 
 def test_reviews_are_read_by_words_and_evenly(reviews: Path, tmp_path: Path) -> None:

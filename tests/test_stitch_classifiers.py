@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import save_file
 from tokenizers.normalizers import Replace
 from tokenizers.processors import TemplateProcessing
@@ -16,9 +17,10 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 from transformers import logging as transformers_logging
 
 import models
+from paramdex.cli import cli
 from paramdex_builder import Progress, stitch
 from paramdex_builder.checkpoint import Checkpoint
-from paramdex_builder.classifier import Classifier, labelled
+from paramdex_builder.classifier import Classifier, labelled, read_labelled
 from paramdex_builder.forward import Runner
 from paramdex_schemas import BuildError, CheckpointError
 
@@ -72,6 +74,102 @@ def ending(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
     """The tokenizer with [END] around every text."""
     tokenizer._tokenizer.post_processor = TemplateProcessing(single="[END] $A [END]", special_tokens=[("[END]", 1)])
     return tokenizer
+
+
+# ---- classes
+
+
+@pytest.mark.parametrize(
+    ("settings", "labels", "expected"),
+    [
+        ({"id2label": {0: "positive", 1: "negative"}}, ["negative", "positive"], [1, 0]),
+        ({"id2label": {0: "sad", 1: "glad", 2: "angry"}}, ["glad", "sad"], [1, 0]),
+        ({"id2label": {0: "1 star", 1: "10 stars"}}, ["0", "1"], [0, 1]),
+        ({"id2label": {0: "2", 1: "1"}}, [1, 2], [1, 0]),
+        ({"id2label": {0: "LABEL_1", 1: "LABEL_0"}}, ["LABEL_0", "LABEL_1"], [1, 0]),
+        ({"id2label": {0: "positive", 1: "negative"}}, ["LABEL_0", "LABEL_1"], [0, 1]),
+        ({"num_labels": 12}, [f"LABEL_{i}" for i in (2, 10)], [10, 2]),
+        ({"num_labels": 12}, [str(i) for i in range(12)], list(range(12))),
+        ({"num_labels": 12}, list(range(12)), list(range(12))),
+        ({"num_labels": 2}, ["pos", "neg"], None),
+        ({"num_labels": 2}, [1, 2], None),
+    ],
+)
+def test_class_numbers(tmp_path: Path, settings: dict[str, Any], labels: list[Any], expected: list[int] | None) -> None:
+    """By label in order: of a config's names, of plain names, of numbers; none where nothing tells."""
+    classifier = Classifier.open(str(head(tmp_path / "tuned", **settings)))
+    names = labelled(["bread"] * len(labels), labels, "here").names
+    assert classifier.class_numbers("it", names) == expected
+
+
+def test_a_config_whose_names_are_in_label2id_alone(tmp_path: Path) -> None:
+    folder = head(tmp_path / "tuned", num_labels=3)
+    config = json.loads((folder / "config.json").read_text())
+    assert config["id2label"]["2"] == "LABEL_2"
+    config["label2id"] = {"sad": 2, "glad": 1, "angry": 0}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert Classifier.open(str(folder)).class_numbers("it", ["angry", "glad", "sad"]) == [0, 1, 2]
+    assert Classifier.open(str(folder)).class_numbers("it", ["glad", "sad"]) == [1, 2]
+
+
+def test_labels_of_numbers_are_in_the_order_of_their_values() -> None:
+    texts = labelled(["bread"] * 5, ["b", "10", "2", "-1", 2], "here")
+    assert texts.names == ["-1", "2", "10", "b"]
+    assert texts.classes.tolist() == [3, 2, 1, 0, 1]
+
+
+@pytest.mark.parametrize("names", [["positive", "negative"], ["sad", "glad", "angry"]])
+def test_a_head_that_is_always_right(wide: Path, tmp_path: Path, names: list[str]) -> None:
+    """Labelled as it answers; by its names and by its numbers, of either kind."""
+    folder = head(tmp_path / "tuned", id2label=dict(enumerate(names)))
+    answers = alone(folder).argmax(1).tolist()
+    assert set(answers) == set(range(len(names)))
+    said = Said()
+    for labels in ([names[i] for i in answers], answers, [str(i) for i in answers], [f"LABEL_{i}" for i in answers]):
+        assert right(wide, folder, labels, said) == len(TEXTS)
+    assert right(wide, folder, [names[i - 1] for i in answers]) == 0
+    assert said.lines == []
+
+
+def test_models_with_their_classes_in_other_orders(wide: Path, tmp_path: Path) -> None:
+    """Each by its own; a guess is told, with the models that it is made for."""
+    sources = [
+        str(head(tmp_path / f"{i}", id2label=dict(enumerate(names))))
+        for i, names in enumerate([["positive", "negative"], ["negative", "positive"], ["LABEL_0", "LABEL_1"]])
+    ]
+    texts = labelled(TEXTS, [("positive", "negative")[i] for i in alone(Path(sources[0])).argmax(1)], "here")
+    said = Said()
+    rows = stitch(str(wide), sources, texts, progress=said).to_pylist()
+    assert [row["accuracy"] for row in rows if row["part"] == "fine-tuned"] == [1, 0, 0]
+    assert said.lines == [
+        "classes are taken in sorted order for 1 of 3 tuned models, as nothing names them: negative=0, positive=1"
+    ]
+
+
+def test_other_labels_than_the_configs(wide: Path, tmp_path: Path) -> None:
+    folder = head(tmp_path / "tuned", id2label={0: "positive", 1: "negative"})
+    for pair, listed in ((["good", "bad"], "bad, good"), (["Positive", "negative"], "Positive, negative")):
+        with pytest.raises(BuildError, match=f"classes positive, negative apart, the texts have the labels {listed}"):
+            right(wide, folder, [pair[i % 2] for i in range(len(TEXTS))])
+    with pytest.raises(BuildError, match="labels 0, 1, 2; label them by its names or by all the numbers from 0 to 1"):
+        right(wide, folder, [0, 1, 2] * 3 + [0, 1])
+
+
+def test_command_takes_the_configs_order_and_says_a_guess(wide: Path, tmp_path: Path) -> None:
+    folder = head(tmp_path / "tuned", id2label={0: "positive", 1: "negative"})
+    reviews = tmp_path / "reviews.jsonl"
+    answers = alone(folder).argmax(1).tolist()
+    for names, told in ((("positive", "negative"), False), (("LABEL_0", "LABEL_1"), False), (("a", "b"), True)):
+        if told:
+            config = json.loads((folder / "config.json").read_text())
+            (folder / "config.json").write_text(json.dumps({**config, "id2label": None, "label2id": None}))
+        rows = [{"text": text, "label": names[i]} for text, i in zip(TEXTS, answers, strict=True)]
+        reviews.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        assert read_labelled(reviews).names == sorted(names)
+        done = CliRunner().invoke(cli, ["stitch", str(wide), str(folder), "--reviews", str(reviews)])
+        assert done.exit_code == 0, done.output
+        assert "tuned, not stitched: 1.000" in done.stdout
+        assert ("classes are taken in sorted order, as nothing names them: a=0, b=1" in done.stderr) == told
 
 
 # ---- one text alone

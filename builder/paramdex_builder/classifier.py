@@ -4,11 +4,16 @@ Three forms are read: a folder of transformers' own with a head for sequence cla
 ``classifier.safetensors`` beside it; and a PEFT LoRA adapter with that file, over its base. The file holds one tensor,
 ``classifier`` (d, or classes x d), which reads the mean of a text's last hidden states: ``data/tune_reviews.py`` makes
 one.
+
+A head of transformers' own has its classes in the order of its config's ``id2label``. Where that gives no names but
+LABEL_0, LABEL_1 ..., and beside a ``classifier.safetensors``, the order is that of the labels: numbers by their value,
+then names by the alphabet.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +34,9 @@ CLASSIFIER = "classifier.safetensors"
 
 @dataclass(frozen=True)
 class Labelled:
-    """Texts, the class number of each (n), and the classes' names."""
+    """Texts, the label of each as a number (n, of its place among the names), and the labels' names: those that are
+    whole numbers by their value, then the others by the alphabet.
+    """
 
     texts: list[str]
     classes: torch.Tensor
@@ -37,7 +44,7 @@ class Labelled:
 
     @property
     def largest_share(self) -> float:
-        """The share of the most frequent class: what is right by always saying the same."""
+        """The share of the most frequent label: what is right by always saying the same."""
         return float(torch.bincount(self.classes).max() / len(self.classes))
 
 
@@ -96,6 +103,46 @@ class Classifier:
     def n_classes(self) -> int:
         return int(self.runner.model.config.num_labels) if self.weights is None else len(self.weights)
 
+    def class_names(self) -> dict[str, int]:
+        """The class number of each name that the head's config gives to one; none where it gives only LABEL_0, LABEL_1
+        ..., as transformers does by itself, or where the classifier is a file beside the model.
+        """
+        if self.weights is not None:
+            return {}
+        config = self.runner.model.config
+        named = {str(name): number for number, name in config.id2label.items()}  # what transformers itself answers with
+        if named == _plain_names(self.n_classes()):
+            named = {str(name): number for name, number in (config.label2id or {}).items() if number in config.id2label}
+        return {} if named == _plain_names(self.n_classes()) else named
+
+    def class_numbers(self, source: str, names: list[str]) -> list[int] | None:
+        """The class number of each label: by the config's names, by LABEL_0, LABEL_1 ..., or, where the labels are all
+        of 0 to n - 1, as they say. None where nothing tells, and as many labels in order are as good a guess as any.
+
+        Raises BuildError where the config's names are others, or there is another number of classes.
+        """
+        count, known = self.n_classes(), self.class_names()
+        for given in (known, _plain_names(count)):
+            if given.keys() >= set(names):
+                return [given[name] for name in names]
+        if names == [str(i) for i in range(count)]:
+            return list(range(count))
+        if known:
+            raise BuildError(
+                f"{source} tells the classes {', '.join(known)} apart, the texts have the labels {', '.join(names)}; "
+                f"label them by its names or by all the numbers from 0 to {count - 1}, in its order"
+            )
+        if len(names) != count:
+            raise BuildError(
+                f"{source} tells {count} classes apart, the texts have {len(names)} labels: {', '.join(names)}"
+            )
+        return None
+
+
+def _plain_names(count: int) -> dict[str, int]:
+    """The names that transformers gives to classes where nobody else did."""
+    return {f"LABEL_{i}": i for i in range(count)}
+
 
 def _own_tokenizer(source: str, folder: Path, base: Checkpoint) -> Any:
     """The tokenizer in the folder of an adapter. Raises CheckpointError where it has other tokens than the base's."""
@@ -144,8 +191,8 @@ def _weights(source: str, folder: Path, d: int) -> torch.Tensor:
 def read_labelled(path: Path, *, words: int | None = None, limit: int | None = None) -> Labelled:
     """Labelled texts of a file of JSON lines with ``text`` and ``label``, plain or compressed with xz.
 
-    Of every text the last ``words`` words; of the texts ``limit``, as evenly over the file as can be. The classes are
-    the labels in order. Raises BuildError where the file is none, or a line lacks something.
+    Of every text the last ``words`` words; of the texts ``limit``, as evenly over the file as can be. A label is a
+    name or a whole number. Raises BuildError where the file is none, or a line lacks something.
     """
     texts, labels = [], []
     for number, line in enumerate(read_text(path).split("\n"), start=1):
@@ -159,7 +206,7 @@ def read_labelled(path: Path, *, words: int | None = None, limit: int | None = N
         if not isinstance(given, str) or not given.strip() or not isinstance(label, (str, int)):
             raise BuildError(f"{path}, line {number}: text must be a text that is not empty, label a name or a number")
         texts.append(" ".join(given.split()[-words:]) if words else given)
-        labels.append(label)
+        labels.append(str(label))
     if limit is not None and limit < len(texts):
         chosen = [i * len(texts) // limit for i in range(limit)]
         texts, labels = [texts[i] for i in chosen], [labels[i] for i in chosen]
@@ -167,9 +214,20 @@ def read_labelled(path: Path, *, words: int | None = None, limit: int | None = N
 
 
 def labelled(texts: Sequence[str], labels: Sequence[str | int], where: str) -> Labelled:
-    """Labelled texts; the classes are the labels in order. Raises BuildError where there are not two."""
-    names: list[Any] = sorted(set(labels), key=lambda label: (isinstance(label, str), label))
+    """Labelled texts; 1 and "1" are one label. Raises BuildError where there are not two labels."""
+    written = [str(label) for label in labels]
+    names = sorted(set(written), key=_by_value)
     if len(names) < 2:
         raise BuildError(f"{where} has {len(names)} labels; a classifier is judged on texts of two or more")
-    numbers = torch.tensor([names.index(label) for label in labels])
-    return Labelled(list(texts), numbers, [str(name) for name in names])
+    numbers = torch.tensor([names.index(label) for label in written])
+    return Labelled(list(texts), numbers, names)
+
+
+def _by_value(label: str) -> tuple[bool, int, str]:
+    """Orders labels: whole numbers by their value, then names by the alphabet.
+
+    >>> sorted(["10", "b", "2", "a"], key=_by_value)
+    ['2', '10', 'a', 'b']
+    """
+    number = re.fullmatch(r"-?[0-9]{1,18}", label)
+    return number is None, int(label) if number else 0, label

@@ -89,6 +89,12 @@ class _Tuned:
     """d_A x d_B"""
     lasts: list[int]
     """how many last layers to keep"""
+    numbers: list[int] | None
+    """the class number of each label; None where nothing tells, and their order is taken"""
+
+    def classes(self, texts: Labelled) -> torch.Tensor:
+        """The class number of every text (n)."""
+        return texts.classes if self.numbers is None else torch.tensor(self.numbers)[texts.classes]
 
 
 def stitch(
@@ -99,7 +105,8 @@ def stitch(
     models themselves (part ``fine-tuned``) and of their base under their classifiers (``pre-trained``).
 
     ``first`` is the number of layers of ``pretrained`` that are kept, ``last`` that of the tuned model's. Texts are
-    tokenized by the tuned model's tokenizer; ``progress`` is told where ``pretrained`` would tokenize otherwise.
+    tokenized by the tuned model's tokenizer, and labels are its classes as ``Classifier.class_numbers`` says;
+    ``progress`` is told where the order of the classes is a guess, or ``pretrained`` would tokenize otherwise.
 
     Raises BuildError, CheckpointError or FamilyError: other vocabularies, more layers than there are, other classes.
     """
@@ -120,17 +127,13 @@ def stitch(
         E_b, other = _embedding(each.runner.checkpoint, options.space)
         if other != name:
             raise BuildError(f"{pretrained} and {source} have different vocabularies; stitching leads through one")
-        if each.n_classes() != len(texts.names):
-            raise BuildError(
-                f"{source} tells {each.n_classes()} classes apart, the texts have {len(texts.names)} labels: "
-                f"{', '.join(texts.names)}"
-            )
+        numbers = each.class_numbers(source, texts.names)
         if base is not None and base.checkpoint.d_model != each.runner.checkpoint.d_model:
             raise BuildError(f"{source} was not tuned from {options.base}: it has another width")
         lasts = _lasts(source, options.last, len(each.runner.blocks))
-        fitted.append(_Tuned(each, kernel(E, E_b).float(), lasts))
+        fitted.append(_Tuned(each, kernel(E, E_b).float(), lasts, numbers))
     longest = min(runner.longest for runner in (A, *(each.runner for each in classifiers)))
-    for note in _notes(A, fitted, texts.texts, longest):
+    for note in _notes(A, fitted, texts, longest):
         progress.say(note)
     scales: list[torch.Tensor | None] = [None] * len(fitted)
     total = len(fitted) * len(texts.texts)
@@ -140,9 +143,9 @@ def stitch(
     right: Counter[tuple[int, str, int | None, int | None]] = Counter()
     with progress.step("texts", total) as advance:
         for i, (one, scale) in enumerate(zip(fitted, scales, strict=True)):
-            classifier = one.classifier
+            classifier, classes = one.classifier, one.classes(texts)
             for chosen, batch in _batches(one, texts.texts, longest, advance):
-                truth = texts.classes[chosen]
+                truth = classes[chosen]
                 for first, last, logits in _points(one, A.states(batch), batch, norm, scale):
                     right[i, "stitched", first, last] += _right(logits, truth)
                 right[i, "fine-tuned", None, None] += _right(classifier.logits(batch), truth)
@@ -160,12 +163,17 @@ def stitch(
     return pa.Table.from_pylist(rows, schema=_SCHEMA)
 
 
-def _notes(A: Runner, fitted: Sequence[_Tuned], texts: list[str], longest: int) -> Iterator[str]:
-    """What a person should know of how the texts were taken."""
-    given = A.tokens(texts, longest)
+def _notes(A: Runner, fitted: Sequence[_Tuned], texts: Labelled, longest: int) -> Iterator[str]:
+    """What a person should know of how the texts and their labels were taken."""
+    guessed = sum(each.numbers is None for each in fitted)
+    if guessed:
+        order = ", ".join(f"{name}={i}" for i, name in enumerate(texts.names))
+        models = "" if guessed == len(fitted) else f" for {guessed} of {len(fitted)} tuned models"
+        yield f"classes are taken in sorted order{models}, as nothing names them: {order}"
+    given = A.tokens(texts.texts, longest)
     others: set[int] = set()
     for each in fitted:
-        own = each.classifier.runner.tokens(texts, longest)
+        own = each.classifier.runner.tokens(texts.texts, longest)
         others |= {i for i, (x, y) in enumerate(zip(own, given, strict=True)) if x != y}
     if others:
         yield (

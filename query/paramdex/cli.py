@@ -468,6 +468,9 @@ def stitch(
     LoRA adapter with classifier.safetensors beside it. Several are averaged in print. Texts are tokenized by TUNED's
     own tokenizer, and run as if each were alone.
 
+    Labels are the class names of TUNED's config (id2label), LABEL_0, LABEL_1 ..., or all the numbers from 0. Where
+    nothing names the classes, other labels are taken in sorted order, which is then said.
+
     \b
     paramdex stitch gpt2-medium ./gpt2-imdb --reviews imdb-test.jsonl --last 3 --plot stitch.png
     paramdex stitch ./other-bert ./bert-lora --base ./bert --reviews reviews.jsonl --words 180
