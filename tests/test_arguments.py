@@ -77,6 +77,7 @@ WRONG: dict[str, Callable[[Atlas], object]] = {
     "half a row": lambda a: a.lens(np.ones((2, 16)), A, row=0.5),
     "whether a row": lambda a: a.lens(np.ones((2, 16)), A, row=True),
     "a row's name": lambda a: a.lens(np.ones((2, 16)), A, row="1"),
+    "a folder for a vector": lambda a: a.lens(a.path, A),
     # SQL
     "no SQL": lambda a: a.sql(None),
     "bytes for SQL": lambda a: a.sql(b"SELECT 1"),
@@ -86,6 +87,7 @@ WRONG: dict[str, Callable[[Atlas], object]] = {
     # results
     "a kind that was not aligned": lambda a: a.align(A, B).scores("zz"),
     "a third side": lambda a: a.align(A, B).places("ff_key", "c"),
+    "a format that there is not": lambda a: a.info().render("xml"),
     "kinds of an alignment": lambda a: a.align(A, B).diagonality(["ff_key"]),
     "an atlas that is none": lambda _: paramdex.open(None),
     "an empty path": lambda _: paramdex.open(""),

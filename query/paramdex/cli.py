@@ -108,7 +108,7 @@ def _open(path: Path) -> Any:
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N")
 @click.option("--directions-k", type=int, default=8, show_default=True,
               help="singular directions kept a head and matrix")  # fmt: skip
-@click.option("--memory", help="the most it may take, such as 8G  [default: half of what is free]")
+@click.option("--memory", help="the most it may take, such as 8G  [default: half of what is free, or what it needs]")
 def build(
     sources: tuple[str, ...], output: Path, top_k: int, pair_k: int, neighbor_k: int, space: str,
     base: str | None, fold_norm: bool, device: str, directions_k: int = 8, memory: str | None = None,

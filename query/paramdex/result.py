@@ -97,11 +97,13 @@ class Result:
         return "\n".join(lines)
 
     def render(self, output: str) -> str:
-        """The result as ``table``, ``json`` or ``csv`` text."""
+        """The result as ``table``, ``json`` or ``csv`` text. Raises QueryError for another format."""
         if output == "json":
             return self.to_json()
         if output == "csv":
             return self.to_csv()
+        if output != "table":
+            raise QueryError(f"a result is rendered as table, json or csv, not {output!r}")
         return str(self)
 
     def _rich(self) -> Group:
