@@ -214,6 +214,9 @@ def test_reader_that_reads_nothing_is_no_error(small_atlas: Path) -> None:
 def test_error_that_cannot_be_written(small_atlas: Path) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("this system has no /dev/full")
-    with Path("/dev/full").open("w") as full:
-        ran = subprocess.run([sys.executable, "-m", "paramdex", "show", small_atlas, "x"], stderr=full, check=False)
-    assert ran.returncode == 2
+    command = [sys.executable, "-m", "paramdex", "show", str(small_atlas), "x"]
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    for environment in (buffered, buffered | {"PYTHONUNBUFFERED": "1"}):
+        with Path("/dev/full").open("w") as full:
+            ran = subprocess.run(command, stderr=full, check=False, env=environment)
+        assert ran.returncode == 2

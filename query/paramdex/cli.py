@@ -627,8 +627,13 @@ def run() -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # an arrow on a terminal of Latin-1 as \\u2192, which JSON reads too
             stream.reconfigure(errors="backslashreplace")
-    main()
+    code = 0
+    try:
+        main()
+    except SystemExit as end:
+        code = int(end.code or 0)
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
-            stream.flush()
-    os._exit(0)
+            with suppress(OSError):  # of what could not be written, which has been said where it could
+                stream.flush()
+    os._exit(code)
