@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import subprocess
 from collections import namedtuple
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -49,22 +48,6 @@ def test_adding_a_model_needs_room_for_the_copy_of_the_database(
     build([f"one={word_model}"], atlas, SMALL_OPTIONS)  # is there: nothing is copied
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(0, 0, model + database))
     build([f"two={word_model}"], atlas, SMALL_OPTIONS)
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own, where the machine lets the tests mount one."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=1g", "tmpfs", str(folder)]
-    try:
-        mounted = subprocess.run(command, capture_output=True, check=False).returncode == 0
-    except OSError:
-        mounted = False
-    if not mounted:
-        pytest.skip("a file system cannot be mounted here")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
 
 
 @pytest.mark.parametrize("k", [3, 50])
