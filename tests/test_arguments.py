@@ -25,7 +25,7 @@ WRONG: dict[str, Callable[[Atlas], object]] = {
     "no address": lambda a: a.show(None),
     "bytes for an address": lambda a: a.show(b"gpt2-a/L0/H1"),
     "addresses": lambda a: a.similar([PARAMETER]),
-    "no model": lambda a: a.lens(np.ones(16), None),
+    "no model": lambda a: a.lens(np.ones(24), None),
     "a model's number": lambda a: a.find("food", model=1),
     "models": lambda a: a.search("food", model=[A]),
     "a path for a model": lambda a: a.align(Path(A), B),
@@ -70,13 +70,13 @@ WRONG: dict[str, Callable[[Atlas], object]] = {
     "a filter's class": lambda a: a.search("food", filter=TokenFilter),
     "numbers as a word list": lambda a: a.show(PARAMETER, filter=TokenFilter(words=[1])),
     # vectors
-    "a masked vector": lambda a: a.lens(np.ma.masked_array(np.ones(16), [0] * 15 + [1]), A),
+    "a masked vector": lambda a: a.lens(np.ma.masked_array(np.ones(24), [0] * 23 + [1]), A),
     "a ragged vector": lambda a: a.lens([[1.0], [1.0, 2.0]], A),
-    "a tensor that learns": lambda a: a.lens(torch.ones(16, requires_grad=True), A),
-    "a tensor of bfloat16": lambda a: a.lens(torch.ones(16, dtype=torch.bfloat16), A),
-    "half a row": lambda a: a.lens(np.ones((2, 16)), A, row=0.5),
-    "whether a row": lambda a: a.lens(np.ones((2, 16)), A, row=True),
-    "a row's name": lambda a: a.lens(np.ones((2, 16)), A, row="1"),
+    "a tensor that learns": lambda a: a.lens(torch.ones(24, requires_grad=True), A),
+    "a tensor of bfloat16": lambda a: a.lens(torch.ones(24, dtype=torch.bfloat16), A),
+    "half a row": lambda a: a.lens(np.ones((2, 24)), A, row=0.5),
+    "whether a row": lambda a: a.lens(np.ones((2, 24)), A, row=True),
+    "a row's name": lambda a: a.lens(np.ones((2, 24)), A, row="1"),
     "a folder for a vector": lambda a: a.lens(a.path, A),
     # SQL
     "no SQL": lambda a: a.sql(None),
@@ -99,6 +99,7 @@ def test_a_mistake_is_named(atlas: Atlas, name: str) -> None:
     with pytest.raises(ParamdexError) as error:
         WRONG[name](atlas)
     assert len(str(error.value)) > 15
+    assert "has the shape" not in str(error.value)  # vectors are as wide as the model: something else is wrong
 
 
 RIGHT: dict[str, tuple[Callable[[Atlas], object], Callable[[Atlas], object]]] = {
@@ -179,12 +180,15 @@ def test_condition_is_that_of_the_embedding(atlas: Atlas) -> None:
 def test_biases_have_no_partners_unless_their_layers_are_given(atlas: Atlas, layers: dict[str, int]) -> None:
     """No layers are aligned by their biases."""
     found = atlas.match(A, B, "ff_bias", **layers)
+    assert len(found)
     assert [row["partner"] for row in found] == [None] * len(found)
     assert not any("align" in note for note in found.notes)
 
 
 def test_biases_of_given_layers_are_partners(atlas: Atlas) -> None:
-    for row in atlas.match(A, B, "ff_bias", layer_a=1, layer_b=0):
+    found = atlas.match(A, B, "ff_bias", layer_a=1, layer_b=0)
+    assert len(found)
+    for row in found:
         assert (row["address"], row["partner"]) == ("gpt2-a/L1/ff_bias/0", "bert/L0/ff_bias/0")
 
 

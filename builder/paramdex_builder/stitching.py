@@ -61,6 +61,8 @@ class StitchOptions:
             raise BuildError(f"state is {', '.join(STATES)}, not {self.state!r}")
         if self.space not in ("output", "input"):
             raise BuildError(f"space is output or input, not {self.space!r}")
+        if self.base is not None:
+            source_texts(self.base)
         if self.last is not None and (not isinstance(self.last, (tuple, list)) or not self.last):
             raise BuildError(f"last must be whole numbers, (1, 3), say, or None for all, not {self.last!r}")
         for number in self.last or ():
@@ -112,7 +114,7 @@ def stitch(
     """
     options, progress = given(options, StitchOptions), progress or Progress()
     options.check()
-    tuned = source_texts(tuned)
+    (pretrained,), tuned = source_texts(pretrained), source_texts(tuned)
     A = Runner.open(Checkpoint.open(pretrained))
     norm = _final_norm(A) if options.state == "normed" else None
     classifiers = [Classifier.open(source, options.base) for source in tuned]
