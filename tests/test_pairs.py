@@ -22,11 +22,11 @@ from paramdex.tour import demo_sources
 from paramdex_builder import pair_scan
 from paramdex_builder.pair_scan import Factor, Pairs, Scan, above, balance
 from paramdex_builder.pairs import HeadPairs, balanced, factors, frobenius, pair_moments, same_words, strongest_pairs
-from paramdex_builder.screening import BFLOAT16, FLOAT32, ONEDNN_FLOAT32, dot
+from paramdex_builder.screening import BFLOAT16, FLOAT32, dot
+from precisions import FASTEST, PRECISIONS
 
 CPU = torch.device("cpu")
 KS = [1, 5, 50, 200, 100_000]
-PRECISIONS = [BFLOAT16, FLOAT32, ONEDNN_FLOAT32]
 MODELS = dict(source.split("=", 1) for source in demo_sources(Path(__file__).parents[1] / "data" / "models"))
 REAL = {name: getattr(pair_scan, name) for name in ("TILE_ROWS", "TILE_COLUMNS", "STEP", "CROWD", "_BATCH")}
 
@@ -371,7 +371,7 @@ def test_real_heads(layer: int, model: str, matrix: str, real_tiles: None) -> No
     words = words_of(len(A))
     expected = settled(A, B, words, 5000)
     for k in (1, 50, 200, 5000):
-        for precision in PRECISIONS[: 2 if len(A) > 10_000 else 3]:
+        for precision in PRECISIONS:
             assert_same_bytes(strongest_pairs(A, B, same_words(words, CPU), k, precision), expected, k)
 
 
@@ -383,7 +383,7 @@ def test_same_bytes_from_any_threads_tiles_and_precision(monkeypatch: pytest.Mon
     try:
         for n_threads, rows, columns, precision in (
             (1, 512, 1024, BFLOAT16), (2, 512, 1024, BFLOAT16), (2, 512, 1024, FLOAT32), (2, 100, 333, BFLOAT16),
-            (1, 7000, 7000, FLOAT32),
+            (1, 7000, 7000, FLOAT32), (1, 512, 1024, FASTEST), (2, 512, 1024, FASTEST), (2, 100, 333, FASTEST),
         ):  # fmt: skip
             torch.set_num_threads(n_threads)
             monkeypatch.setattr(pair_scan, "TILE_ROWS", rows)

@@ -20,11 +20,11 @@ import oracle
 from paramdex.tour import demo_sources
 from paramdex_builder import project
 from paramdex_builder.project import Tokens, moments, rank, strongest_tokens
-from paramdex_builder.screening import BFLOAT16, FLOAT32, ONEDNN_FLOAT32, Precision, dot
+from paramdex_builder.screening import BFLOAT16, FLOAT32, Precision, dot
 from paramdex_builder.space import Space, make_space
+from precisions import FASTEST, PRECISIONS
 
 CPU = torch.device("cpu")
-PRECISIONS = [BFLOAT16, FLOAT32, ONEDNN_FLOAT32]
 MODELS = dict(source.split("=", 1) for source in demo_sources(Path(__file__).parents[1] / "data" / "models"))
 
 
@@ -326,6 +326,9 @@ def test_same_bytes_from_any_threads_blocks_and_precision(
             (2, 512, BFLOAT16),
             (2, 512, FLOAT32),
             (2, 37, BFLOAT16),
+            (1, 512, FASTEST),
+            (2, 512, FASTEST),
+            (2, 37, FASTEST),
         ):
             torch.set_num_threads(n_threads)
             monkeypatch.setattr(project, "_BLOCK_ROWS", (block, block))

@@ -14,11 +14,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paramdex_builder import screening
+from paramdex_builder import int16_product, screening
 from paramdex_builder.screening import (
     BFLOAT16,
     FLOAT32,
-    ONEDNN_FLOAT32,
+    INT16,
+    TENSOR_CORES,
     UNDERFLOW,
     Precision,
     as_stored,
@@ -30,14 +31,14 @@ from paramdex_builder.screening import (
     kth_largest,
     precision_of,
 )
+from precisions import PRECISIONS
 
 CPU = torch.device("cpu")
-PRECISIONS = [BFLOAT16, FLOAT32, ONEDNN_FLOAT32]
 
 
 def screened(a: torch.Tensor, b: torch.Tensor, precision: Precision) -> torch.Tensor:
-    low_a, low_b = a.to(precision.dtype), b.to(precision.dtype)
-    return precision.product(low_a, low_b, low_a.new_empty(len(a) * len(b) + 3)).double()
+    out = torch.empty(len(a) * len(b) + 3, dtype=precision.of_scores)
+    return precision.product(precision.operand(a), precision.operand(b), out).double()
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -76,13 +77,13 @@ def test_keys_of_limits(precision: Precision, limit: float, value: float) -> Non
     """A number that is at least the limit has at least the key; 0 and negative numbers never have."""
     key = precision.key(limit)
     assert [key] == precision.keys(torch.tensor([limit], dtype=torch.float64)).tolist()
-    number = torch.tensor([value], dtype=torch.float64).to(precision.dtype)
+    number = torch.tensor([value], dtype=torch.float64).to(precision.of_scores)
     bits = int(number.view(precision.bits))
     if float(number) >= limit:
         assert bits >= key
     if float(number) <= 0:
         assert bits < key
-    reached = torch.tensor([key], dtype=precision.bits).view(precision.dtype)
+    reached = torch.tensor([key], dtype=precision.bits).view(precision.of_scores)
     assert float(reached) <= limit or key == 1  # no more is let through than rounding makes necessary
 
 
@@ -141,13 +142,33 @@ def test_full_float32_where_less_is_allowed(allowed: str) -> None:
     assert (found == 1 + 2.0**-20).all()
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
+@given(
+    st.integers(1, 40), st.integers(1, 12), st.sampled_from([1, 3, 16]), st.integers(1, 40), st.integers(0, 2**32 - 1)
+)
+def test_screen(precision: Precision, n: int, groups: int, group: int, d: int, seed: int) -> None:
+    """-1 times the product, and of every group the largest of both signs where they are above 0."""
+    draw = np.random.default_rng(seed)
+    a, b = (torch.from_numpy(draw.normal(size=(rows, d))) for rows in (n, groups * group))
+    a, b = (precision.operand(x / x.norm(dim=1, keepdim=True)) for x in (a, b))
+    out = torch.empty(n * len(b) + 3, dtype=precision.of_scores)
+    peaks = torch.empty(2, n, groups + 2, dtype=precision.bits)  # a part of a larger table
+    bits = precision.screen(a, b, out, peaks[:, :, 1:-1], group).clone()
+    scores = precision.product(a, b, out)
+    assert torch.equal(-bits.view(scores.dtype), scores)
+    for sign, found in zip((1, -1), peaks.view(scores.dtype)[:, :, 1:-1], strict=True):
+        expected = (sign * scores).view(n, groups, group).amax(2)
+        assert torch.equal(found.clamp_min(0), expected.clamp_min(0))
+
+
 @pytest.mark.parametrize(
     ("features", "expected"),
     [
-        ({"amx_bf16": True, "avx512_bf16": True, "cpu_name": "Intel Xeon"}, BFLOAT16),
-        ({"amx_bf16": False, "avx512_bf16": True, "cpu_name": "AMD EPYC"}, BFLOAT16),
-        ({"amx_bf16": False, "avx512_bf16": False, "cpu_name": "AMD EPYC"}, ONEDNN_FLOAT32),
-        ({"amx_bf16": False, "avx512_bf16": False, "cpu_name": "Intel Xeon"}, FLOAT32),
+        ({"avx2": True, "avx512_f": True, "amx_bf16": True, "avx512_bf16": True}, BFLOAT16),
+        ({"avx2": True, "avx512_f": True, "avx512_bf16": True}, BFLOAT16),
+        ({"avx2": True, "avx512_f": True, "avx512_bf16": False}, FLOAT32),
+        ({"avx2": True, "avx512_f": False}, INT16),
+        ({"avx2": False}, FLOAT32),
         ({"architecture": "aarch64"}, FLOAT32),
     ],
 )
@@ -155,7 +176,33 @@ def test_precision_of_processors(
     monkeypatch: pytest.MonkeyPatch, features: dict[str, object], expected: Precision
 ) -> None:
     monkeypatch.setattr(screening.torch.cpu, "get_capabilities", lambda: features, raising=False)
+    monkeypatch.setattr(int16_product, "kernel", lambda: "a kernel")
     assert precision_of(CPU) == expected
-    assert precision_of(torch.device("cuda")) == FLOAT32
+    monkeypatch.setattr(int16_product, "kernel", lambda: None)  # the installation could not compile it
+    assert precision_of(CPU) == (FLOAT32 if expected == INT16 else expected)
     monkeypatch.delattr(screening.torch.cpu, "get_capabilities")  # which older PyTorch has not
     assert precision_of(CPU) == FLOAT32
+
+
+@pytest.mark.parametrize(
+    ("cuda", "there", "capability", "expected"),
+    [
+        (None, False, (0, 0), FLOAT32),  # PyTorch without CUDA, or with another maker's
+        (None, True, (9, 0), FLOAT32),
+        ("13.0", False, (0, 0), FLOAT32),  # with CUDA, where there is no GPU
+        ("13.0", True, (7, 5), FLOAT32),
+        ("13.0", True, (8, 0), TENSOR_CORES),
+        ("13.0", True, (9, 0), TENSOR_CORES),
+    ],
+)
+def test_precision_of_gpus(
+    monkeypatch: pytest.MonkeyPatch, cuda: str | None, there: bool, capability: tuple[int, int], expected: Precision
+) -> None:
+    def asked(device: torch.device) -> tuple[int, int]:
+        assert there, "PyTorch raises where there is no GPU"
+        return capability
+
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", asked)
+    assert precision_of(torch.device("cuda")) == expected

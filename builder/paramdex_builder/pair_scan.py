@@ -201,7 +201,7 @@ class Factor:
     """A factor X M, times 2^exponent so that no norm is over 1, its rows sorted by norm."""
 
     rows: torch.Tensor
-    """V x r, in the precision of the screening."""
+    """An operand of V rows, in the precision of the screening."""
     ids: torch.Tensor
     norms: np.ndarray
     """No less than the norms of the rows (V, float64), descending."""
@@ -212,7 +212,7 @@ class Factor:
         Y = X @ M
         norms = torch.linalg.vector_norm(Y, dim=1)
         exponent = -math.frexp(float(norms.max()))[1] - 1
-        rows, norms = Y.mul_(2.0**exponent).to(precision.dtype), norms * 2.0**exponent
+        rows, norms = precision.operand(Y.mul_(2.0**exponent)), norms * 2.0**exponent
         upper = norms.float().nextafter(torch.tensor(torch.inf, device=X.device)).where(norms > 0, 0.0)
         # One sort of integers, by norm descending and by id.
         order = ascending((_INFINITY - upper.view(torch.int32).long()) << 32 | torch.arange(len(X), device=X.device))
@@ -270,7 +270,7 @@ class Scan:
         self.gap = math.ldexp(gap, self.exponent)
         self.error = precision.error(A.shape[1])
         self.sides = [Side(sign, k, Pairs.empty(A.device)) for sign in (1, -1)]
-        self.buffer = torch.empty(TILE_ROWS * TILE_COLUMNS, dtype=precision.dtype, device=A.device)
+        self.buffer = torch.empty(TILE_ROWS * TILE_COLUMNS, dtype=precision.of_scores, device=A.device)
 
     def run(self) -> list[Side]:
         """Find the pairs of both sides, top first."""
@@ -341,7 +341,7 @@ class Scan:
                 bits.bitwise_xor_(self.precision.sign)
             kth = kth_largest(bits, min(side.k, len(bits)))
             if kth > 0 and side.k <= len(bits):
-                self._raise(side, float(kth.view(self.precision.dtype)), self._slack(0, 0))
+                self._raise(side, float(kth.view(self.precision.of_scores)), self._slack(0, 0))
 
     def _raise(self, side: Side, kth: float, slack: float) -> None:
         """Raise a side's threshold to what k pairs of different words reach that were screened at ``kth`` or more."""
@@ -359,29 +359,31 @@ class Scan:
         width = columns.stop - column
         if rows.stop == row or not width:
             return
-        screened = self.precision.product(left.rows[rows], right.rows[columns], self.buffer)
-        bits = screened.view(self.precision.bits)
-        parts = bits.view(-1, STEP if width % STEP == 0 else width)
-        slack, sign = self._slack(row, column), 1
+        part = STEP if width % STEP == 0 else width
+        n, precision = rows.stop - row, self.precision
+        peaks = torch.empty(2, n, width // part, dtype=precision.bits, device=self.buffer.device)
+        bits = precision.screen(left.rows[rows], right.rows[columns], self.buffer, peaks, part)
+        parts, slack = bits.view(-1, part), self._slack(row, column)
         for side in sides:
-            if side.sign != sign:
-                bits.bitwise_xor_(self.precision.sign)  # from here on, -1 times the scores
-                sign = side.sign
             limit = self._scaled(side.threshold) - slack
             if limit > 0:
-                key = self.precision.key(limit)
-                hot = at_least(parts.amax(1), key)
+                key = precision.key(limit)
+                hot = at_least(peaks[0 if side.sign > 0 else 1], key)
                 if not hot.shape[0]:
                     continue
-                place = at_least(parts.index_select(0, hot), key)
-                part = parts.shape[1]
+                found = parts.index_select(0, hot)
+                place = at_least(found.bitwise_xor_(precision.sign) if side.sign > 0 else found, key)
                 place = hot.index_select(0, place // part) * part + place % part
             else:
-                place = at_least(screened.float(), limit)
+                place = at_least(self._of_side(side, bits), limit)
             if place.shape[0] > max(CROWD, 4 * side.k):
-                self._crowd(side, screened.float(), rows, columns, slack)
+                self._crowd(side, self._of_side(side, bits), rows, columns, slack)
             else:
                 self._wait(side, place // width + row, place % width + column)
+
+    def _of_side(self, side: Side, bits: torch.Tensor) -> torch.Tensor:
+        """The side's sign times the scores (float32), from the bits of -1 times the scores."""
+        return bits.view(self.precision.of_scores).float() * -side.sign
 
     def _wait(self, side: Side, rows: torch.Tensor, columns: torch.Tensor) -> None:
         """Let pairs wait until there are enough to score them together."""

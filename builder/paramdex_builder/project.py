@@ -124,16 +124,17 @@ class _Screen:
     def of(cls, space: Space, precision: Precision) -> _Screen:
         E = space.embedding
         size = space.longest + float(space.means.norm())
-        rows = torch.zeros(-(-len(E) // max(GROUPS)) * max(GROUPS), E.shape[1], dtype=precision.dtype, device=E.device)
+        none = precision.operand(torch.zeros(1, E.shape[1], dtype=torch.float64, device=E.device))
+        rows = none.new_zeros(-(-len(E) // max(GROUPS)) * max(GROUPS), none.shape[1])
         norms, errors = (torch.empty(len(E), dtype=torch.float64, device=E.device) for _ in range(2))
         for start in range(0, len(E), _CHUNK):
             part = slice(start, min(start + _CHUNK, len(E)))
             centred = (E[part].double() - space.means) / (size or 1)
-            rows[part] = centred
-            rounded = rows[part].double()
+            rows[part] = precision.operand(centred)
+            rounded = precision.values(rows[part], E.shape[1])
             norms[part], errors[part] = rounded.norm(dim=1), (centred - rounded).norm(dim=1)
         vectors = E.double() if E.numel() <= _MUCH and not precision.tensor_cores else E
-        root = torch.from_numpy(space.root.root / ((size or 1) * len(E) ** 0.5)).to(E.device, precision.dtype)
+        root = torch.from_numpy(space.root.root / ((size or 1) * len(E) ** 0.5)).to(E.device, precision.of_scores)
         return cls(rows, norms, errors, size, precision, vectors, root, {})
 
 
@@ -166,13 +167,13 @@ class _Block:
 
     def __init__(self, W: torch.Tensor, space: Space, screen: _Screen) -> None:
         self.W, self.E, self.screen = W, space.embedding, screen
-        tile = _TILE_BYTES // (len(W) * screen.rows.element_size()) // max(GROUPS) * max(GROUPS)
+        tile = _TILE_BYTES // (len(W) * screen.precision.of_scores.itemsize) // max(GROUPS) * max(GROUPS)
         self.tile = max(tile, *GROUPS) if W.device.type == "cpu" else len(screen.rows)
         d, u = W.shape[1], screen.precision.u
         norms = W.norm(dim=1)
         units = W / norms.clamp_min(1e-300)[:, None]
-        self.low = units.to(screen.precision.dtype)
-        rounded = self.low.double()
+        self.low = screen.precision.operand(units)
+        rounded = screen.precision.values(self.low, d)
         self.per_norm = (units - rounded).norm(dim=1) + screen.precision.gamma(d) * rounded.norm(dim=1)
         """What b has for every 1 of ||e'|| (n)."""
         self.relative = u / (1 - u)
@@ -195,11 +196,8 @@ class _Block:
         peaks = torch.empty(2, n, len(self.screen.rows) // group, dtype=precision.bits, device=self.low.device)
         done = 0
         for tile in self.screen.rows.split(self.tile):
-            products = precision.product(self.low, tile, space[n * done :])
-            bits = products.view(precision.bits).view(n, -1, group)
             here = slice(done // group, (done + len(tile)) // group)
-            torch.amax(bits, 2, out=peaks[0, :, here])
-            torch.amax(bits.bitwise_xor_(precision.sign), 2, out=peaks[1, :, here])
+            precision.screen(self.low, tile, space[n * done :], peaks[:, :, here], group)
             done += len(tile)
         return space[: n * done].view(precision.bits).view(-1, group), peaks
 
@@ -210,7 +208,7 @@ class _Block:
         screen, precision = self.screen, self.screen.precision
         n, n_groups = peaks.shape
         group = bits.shape[1]
-        theta = kth_largest(peaks, k).view(precision.dtype).double()
+        theta = kth_largest(peaks, k).view(precision.of_scores).double()
         bound = self.bounds(screen.errors.max(), screen.norms.max(), slice(None))
         limit = (theta * (1 - self.relative) - 2 * bound - self.slack) / (1 + self.relative)
         keys = precision.keys(limit.clamp_min(0)).masked_fill(~(limit > 0), torch.iinfo(precision.bits).max)
@@ -229,7 +227,7 @@ class _Block:
         over = at_least(found, keys[row][:, None])
         at = over // group
         row, token = row[at], place[at] * group + over % group
-        value = found.view(-1)[over].view(precision.dtype).double()
+        value = found.view(-1)[over].view(precision.of_scores).double()
         # The same with the bound of each token. k of a row are certain to have more than 0.
         bound = self.bounds(screen.errors[token], screen.norms[token], row) + self.relative * value
         lower = (value - bound).clamp_min(0).float().view(torch.int32)
@@ -313,7 +311,7 @@ def strongest_tokens(rows: torch.Tensor, space: Space, k: int, precision: Precis
     screen = _screen(space, precision or precision_of(E.device))
     fused = screen.precision.tensor_cores
     step = _fused_rows(k) if fused else _scored_rows(screen)
-    buffer = screen.rows.new_empty(min(n, _screened_rows(screen)) * len(screen.rows)) if not fused else None
+    buffer = _buffer(n, screen) if not fused else None
     sides = [
         Tokens(*(torch.empty(n, k, dtype=dtype, device=E.device) for dtype in (torch.int64, torch.float32)))
         for _ in range(2)
@@ -340,12 +338,18 @@ def few_tokens(V: int, k: int) -> int:
 def _screened_rows(screen: _Screen) -> int:
     """Rows screened at a time."""
     least, most = _BLOCK_ROWS
-    return min(most, max(least, _BLOCK_BYTES // (len(screen.rows) * screen.precision.dtype.itemsize)))
+    return min(most, max(least, _BLOCK_BYTES // (len(screen.rows) * screen.precision.of_scores.itemsize)))
+
+
+def _buffer(n: int, screen: _Screen) -> torch.Tensor:
+    """Room for the screened scores of a block of up to n rows."""
+    size = min(n, _screened_rows(screen)) * len(screen.rows)
+    return torch.empty(size, dtype=screen.precision.of_scores, device=screen.rows.device)
 
 
 def _scored_rows(screen: _Screen) -> int:
     """Rows whose tokens are scored together, if they are few."""
-    return max(_screened_rows(screen), min(_SCORED_ROWS, _SCORED_BYTES // (8 * screen.rows.shape[1])))
+    return max(_screened_rows(screen), min(_SCORED_ROWS, _SCORED_BYTES // (8 * screen.vectors.shape[1])))
 
 
 def _fused_rows(k: int) -> int:
@@ -412,7 +416,7 @@ def _fused(W: torch.Tensor, space: Space, screen: _Screen, k: int) -> list[Token
     others = (~(left[0][2] & left[1][2])).nonzero().flatten()
     if len(others):
         step = _screened_rows(screen)
-        buffer = screen.rows.new_empty(min(len(others), step) * len(screen.rows))
+        buffer = _buffer(len(others), screen)
         for part in others.split(step):
             for side, found in zip(sides, _screened(W[part], space, screen, k, buffer), strict=True):
                 side.ids[part], side.scores[part] = found.ids, found.scores

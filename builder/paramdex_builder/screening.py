@@ -12,6 +12,9 @@ summed in float32 in whatever order the hardware likes, and the sum is rounded o
 
     |s~ - <x, y>| <= ((1 + u)^3 (1 + gamma_d) - 1) ||x|| ||y||                          (``Precision.error``)
 
+With operands of int16 (``int16_product``) the sum is exact, ||x - x'|| <= v ||x|| with another v, and what is rounded
+to float32 is the sum: ((1 + v)^2 (1 + u_32) - 1) ||x|| ||y||.
+
 A GPU's tensor cores multiply bfloat16 exactly and add up blocks of K >= 4 products and the sum so far. They shift all
 of them to the exponent of the largest and cut off what lies below its 24 bits, and cut the sum off once more (Fasi,
 Higham, Mikaitis, Pranesh 2021, of V100 to A100; later ones keep more bits). A block is off by less than (K + 2) 2^-23
@@ -19,7 +22,7 @@ times its largest number, or (d + 2) 2^-23 times where d < K, and there are no m
 than 4 (d + 8) u_32 sum |x'_i y'_i| in all, so gamma_4(d+8) stands for gamma_d.
 
 Where no norm is over 1, numbers that underflow on the way, or that hardware takes for 0 because they are subnormal,
-add less than ``UNDERFLOW`` to that: there are at most 4 d of them, each below 2^-126.
+add less than ``UNDERFLOW`` to that: there are at most 4 d of them, each below 2^-126, or as many of int16 below 2^-116.
 
 Products are looked at as integers: of two floats that are not negative, the larger one has the larger bits. The bits of
 a negative one are a negative integer, below all of those. So what is at least a limit above 0 can be found among
@@ -37,6 +40,8 @@ from typing import Any
 
 import numpy as np
 import torch
+
+from paramdex_builder import int16_product
 
 with warnings.catch_warnings():  # PyTorch says once that these are in beta
     warnings.simplefilter("ignore")
@@ -61,56 +66,86 @@ def gamma64(n: int) -> float:
 
 @dataclass(frozen=True)
 class Precision:
-    """How products are screened: the type of their operands, and of themselves.
+    """How products are screened: the type of their operands, and of themselves, which is float32 for int16.
 
-    ``onednn``: by oneDNN where PyTorch would take MKL, which leaves other processors than Intel's half idle.
     ``tensor_cores``: by those of a GPU, in the kernels of ``triton_kernels``.
     """
 
     dtype: torch.dtype
-    onednn: bool = False
     tensor_cores: bool = False
 
     @property
+    def of_scores(self) -> torch.dtype:
+        """The type of the products."""
+        return self.dtype if self.dtype.is_floating_point else torch.float32
+
+    @property
     def u(self) -> float:
-        """The unit roundoff."""
-        return float(torch.finfo(self.dtype).eps) / 2
+        """The unit roundoff of the products."""
+        return float(torch.finfo(self.of_scores).eps) / 2
 
     @property
     def bits(self) -> torch.dtype:
         """The integers of the same width."""
-        return torch.int16 if self.dtype.itemsize == 2 else torch.int32
+        return torch.int16 if self.of_scores.itemsize == 2 else torch.int32
 
     @property
     def sign(self) -> int:
         """The integer of which only the bit is set that makes a float negative."""
         return int(torch.iinfo(self.bits).min)
 
+    def operand(self, x: torch.Tensor) -> torch.Tensor:
+        """x (n x d, float64, no norm over 2) rounded: its rows can be taken and cut like those of any matrix."""
+        return x.to(self.dtype) if self.dtype.is_floating_point else int16_product.operand(x)
+
+    def values(self, rows: torch.Tensor, d: int) -> torch.Tensor:
+        """What an operand of d columns stands for (n x d, float64)."""
+        return rows.double() if self.dtype.is_floating_point else int16_product.values(rows, d)
+
     def error(self, d: int) -> float:
         """How far a product of d terms can be off, of the product of the norms."""
-        return 1.001 * ((1 + self.u) ** 3 * (1 + self.gamma(d)) - 1)
+        unit = self.u if self.dtype.is_floating_point else int16_product.unit(d)
+        return 1.001 * ((1 + unit) ** 2 * (1 + self.u) * (1 + self.gamma(d)) - 1)
 
     def gamma(self, d: int) -> float:
         """How far a sum of d products can be off, of the product of the norms of what was rounded already."""
+        if not self.dtype.is_floating_point:
+            return 0.0
         return gamma(4 * (d + 8) if self.tensor_cores else d)
 
     def keys(self, limits: torch.Tensor) -> torch.Tensor:
         """Least bits that a number at least as large as a limit (float64, above 0) has."""
         near = limits.float()
         bits = near.view(torch.int32) - (near.double() > limits).int()
-        return (bits >> (32 - 8 * self.dtype.itemsize)).clamp_min(1).to(self.bits)
+        return (bits >> (32 - 8 * self.of_scores.itemsize)).clamp_min(1).to(self.bits)
 
     def key(self, limit: float) -> int:
         """``keys`` of one limit."""
         near = np.float32(limit)
         bits = int(near.view(np.int32)) - (float(near) > limit)
-        return max(bits >> (32 - 8 * self.dtype.itemsize), 1)
+        return max(bits >> (32 - 8 * self.of_scores.itemsize), 1)
+
+    def screen(
+        self, a: torch.Tensor, b: torch.Tensor, out: torch.Tensor, peaks: torch.Tensor, group: int
+    ) -> torch.Tensor:
+        """The bits of -1 times a b^T (n x m) of two operands, in the first n m places of ``out``; into ``peaks`` (2 x n
+        x m / group) the largest bits of a b^T and of -1 times it in every ``group`` columns, where they are above 0.
+        """
+        if self.dtype.is_floating_point:
+            bits = self.product(a, b, out).view(self.bits)
+            torch.amax(bits.view(len(a), -1, group), 2, out=peaks[0])
+            torch.amax(bits.bitwise_xor_(self.sign).view(len(a), -1, group), 2, out=peaks[1])
+            return bits
+        out = out[: a.shape[0] * b.shape[0]].view(a.shape[0], b.shape[0])
+        int16_product.scores(a, b, out, peaks.view(out.dtype), group)
+        return out.view(self.bits)
 
     def product(self, a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-        """a b^T (n x m) of operands in this precision (n x d, m x d), in the first n m places of ``out``."""
+        """a b^T (n x m) of two operands, in the first n m places of ``out``."""
         out = out[: a.shape[0] * b.shape[0]].view(a.shape[0], b.shape[0])
-        if self.onednn:
-            return out.copy_(torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], ""))  # noqa: SLF001
+        if not self.dtype.is_floating_point:
+            int16_product.scores(a, b, out, out.new_empty(2, *out.shape[:1], 1), len(b))
+            return out.neg_()
         if self.tensor_cores:  # what those kernels leave over; PyTorch may add up in bfloat16
             for start in range(0, len(b), _FEW):
                 part = slice(start, start + _FEW)
@@ -119,12 +154,13 @@ class Precision:
         return torch.mm(a, b.T, out=out)
 
 
-FLOAT32, ONEDNN_FLOAT32, BFLOAT16 = Precision(torch.float32), Precision(torch.float32, True), Precision(torch.bfloat16)
+FLOAT32, BFLOAT16, INT16 = Precision(torch.float32), Precision(torch.bfloat16), Precision(torch.int16)
 TENSOR_CORES = Precision(torch.bfloat16, tensor_cores=True)
 
 
 def precision_of(device: torch.device) -> Precision:
-    """The precision that is fastest on a device: bfloat16 on a processor with instructions for it, else float32.
+    """The precision that is fastest on a device: bfloat16 on a processor with instructions for it; int16 where the
+    installation has a kernel for that and vectors have 256 bits; else float32.
 
     On a GPU bfloat16 where Triton can make kernels for its tensor cores, else float32, as PyTorch lets a GPU add up
     products of bfloat16 in bfloat16.
@@ -134,14 +170,16 @@ def precision_of(device: torch.device) -> Precision:
     features: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     if features.get("amx_bf16") or features.get("avx512_bf16"):
         return BFLOAT16
-    if "amd" in str(features.get("cpu_name", "")).lower() and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        return ONEDNN_FLOAT32
+    if features.get("avx2") and not features.get("avx512_f") and int16_product.kernel() is not None:
+        return INT16
     return FLOAT32
 
 
 def _has_tensor_cores(device: torch.device) -> bool:
-    """Whether a device is NVIDIA's, multiplies bfloat16 (from compute capability 8.0 on), and Triton is there."""
-    if device.type != "cuda" or torch.version.cuda is None or torch.cuda.get_device_capability(device) < (8, 0):
+    """Whether a device is NVIDIA's, is there, multiplies bfloat16 (from compute capability 8.0 on), and Triton too."""
+    if device.type != "cuda" or torch.version.cuda is None or not torch.cuda.is_available():
+        return False
+    if torch.cuda.get_device_capability(device) < (8, 0):
         return False
     try:
         import triton  # noqa: F401

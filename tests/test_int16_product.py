@@ -1,0 +1,180 @@
+"""Operands of int16 within their bound, and the compiled kernel against sums of integers in Python's own.
+
+That searches by it are exact, test_projection.py and test_pairs.py say.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import zipfile
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from paramdex_builder import int16_product
+from paramdex_builder.int16_product import LEAST, kernel, operand, scores, unit, values
+
+ROOT = Path(__file__).parents[1]
+COMPILES = platform.machine() == "x86_64" and shutil.which("cc") is not None
+needs_kernel = pytest.mark.skipif(kernel() is None, reason="there was no compiler for the kernel")
+
+
+@given(st.integers(1, 12), st.integers(1, 70), st.integers(-120, 99), st.integers(0, 2**32 - 1))
+def test_operands_keep_their_bound(n: int, d: int, exponent: int, seed: int) -> None:
+    """Rows of Gaussian entries, of one large entry and hardly any others, and of zeros."""
+    draw = np.random.default_rng(seed)
+    x = draw.normal(size=(n, d)) * 2.0 ** (exponent - draw.integers(0, 20, (n, 1)))
+    x[::3] *= 2.0 ** -draw.integers(0, 30, (len(x[::3]), d))
+    x[1::4] = 0
+    x = torch.from_numpy(x)
+    rows = operand(x)
+    error, norms = (x - values(rows, d)).norm(dim=1), x.norm(dim=1)
+    assert (error <= 1.0001 * unit(d) * norms.clamp_min(LEAST)).all()
+    assert (values(rows, d)[1::4] == 0).all()
+    assert int(rows[:, :d].abs().max()) < 2**15
+
+
+@pytest.mark.parametrize("entry", [1 - 2.0**-17, 1 - 2.0**-30, 1.0, 1 + 2.0**-17])
+def test_entries_that_would_round_up_to_2_15(entry: float) -> None:
+    x = torch.tensor([[entry, 2.0**-10, 0.0], [-entry, 0.0, 2.0**-20]], dtype=torch.float64)
+    rows = operand(x)
+    assert ((values(rows, 3) - x).norm(dim=1) <= unit(3) * x.norm(dim=1)).all()
+    assert int(rows[0, 0]) > 0 > int(rows[1, 0]) > -(2**15)
+
+
+def exact(a: torch.Tensor, b: torch.Tensor, d: int) -> list[list[float]]:
+    """-1 times the scores: sums of integers, made float32, times the scales, which are powers of two."""
+    scales = [float(scale) for scale in (a[:, -2:].contiguous().view(torch.float32)).flatten()]
+    others = [float(scale) for scale in (b[:, -2:].contiguous().view(torch.float32)).flatten()]
+    left, right = a[:, :d].tolist(), b[:, :d].tolist()
+    return [
+        [
+            -float(np.float32(sum(map(int.__mul__, row, column)))) * scale * other
+            for column, other in zip(right, others, strict=True)
+        ]
+        for row, scale in zip(left, scales, strict=True)
+    ]
+
+
+@needs_kernel
+@given(
+    st.integers(1, 11), st.integers(1, 70), st.integers(1, 50), st.sampled_from([16, 32, 48]), st.integers(0, 2**32 - 1)
+)
+def test_kernel_is_exact(n: int, m: int, d: int, group: int, seed: int) -> None:
+    """Every score, with any number of rows, columns and terms, also where some are left of 4, 16 and 2."""
+    draw = np.random.default_rng(seed)
+    a, b = (operand(torch.from_numpy(draw.normal(size=(rows, d)) + draw.integers(-2, 3))) for rows in (n, m))
+    out, groups = torch.full((n + 1, m + 3), 7.0), -(-m // group)
+    peaks = torch.full((2, n, groups), 7.0)
+    scores(a, b, out[:n, :m], peaks, group)
+    expected = exact(a, b, d)
+    assert out[:n, :m].tolist() == expected
+    assert (out[n] == 7).all()
+    assert (out[:, m:] == 7).all()
+    for sign, found in zip((-1, 1), peaks, strict=True):
+        padded = np.full((n, groups * group), -np.inf)
+        padded[:, :m] = sign * np.array(expected)
+        assert np.array_equal(found.clamp_min(0), padded.reshape(n, groups, group).max(2).clip(0))
+
+
+@needs_kernel
+def test_sums_as_large_as_there_are() -> None:
+    """All products of one sign, at a width where sums come near 2^30, and the same with signs turned."""
+    d = 4096
+    x = torch.cat([torch.ones(3, d, dtype=torch.float64), -torch.ones(2, d, dtype=torch.float64)]) * 0.999 / d**0.5
+    rows = operand(x)
+    out, peaks = torch.empty(5, 5), torch.empty(2, 5, 1)
+    scores(rows, rows, out, peaks, 5)
+    assert out.tolist() == exact(rows, rows, d)
+    assert Fraction(float(out.abs().max())) * 2**30 > 2**29
+
+
+@needs_kernel
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_any_number_of_threads(threads: int) -> None:
+    draw = torch.Generator().manual_seed(0)
+    a, b = (operand(torch.randn(rows, 33, generator=draw, dtype=torch.float64)) for rows in (50, 333))
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for n in (1, threads):
+            torch.set_num_threads(n)
+            out, peaks = torch.empty(50, 333), torch.empty(2, 50, 21)
+            scores(a, b, out, peaks, 16)
+            found.append((out, peaks))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(found[0][1], found[1][1])
+
+
+@needs_kernel
+def test_what_the_kernel_cannot_read_is_refused() -> None:
+    rows = operand(torch.eye(4, dtype=torch.float64))
+    with pytest.raises(ValueError, match="contiguous"):
+        scores(rows[::2], rows, torch.empty(2, 4), torch.empty(2, 2, 1), 4)
+    with pytest.raises(ValueError, match="contiguous"):
+        scores(rows, rows, torch.empty(4, 4).T, torch.empty(2, 4, 1), 4)
+
+
+@pytest.mark.skipif(not COMPILES, reason="needs a C compiler, and x86-64")
+def test_an_installation_has_the_kernel() -> None:
+    """Also this one, made by the hook of the build from the source as it is now."""
+    if torch.backends.cpu.get_cpu_capability().startswith("AVX"):
+        assert kernel() is not None
+    else:
+        assert kernel() is None
+
+
+def test_no_kernel_where_the_processor_or_the_file_lacks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
+        assert kernel.__wrapped__() is None
+    source = tmp_path / "int16_product.c"
+    monkeypatch.setattr(int16_product, "_SOURCE", source)
+    assert kernel.__wrapped__() is None
+    source.write_bytes(b"/* another state of the source */")
+    assert kernel.__wrapped__() is None
+
+
+@pytest.mark.parametrize("compiler", ["cc", "false", "no-such-compiler"])
+def test_a_wheel_is_built_with_and_without_a_compiler(compiler: str, tmp_path: Path) -> None:
+    """From the source tree, as pip does it: with the kernel for this platform, or as a pure one with a warning."""
+    if compiler == "cc" and not COMPILES:
+        pytest.skip("needs a C compiler, and x86-64")
+    assert importlib.util.find_spec("hatchling")
+    tree = tmp_path / "tree"
+    for folder in ("builder", "query", "schemas"):
+        shutil.copytree(ROOT / folder, tree / folder, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
+    for file in ("pyproject.toml", "README.md", "LICENSE", "hatch_build.py", ".gitignore"):
+        shutil.copy(ROOT / file, tree)
+    done = subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)],
+        cwd=tree,
+        env=os.environ | {"CC": compiler},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    kernels = [name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".so")]
+    assert "paramdex_builder/int16_product.c" in zipfile.ZipFile(wheel).namelist()
+    if compiler == "cc":
+        assert len(kernels) == 1
+        assert kernels[0].startswith("paramdex_builder/int16_product-")
+        assert "-py3-none-linux" in wheel.name or "-py3-none-macosx" in wheel.name
+    else:
+        assert kernels == []
+        assert wheel.name.endswith("-py3-none-any.whl")
+        assert "no compiled kernel" in done.stdout + done.stderr
+        assert not list(tree.rglob("*.so"))
