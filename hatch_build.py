@@ -14,7 +14,7 @@ from pathlib import Path
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-FLAGS = ["-O3", "-funroll-loops", "-fvisibility=hidden", "-fPIC", "-shared"]
+FLAGS = ["-O3", "-fvisibility=hidden", "-fPIC", "-shared"]
 
 
 class KernelHook(BuildHookInterface):

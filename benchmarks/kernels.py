@@ -149,10 +149,10 @@ def stages() -> Iterator[dict[str, float]]:
     def timed(owner: object, name: str, stage: str) -> Callable[[], None]:
         original = getattr(owner, name)
 
-        def wrapped(*arguments: object) -> object:
+        def wrapped(*arguments: object, **named: object) -> object:
             started = time.process_time()
             try:
-                return original(*arguments)
+                return original(*arguments, **named)
             finally:
                 spent[stage] += time.process_time() - started
 
@@ -164,7 +164,7 @@ def stages() -> Iterator[dict[str, float]]:
         timed(int16_product, "scores", "product"),  # and the largest of every group with it
         timed(project._Block, "scores", "scores"),  # noqa: SLF001
         timed(project._Block, "whole", "scores"),  # noqa: SLF001
-        timed(project, "_Block", "rounding"),
+        timed(vars(project._Block)["rounded"], "func", "rounding"),  # noqa: SLF001
     ]
     try:
         yield spent

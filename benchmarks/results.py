@@ -2,8 +2,8 @@
 
     python benchmarks/results.py [SECTION...]
 
-Without a section, all of them: two hours. A section's text is replaced, the others stay. Run it on a machine
-that does nothing else; the ratios say more than the times.
+Without a section, all of them: two hours. What this kind of processor printed before is replaced; other sections, and
+what other processors printed, stay. Run it on a machine that does nothing else; the ratios say more than the times.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
+
+import torch
 
 HERE = Path(__file__).parent
 PAGE = HERE / "RESULTS.md"
@@ -35,19 +37,25 @@ taken in the same run; ratios carry over to other machines, times do not. Nothin
 """
 
 
-def machine() -> str:
-    """The processor, memory and versions, in one line."""
+def processor() -> str:
+    """Its name and kind, and the vector instructions that PyTorch takes."""
     lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
-    models = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
+    said = dict(reversed([tuple(re.split(r"\s*: ", line, maxsplit=1)) for line in lines if ": " in line]))
+    name, family = said.get("model name", platform.machine()), f"{said.get('cpu family')}, model {said.get('model')}"
+    kind = [f"family {family}"] if "cpu family" in said else []
+    kind += [torch.backends.cpu.get_cpu_capability(), "AMX"][: 2 if "amx_bf16" in said.get("flags", "") else 1]
+    return f"{name} ({', '.join(kind)})"
+
+
+def machine() -> str:
+    """The cores, memory and versions, in one line."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
     libraries = ", ".join(f"{name} {version(name)}" for name in ("torch", "numpy", "duckdb", "faiss-cpu"))
-    processor = models[0] if models else platform.machine()
-    return f"{processor}, {os.cpu_count()} cores, {memory:.0f} GiB; Python {platform.python_version()}, {libraries}"
+    return f"{os.cpu_count()} cores, {memory:.0f} GiB; Python {platform.python_version()}, {libraries}"
 
 
-def section(name: str) -> str:
-    """What a benchmark prints, below its name, the machine and the date."""
-    title, command = SECTIONS[name]
+def printed(command: str) -> str:
+    """What a benchmark prints, below the date and the machine."""
     environment = os.environ | {"COLUMNS": "118"}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed package has its bytecode
     done = subprocess.run(
@@ -56,7 +64,13 @@ def section(name: str) -> str:
     )  # fmt: skip
     today = dt.datetime.now(dt.UTC).date()
     text = "\n".join(line.rstrip() for line in done.stdout.strip().splitlines())
-    return f"## {title}\n\n{today}, {machine()}\n\n```console\n$ python benchmarks/{command}\n{text}\n```\n"
+    return f"{today}, {machine()}\n\n```console\n$ python benchmarks/{command}\n{text}\n```\n"
+
+
+def parts(text: str, mark: str) -> dict[str, str]:
+    """What stands below every heading of a level."""
+    found = re.split(rf"^{mark} (.*)\n\n", text, flags=re.MULTILINE)[1:]
+    return {heading: body.strip() + "\n" for heading, body in zip(found[::2], found[1::2], strict=True)}
 
 
 def main() -> None:
@@ -65,11 +79,16 @@ def main() -> None:
     if unknown:
         raise SystemExit(f"error: there is no section {unknown[0]}; there are {', '.join(SECTIONS)}")
     for name in names:
-        made = section(name)
-        known = re.split(r"^(?=## )", PAGE.read_text("utf-8"), flags=re.MULTILINE)[1:] if PAGE.exists() else []
-        by_title = {text[3:].partition("\n")[0]: text.strip() + "\n" for text in known} | {SECTIONS[name][0]: made}
-        ordered = [by_title[title] for title, _ in SECTIONS.values() if title in by_title]
-        PAGE.write_text("\n".join([HEAD, *ordered]), "utf-8")
+        heading, command = SECTIONS[name]
+        made = printed(command)
+        page = {title: parts(body, "###") for title, body in parts(PAGE.read_text("utf-8"), "##").items()}
+        page.setdefault(heading, {})[processor()] = made
+        sections = [
+            f"## {title}\n\n" + "\n".join(f"### {where}\n\n{what}" for where, what in page[title].items())
+            for title, _ in SECTIONS.values()
+            if title in page
+        ]
+        PAGE.write_text("\n".join([HEAD, *sections]), "utf-8")
 
 
 if __name__ == "__main__":

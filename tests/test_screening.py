@@ -154,8 +154,13 @@ def test_screen(precision: Precision, n: int, groups: int, group: int, d: int, s
     out = torch.empty(n * len(b) + 3, dtype=precision.of_scores)
     peaks = torch.empty(2, n, groups + 2, dtype=precision.bits)  # a part of a larger table
     bits = precision.screen(a, b, out, peaks[:, :, 1:-1], group).clone()
-    scores = precision.product(a, b, out)
+    scores = precision.product(a, b, out).clone()
     assert torch.equal(-bits.view(scores.dtype), scores)
+    if len(b) % 16 == 0:
+        again = torch.empty_like(peaks)
+        found = precision.screen(a, precision.packed(b), out, again[:, :, 1:-1], group, is_packed=True)
+        assert torch.equal(found, bits)
+        assert torch.equal(again[:, :, 1:-1], peaks[:, :, 1:-1])
     for sign, found in zip((1, -1), peaks.view(scores.dtype)[:, :, 1:-1], strict=True):
         expected = (sign * scores).view(n, groups, group).amax(2)
         assert torch.equal(found.clamp_min(0), expected.clamp_min(0))

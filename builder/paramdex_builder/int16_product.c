@@ -1,7 +1,13 @@
 /* Products of int16 matrices, and the largest and least of every group of them: see int16_product.py.
 
-   Rows of A and B (n x d and m x d, d even) have the bits of a float32 behind their d numbers, their scale. Any part
-   of a sum of products is within int32, which the caller sees to, so that sums are exact in any order. */
+   Rows of A and B (n x d and m x d, d a multiple of 4) have the bits of a float32 behind their d numbers, their scale.
+   All is for 4 numbers x of A and 4 numbers y of B at a time, as two pairs each:
+
+       x0 y0 + x1 y1 + x2 y2 + x3 y3 = (x0 + y2) (x2 + y0) + (x1 + y3) (x3 + y1) - (x0 x2 + x1 x3) - (y0 y2 + y1 y3)
+
+   (Winograd 1968). Of four numbers that leaves two products, which one instruction makes of two sums, and what is taken
+   off is one number a row: what is added is the row's *own*. Sums of two numbers are within int16, and scores within int32, which the
+   caller sees to; what overflows on the way to them, modulo 2^32, comes back. */
 
 #include <immintrin.h>
 #include <stdint.h>
@@ -20,12 +26,32 @@ enum {
     ROWS = 4,    /* of A: with 2 x 8 columns of B as many sums as registers hold */
     PANEL = 16,  /* columns of a product that are worked on at a time */
     LANES = 8,
+    CACHED = 1 << 14, /* bytes of B that stay in the nearest cache, with rows of A */
 };
+
+typedef int32_t pair __attribute__((may_alias, aligned(2)));
 
 static float scale_of(const int16_t *row, int64_t d) {
     float scale;
     memcpy(&scale, row + d, sizeof scale);
     return scale;
+}
+
+/* -1 times the sum of x0 x2 + x1 x3 of a row. */
+AVX2 static int32_t own_of(const int16_t *row, int64_t d) {
+    const __m256i first = _mm256_set1_epi64x(0xFFFFFFFF); /* of two pairs */
+    __m256i sums = _mm256_setzero_si256();
+    for (int64_t at = 0; at < d; at += 16) {
+        int16_t some[16] = {0};
+        memcpy(some, row + at, (size_t)(d - at < 16 ? d - at : 16) * sizeof *some);
+        const __m256i pairs = _mm256_loadu_si256((const __m256i *)some);
+        const __m256i turned = _mm256_shuffle_epi32(pairs, 0xB1);
+        sums = _mm256_add_epi32(sums, _mm256_madd_epi16(turned, _mm256_and_si256(pairs, first)));
+    }
+    uint32_t parts[LANES], sum = 0;
+    _mm256_storeu_si256((__m256i *)parts, sums);
+    for (int i = 0; i < LANES; i++) sum += parts[i];
+    return (int32_t)(0 - sum);
 }
 
 /* Of 8 rows of B (those from ``rows`` on are 0) the numbers 16 q to 16 q + 15 as 8 vectors, the p-th of which has the
@@ -59,55 +85,99 @@ INLINE void transposed(const int16_t *b, int64_t stride, int64_t rows, int64_t d
     }
 }
 
-/* Up to 16 rows of B as pairs of numbers: the p-th 2 x 8 pairs are those of the 16 rows at 2 p. Rows of 0 behind. */
-AVX2 static void pack(const int16_t *b, int64_t stride, int64_t rows, int64_t d, __m256i *panel) {
+/* Vectors of a panel: pairs of numbers of d, rounded up to 16; scales; what is the rows' own. */
+static int64_t panel_size(int64_t d) { return 2 * LANES * ((d + 15) / 16) + 4; }
+
+/* Up to 16 rows of B as a panel: the p-th 2 x 8 pairs are those of the 16 rows at 2 p. Rows of 0 behind. */
+AVX2 static void pack(const int16_t *b, int64_t rows, int64_t d, __m256i *panel) {
+    const int64_t stride = d + 2;
     __m256i eight[LANES];
     for (int64_t q = 0; 16 * q < d; q++)
         for (int half = 0; half < 2; half++) {
             transposed(b + half * LANES * stride, stride, rows - half * LANES, d, q, eight);
-            for (int p = 0; p < LANES; p++) panel[2 * (LANES * q + p) + half] = eight[p];
+            for (int p = 0; p < LANES; p++) _mm256_storeu_si256(panel + 2 * (LANES * q + p) + half, eight[p]);
         }
+    float scales[PANEL] = {0};
+    int32_t own[PANEL] = {0};
+    for (int64_t j = 0; j < rows; j++) {
+        scales[j] = scale_of(b + j * stride, d);
+        own[j] = own_of(b + j * stride, d);
+    }
+    memcpy(panel + panel_size(d) - 4, scales, sizeof scales);
+    memcpy(panel + panel_size(d) - 2, own, sizeof own);
 }
 
-/* sum += the products of 8 pairs of numbers. In assembly, as compilers that see the sum apart from the products keep more
-   of these in registers than there are. */
-INLINE void add_products(__m256i *sum, __m256i x, __m256i y) {
-    __m256i products;
-    __asm__("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0" : "+x"(*sum), "=&x"(products) : "x"(x), "x"(y));
+/* The n rows of B as panels. */
+EXPORT AVX2 void paramdex_int16_pack(const int16_t *b, int64_t n, int64_t d, int16_t *panels) {
+    for (int64_t row = 0; row < n; row += PANEL)
+        pack(b + row * (d + 2), n - row < PANEL ? n - row : PANEL, d,
+             (__m256i *)panels + row / PANEL * panel_size(d));
 }
 
-/* -1 times the scores of some rows of A and a panel of B, into ``out`` (``columns`` of every row), and the largest and
-   least scores so far of every row and lane. */
-INLINE void block(const int16_t *a, int64_t stride, const __m256i *panel, int64_t d, const float *scales, int64_t rows,
+/* To the sums of a row with 2 x 8 rows of B come those of 4 numbers, of which ``b`` has the first pairs and then the
+   second. In assembly, as compilers want more registers than there are. */
+INLINE void add_products(__m256i *left, __m256i *right, const int16_t *x, const __m256i b[4]) {
+    __m256i s, t, first, second;
+    __asm__(
+        "vpbroadcastd %6, %4\n\t"
+        "vpbroadcastd %7, %5\n\t"
+        "vpaddw %10, %4, %2\n\t"
+        "vpaddw %8, %5, %3\n\t"
+        "vpaddw %11, %4, %4\n\t"
+        "vpaddw %9, %5, %5\n\t"
+        "vpmaddwd %3, %2, %2\n\t"
+        "vpmaddwd %5, %4, %4\n\t"
+        "vpaddd %2, %0, %0\n\t"
+        "vpaddd %4, %1, %1"
+        : "+x"(*left), "+x"(*right), "=&x"(s), "=&x"(t), "=&x"(first), "=&x"(second)
+        : "m"(*(const pair *)x), "m"(*(const pair *)(x + 2)), "x"(b[0]), "x"(b[1]), "x"(b[2]), "x"(b[3]));
+}
+
+/* -1 times the scores of some rows of A and the columns of some panels, into ``out``, and their least and largest so far
+   of every row and lane. */
+INLINE void block(const int16_t *a, const int32_t *own, int64_t d, const __m256i *panel, int64_t size, int64_t rows,
                   float *out, int64_t out_stride, int64_t columns, __m256 *peaks) {
-    __m256i sums[ROWS][2];
-    for (int i = 0; i < rows; i++) sums[i][0] = sums[i][1] = _mm256_setzero_si256();
-    for (int64_t p = 0; p < d / 2; p++) {
-        const __m256i left = _mm256_loadu_si256(panel + 2 * p), right = _mm256_loadu_si256(panel + 2 * p + 1);
+    const int64_t stride = d + 2;
+    __m256 scale[ROWS], low[ROWS], high[ROWS];
+    for (int i = 0; i < rows; i++) {
+        scale[i] = _mm256_set1_ps(-scale_of(a + i * stride, d));
+        low[i] = peaks[2 * i];
+        high[i] = peaks[2 * i + 1];
+    }
+    for (int64_t column = 0; column < columns; column += PANEL, panel += size) {
+        const __m256i *others = panel + size - 2;
+        const float *scales = (const float *)(panel + size - 4);
+        __m256i sums[ROWS][2];
+        for (int i = 0; i < rows; i++)
+            for (int half = 0; half < 2; half++)
+                sums[i][half] = _mm256_add_epi32(_mm256_set1_epi32(own[i]), _mm256_loadu_si256(others + half));
+        for (int64_t p = 0; p < d; p += 4) {
+            __m256i four[4];
+            for (int j = 0; j < 4; j++) four[j] = _mm256_loadu_si256(panel + p + j);
+            for (int i = 0; i < rows; i++) add_products(&sums[i][0], &sums[i][1], a + i * stride + p, four);
+        }
         for (int i = 0; i < rows; i++) {
-            int32_t pair;
-            memcpy(&pair, a + i * stride + 2 * p, sizeof pair);
-            const __m256i both = _mm256_set1_epi32(pair);
-            add_products(&sums[i][0], both, left);
-            add_products(&sums[i][1], both, right);
+            const __m256 by_left = _mm256_mul_ps(scale[i], _mm256_loadu_ps(scales));
+            const __m256 by_right = _mm256_mul_ps(scale[i], _mm256_loadu_ps(scales + LANES));
+            const __m256 left = _mm256_mul_ps(_mm256_cvtepi32_ps(sums[i][0]), by_left);
+            const __m256 right = _mm256_mul_ps(_mm256_cvtepi32_ps(sums[i][1]), by_right);
+            low[i] = _mm256_min_ps(low[i], _mm256_min_ps(left, right));
+            high[i] = _mm256_max_ps(high[i], _mm256_max_ps(left, right));
+            float *row = out + i * out_stride + column;
+            if (column + PANEL <= columns) {
+                _mm256_storeu_ps(row, left);
+                _mm256_storeu_ps(row + LANES, right);
+            } else {
+                float both[PANEL];
+                _mm256_storeu_ps(both, left);
+                _mm256_storeu_ps(both + LANES, right);
+                memcpy(row, both, (size_t)(columns - column) * sizeof *row);
+            }
         }
     }
     for (int i = 0; i < rows; i++) {
-        const __m256 scale = _mm256_set1_ps(-scale_of(a + i * stride, d));
-        __m256 scores[2];
-        for (int half = 0; half < 2; half++) {
-            scores[half] = _mm256_mul_ps(_mm256_cvtepi32_ps(sums[i][half]), scale);
-            scores[half] = _mm256_mul_ps(scores[half], _mm256_loadu_ps(scales + half * LANES));
-            peaks[2 * i] = _mm256_min_ps(peaks[2 * i], scores[half]);
-            peaks[2 * i + 1] = _mm256_max_ps(peaks[2 * i + 1], scores[half]);
-        }
-        float *row = out + i * out_stride;
-        if (columns == PANEL) {
-            _mm256_storeu_ps(row, scores[0]);
-            _mm256_storeu_ps(row + LANES, scores[1]);
-        } else {
-            memcpy(row, scores, (size_t)columns * sizeof *row);
-        }
+        peaks[2 * i] = low[i];
+        peaks[2 * i + 1] = high[i];
     }
 }
 
@@ -118,38 +188,45 @@ INLINE float largest(__m256 lanes) {
 }
 
 /* -1 times the scores A B^T (n x m) into ``out``, and the largest score and the largest -1 times one of every
-   ``group`` columns (a multiple of PANEL, or m) into ``top`` and ``bottom``. Returns whether there was memory. */
+   ``group`` columns (a multiple of PANEL, or m) into ``top`` and ``bottom``. ``packed``: B is panels. Returns whether
+   there was memory.
+
+   Some panels at a time, as many of a group as stay in the cache, meet all rows of A. */
 EXPORT AVX2 int paramdex_int16_scores(const int16_t *a, const int16_t *b, int64_t n, int64_t m, int64_t d, float *out,
                                       int64_t out_stride, int64_t group, float *top, float *bottom,
-                                      int64_t peaks_stride) {
-    const int64_t stride = d + 2, blocks = (d + 15) / 16;
-    __m256i *panel = malloc((size_t)(2 * LANES * blocks) * sizeof *panel + sizeof *panel);
-    __m256 *peaks = malloc((size_t)(2 * n) * sizeof *peaks + sizeof *peaks);
-    const int enough = panel && peaks;
-    /* malloc aligns to 16 bytes and these are read and written as 32 */
-    __m256i *own_panel = (__m256i *)(((uintptr_t)panel + 31) & ~(uintptr_t)31);
-    __m256 *own_peaks = (__m256 *)(((uintptr_t)peaks + 31) & ~(uintptr_t)31);
-    for (int64_t column = 0; enough && column < m; column += PANEL) {
-        const int64_t columns = m - column < PANEL ? m - column : PANEL;
-        float scales[PANEL] = {0};
-        for (int64_t j = 0; j < columns; j++) scales[j] = scale_of(b + (column + j) * stride, d);
-        pack(b + column * stride, stride, columns, d, own_panel);
-        if (column % group == 0)
-            for (int64_t i = 0; i < 2 * n; i++) own_peaks[i] = _mm256_setzero_ps();
-        int64_t row = 0;
-        for (; row + ROWS <= n; row += ROWS)
-            block(a + row * stride, stride, own_panel, d, scales, ROWS, out + row * out_stride + column, out_stride,
-                  columns, own_peaks + 2 * row);
-        for (; row < n; row++)
-            block(a + row * stride, stride, own_panel, d, scales, 1, out + row * out_stride + column, out_stride,
-                  columns, own_peaks + 2 * row);
-        if ((column + columns) % group == 0 || column + columns == m)
+                                      int64_t peaks_stride, int packed) {
+    const int64_t stride = d + 2, size = panel_size(d), in_group = (group + PANEL - 1) / PANEL;
+    const int64_t fitting = CACHED / (size * (int64_t)sizeof(__m256i));
+    const int64_t some = fitting < 1 ? 1 : fitting < in_group ? fitting : in_group;
+    char *memory = malloc((size_t)((packed ? 0 : some * size) + 2 * n + n / LANES + 2) * sizeof(__m256i));
+    if (!memory) return 0;
+    __m256 *peaks = (__m256 *)(((uintptr_t)memory + 31) & ~(uintptr_t)31); /* vectors lie at multiples of 32 */
+    int32_t *own = (int32_t *)(peaks + 2 * n);
+    __m256i *scratch = (__m256i *)own + n / LANES + 1;
+    for (int64_t i = 0; i < n; i++) own[i] = own_of(a + i * stride, d);
+    for (int64_t first = 0, columns; first < m; first += columns) {
+        const int64_t end = first / group * group + group < m ? first / group * group + group : m;
+        columns = end - first < some * PANEL ? end - first : some * PANEL;
+        const __m256i *panels = packed ? (const __m256i *)b + first / PANEL * size : scratch;
+        for (int64_t column = 0; !packed && column < columns; column += PANEL)
+            pack(b + (first + column) * stride, columns - column < PANEL ? columns - column : PANEL, d,
+                 scratch + column / PANEL * size);
+        if (first % group == 0)
+            for (int64_t i = 0; i < 2 * n; i++) peaks[i] = _mm256_setzero_ps();
+        for (int64_t row = 0; row < n && n >= ROWS; row += ROWS) {
+            const int64_t from = row + ROWS <= n ? row : n - ROWS; /* some rows twice, to the same effect */
+            block(a + from * stride, own + from, d, panels, size, ROWS, out + from * out_stride + first, out_stride, columns,
+                  peaks + 2 * from);
+        }
+        for (int64_t row = 0; row < n && n < ROWS; row++)
+            block(a + row * stride, own + row, d, panels, size, 1, out + row * out_stride + first, out_stride, columns,
+                  peaks + 2 * row);
+        if (first + columns == end)
             for (int64_t i = 0; i < n; i++) {
-                top[i * peaks_stride + column / group] = largest(_mm256_sub_ps(_mm256_setzero_ps(), own_peaks[2 * i]));
-                bottom[i * peaks_stride + column / group] = largest(own_peaks[2 * i + 1]);
+                top[i * peaks_stride + first / group] = largest(_mm256_sub_ps(_mm256_setzero_ps(), peaks[2 * i]));
+                bottom[i * peaks_stride + first / group] = largest(peaks[2 * i + 1]);
             }
     }
-    free(panel);
-    free(peaks);
-    return enough;
+    free(memory);
+    return 1;
 }

@@ -1,20 +1,22 @@
 """Products of int16 matrices by a compiled kernel, for processors without instructions for bfloat16.
 
-AVX2 multiplies 16 pairs of int16 and adds them up by twos in one instruction, twice as many as of float32, and int32
-sums are exact in any order. An operand (n x d) is one tensor of int16 whose rows can be taken and cut like those of
-any other. Row x is x' = scale q, q its d integers (one 0 more where d is odd) and scale a power of two, whose float32
-bits are the last two numbers of the row.
+AVX2 multiplies 16 pairs of int16 and adds them up by twos in one instruction, twice as many as of float32, and sums of
+integers are exact in any order and by any identity: the kernel takes half of the products by one of Winograd's. An
+operand (n x d) is one tensor of int16 whose rows can be taken and cut like those of any other. Row x is x' = scale q,
+q its d integers (and 0 up to a multiple of 4) and scale a power of two, whose float32 bits are the last two numbers of
+the row.
 
-**Rounded.** With 2^(e-1) <= ||x|| < 2^e the scale is 2^(e-15), so q has numbers below 2^15 in size; what would round up
-to that is 2^15 - 1. Then a number is off by half of the scale, or where it is that one, all of it, in which case no
+**Rounded.** With 2^(e-1) <= ||x|| < 2^e the scale is 2^(e-14), so q has numbers below 2^14 in size; what would round up
+to that is 2^14 - 1. Then a number is off by half of the scale, or where it is that one, all of it, in which case no
 other is over 2^8. So
 
-    ||x - x'|| <= scale sqrt(d + 3) / 2 <= 2^-15 sqrt(d + 3) ||x||                      (``unit``)
+    ||x - x'|| <= scale sqrt(d + 3) / 2 <= 2^-14 sqrt(d + 3) ||x||                      (``unit``)
 
-Rows of a norm below ``LEAST`` = 2^-100 have the scale of that norm and are off by no more than 2^-115 sqrt(d + 3) / 2.
+Rows of a norm below ``LEAST`` = 2^-100 have the scale of that norm and are off by no more than 2^-114 sqrt(d + 3) / 2.
 
-**Exact.** Any part of a sum of products is, by Cauchy-Schwarz, at most ||q|| ||r|| <= (2^15 + sqrt(d + 3) / 2)^2, below
-2^31 for every d below 2^28: none overflows. The sum becomes float32 once, and scales do not round.
+**Exact.** A sum of two numbers is within int16. A score is, by Cauchy-Schwarz, at most ||q|| ||r|| <=
+(2^14 + sqrt(d + 3) / 2)^2, which is within int32 for every d below 2^28, and known modulo 2^32. It becomes float32
+once, and scales do not round.
 """
 
 from __future__ import annotations
@@ -25,43 +27,46 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
 
 LEAST = 2.0**-100
 PANEL = 16
 """Groups of columns have a multiple of so many."""
-_LARGEST = 2**15 - 1
+_LARGEST = 2**14 - 1
 _SOURCE = Path(__file__).with_name("int16_product.c")
 
 
 @cache
-def kernel() -> Any:
-    """The compiled kernel of this source, or None: the installation has none, or the processor no AVX2."""
+def kernel() -> ctypes.CDLL | None:
+    """The compiled functions of this source, or None: the installation has none, or the processor no AVX2."""
     if not torch.backends.cpu.get_cpu_capability().startswith("AVX"):
         return None
     try:
         number = hashlib.sha256(_SOURCE.read_bytes()).hexdigest()[:16]
-        function = ctypes.CDLL(str(_SOURCE.with_name(f"int16_product-{number}.so"))).paramdex_int16_scores
-    except (OSError, AttributeError):
+        library = ctypes.CDLL(str(_SOURCE.with_name(f"int16_product-{number}.so")))
+    except OSError:
         return None
     pointer, size = ctypes.c_void_p, ctypes.c_int64
-    function.argtypes = [pointer, pointer, size, size, size, pointer, size, size, pointer, pointer, size]
-    function.restype = ctypes.c_int
-    return function
+    library.paramdex_int16_pack.argtypes = [pointer, size, size, pointer]
+    library.paramdex_int16_pack.restype = None
+    library.paramdex_int16_scores.argtypes = [
+        pointer, pointer, size, size, size, pointer, size, size, pointer, pointer, size, ctypes.c_int,
+    ]  # fmt: skip
+    library.paramdex_int16_scores.restype = ctypes.c_int
+    return library
 
 
 def unit(d: int) -> float:
     """How far a row of d numbers can be off, of its norm."""
-    return 2.0**-15 * (d + 3) ** 0.5
+    return 2.0**-14 * (d + 3) ** 0.5
 
 
 def operand(x: torch.Tensor) -> torch.Tensor:
     """The operand of x (n x d, float64; norms below 2^100)."""
     n, d = x.shape
-    scales = torch.ldexp(torch.ones(n, dtype=torch.float64), torch.frexp(x.norm(dim=1).clamp_min(LEAST)).exponent - 15)
-    rows = torch.zeros(n, d + d % 2 + 2, dtype=torch.int16)
+    scales = torch.ldexp(torch.ones(n, dtype=torch.float64), torch.frexp(x.norm(dim=1).clamp_min(LEAST)).exponent - 14)
+    rows = torch.zeros(n, d + -d % 4 + 2, dtype=torch.int16)
     rows[:, :d] = (x / scales[:, None]).round_().clamp_(-_LARGEST, _LARGEST)
     rows[:, -2:] = scales.float()[:, None].view(torch.int16)
     return rows
@@ -72,7 +77,19 @@ def values(rows: torch.Tensor, d: int) -> torch.Tensor:
     return rows[:, :d].double() * rows[:, -2:].contiguous().view(torch.float32)
 
 
-def scores(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor, peaks: torch.Tensor, group: int) -> None:
+def packed(rows: torch.Tensor) -> torch.Tensor:
+    """An operand b of n rows, a multiple of PANEL, in the order in which the kernel goes through it, for many products:
+    n rows that mean something by panels only, and can be cut at multiples of PANEL.
+    """
+    n, d = len(rows), rows.shape[1] - 2
+    panels = torch.empty(n, -(-d // PANEL) * PANEL + 4, dtype=torch.int16)
+    _library().paramdex_int16_pack(rows.contiguous().data_ptr(), n, d, panels.data_ptr())
+    return panels
+
+
+def scores(
+    a: torch.Tensor, b: torch.Tensor, out: torch.Tensor, peaks: torch.Tensor, group: int, *, is_packed: bool = False
+) -> None:
     """-1 times a b^T (n x m, float32) of two operands into ``out``, and into ``peaks`` (2 x n x m / group, rounded up,
     float32) the largest of a b^T, and of -1 times it, of every ``group`` columns, where they are above 0.
 
@@ -80,28 +97,32 @@ def scores(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor, peaks: torch.Ten
     """
     n, m = out.shape
     if group % PANEL and group != m:
-        scores(a, b, out, peaks.new_empty(2, n, 1), m)
+        scores(a, b, out, peaks.new_empty(2, n, 1), m, is_packed=is_packed)
         for of_side, values_of_side in zip(peaks, (-out, out), strict=True):
             torch.amax(values_of_side.view(n, -1, group), 2, out=of_side)
         return
-    if a.stride() != (a.shape[1], 1) or b.stride() != (a.shape[1], 1) or out.stride(1) != 1 or peaks.stride(2) != 1:
+    if not (a.is_contiguous() and b.is_contiguous()) or out.stride(1) != 1 or peaks.stride(2) != 1:
         raise ValueError("operands must be contiguous, and rows of what is made as well")
-    groups, threads = -(-m // group), torch.get_num_threads()
-    step = group * max(1, -(-groups // threads))
-    function = kernel()
+    step = group * max(1, -(-m // group // torch.get_num_threads()))
 
     def part(start: int) -> int:
         some = slice(start, min(start + step, m))
         columns, first = out[:, some], start // group
         top, bottom = peaks[:, :, first:]
-        return function(
+        return _library().paramdex_int16_scores(
             a.data_ptr(), b[some].data_ptr(), n, columns.shape[1], a.shape[1] - 2, columns.data_ptr(), out.stride(0),
-            group, top.data_ptr(), bottom.data_ptr(), peaks.stride(1),
+            group, top.data_ptr(), bottom.data_ptr(), peaks.stride(1), is_packed,
         )  # fmt: skip
 
     starts = range(0, m, step)
     if not all(map(part, starts) if len(starts) < 2 else _threads().map(part, starts)):
         raise MemoryError
+
+
+def _library() -> ctypes.CDLL:
+    library = kernel()
+    assert library is not None, "precision_of takes int16 only where there is the kernel"
+    return library
 
 
 @cache

@@ -28,6 +28,7 @@ import itertools
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -104,7 +105,7 @@ def rank(scores: torch.Tensor, ids: torch.Tensor, k: int) -> Tokens:
 
 @dataclass
 class _Screen:
-    """E as it is screened: ``rows`` e' = (e - c) / size in low precision, and rows of 0 up to whole groups."""
+    """E as it is screened: ``rows`` e' = (e - c) / size in low precision, and rows of 0 up to whole groups, packed."""
 
     rows: torch.Tensor
     norms: torch.Tensor
@@ -135,7 +136,7 @@ class _Screen:
             norms[part], errors[part] = rounded.norm(dim=1), (centred - rounded).norm(dim=1)
         vectors = E.double() if E.numel() <= _MUCH and not precision.tensor_cores else E
         root = torch.from_numpy(space.root.root / ((size or 1) * len(E) ** 0.5)).to(E.device, precision.of_scores)
-        return cls(rows, norms, errors, size, precision, vectors, root, {})
+        return cls(precision.packed(rows), norms, errors, size, precision, vectors, root, {})
 
 
 _screens = WeakTensorKeyDictionary()
@@ -170,12 +171,7 @@ class _Block:
         tile = _TILE_BYTES // (len(W) * screen.precision.of_scores.itemsize) // max(GROUPS) * max(GROUPS)
         self.tile = max(tile, *GROUPS) if W.device.type == "cpu" else len(screen.rows)
         d, u = W.shape[1], screen.precision.u
-        norms = W.norm(dim=1)
-        units = W / norms.clamp_min(1e-300)[:, None]
-        self.low = screen.precision.operand(units)
-        rounded = screen.precision.values(self.low, d)
-        self.per_norm = (units - rounded).norm(dim=1) + screen.precision.gamma(d) * rounded.norm(dim=1)
-        """What b has for every 1 of ||e'|| (n)."""
+        self.norms = norms = W.norm(dim=1)
         self.relative = u / (1 - u)
         self.noise = gamma64(d) * space.longest * norms
         """How far a sum in float64 can be from the score (n)."""
@@ -184,9 +180,22 @@ class _Block:
         self.slack = slack.where((largest > 0) & (largest < LARGEST), torch.inf)
         """How much less a t is that is certain to be less once rounded to float32 (n)."""
 
+    @cached_property
+    def rounded(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """w' of every row, an operand, and what b has for every 1 of ||e'|| (n)."""
+        precision, d = self.screen.precision, self.W.shape[1]
+        units = self.W / self.norms.clamp_min(1e-300)[:, None]
+        low = precision.operand(units)
+        values = precision.values(low, d)
+        return low, (units - values).norm(dim=1) + precision.gamma(d) * values.norm(dim=1)
+
+    @property
+    def low(self) -> torch.Tensor:
+        return self.rounded[0]
+
     def bounds(self, errors: torch.Tensor, norms: torch.Tensor, row: torch.Tensor | slice) -> torch.Tensor:
         """b, from ||e - c - e'|| and ||e'||, for rows; 1.001 makes up for its own rounding."""
-        return 1.001 * (errors + norms * self.per_norm[row]) + UNDERFLOW
+        return 1.001 * (errors + norms * self.rounded[1][row]) + UNDERFLOW
 
     def screened(self, group: int, space: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The bits of all -t~ (n V / group x group), in ``space``, and of the largest t~ and the largest -t~ of every
@@ -197,7 +206,7 @@ class _Block:
         done = 0
         for tile in self.screen.rows.split(self.tile):
             here = slice(done // group, (done + len(tile)) // group)
-            precision.screen(self.low, tile, space[n * done :], peaks[:, :, here], group)
+            precision.screen(self.low, tile, space[n * done :], peaks[:, :, here], group, is_packed=True)
             done += len(tile)
         return space[: n * done].view(precision.bits).view(-1, group), peaks
 

@@ -22,7 +22,7 @@ times its largest number, or (d + 2) 2^-23 times where d < K, and there are no m
 than 4 (d + 8) u_32 sum |x'_i y'_i| in all, so gamma_4(d+8) stands for gamma_d.
 
 Where no norm is over 1, numbers that underflow on the way, or that hardware takes for 0 because they are subnormal,
-add less than ``UNDERFLOW`` to that: there are at most 4 d of them, each below 2^-126, or as many of int16 below 2^-116.
+add less than ``UNDERFLOW`` to that: there are at most 4 d of them, each below 2^-126, or as many of int16 below 2^-115.
 
 Products are looked at as integers: of two floats that are not negative, the larger one has the larger bits. The bits of
 a negative one are a negative integer, below all of those. So what is at least a limit above 0 can be found among
@@ -102,6 +102,12 @@ class Precision:
         """What an operand of d columns stands for (n x d, float64)."""
         return rows.double() if self.dtype.is_floating_point else int16_product.values(rows, d)
 
+    def packed(self, rows: torch.Tensor) -> torch.Tensor:
+        """An operand b, whose rows are a multiple of 16, for the products of ``screen`` with many a. It has as many and
+        can be cut at such multiples.
+        """
+        return rows if self.dtype.is_floating_point else int16_product.packed(rows)
+
     def error(self, d: int) -> float:
         """How far a product of d terms can be off, of the product of the norms."""
         unit = self.u if self.dtype.is_floating_point else int16_product.unit(d)
@@ -126,8 +132,9 @@ class Precision:
         return max(bits >> (32 - 8 * self.of_scores.itemsize), 1)
 
     def screen(
-        self, a: torch.Tensor, b: torch.Tensor, out: torch.Tensor, peaks: torch.Tensor, group: int
-    ) -> torch.Tensor:
+        self, a: torch.Tensor, b: torch.Tensor, out: torch.Tensor, peaks: torch.Tensor, group: int,
+        *, is_packed: bool = False,
+    ) -> torch.Tensor:  # fmt: skip
         """The bits of -1 times a b^T (n x m) of two operands, in the first n m places of ``out``; into ``peaks`` (2 x n
         x m / group) the largest bits of a b^T and of -1 times it in every ``group`` columns, where they are above 0.
         """
@@ -137,7 +144,7 @@ class Precision:
             torch.amax(bits.bitwise_xor_(self.sign).view(len(a), -1, group), 2, out=peaks[1])
             return bits
         out = out[: a.shape[0] * b.shape[0]].view(a.shape[0], b.shape[0])
-        int16_product.scores(a, b, out, peaks.view(out.dtype), group)
+        int16_product.scores(a, b, out, peaks.view(out.dtype), group, is_packed=is_packed)
         return out.view(self.bits)
 
     def product(self, a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
