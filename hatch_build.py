@@ -1,4 +1,4 @@
-"""Compile the kernel of ``paramdex_builder.int16_product``, where there is a C compiler for a processor that runs it.
+"""Compile the kernel of ``paramdex_builder.avx2_kernels``, where there is a C compiler for a processor that runs it.
 
 Nothing depends on that: without it the builder takes PyTorch's product. So what goes wrong here is said (``pip -v``
 shows it) and is no error.
@@ -22,10 +22,10 @@ class KernelHook(BuildHookInterface):
         """Put the kernel beside its source; a wheel that has it is one for this platform."""
         if self.target_name != "wheel" or platform.machine().lower() not in ("x86_64", "amd64"):
             return
-        source = Path(self.root) / "builder" / "paramdex_builder" / "int16_product.c"
+        source = Path(self.root) / "builder" / "paramdex_builder" / "avx2_kernels.c"
         number = hashlib.sha256(source.read_bytes()).hexdigest()[:16]
-        made = source.with_name(f"int16_product-{number}.so")
-        for old in source.parent.glob("int16_product-*.so"):
+        made = source.with_name(f"avx2_kernels-{number}.so")
+        for old in source.parent.glob("avx2_kernels-*.so"):
             old.unlink()
         command = [*shlex.split(os.environ.get("CC", "cc")), *FLAGS, "-o", str(made), str(source)]
         try:

@@ -25,7 +25,7 @@ from safetensors import safe_open
 
 from paramdex.result import Result
 from paramdex.tour import PUBLISHED
-from paramdex_builder import int16_product, pair_scan, project
+from paramdex_builder import avx2_kernels, pair_scan, project
 from paramdex_builder.pairs import Words, same_words, strongest_pairs
 from paramdex_builder.project import strongest_tokens
 from paramdex_builder.screening import FLOAT32, Precision, precision_of
@@ -161,7 +161,7 @@ def stages() -> Iterator[dict[str, float]]:
 
     undo = [
         timed(Precision, "product", "product"),
-        timed(int16_product, "scores", "product"),  # and the largest of every group with it
+        timed(avx2_kernels, "scores", "product"),  # and the largest of every group with it
         timed(project._Block, "scores", "scores"),  # noqa: SLF001
         timed(project._Block, "whole", "scores"),  # noqa: SLF001
         timed(vars(project._Block)["rounded"], "func", "rounding"),  # noqa: SLF001

@@ -14,7 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paramdex_builder import int16_product, screening
+from paramdex_builder import avx2_kernels, screening
 from paramdex_builder.screening import (
     BFLOAT16,
     FLOAT32,
@@ -181,9 +181,9 @@ def test_precision_of_processors(
     monkeypatch: pytest.MonkeyPatch, features: dict[str, object], expected: Precision
 ) -> None:
     monkeypatch.setattr(screening.torch.cpu, "get_capabilities", lambda: features, raising=False)
-    monkeypatch.setattr(int16_product, "kernel", lambda: "a kernel")
+    monkeypatch.setattr(avx2_kernels, "kernel", lambda: "a kernel")
     assert precision_of(CPU) == expected
-    monkeypatch.setattr(int16_product, "kernel", lambda: None)  # the installation could not compile it
+    monkeypatch.setattr(avx2_kernels, "kernel", lambda: None)  # the installation could not compile it
     assert precision_of(CPU) == (FLOAT32 if expected == INT16 else expected)
     monkeypatch.delattr(screening.torch.cpu, "get_capabilities")  # which older PyTorch has not
     assert precision_of(CPU) == FLOAT32

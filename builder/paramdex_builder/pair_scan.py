@@ -371,8 +371,8 @@ class Scan:
                 hot = at_least(peaks[0 if side.sign > 0 else 1], key)
                 if not hot.shape[0]:
                     continue
-                found = parts.index_select(0, hot)
-                place = at_least(found.bitwise_xor_(precision.sign) if side.sign > 0 else found, key)
+                keys = torch.full_like(hot, key, dtype=precision.bits)
+                place, _ = precision.reaching(parts, hot, keys, side.sign)
                 place = hot.index_select(0, place // part) * part + place % part
             else:
                 place = at_least(self._of_side(side, bits), limit)

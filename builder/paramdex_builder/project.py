@@ -33,6 +33,7 @@ from functools import cached_property
 import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from paramdex_builder import avx2_kernels
 from paramdex_builder.screening import (
     LARGEST,
     UNDERFLOW,
@@ -134,7 +135,8 @@ class _Screen:
             rows[part] = precision.operand(centred)
             rounded = precision.values(rows[part], E.shape[1])
             norms[part], errors[part] = rounded.norm(dim=1), (centred - rounded).norm(dim=1)
-        vectors = E.double() if E.numel() <= _MUCH and not precision.tensor_cores else E
+        own = precision.tensor_cores or precision.compiled
+        vectors = E.double() if E.numel() <= _MUCH and not own else E
         root = torch.from_numpy(space.root.root / ((size or 1) * len(E) ** 0.5)).to(E.device, precision.of_scores)
         return cls(precision.packed(rows), norms, errors, size, precision, vectors, root, {})
 
@@ -230,13 +232,11 @@ class _Block:
         # Before a group in ``bits``: the tiles before, the rows before in its tile, the groups before in its row.
         per_tile = self.tile // group
         before = place // per_tile * per_tile
-        found = bits.index_select(0, before * n + row * (n_groups - before).clamp_max(per_tile) + place - before)
-        if sign > 0:
-            found.bitwise_xor_(precision.sign)
-        over = at_least(found, keys[row][:, None])
+        group_of = before * n + row * (n_groups - before).clamp_max(per_tile) + place - before
+        over, found = precision.reaching(bits, group_of, keys[row], sign)
         at = over // group
         row, token = row[at], place[at] * group + over % group
-        value = found.view(-1)[over].view(precision.of_scores).double()
+        value = found.view(precision.of_scores).double()
         # The same with the bound of each token. k of a row are certain to have more than 0.
         bound = self.bounds(screen.errors[token], screen.norms[token], row) + self.relative * value
         lower = (value - bound).clamp_min(0).float().view(torch.int32)
@@ -272,14 +272,17 @@ class _Block:
         V, here = len(self.E), self.E.device
         order = ascending(token << 32 | torch.arange(len(token), device=here)) & 0xFFFF_FFFF
         by_token = row[order]
-        ends = torch.zeros(V + 1, dtype=torch.int64, device=here)
-        ends[1:] = torch.bincount(token, minlength=V).cumsum(0)
-        found = torch.empty(len(token), dtype=torch.float64, device=here)
-        step = V if self.screen.vectors.dtype == torch.float64 else _FEW_TOKENS
-        for start, vectors in zip(range(0, V, step), self.screen.vectors.split(step), strict=True):
-            end = ends[start : start + len(vectors) + 1]
-            part = slice(int(end[0]), int(end[-1]))
-            found[part] = chosen_products(vectors.double(), self.W, end - end[0], by_token[part])
+        if self.screen.precision.compiled and self.E.dtype == torch.float32:
+            found = avx2_kernels.dots(self.W, self.E, by_token, token[order])
+        else:
+            ends = torch.zeros(V + 1, dtype=torch.int64, device=here)
+            ends[1:] = torch.bincount(token, minlength=V).cumsum(0)
+            found = torch.empty(len(token), dtype=torch.float64, device=here)
+            step = V if self.screen.vectors.dtype == torch.float64 else _FEW_TOKENS
+            for start, vectors in zip(range(0, V, step), self.screen.vectors.split(step), strict=True):
+                end = ends[start : start + len(vectors) + 1]
+                part = slice(int(end[0]), int(end[-1]))
+                found[part] = chosen_products(vectors.double(), self.W, end - end[0], by_token[part])
         scores = torch.empty_like(found)
         scores[order] = found
         return scores

@@ -12,7 +12,7 @@ summed in float32 in whatever order the hardware likes, and the sum is rounded o
 
     |s~ - <x, y>| <= ((1 + u)^3 (1 + gamma_d) - 1) ||x|| ||y||                          (``Precision.error``)
 
-With operands of int16 (``int16_product``) the sum is exact, ||x - x'|| <= v ||x|| with another v, and what is rounded
+With operands of int16 (``avx2_kernels``) the sum is exact, ||x - x'|| <= v ||x|| with another v, and what is rounded
 to float32 is the sum: ((1 + v)^2 (1 + u_32) - 1) ||x|| ||y||.
 
 A GPU's tensor cores multiply bfloat16 exactly and add up blocks of K >= 4 products and the sum so far. They shift all
@@ -22,7 +22,8 @@ times its largest number, or (d + 2) 2^-23 times where d < K, and there are no m
 than 4 (d + 8) u_32 sum |x'_i y'_i| in all, so gamma_4(d+8) stands for gamma_d.
 
 Where no norm is over 1, numbers that underflow on the way, or that hardware takes for 0 because they are subnormal,
-add less than ``UNDERFLOW`` to that: there are at most 4 d of them, each below 2^-126, or as many of int16 below 2^-115.
+add less than ``UNDERFLOW`` to that: there are at most 4 d of them, each below 2^-126. So do rows of int16 with a norm
+that is too small for their scale, 2^-112 sqrt(d + 3) at the most.
 
 Products are looked at as integers: of two floats that are not negative, the larger one has the larger bits. The bits of
 a negative one are a negative integer, below all of those. So what is at least a limit above 0 can be found among
@@ -41,7 +42,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from paramdex_builder import int16_product
+from paramdex_builder import avx2_kernels
 
 with warnings.catch_warnings():  # PyTorch says once that these are in beta
     warnings.simplefilter("ignore")
@@ -68,16 +69,21 @@ def gamma64(n: int) -> float:
 class Precision:
     """How products are screened: the type of their operands, and of themselves, which is float32 for int16.
 
-    ``tensor_cores``: by those of a GPU, in the kernels of ``triton_kernels``.
+    ``compiled``: by the kernels of ``avx2_kernels``, which are those for int16. ``tensor_cores``: by those of a GPU, in
+    the kernels of ``triton_kernels``.
     """
 
     dtype: torch.dtype
     tensor_cores: bool = False
 
     @property
+    def compiled(self) -> bool:
+        return self.dtype == torch.int16
+
+    @property
     def of_scores(self) -> torch.dtype:
         """The type of the products."""
-        return self.dtype if self.dtype.is_floating_point else torch.float32
+        return torch.float32 if self.compiled else self.dtype
 
     @property
     def u(self) -> float:
@@ -96,26 +102,26 @@ class Precision:
 
     def operand(self, x: torch.Tensor) -> torch.Tensor:
         """x (n x d, float64, no norm over 2) rounded: its rows can be taken and cut like those of any matrix."""
-        return x.to(self.dtype) if self.dtype.is_floating_point else int16_product.operand(x)
+        return avx2_kernels.operand(x) if self.compiled else x.to(self.dtype)
 
     def values(self, rows: torch.Tensor, d: int) -> torch.Tensor:
         """What an operand of d columns stands for (n x d, float64)."""
-        return rows.double() if self.dtype.is_floating_point else int16_product.values(rows, d)
+        return avx2_kernels.values(rows, d) if self.compiled else rows.double()
 
     def packed(self, rows: torch.Tensor) -> torch.Tensor:
         """An operand b, whose rows are a multiple of 16, for the products of ``screen`` with many a. It has as many and
         can be cut at such multiples.
         """
-        return rows if self.dtype.is_floating_point else int16_product.packed(rows)
+        return avx2_kernels.packed(rows) if self.compiled else rows
 
     def error(self, d: int) -> float:
         """How far a product of d terms can be off, of the product of the norms."""
-        unit = self.u if self.dtype.is_floating_point else int16_product.unit(d)
+        unit = avx2_kernels.unit(d) if self.compiled else self.u
         return 1.001 * ((1 + unit) ** 2 * (1 + self.u) * (1 + self.gamma(d)) - 1)
 
     def gamma(self, d: int) -> float:
         """How far a sum of d products can be off, of the product of the norms of what was rounded already."""
-        if not self.dtype.is_floating_point:
+        if self.compiled:
             return 0.0
         return gamma(4 * (d + 8) if self.tensor_cores else d)
 
@@ -138,20 +144,34 @@ class Precision:
         """The bits of -1 times a b^T (n x m) of two operands, in the first n m places of ``out``; into ``peaks`` (2 x n
         x m / group) the largest bits of a b^T and of -1 times it in every ``group`` columns, where they are above 0.
         """
-        if self.dtype.is_floating_point:
+        if not self.compiled:
             bits = self.product(a, b, out).view(self.bits)
             torch.amax(bits.view(len(a), -1, group), 2, out=peaks[0])
             torch.amax(bits.bitwise_xor_(self.sign).view(len(a), -1, group), 2, out=peaks[1])
             return bits
         out = out[: a.shape[0] * b.shape[0]].view(a.shape[0], b.shape[0])
-        int16_product.scores(a, b, out, peaks.view(out.dtype), group, is_packed=is_packed)
+        avx2_kernels.scores(a, b, out, peaks.view(out.dtype), group, is_packed=is_packed)
         return out.view(self.bits)
+
+    def reaching(
+        self, bits: torch.Tensor, rows: torch.Tensor, keys: torch.Tensor, sign: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What is at least the row's key (N) on the side ``sign``, in some ``rows`` (N) of ``bits`` (n x width) as
+        ``screen`` gives them: places in N x width, ascending, and the bits there.
+        """
+        if self.compiled:
+            return avx2_kernels.reaching(bits, rows, keys, self.sign if sign > 0 else 0)
+        found = bits.index_select(0, rows)
+        if sign > 0:
+            found.bitwise_xor_(self.sign)
+        places = at_least(found, keys[:, None])
+        return places, found.view(-1)[places]
 
     def product(self, a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         """a b^T (n x m) of two operands, in the first n m places of ``out``."""
         out = out[: a.shape[0] * b.shape[0]].view(a.shape[0], b.shape[0])
-        if not self.dtype.is_floating_point:
-            int16_product.scores(a, b, out, out.new_empty(2, *out.shape[:1], 1), len(b))
+        if self.compiled:
+            avx2_kernels.scores(a, b, out, out.new_empty(2, *out.shape[:1], 1), len(b))
             return out.neg_()
         if self.tensor_cores:  # what those kernels leave over; PyTorch may add up in bfloat16
             for start in range(0, len(b), _FEW):
@@ -177,7 +197,7 @@ def precision_of(device: torch.device) -> Precision:
     features: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     if features.get("amx_bf16") or features.get("avx512_bf16"):
         return BFLOAT16
-    if features.get("avx2") and not features.get("avx512_f") and int16_product.kernel() is not None:
+    if features.get("avx2") and not features.get("avx512_f") and avx2_kernels.kernel() is not None:
         return INT16
     return FLOAT32
 

@@ -1,4 +1,5 @@
-"""Products of int16 matrices by a compiled kernel, for processors without instructions for bfloat16.
+"""Compiled kernels for processors without instructions for bfloat16: products of int16 matrices, what of them reaches a
+limit, and single entries of a product in float64.
 
 AVX2 multiplies 16 pairs of int16 and adds them up by twos in one instruction, twice as many as of float32, and sums of
 integers are exact in any order and by any identity: the kernel takes half of the products by one of Winograd's. An
@@ -12,7 +13,7 @@ other is over 2^8. So
 
     ||x - x'|| <= scale sqrt(d + 3) / 2 <= 2^-14 sqrt(d + 3) ||x||                      (``unit``)
 
-Rows of a norm below ``LEAST`` = 2^-100 have the scale of that norm and are off by no more than 2^-114 sqrt(d + 3) / 2.
+Rows of a norm below ``LEAST`` = 2^-100 have the scale of that norm and are off by no more than 2^-114 sqrt(d + 3).
 
 **Exact.** A sum of two numbers is within int16. A score is, by Cauchy-Schwarz, at most ||q|| ||r|| <=
 (2^14 + sqrt(d + 3) / 2)^2, which is within int32 for every d below 2^28, and known modulo 2^32. It becomes float32
@@ -24,17 +25,20 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
+Done = TypeVar("Done")
 LEAST = 2.0**-100
 PANEL = 16
 """Groups of columns have a multiple of so many."""
 _LARGEST = 2**14 - 1
-_SOURCE = Path(__file__).with_name("int16_product.c")
+_SOURCE = Path(__file__).with_name("avx2_kernels.c")
 
 
 @cache
@@ -44,10 +48,14 @@ def kernel() -> ctypes.CDLL | None:
         return None
     try:
         number = hashlib.sha256(_SOURCE.read_bytes()).hexdigest()[:16]
-        library = ctypes.CDLL(str(_SOURCE.with_name(f"int16_product-{number}.so")))
+        library = ctypes.CDLL(str(_SOURCE.with_name(f"avx2_kernels-{number}.so")))
     except OSError:
         return None
     pointer, size = ctypes.c_void_p, ctypes.c_int64
+    library.paramdex_reaching.argtypes = [pointer, pointer, pointer, size, size, ctypes.c_int32, pointer, pointer]
+    library.paramdex_reaching.restype = size
+    library.paramdex_dots.argtypes = [pointer, pointer, pointer, pointer, size, size, pointer]
+    library.paramdex_dots.restype = None
     library.paramdex_int16_pack.argtypes = [pointer, size, size, pointer]
     library.paramdex_int16_pack.restype = None
     library.paramdex_int16_scores.argtypes = [
@@ -114,9 +122,42 @@ def scores(
             group, top.data_ptr(), bottom.data_ptr(), peaks.stride(1), is_packed,
         )  # fmt: skip
 
-    starts = range(0, m, step)
-    if not all(map(part, starts) if len(starts) < 2 else _threads().map(part, starts)):
+    if not all(_each(part, range(0, m, step))):
         raise MemoryError
+
+
+def reaching(
+    bits: torch.Tensor, rows: torch.Tensor, keys: torch.Tensor, flip: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What is at least the row's key (N, int32, above the least integer) in some ``rows`` (N, int64) of ``bits`` (n x
+    width, int32) after an exclusive or with ``flip``: places in N x width, ascending, and the bits there.
+    """
+    width, room = bits.shape[1], len(rows) * bits.shape[1]
+    places, found = torch.empty(room, dtype=torch.int64), torch.empty(room, dtype=torch.int32)
+    bits, rows, keys = bits.contiguous(), rows.contiguous(), keys.contiguous()
+    n = _library().paramdex_reaching(
+        bits.data_ptr(), rows.data_ptr(), keys.data_ptr(), len(rows), width, flip, places.data_ptr(), found.data_ptr()
+    )
+    return places[:n], found[:n]
+
+
+def dots(a: torch.Tensor, b: torch.Tensor, of_a: torch.Tensor, of_b: torch.Tensor) -> torch.Tensor:
+    """Some entries of a b^T (N, float64): those of rows ``of_a`` (N, int64) of a (n x d, float64) and ``of_b`` of b
+    (m x d, float32). Each is summed in one order, whatever the others are. Works on as many threads as PyTorch does.
+    """
+    a, b, of_a, of_b = a.contiguous(), b.contiguous(), of_a.contiguous(), of_b.contiguous()
+    out = torch.empty(len(of_a), dtype=torch.float64)
+    step = max(1, -(-len(out) // torch.get_num_threads()))
+
+    def part(start: int) -> None:
+        some = slice(start, start + step)
+        _library().paramdex_dots(
+            a.data_ptr(), b.data_ptr(), of_a[some].data_ptr(), of_b[some].data_ptr(), len(out[some]), a.shape[1],
+            out[some].data_ptr(),
+        )  # fmt: skip
+
+    _each(part, range(0, len(out), step))
+    return out
 
 
 def _library() -> ctypes.CDLL:
@@ -125,6 +166,15 @@ def _library() -> ctypes.CDLL:
     return library
 
 
+def _each(part: Callable[[int], Done], starts: range) -> list[Done]:
+    """What every part gives, a thread each."""
+    return list(map(part, starts) if len(starts) < 2 else _threads().map(part, starts))
+
+
 @cache
 def _threads() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(os.cpu_count(), "paramdex-int16")
+    return ThreadPoolExecutor(os.cpu_count(), "paramdex-avx2")
+
+
+if hasattr(os, "register_at_fork"):  # a forked process has none of these threads
+    os.register_at_fork(after_in_child=_threads.cache_clear)

@@ -1,12 +1,14 @@
-/* Products of int16 matrices, and the largest and least of every group of them: see int16_product.py.
+/* See avx2_kernels.py.
+
+   Products of int16 matrices, and the largest and least of every group of them:
 
    Rows of A and B (n x d and m x d, d a multiple of 4) have the bits of a float32 behind their d numbers, their scale.
    All is for 4 numbers x of A and 4 numbers y of B at a time, as two pairs each:
 
        x0 y0 + x1 y1 + x2 y2 + x3 y3 = (x0 + y2) (x2 + y0) + (x1 + y3) (x3 + y1) - (x0 x2 + x1 x3) - (y0 y2 + y1 y3)
 
-   (Winograd 1968). Of four numbers that leaves two products, which one instruction makes of two sums, and what is taken
-   off is one number a row: what is added is the row's *own*. Sums of two numbers are within int16, and scores within int32, which the
+   (Winograd 1968). Of four numbers that leaves two products, which one instruction makes of two sums; the rest is one
+   number a row, added once, the row's *own*. Sums of two numbers are within int16 and scores within int32, which the
    caller sees to; what overflows on the way to them, modulo 2^32, comes back. */
 
 #include <immintrin.h>
@@ -133,8 +135,8 @@ INLINE void add_products(__m256i *left, __m256i *right, const int16_t *x, const 
         : "m"(*(const pair *)x), "m"(*(const pair *)(x + 2)), "x"(b[0]), "x"(b[1]), "x"(b[2]), "x"(b[3]));
 }
 
-/* -1 times the scores of some rows of A and the columns of some panels, into ``out``, and their least and largest so far
-   of every row and lane. */
+/* -1 times the scores of some rows of A and the columns of some panels, into ``out``, and their least and largest so
+   far of every row and lane. */
 INLINE void block(const int16_t *a, const int32_t *own, int64_t d, const __m256i *panel, int64_t size, int64_t rows,
                   float *out, int64_t out_stride, int64_t columns, __m256 *peaks) {
     const int64_t stride = d + 2;
@@ -157,10 +159,11 @@ INLINE void block(const int16_t *a, const int32_t *own, int64_t d, const __m256i
             for (int i = 0; i < rows; i++) add_products(&sums[i][0], &sums[i][1], a + i * stride + p, four);
         }
         for (int i = 0; i < rows; i++) {
-            const __m256 by_left = _mm256_mul_ps(scale[i], _mm256_loadu_ps(scales));
-            const __m256 by_right = _mm256_mul_ps(scale[i], _mm256_loadu_ps(scales + LANES));
-            const __m256 left = _mm256_mul_ps(_mm256_cvtepi32_ps(sums[i][0]), by_left);
-            const __m256 right = _mm256_mul_ps(_mm256_cvtepi32_ps(sums[i][1]), by_right);
+            /* one scale after the other: their product may be below float32's range where the score is not */
+            __m256 left = _mm256_mul_ps(_mm256_cvtepi32_ps(sums[i][0]), scale[i]);
+            __m256 right = _mm256_mul_ps(_mm256_cvtepi32_ps(sums[i][1]), scale[i]);
+            left = _mm256_mul_ps(left, _mm256_loadu_ps(scales));
+            right = _mm256_mul_ps(right, _mm256_loadu_ps(scales + LANES));
             low[i] = _mm256_min_ps(low[i], _mm256_min_ps(left, right));
             high[i] = _mm256_max_ps(high[i], _mm256_max_ps(left, right));
             float *row = out + i * out_stride + column;
@@ -215,8 +218,8 @@ EXPORT AVX2 int paramdex_int16_scores(const int16_t *a, const int16_t *b, int64_
             for (int64_t i = 0; i < 2 * n; i++) peaks[i] = _mm256_setzero_ps();
         for (int64_t row = 0; row < n && n >= ROWS; row += ROWS) {
             const int64_t from = row + ROWS <= n ? row : n - ROWS; /* some rows twice, to the same effect */
-            block(a + from * stride, own + from, d, panels, size, ROWS, out + from * out_stride + first, out_stride, columns,
-                  peaks + 2 * from);
+            block(a + from * stride, own + from, d, panels, size, ROWS, out + from * out_stride + first, out_stride,
+                  columns, peaks + 2 * from);
         }
         for (int64_t row = 0; row < n && n < ROWS; row++)
             block(a + row * stride, own + row, d, panels, size, 1, out + row * out_stride + first, out_stride, columns,
@@ -229,4 +232,54 @@ EXPORT AVX2 int paramdex_int16_scores(const int16_t *a, const int16_t *b, int64_
     }
     free(memory);
     return 1;
+}
+
+/* Some entries (``count``) of A B^T in float64: those of rows ``of_a`` of A (n x d, float64) and ``of_b`` of B (m x d,
+   float32). */
+EXPORT __attribute__((target("avx2,fma"))) void paramdex_dots(const double *a, const float *b, const int64_t *of_a,
+                                                              const int64_t *of_b, int64_t count, int64_t d,
+                                                              double *out) {
+    for (int64_t i = 0; i < count; i++) {
+        const double *x = a + of_a[i] * d;
+        const float *y = b + of_b[i] * d;
+        __m256d sums[4] = {_mm256_setzero_pd(), _mm256_setzero_pd(), _mm256_setzero_pd(), _mm256_setzero_pd()};
+        int64_t j = 0;
+        for (; j + 16 <= d; j += 16)
+            for (int part = 0; part < 4; part++) {
+                const __m256d wide = _mm256_cvtps_pd(_mm_loadu_ps(y + j + 4 * part));
+                sums[part] = _mm256_fmadd_pd(_mm256_loadu_pd(x + j + 4 * part), wide, sums[part]);
+            }
+        double lanes[4], sum = 0;
+        _mm256_storeu_pd(lanes, _mm256_add_pd(_mm256_add_pd(sums[0], sums[1]), _mm256_add_pd(sums[2], sums[3])));
+        for (; j < d; j++) sum += x[j] * (double)y[j];
+        out[i] = sum + ((lanes[0] + lanes[1]) + (lanes[2] + lanes[3]));
+    }
+}
+
+/* Of ``count`` rows of a matrix of ``width`` columns, after an exclusive or with ``flip``, what is at least the row's
+   key: places, the i-th row's from i width on, and what is there. Gives how many. */
+EXPORT AVX2 int64_t paramdex_reaching(const int32_t *bits, const int64_t *of, const int32_t *keys, int64_t count,
+                                      int64_t width, int32_t flip, int64_t *places, int32_t *found) {
+    const __m256i flips = _mm256_set1_epi32(flip);
+    int64_t n = 0;
+    for (int64_t i = 0; i < count; i++) {
+        const int32_t *row = bits + of[i] * width;
+        const __m256i below = _mm256_set1_epi32(keys[i] - 1);
+        int64_t j = 0;
+        for (; j + LANES <= width; j += LANES) {
+            const __m256i some = _mm256_xor_si256(_mm256_loadu_si256((const __m256i *)(row + j)), flips);
+            unsigned mask = (unsigned)_mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpgt_epi32(some, below)));
+            for (; mask; mask &= mask - 1, n++) {
+                const int lane = __builtin_ctz(mask);
+                places[n] = i * width + j + lane;
+                found[n] = row[j + lane] ^ flip;
+            }
+        }
+        for (; j < width; j++)
+            if ((row[j] ^ flip) >= keys[i]) {
+                places[n] = i * width + j;
+                found[n++] = row[j] ^ flip;
+            }
+    }
+    return n;
 }

@@ -21,8 +21,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paramdex_builder import int16_product
-from paramdex_builder.int16_product import LEAST, PANEL, kernel, operand, packed, scores, unit, values
+from paramdex_builder import avx2_kernels
+from paramdex_builder.avx2_kernels import LEAST, PANEL, dots, kernel, operand, packed, reaching, scores, unit, values
+from paramdex_builder.screening import gamma64
 
 ROOT = Path(__file__).parents[1]
 COMPILES = platform.machine() == "x86_64" and shutil.which("cc") is not None
@@ -125,6 +126,40 @@ def test_any_number_of_threads(threads: int) -> None:
 
 
 @needs_kernel
+@given(st.integers(0, 30), st.integers(1, 70), st.sampled_from([0, -(2**31)]), st.integers(0, 2**32 - 1))
+def test_reaching(n: int, width: int, flip: int, seed: int) -> None:
+    """Limits among few values, so that many are met exactly; bits as those of floats of both signs."""
+    draw = np.random.default_rng(seed)
+    bits = draw.integers(-9, 10, (12, width)).astype(np.float32).view(np.int32)
+    rows, keys = draw.integers(0, 12, n), draw.integers(1, 10, n).astype(np.float32).view(np.int32)
+    found = reaching(torch.from_numpy(bits), torch.from_numpy(rows), torch.from_numpy(keys), flip)
+    flipped = bits[rows] ^ np.int32(flip)
+    expected = np.flatnonzero(flipped >= keys[:, None])
+    assert found[0].tolist() == expected.tolist()
+    assert found[1].tolist() == flipped.ravel()[expected].tolist()
+
+
+@needs_kernel
+@given(st.integers(0, 40), st.integers(1, 70), st.sampled_from([1, 3]), st.integers(0, 2**32 - 1))
+def test_dots(n: int, d: int, threads: int, seed: int) -> None:
+    """Within the bound of a float64 sum of the true sum, in rational numbers, and the same for any other entries."""
+    draw = np.random.default_rng(seed)
+    a = torch.from_numpy(draw.normal(size=(5, d)))
+    b = torch.from_numpy(draw.normal(size=(7, d))).float()
+    of_a, of_b = (torch.from_numpy(draw.integers(0, rows, n)) for rows in (5, 7))
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found = dots(a, b, of_a, of_b)
+    finally:
+        torch.set_num_threads(before)
+    for value, x, y in zip(found.tolist(), a[of_a], b[of_b].double(), strict=True):
+        true = sum((Fraction(p) * Fraction(q) for p, q in zip(x.tolist(), y.tolist(), strict=True)), Fraction(0))
+        assert abs(Fraction(value) - true) <= gamma64(d) * float(x.norm() * y.norm())
+    assert torch.equal(dots(a, b, of_a[::2], of_b[::2]), found[::2])
+
+
+@needs_kernel
 def test_what_the_kernel_cannot_read_is_refused() -> None:
     rows = operand(torch.eye(4, dtype=torch.float64))
     with pytest.raises(ValueError, match="contiguous"):
@@ -146,8 +181,8 @@ def test_no_kernel_where_the_processor_or_the_file_lacks(monkeypatch: pytest.Mon
     with monkeypatch.context() as patch:
         patch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
         assert kernel.__wrapped__() is None
-    source = tmp_path / "int16_product.c"
-    monkeypatch.setattr(int16_product, "_SOURCE", source)
+    source = tmp_path / "avx2_kernels.c"
+    monkeypatch.setattr(avx2_kernels, "_SOURCE", source)
     assert kernel.__wrapped__() is None
     source.write_bytes(b"/* another state of the source */")
     assert kernel.__wrapped__() is None
@@ -174,10 +209,10 @@ def test_a_wheel_is_built_with_and_without_a_compiler(compiler: str, tmp_path: P
     )
     (wheel,) = tmp_path.glob("*.whl")
     kernels = [name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".so")]
-    assert "paramdex_builder/int16_product.c" in zipfile.ZipFile(wheel).namelist()
+    assert "paramdex_builder/avx2_kernels.c" in zipfile.ZipFile(wheel).namelist()
     if compiler == "cc":
         assert len(kernels) == 1
-        assert kernels[0].startswith("paramdex_builder/int16_product-")
+        assert kernels[0].startswith("paramdex_builder/avx2_kernels-")
         assert "-py3-none-linux" in wheel.name or "-py3-none-macosx" in wheel.name
     else:
         assert kernels == []
