@@ -69,7 +69,8 @@ def test_of_one_pair_of_layers(atlas: Atlas, wholes: dict[str, Everything]) -> N
         assert row["nearest"].startswith("gpt2-wide/L0/")
         assert row["partner"] is None or row["partner"].startswith("gpt2-wide/L0/")
     whole = {row["address"]: row for row in atlas.match("gpt2-a", "gpt2-wide", "ff_key")}
-    assert all(whole[row["address"]]["similarity"] >= row["similarity"] for row in rows)
+    rounding = 1e-6  # products of another shape may be summed in another order
+    assert all(whole[row["address"]]["similarity"] >= row["similarity"] - rounding for row in rows)
 
 
 def test_what_is_printed(atlas: Atlas) -> None:
