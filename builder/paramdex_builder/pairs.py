@@ -79,7 +79,7 @@ def _way(precision: Precision) -> type[Scan]:
 
 def factors(E: torch.Tensor, weights: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """E P^T (V x m, float64) of each of the ``weights`` P (m x d), in one product: E goes by once for all of them."""
-    stacked = torch.cat([P.double() for P in weights]).T.contiguous()
+    stacked = torch.cat([P.double() for P in weights]).T
     out = torch.empty(len(E), stacked.shape[1], dtype=torch.float64, device=E.device)
     wide = torch.empty(_CHUNK, E.shape[1], dtype=torch.float64, device=E.device)
     for some, products in zip(E.split(_CHUNK), out.split(_CHUNK), strict=True):
