@@ -1,6 +1,6 @@
-"""Compile the kernel of ``paramdex_builder.avx2_kernels``, where there is a C compiler for a processor that runs it.
+"""Compile the kernels of ``paramdex_builder.avx2_kernels``, where there is a C compiler for a processor that runs them.
 
-Nothing depends on that: without it the builder takes PyTorch's product. So what goes wrong here is said (``pip -v``
+Nothing depends on that: without them the builder takes PyTorch's products. So what goes wrong here is said (``pip -v``
 shows it) and is no error.
 """
 
@@ -9,32 +9,48 @@ import os
 import platform
 import shlex
 import subprocess
-import sysconfig
+import tempfile
 from pathlib import Path
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+from packaging.tags import sys_tags
 
 FLAGS = ["-O3", "-fvisibility=hidden", "-fPIC", "-shared"]
 
 
 class KernelHook(BuildHookInterface):
     def initialize(self, version, build_data):  # noqa: ARG002
-        """Put the kernel beside its source; a wheel that has it is one for this platform."""
-        if self.target_name != "wheel" or platform.machine().lower() not in ("x86_64", "amd64"):
+        """Put the kernels beside their source; a wheel that has them is one for this platform."""
+        if platform.machine().lower() not in ("x86_64", "amd64"):
             return
         source = Path(self.root) / "builder" / "paramdex_builder" / "avx2_kernels.c"
-        number = hashlib.sha256(source.read_bytes()).hexdigest()[:16]
-        made = source.with_name(f"avx2_kernels-{number}.so")
-        for old in source.parent.glob("avx2_kernels-*.so"):
-            old.unlink()
-        command = [*shlex.split(os.environ.get("CC", "cc")), *FLAGS, "-o", str(made), str(source)]
         try:
-            subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
-        except (OSError, subprocess.SubprocessError) as error:
-            said = str(getattr(error, "stderr", None) or error).strip().splitlines()[0]
-            self.app.display_warning(f"paramdex: no compiled kernel, PyTorch's products are used ({said})")
-            made.unlink(missing_ok=True)
+            made = compiled(source)
+        except (OSError, ValueError, subprocess.SubprocessError) as error:
+            said = (str(getattr(error, "stderr", None) or error).strip().splitlines() or ["it said nothing"])[0]
+            self.app.display_warning(f"paramdex: no compiled kernels, PyTorch's products are used ({said})")
             return
+        systems = (tag.platform for tag in sys_tags())
+        system = next(name for name in systems if "manylinux" not in name and "musllinux" not in name)
         build_data["pure_python"] = False
-        build_data["tag"] = "py3-none-" + sysconfig.get_platform().replace("-", "_").replace(".", "_")
+        build_data["tag"] = f"py3-none-{system}"
         build_data["artifacts"].append(f"/builder/paramdex_builder/{made.name}")
+
+
+def compiled(source):
+    """The library of ``source``, beside it and named for what it says; there before, or all of it.
+
+    Raises OSError, ValueError or SubprocessError, and leaves what was there.
+    """
+    number = hashlib.sha256(source.read_bytes()).hexdigest()[:16]
+    made = source.with_name(f"{source.stem}-{number}.so")
+    compiler = shlex.split(os.environ.get("CC") or "cc")
+    with tempfile.TemporaryDirectory(dir=source.parent, prefix=".compiling-") as folder:
+        new = Path(folder) / made.name
+        command = [*compiler, *FLAGS, "-o", str(new), str(source)]
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
+        new.replace(made)
+    for other in source.parent.glob(f"{source.stem}-*.so"):
+        if other != made:
+            other.unlink(missing_ok=True)
+    return made

@@ -38,13 +38,11 @@ taken in the same run; ratios carry over to other machines, times do not. Nothin
 
 
 def processor() -> str:
-    """Its name and kind, and the vector instructions that PyTorch takes."""
+    """Its name, and the vector instructions that PyTorch takes."""
     lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
     said = dict(reversed([tuple(re.split(r"\s*: ", line, maxsplit=1)) for line in lines if ": " in line]))
-    name, family = said.get("model name", platform.machine()), f"{said.get('cpu family')}, model {said.get('model')}"
-    kind = [f"family {family}"] if "cpu family" in said else []
-    kind += [torch.backends.cpu.get_cpu_capability(), "AMX"][: 2 if "amx_bf16" in said.get("flags", "") else 1]
-    return f"{name} ({', '.join(kind)})"
+    capability = torch.backends.cpu.get_cpu_capability() + ", AMX" * ("amx_bf16" in said.get("flags", ""))
+    return f"{said.get('model name', platform.machine())} ({capability})"
 
 
 def machine() -> str:

@@ -5,7 +5,6 @@ That searches by it are exact, test_projection.py and test_pairs.py say.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import platform
 import shutil
@@ -27,6 +26,7 @@ from paramdex_builder.screening import gamma64
 
 ROOT = Path(__file__).parents[1]
 COMPILES = platform.machine() == "x86_64" and shutil.which("cc") is not None
+needs_compiler = pytest.mark.skipif(not COMPILES, reason="needs a C compiler, and x86-64")
 needs_kernel = pytest.mark.skipif(kernel() is None, reason="there was no compiler for the kernel")
 
 
@@ -69,11 +69,13 @@ def exact(a: torch.Tensor, b: torch.Tensor, d: int) -> list[list[float]]:
 
 @needs_kernel
 @given(
-    st.integers(1, 11), st.integers(1, 70) | st.sampled_from([16, 32, 48, 96]), st.integers(1, 50),
-    st.sampled_from([16, 32, 48]), st.integers(0, 2**32 - 1),
+    st.integers(1, 11), st.integers(1, 70) | st.sampled_from([16, 32, 48, 96]),
+    st.integers(1, 50) | st.sampled_from([130, 200, 384]), st.sampled_from([16, 32, 48, 64]), st.integers(0, 2**32 - 1),
 )  # fmt: skip
 def test_kernel_is_exact(n: int, m: int, d: int, group: int, seed: int) -> None:
-    """Every score, with any number of rows, columns and terms, also where some are left of 4, 16 and 4."""
+    """Every score, with any number of rows, columns and terms, also where some are left of 4, 16 and 4, and groups that
+    are all in the cache or not.
+    """
     draw = np.random.default_rng(seed)
     a, b = (operand(torch.from_numpy(draw.normal(size=(rows, d)) + draw.integers(-2, 3))) for rows in (n, m))
     out, groups = torch.full((n + 1, m + 3), 7.0), -(-m // group)
@@ -160,15 +162,27 @@ def test_dots(n: int, d: int, threads: int, seed: int) -> None:
 
 
 @needs_kernel
+def test_what_is_packed_may_lie_apart() -> None:
+    rows = operand(torch.randn(64, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
+    assert torch.equal(packed(rows[::2]), packed(rows[::2].clone()))
+
+
+@needs_kernel
 def test_what_the_kernel_cannot_read_is_refused() -> None:
     rows = operand(torch.eye(4, dtype=torch.float64))
+    with pytest.raises(ValueError, match="multiple of 16"):
+        packed(rows)
+    with pytest.raises(ValueError, match="as many columns"):
+        scores(rows, operand(torch.eye(5, dtype=torch.float64)), torch.empty(4, 5), torch.empty(2, 4, 1), 5)
+    with pytest.raises(ValueError, match="as many columns"):
+        scores(rows, rows.float(), torch.empty(4, 4), torch.empty(2, 4, 1), 4)
     with pytest.raises(ValueError, match="contiguous"):
         scores(rows[::2], rows, torch.empty(2, 4), torch.empty(2, 2, 1), 4)
     with pytest.raises(ValueError, match="contiguous"):
         scores(rows, rows, torch.empty(4, 4).T, torch.empty(2, 4, 1), 4)
 
 
-@pytest.mark.skipif(not COMPILES, reason="needs a C compiler, and x86-64")
+@needs_compiler
 def test_an_installation_has_the_kernel() -> None:
     """Also this one, made by the hook of the build from the source as it is now."""
     if torch.backends.cpu.get_cpu_capability().startswith("AVX"):
@@ -184,38 +198,68 @@ def test_no_kernel_where_the_processor_or_the_file_lacks(monkeypatch: pytest.Mon
     source = tmp_path / "avx2_kernels.c"
     monkeypatch.setattr(avx2_kernels, "_SOURCE", source)
     assert kernel.__wrapped__() is None
-    source.write_bytes(b"/* another state of the source */")
+
+
+@needs_kernel
+def test_no_kernel_of_another_state_of_the_source(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    folder = Path(avx2_kernels.__file__).parent
+    for file in (folder / "avx2_kernels.c", *folder.glob("avx2_kernels-*.so")):
+        shutil.copy(file, tmp_path)
+    source = tmp_path / "avx2_kernels.c"
+    monkeypatch.setattr(avx2_kernels, "_SOURCE", source)
+    assert kernel.__wrapped__() is not None
+    source.write_bytes(source.read_bytes() + b"\n")
     assert kernel.__wrapped__() is None
 
 
-@pytest.mark.parametrize("compiler", ["cc", "false", "no-such-compiler"])
-def test_a_wheel_is_built_with_and_without_a_compiler(compiler: str, tmp_path: Path) -> None:
-    """From the source tree, as pip does it: with the kernel for this platform, or as a pure one with a warning."""
-    if compiler == "cc" and not COMPILES:
-        pytest.skip("needs a C compiler, and x86-64")
-    assert importlib.util.find_spec("hatchling")
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """What wheels are built from."""
     tree = tmp_path / "tree"
     for folder in ("builder", "query", "schemas"):
         shutil.copytree(ROOT / folder, tree / folder, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
     for file in ("pyproject.toml", "README.md", "LICENSE", "hatch_build.py", ".gitignore"):
         shutil.copy(ROOT / file, tree)
+    return tree
+
+
+def build(tree: Path, compiler: str) -> tuple[str, list[str], str]:
+    """The name of the wheel that is built as pip does it, its files, and what was said."""
     done = subprocess.run(
-        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)],
-        cwd=tree,
-        env=os.environ | {"CC": compiler},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    (wheel,) = tmp_path.glob("*.whl")
-    kernels = [name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".so")]
-    assert "paramdex_builder/avx2_kernels.c" in zipfile.ZipFile(wheel).namelist()
-    if compiler == "cc":
-        assert len(kernels) == 1
-        assert kernels[0].startswith("paramdex_builder/avx2_kernels-")
-        assert "-py3-none-linux" in wheel.name or "-py3-none-macosx" in wheel.name
-    else:
-        assert kernels == []
-        assert wheel.name.endswith("-py3-none-any.whl")
-        assert "no compiled kernel" in done.stdout + done.stderr
-        assert not list(tree.rglob("*.so"))
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tree.parent)],
+        cwd=tree, env=os.environ | {"CC": compiler}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    (wheel,) = tree.parent.glob("*.whl")
+    files = zipfile.ZipFile(wheel).namelist()
+    wheel.unlink()
+    return wheel.name, files, done.stdout + done.stderr
+
+
+@needs_compiler
+def test_a_wheel_with_the_kernels(tree: Path) -> None:
+    name, files, _ = build(tree, "cc")
+    (library,) = [file for file in files if file.endswith(".so")]
+    assert library.startswith("paramdex_builder/avx2_kernels-")
+    assert "-py3-none-linux" in name or "-py3-none-macosx" in name
+    package = tree / "builder" / "paramdex_builder"
+    made = package / Path(library).name
+    before = made.stat().st_ino
+    build(tree, "false")  # which leaves what an editable installation may use
+    assert made.stat().st_ino == before
+    source = package / "avx2_kernels.c"
+    source.write_bytes(source.read_bytes() + b"\n")
+    build(tree, "cc")
+    assert len(list(package.glob("*.so"))) == 1
+    assert not made.exists()
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="elsewhere nothing is compiled")
+@pytest.mark.parametrize("compiler", ["false", "true", "no-such-compiler", "cc 'unbalanced"])
+def test_a_wheel_without_a_compiler(tree: Path, compiler: str) -> None:
+    """Where it is missing or fails, in words or silently, or makes nothing, a pure wheel is built, with a warning."""
+    name, files, said = build(tree, compiler)
+    assert name.endswith("-py3-none-any.whl")
+    assert "paramdex_builder/avx2_kernels.c" in files
+    assert not [file for file in files if file.endswith(".so")]
+    assert "no compiled kernels" in said
+    assert not [file for file in (tree / "builder" / "paramdex_builder").iterdir() if "compiling" in file.name]

@@ -8,8 +8,8 @@
        x0 y0 + x1 y1 + x2 y2 + x3 y3 = (x0 + y2) (x2 + y0) + (x1 + y3) (x3 + y1) - (x0 x2 + x1 x3) - (y0 y2 + y1 y3)
 
    (Winograd 1968). Of four numbers that leaves two products, which one instruction makes of two sums; the rest is one
-   number a row, added once, the row's *own*. Sums of two numbers are within int16 and scores within int32, which the
-   caller sees to; what overflows on the way to them, modulo 2^32, comes back. */
+   number a row, added once, the row's *own*. Sums of two numbers are within int16, all others within int32, which the
+   caller sees to. */
 
 #include <immintrin.h>
 #include <stdint.h>

@@ -15,9 +15,9 @@ other is over 2^8. So
 
 Rows of a norm below ``LEAST`` = 2^-100 have the scale of that norm and are off by no more than 2^-114 sqrt(d + 3).
 
-**Exact.** A sum of two numbers is within int16. A score is, by Cauchy-Schwarz, at most ||q|| ||r|| <=
-(2^14 + sqrt(d + 3) / 2)^2, which is within int32 for every d below 2^28, and known modulo 2^32. It becomes float32
-once, and scales do not round.
+**Exact.** A sum of two numbers is within int16. A score is, by Cauchy-Schwarz, at most ||q|| ||r||, and any part of the
+sums that the identity takes at most (||q|| + ||r||)^2 / 2, where ||q|| <= 2^14 + sqrt(d + 3) / 2: all are within int32
+for every d below 2^28. The score becomes float32 once, and scales do not round.
 """
 
 from __future__ import annotations
@@ -88,29 +88,41 @@ def values(rows: torch.Tensor, d: int) -> torch.Tensor:
 def packed(rows: torch.Tensor) -> torch.Tensor:
     """An operand b of n rows, a multiple of PANEL, in the order in which the kernel goes through it, for many products:
     n rows that mean something by panels only, and can be cut at multiples of PANEL.
+
+    Raises ValueError for another number of rows.
     """
     n, d = len(rows), rows.shape[1] - 2
-    panels = torch.empty(n, -(-d // PANEL) * PANEL + 4, dtype=torch.int16)
-    _library().paramdex_int16_pack(rows.contiguous().data_ptr(), n, d, panels.data_ptr())
+    if n % PANEL:
+        raise ValueError(f"{n} rows are no multiple of {PANEL}")
+    rows, panels = rows.contiguous(), torch.empty(n, _packed_width(d), dtype=torch.int16)
+    _library().paramdex_int16_pack(rows.data_ptr(), n, d, panels.data_ptr())
     return panels
+
+
+def _packed_width(d: int) -> int:
+    return -(-d // PANEL) * PANEL + 4
 
 
 def scores(
     a: torch.Tensor, b: torch.Tensor, out: torch.Tensor, peaks: torch.Tensor, group: int, *, is_packed: bool = False
 ) -> None:
     """-1 times a b^T (n x m, float32) of two operands into ``out``, and into ``peaks`` (2 x n x m / group, rounded up,
-    float32) the largest of a b^T, and of -1 times it, of every ``group`` columns, where they are above 0.
+    float32) the largest of a b^T, and of -1 times it, of every ``group`` columns, where they are above 0. A ``group``
+    is a multiple of PANEL, or m is one of it.
 
-    Works on as many threads as PyTorch does. Raises MemoryError.
+    Works on as many threads as PyTorch does. Raises MemoryError, and ValueError for tensors laid out otherwise.
     """
     n, m = out.shape
     if group % PANEL and group != m:
-        scores(a, b, out, peaks.new_empty(2, n, 1), m, is_packed=is_packed)
+        scores(a, b, out, peaks.new_empty(2, n, -(-m // PANEL)), PANEL, is_packed=is_packed)
         for of_side, values_of_side in zip(peaks, (-out, out), strict=True):
             torch.amax(values_of_side.view(n, -1, group), 2, out=of_side)
         return
     if not (a.is_contiguous() and b.is_contiguous()) or out.stride(1) != 1 or peaks.stride(2) != 1:
         raise ValueError("operands must be contiguous, and rows of what is made as well")
+    d = a.shape[1] - 2
+    if not a.dtype == b.dtype == torch.int16 or b.shape[1] != (_packed_width(d) if is_packed else d + 2):
+        raise ValueError("operands must have as many columns")
     step = group * max(1, -(-m // group // torch.get_num_threads()))
 
     def part(start: int) -> int:
@@ -118,7 +130,7 @@ def scores(
         columns, first = out[:, some], start // group
         top, bottom = peaks[:, :, first:]
         return _library().paramdex_int16_scores(
-            a.data_ptr(), b[some].data_ptr(), n, columns.shape[1], a.shape[1] - 2, columns.data_ptr(), out.stride(0),
+            a.data_ptr(), b[some].data_ptr(), n, columns.shape[1], d, columns.data_ptr(), out.stride(0),
             group, top.data_ptr(), bottom.data_ptr(), peaks.stride(1), is_packed,
         )  # fmt: skip
 

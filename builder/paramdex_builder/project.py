@@ -135,8 +135,7 @@ class _Screen:
             rows[part] = precision.operand(centred)
             rounded = precision.values(rows[part], E.shape[1])
             norms[part], errors[part] = rounded.norm(dim=1), (centred - rounded).norm(dim=1)
-        own = precision.tensor_cores or precision.compiled
-        vectors = E.double() if E.numel() <= _MUCH and not own else E
+        vectors = E.double() if E.numel() <= _MUCH and not precision.scores_as_stored(E) else E
         root = torch.from_numpy(space.root.root / ((size or 1) * len(E) ** 0.5)).to(E.device, precision.of_scores)
         return cls(precision.packed(rows), norms, errors, size, precision, vectors, root, {})
 
@@ -272,7 +271,7 @@ class _Block:
         V, here = len(self.E), self.E.device
         order = ascending(token << 32 | torch.arange(len(token), device=here)) & 0xFFFF_FFFF
         by_token = row[order]
-        if self.screen.precision.compiled and self.E.dtype == torch.float32:
+        if self.screen.precision.scores_as_stored(self.E):
             found = avx2_kernels.dots(self.W, self.E, by_token, token[order])
         else:
             ends = torch.zeros(V + 1, dtype=torch.int64, device=here)
