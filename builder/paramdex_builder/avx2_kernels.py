@@ -86,15 +86,11 @@ def values(rows: torch.Tensor, d: int) -> torch.Tensor:
 
 
 def packed(rows: torch.Tensor) -> torch.Tensor:
-    """An operand b of n rows, a multiple of PANEL, in the order in which the kernel goes through it, for many products:
-    n rows that mean something by panels only, and can be cut at multiples of PANEL.
-
-    Raises ValueError for another number of rows.
+    """An operand b in the order in which the kernel goes through it, for many products: as many rows, and rows of 0 up
+    to a multiple of PANEL, that mean something by panels only, and can be cut and joined at such multiples.
     """
     n, d = len(rows), rows.shape[1] - 2
-    if n % PANEL:
-        raise ValueError(f"{n} rows are no multiple of {PANEL}")
-    rows, panels = rows.contiguous(), torch.empty(n, _packed_width(d), dtype=torch.int16)
+    rows, panels = rows.contiguous(), torch.empty(-(-n // PANEL) * PANEL, _packed_width(d), dtype=torch.int16)
     _library().paramdex_int16_pack(rows.data_ptr(), n, d, panels.data_ptr())
     return panels
 

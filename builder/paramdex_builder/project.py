@@ -126,18 +126,21 @@ class _Screen:
     def of(cls, space: Space, precision: Precision) -> _Screen:
         E = space.embedding
         size = space.longest + float(space.means.norm())
-        none = precision.operand(torch.zeros(1, E.shape[1], dtype=torch.float64, device=E.device))
-        rows = none.new_zeros(-(-len(E) // max(GROUPS)) * max(GROUPS), none.shape[1])
+        groups, one_group = -(-len(E) // max(GROUPS)), torch.zeros(max(GROUPS), E.shape[1], device=E.device)
+        none = precision.packed(precision.operand(one_group.double()))
+        rows = none.new_zeros(groups * len(none), none.shape[1])
         norms, errors = (torch.empty(len(E), dtype=torch.float64, device=E.device) for _ in range(2))
-        for start in range(0, len(E), _CHUNK):
-            part = slice(start, min(start + _CHUNK, len(E)))
+        step = -(-_CHUNK // max(GROUPS)) * max(GROUPS)
+        for start in range(0, len(E), step):
+            part = slice(start, min(start + step, len(E)))
             centred = (E[part].double() - space.means) / (size or 1)
-            rows[part] = precision.operand(centred)
-            rounded = precision.values(rows[part], E.shape[1])
+            low = precision.operand(centred)
+            rounded, packed = precision.values(low, E.shape[1]), precision.packed(low)
+            rows[start : start + len(packed)] = packed
             norms[part], errors[part] = rounded.norm(dim=1), (centred - rounded).norm(dim=1)
         vectors = E.double() if E.numel() <= _MUCH and not precision.scores_as_stored(E) else E
         root = torch.from_numpy(space.root.root / ((size or 1) * len(E) ** 0.5)).to(E.device, precision.of_scores)
-        return cls(precision.packed(rows), norms, errors, size, precision, vectors, root, {})
+        return cls(rows, norms, errors, size, precision, vectors, root, {})
 
 
 _screens = WeakTensorKeyDictionary()

@@ -113,8 +113,8 @@ class Precision:
         return avx2_kernels.values(rows, d) if self.compiled else rows.double()
 
     def packed(self, rows: torch.Tensor) -> torch.Tensor:
-        """An operand b, whose rows are a multiple of 16, for the products of ``screen`` with many a. It has as many and
-        can be cut at such multiples.
+        """An operand b for the products of ``screen`` with many a. Its rows may become a multiple of 16; it can be cut
+        and joined at such multiples.
         """
         return avx2_kernels.packed(rows) if self.compiled else rows
 
