@@ -38,6 +38,8 @@ LEAST = 2.0**-100
 PANEL = 16
 """Groups of columns have a multiple of so many."""
 _LARGEST = 2**14 - 1
+_CHUNK = 2048
+"""Rows that are rounded at a time."""
 _SOURCE = Path(__file__).with_name("avx2_kernels.c")
 
 
@@ -73,10 +75,12 @@ def unit(d: int) -> float:
 def operand(x: torch.Tensor) -> torch.Tensor:
     """The operand of x (n x d, float64; norms below 2^100)."""
     n, d = x.shape
-    scales = torch.ldexp(torch.ones(n, dtype=torch.float64), torch.frexp(x.norm(dim=1).clamp_min(LEAST)).exponent - 14)
     rows = torch.zeros(n, d + -d % 4 + 2, dtype=torch.int16)
-    rows[:, :d] = (x / scales[:, None]).round_().clamp_(-_LARGEST, _LARGEST)
-    rows[:, -2:] = scales.float()[:, None].view(torch.int16)
+    for some, low in zip(x.split(_CHUNK), rows.split(_CHUNK), strict=True):
+        exponents = torch.frexp(some.norm(dim=1).clamp_min(LEAST)).exponent - 14
+        scales = torch.ldexp(torch.ones(len(some), dtype=torch.float64), exponents)[:, None]
+        low[:, :d] = (some / scales).round_().clamp_(-_LARGEST, _LARGEST)
+        low[:, -2:] = scales.float().view(torch.int16)
     return rows
 
 
