@@ -45,6 +45,14 @@ def test_operands_keep_their_bound(n: int, d: int, exponent: int, seed: int) -> 
     assert int(rows[:, :d].abs().max()) < 2**14
 
 
+@pytest.mark.parametrize("rows", [0, 1, 7, 9])
+def test_operands_are_rounded_some_rows_at_a_time(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(rows, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    whole = operand(x)
+    monkeypatch.setattr(avx2_kernels, "_CHUNK", 3)
+    assert torch.equal(operand(x), whole)
+
+
 @pytest.mark.parametrize("entry", [1 - 2.0**-17, 1 - 2.0**-30, 1.0, 1 + 2.0**-17])
 def test_entries_that_would_round_up_to_2_14(entry: float) -> None:
     x = torch.tensor([[entry, 2.0**-10, 0.0], [-entry, 0.0, 2.0**-20]], dtype=torch.float64)
