@@ -80,7 +80,7 @@ def add_model(atlas: Path, name: str, n_layers: int, size: int, width: int, top_
         units.write_coordinates("ff_value", piece.number, normalize(rows).astype(np.float32))
         units.write("ff_value", piece.number, rows_of(piece, top_k, draw))
     E = torch.randn(V, width, generator=torch.Generator().manual_seed(size)).half().float()
-    space = Space(E, E.double().mean(0), Root(np.eye(width), np.eye(width)), 1.0)
+    space = Space(E, E.double().mean(0), Root(np.eye(width)), 1.0)
     words = vocabulary(name)
     row = dict.fromkeys(("source", "family", "model_type", "embedding", "dtype"), "made-up")
     row |= dict.fromkeys(("weights_sha256", "tokenizer_sha256", "plan_sha256", "builder_version"), "0")

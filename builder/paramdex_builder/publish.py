@@ -65,9 +65,9 @@ class _Neighbor:
         """The normalized coordinates of a kind (n x r), mapped from the disk."""
         return open_rows(self.folder / vector_files.index_name(kind))
 
-    def tensor(self, name: str) -> torch.Tensor:
-        with safe_open(self.folder / atlas_files.SPACE, framework="pt") as file:
-            return file.get_tensor(name)
+    def root(self) -> isometry.Root:
+        with safe_open(self.folder / atlas_files.SPACE, framework="np") as file:
+            return isometry.Root(file.get_tensor("root"))
 
 
 @contextmanager
@@ -186,8 +186,7 @@ def _write_space(model: FinishedModel, others: list[_Neighbor], folder: Path) ->
         with safe_open(other.folder / atlas_files.SPACE, framework="pt") as file:
             other_E, other_means = file.get_slice("embedding"), file.get_tensor("means")
             cross = centred_gram(space.embedding, space.means, other_E, other_means.to(space.means.device))
-        root = isometry.Root(other.tensor("root").numpy(), other.tensor("inverse").numpy())
-        transfers[other.name] = isometry.transfer(cross, root, space.root)
+        transfers[other.name] = isometry.transfer(cross, other.root(), space.root)
     if transfers:
         (folder / atlas_files.TRANSFER).write_bytes(save(transfers))
     return transfers
@@ -377,14 +376,14 @@ def _feature_layers(
 
     Weights are had back from coordinates, which only a space without null space allows.
     """
-    inverses = [side.tensor("inverse") for side in (a, b)]
-    d = inverses[0].shape[0]
-    if any(inverse.shape != (d, d) for inverse in inverses):
+    roots = [side.root() for side in (a, b)]
+    d = roots[0].root.shape[1]
+    if any(root.root.shape != (d, d) for root in roots):
         advance(a.layout.blocks[kind].n_rows)
         return None
     scratch = [b.folder.parent / f"features-{side}.faiss" for side in "ab"]
-    for file, side, inverse in zip(scratch, (a, b), inverses, strict=True):
-        write_flat_index(file, d, feature_blocks(side.rows(kind), inverse.numpy(), device))
+    for file, side, root in zip(scratch, (a, b), roots, strict=True):
+        write_flat_index(file, d, feature_blocks(side.rows(kind), root.inverse, device))
     rows_a, rows_b = (open_rows(file) for file in scratch)
     found = relate(rows_a, rows_b, None, 0, places[0], places[1], device, advance)
     for file in scratch:

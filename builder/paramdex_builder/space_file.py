@@ -21,14 +21,14 @@ _NAMES = {"float16": "F16", "float32": "F32", "float64": "F64"}
 
 
 def write_space(path: Path, space: Space) -> None:
-    """Write ``embedding`` (V x d), ``means`` (d), ``root`` (r x d) and ``inverse`` (d x r) of a space.
+    """Write ``embedding`` (V x d), ``means`` (d) and ``root`` (r x d) of a space.
 
     ``embedding`` is in float16 where that holds every value exactly, as it does for models stored so, else in float32;
     the others are in float64. Raises OSError.
     """
     E = space.embedding
     dtype = np.dtype("<f2" if _fits_half(E) else "<f4")
-    others = {"inverse": space.root.inverse, "means": space.means.cpu().numpy(), "root": space.root.root}
+    others = {"means": space.means.cpu().numpy(), "root": space.root.root}
     shapes = {"embedding": (dtype, tuple(E.shape))} | {
         name: (np.dtype("<f8"), each.shape) for name, each in others.items()
     }

@@ -101,7 +101,8 @@ def _indicator(atlas: Atlas, model: Model, ids: list[int]) -> Array:
     m, V = len(ids), model.vocabulary_size
     total = (space.rows(ids) - space.means).sum(axis=0)
     norm = (m * (1 - m / V)) ** 0.5
-    return times_vector(space.root.inverse.T, total) / norm if norm else np.zeros(space.root.rank)
+    root = space.root
+    return times_vector(root.root, total) / (root.values * norm) if norm else np.zeros(root.rank)
 
 
 def tokens_of(atlas: Atlas, param_ids: list[int], sieve: Sieve) -> Described:

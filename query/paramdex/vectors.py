@@ -51,7 +51,7 @@ class Space:
 
     @cached_property
     def root(self) -> isometry.Root:
-        return isometry.Root(self._file.get_tensor("root"), self._file.get_tensor("inverse"))
+        return isometry.Root(self._file.get_tensor("root"))
 
     def rows(self, ids: Array | list[int]) -> Array:
         """Rows of E (len(ids) x d), float64."""

@@ -4,7 +4,7 @@
       atlas.duckdb                      everything SQL can see
       models/MODEL/KIND.faiss           normalized isometric coordinates, row i = the i-th parameter of that kind
       models/MODEL/KIND.codes.*         of a large kind, the same in a byte a number; see vector_files
-      models/MODEL/space.safetensors    the embedding, its column means, the root R of its Gram matrix and its inverse
+      models/MODEL/space.safetensors    the embedding, its column means, the root R of its Gram matrix
       models/MODEL/transfer.safetensors from each earlier model of the vocabulary into this one's coordinates
 
 DuckDB checks its own blocks when it reads them; the other files have their SHA-256 in the table ``store.files``.

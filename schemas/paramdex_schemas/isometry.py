@@ -32,20 +32,28 @@ Array = npt.NDArray[np.floating]
 
 @dataclass(frozen=True)
 class Root:
-    """A root of a Gram matrix: ``root`` R = diag(sqrt(l)) U^T (r x d) and ``inverse`` R^+ (d x r), both float64."""
+    """A root of a Gram matrix: ``root`` R = diag(sqrt(l)) U^T (r x d, float64), the largest l first."""
 
     root: Array
-    inverse: Array
 
     @property
     def rank(self) -> int:
         return self.root.shape[0]
 
     @cached_property
+    def values(self) -> Array:
+        """The eigenvalues l (r), the squares of the norms of R's rows."""
+        return np.einsum("ij,ij->i", self.root, self.root)
+
+    @cached_property
+    def inverse(self) -> Array:
+        """R^+ = R^T diag(1 / l) (d x r)."""
+        return self.root.T / self.values
+
+    @cached_property
     def condition(self) -> float:
-        """The largest of the eigenvalues l over the smallest; 0 where there are none."""
-        values = np.square(self.root).sum(axis=1)
-        return float(values.max() / values.min()) if len(values) else 0.0
+        """The largest of the eigenvalues over the smallest; 0 where there are none."""
+        return float(self.values.max() / self.values.min()) if self.rank else 0.0
 
     @cached_property
     def rounding(self) -> float:
@@ -70,8 +78,7 @@ def gram_root(gram: Array, n_rows: int) -> Root:
     cutoff = max(n_rows, len(values)) * np.finfo(np.float64).eps * max(values[0], 0.0)
     kept = values > cutoff
     values, vectors = values[kept], vectors[:, kept]
-    scale = np.sqrt(values)
-    return Root(scale[:, None] * vectors.T, vectors / scale)
+    return Root(np.sqrt(values)[:, None] * vectors.T)
 
 
 def normalize(rows: Array) -> Array:
