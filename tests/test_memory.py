@@ -6,17 +6,22 @@ import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import duckdb
 import pytest
+import torch
 from click.testing import CliRunner
 
 import paramdex_builder
 from conftest import SMALL_OPTIONS
 from paramdex.cli import cli
 from paramdex_builder import Options, Progress, build, memory
-from paramdex_builder.checkpoint import Checkpoint
-from paramdex_schemas import BuildError, atlas_files
+from paramdex_builder.head_units import ATTENTION
+from paramdex_builder.screening import Precision
+from paramdex_schemas import BuildError, Layout, Run, atlas_files
+from precisions import PRECISIONS
 
 GIB = 1 << 30
 module = import_module("paramdex_builder.build")
@@ -56,12 +61,42 @@ def test_too_little_is_refused_with_what_is_needed(word_model: Path, tmp_path: P
     build([f"small={word_model}"], tmp_path / "x.atlas", options("1.1G"))  # what it was told to give
 
 
-def test_what_is_needed_grows_with_the_embedding_and_the_largest_piece(word_model: Path) -> None:
-    checkpoint = Checkpoint.open(str(word_model))
-    layout, d = checkpoint.layout, checkpoint.d_model
-    largest = max(run.n_owners * run.size for kind in layout.kinds for run in layout.of(kind))
-    assert memory.needed(layout, 60, d) == GIB + 4 * d * (60 + 3 * largest)
-    assert memory.needed(layout, 10_000_060, d) - memory.needed(layout, 60, d) == 4 * d * 10_000_000
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+MILLION = 10**6
+
+
+def model(d: int, d_ff: int, d_head: int, n_terms: int = 1) -> Any:
+    """All that ``needed`` asks of a model: one layer with one head and ``d_ff`` neurons."""
+    kinds = {"ff_key": (None, d_ff), "ff_value": (None, d_ff)} | dict.fromkeys(ATTENTION, ("head", d_head))
+    runs = [Run(kind, None, 0, owner, 1, size, 1) for kind, (owner, size) in kinds.items()]  # type: ignore[arg-type]
+    return SimpleNamespace(layout=Layout.number(runs), d_model=d, n_terms=n_terms)
+
+
+def needed(of: Any, V: int, stored: torch.dtype = torch.float32, device: torch.device = CPU) -> int:
+    return memory.needed(of, V, stored, device)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+def test_the_embedding_counts_as_it_is_held_and_as_it_is_screened(
+    precision: Precision, stored: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "precision_of", lambda _: precision)
+    d = 4096
+    grown = needed(model(d, 100, 8), 3 * MILLION, stored) - needed(model(d, 100, 8), 2 * MILLION, stored)
+    assert 0 <= grown - MILLION * d * (stored.itemsize + precision.dtype.itemsize) < MILLION * 4096  # a row of scores
+    assert needed(model(d, 100, 8), 2 * MILLION, stored, GPU) < 2 * MILLION * d * stored.itemsize + 2 * GIB
+
+
+def test_of_the_steps_the_largest_counts() -> None:
+    small = needed(model(64, 100, 8), 60)
+    assert small == pytest.approx(GIB, rel=1e-3)  # the libraries, and what DuckDB has at the least
+    assert needed(model(64, 101, 8), 60) == small
+    assert needed(model(64, 10 * MILLION, 8), 60) - needed(model(64, 9 * MILLION, 8), 60) == 12 * 64 * MILLION
+    assert needed(model(64, 10 * MILLION, 8, 2), 60) - needed(model(64, 9 * MILLION, 8, 2), 60) == 24 * 64 * MILLION
+    wide_head = needed(model(64, 100, 4096), 256_000) - 4 * 64 * 256_000
+    assert 40 * 256_000 * 4096 < wide_head < 40 * 256_000 * 4096 + GIB
+    assert 40 * 8192**2 < needed(model(8192, 100, 8), 60) < 40 * 8192**2 + GIB
 
 
 def test_without_a_setting_it_is_half_of_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:

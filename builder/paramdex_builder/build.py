@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import torch
 from safetensors import SafetensorError
 
 from paramdex_builder import memory
@@ -22,9 +23,9 @@ from paramdex_builder.options import Options, given, source_texts
 from paramdex_builder.output import check_space, check_writable, estimate, find_place, staging_folder
 from paramdex_builder.pairs import same_words
 from paramdex_builder.progress import Progress
-from paramdex_builder.project import forget
+from paramdex_builder.project import forget, projection_held
 from paramdex_builder.publish import FinishedModel, database, publish
-from paramdex_builder.space import make_space, pick_device
+from paramdex_builder.space import make_space, pick_device, space_work
 from paramdex_builder.units import Piece, Units, parameter_unit, parameters_held, pieces
 from paramdex_builder.vocabulary import Vocabulary, read_vocabulary
 from paramdex_builder.workers import Workers
@@ -59,7 +60,10 @@ def build(
         with _reading():
             checkpoints = {name: _open(source, options) for name, source in named.items()}
             plans = {name: _plan(name, checkpoint, options, progress) for name, checkpoint in checkpoints.items()}
-        least = {name: memory.needed(c.layout, len(plans[name][1]), c.d_model) for name, c in checkpoints.items()}
+        least = {
+            name: memory.needed(checkpoints[name], len(vocabulary), stored, device)
+            for name, (_, vocabulary, stored) in plans.items()
+        }
         most = max(least, key=lambda name: least[name])
         allowed = memory.allowed(options.memory, least[most], most)
         new = [checkpoint for name, checkpoint in checkpoints.items() if name not in present]
@@ -67,7 +71,7 @@ def build(
         with staging_folder(place, atlas) as staging:
             present = _present(atlas)  # another build may have ended since
             for name, checkpoint in checkpoints.items():
-                plan, vocabulary = plans[name]
+                plan, vocabulary, _ = plans[name]
                 fingerprint = _fingerprint(plan)
                 if name in present:
                     if present[name] != fingerprint:
@@ -145,8 +149,10 @@ def _present(atlas: Path) -> dict[str, str]:
 
 def _plan(
     name: str, checkpoint: Checkpoint | Displacement, options: Options, progress: Progress
-) -> tuple[dict[str, Any], Vocabulary]:
-    """All that decides the numbers of a model, and its vocabulary; every tensor is checked on the way."""
+) -> tuple[dict[str, Any], Vocabulary, torch.dtype]:
+    """All that decides the numbers of a model, its vocabulary, and what E is held in; every tensor is checked on the
+    way.
+    """
     E, embedding, tied = checkpoint.embedding(options.space)
     vocabulary = read_vocabulary(checkpoint.source, checkpoint.folder, len(E))
     with progress.step(f"{name}: checking weights", len(checkpoint.layout.runs)) as advance:
@@ -172,7 +178,7 @@ def _plan(
         "neighbor_k": options.neighbor_k,
         "directions_k": options.directions_k,
     }
-    return plan, vocabulary
+    return plan, vocabulary, E.dtype
 
 
 def _fingerprint(plan: dict[str, Any]) -> str:
@@ -217,7 +223,9 @@ def _make(
     layout = checkpoint.layout
     units = Units(staging / name, plan | {"builder_version": version("paramdex")})
     E, embedding, tied = checkpoint.embedding(options.space)
-    space = make_space(E[: len(vocabulary)], workers.device)
+    E = E[: len(vocabulary)]
+    with progress.step(f"{name}: measuring the embedding", space_work(*E.shape)) as advance:
+        space = make_space(E, workers.device, advance)
     del E
     words = same_words(vocabulary.words(), workers.device)
 
@@ -231,8 +239,9 @@ def _make(
         return piece.n_rows
 
     every = [piece for kind in layout.kinds for piece in pieces(layout, kind)]
+    each_held = parameters_held(every, checkpoint.d_model, checkpoint.n_terms) + projection_held(space.size)
     with progress.step(f"{name}: projecting parameters", layout.n_parameters) as advance:
-        for n_rows in workers.map(project, every, parameters_held(space, every)):
+        for n_rows in workers.map(project, every, each_held):
             advance(n_rows)
     forget(space)
     first, kept = 0, Kept(options.pair_k, options.directions_k)

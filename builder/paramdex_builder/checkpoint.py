@@ -278,6 +278,9 @@ class Checkpoint:
         """
         return [self.layer_rows(kind, place)]
 
+    n_terms = 1
+    """How many terms those are; as many models are read for a vector."""
+
     def _added(self, run: Run) -> torch.Tensor:
         """The learned positions or token types; those of another width than the stream through the family's map."""
         name = self._prefix + self._stacks[run.stack].added[run.kind]["tensor"]

@@ -106,6 +106,8 @@ class Displacement:
         base = self.base.layer_rows(kind, place).double()
         return [tuned - base, base] if kind in _LEFT else [tuned, tuned - base]
 
+    n_terms = 2
+
     def check_layers(self, advance: Any = None) -> None:
         """Read every layer of both models once. Raises as ``Checkpoint.check_layers``."""
         self.base.check_layers()

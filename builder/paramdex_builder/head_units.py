@@ -85,9 +85,9 @@ def head_units(
     ]
     every = list(product(range(run.n_owners), MATRICES))
     work = partial(_matrix, vectors, run, first, space, words, kept)
-    n_terms = max(len(terms) for terms in vectors.values())
+    each_held = matrix_held(space.size, run.size * max(len(terms) for terms in vectors.values()))
     pairs, found_directions = [], [DIRECTIONS.empty_table()]
-    for (head, _), found in zip(every, workers.map(work, every, _held(space, run.size * n_terms)), strict=True):
+    for (head, _), found in zip(every, workers.map(work, every, each_held), strict=True):
         heads[head] |= found.numbers
         pairs += found.pairs
         found_directions += found.directions
@@ -95,9 +95,9 @@ def head_units(
     return pa.Table.from_pylist(heads, schema=HEADS), pa.concat_tables(pairs), pa.concat_tables(found_directions)
 
 
-def _held(space: Space, m: int) -> int:
+def matrix_held(V: int, m: int) -> int:
     """About how many bytes a matrix of m terms takes: E P^T and E Q^T in float64, as they are screened, and tiles."""
-    return 40 * space.size * m + (32 << 20)
+    return 40 * V * m + (32 << 20)
 
 
 def _matrix(

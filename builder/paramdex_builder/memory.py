@@ -1,9 +1,9 @@
 """The memory that a build may take: what it was given, what it needs at the least, what it took.
 
-Nearly all that a build works on comes in blocks of a fixed size, together less than a GiB with the libraries
-themselves. (The block sizes do not follow what was given: how a matrix product rounds depends on its shape, and an
-atlas must not depend on the memory of the machine.) What grows with the model is the embedding, a piece of a layer, and
-what DuckDB sorts: the last of these can be had with less, and gets what the others leave.
+A build works on blocks of a fixed size. (They do not follow what was given: how a matrix product rounds depends on its
+shape, and an atlas must not depend on the memory of the machine.) What grows with the model is the embedding, a piece
+of a layer, a head's factors over the vocabulary, and what DuckDB sorts: the last of these can be had with less, and
+gets what the others leave. The steps come one after the other, so the largest of them counts.
 """
 
 from __future__ import annotations
@@ -13,11 +13,18 @@ import re
 import sys
 from pathlib import Path
 
-from paramdex_builder.units import pieces
-from paramdex_schemas import BuildError, Layout
+import torch
 
-LIBRARIES = 1 << 30
-"""Bytes for blocks of fixed size, and for the libraries."""
+from paramdex_builder.checkpoint import Checkpoint
+from paramdex_builder.displacement import Displacement
+from paramdex_builder.head_units import ATTENTION, matrix_held
+from paramdex_builder.project import projection_held, projection_shared
+from paramdex_builder.screening import precision_of
+from paramdex_builder.units import parameters_held, pieces
+from paramdex_schemas import BuildError
+
+LIBRARIES = 512 << 20
+"""Bytes for the libraries, and for what is small."""
 _DUCKDB = 512 << 20, 1 << 30
 """Least and most bytes that DuckDB may hold; what it sorts beyond that goes to files."""
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT])(?:i?B)?", re.IGNORECASE)
@@ -46,12 +53,23 @@ def free() -> int | None:
     return max(0, min(found)) if found else None
 
 
-def needed(layout: Layout, V: int, d: int) -> int:
-    """About how many bytes a model takes at the least: its embedding (V x d) in float32, and its largest piece of
-    parameters three times, as weights, coordinates and what is made of them.
+def needed(model: Checkpoint | Displacement, V: int, stored: torch.dtype, device: torch.device) -> int:
+    """About how many bytes a model takes at the least: its embedding (V x d, held in the dtype ``stored``) and the root
+    of its Gram matrix, and what the step adds that takes most: making that root, projecting, pairing, or sorting.
+
+    What a GPU holds is not counted.
     """
-    largest = max((piece.n_rows for kind in layout.kinds for piece in pieces(layout, kind)), default=0)
-    return LIBRARIES + 4 * d * (V + 3 * largest)
+    layout, d, n_terms = model.layout, model.d_model, model.n_terms
+    root = 8 * d * d
+    projecting = parameters_held([piece for kind in layout.kinds for piece in pieces(layout, kind)], d, n_terms)
+    places = layout.attention_places
+    vectors = [sum(len(range(*layout.places(kind).get(place, (0, 0)))) for kind in ATTENTION) for place in places]
+    pairing = 4 * n_terms**2 * d * max(vectors, default=0)  # float64 for each of two terms
+    if device.type == "cpu":
+        projecting += projection_shared(V, d, stored, precision_of(device)) + projection_held(V)
+        pairing += max((matrix_held(V, layout.heads(place).size * n_terms) for place in places), default=0)
+    decomposing = 4 * root  # the Gram matrix, a copy, and two more for LAPACK to work in
+    return LIBRARIES + stored.itemsize * V * d + root + max(decomposing, projecting, pairing, _DUCKDB[0])
 
 
 def allowed(setting: str | None, least: int, name: str) -> int:

@@ -138,7 +138,7 @@ class _Screen:
             rounded, packed = precision.values(low, E.shape[1]), precision.packed(low)
             rows[start : start + len(packed)] = packed
             norms[part], errors[part] = rounded.norm(dim=1), (centred - rounded).norm(dim=1)
-        vectors = E.double() if E.numel() <= _MUCH and not precision.scores_as_stored(E) else E
+        vectors = E.double() if _doubled(E.numel(), E.dtype, precision) else E
         root = torch.from_numpy(space.root.root / ((size or 1) * len(E) ** 0.5)).to(E.device, precision.of_scores)
         return cls(rows, norms, errors, size, precision, vectors, root, {})
 
@@ -274,7 +274,7 @@ class _Block:
         V, here = len(self.E), self.E.device
         order = ascending(token << 32 | torch.arange(len(token), device=here)) & 0xFFFF_FFFF
         by_token = row[order]
-        if self.screen.precision.scores_as_stored(self.E):
+        if self.screen.precision.scores_as_stored(self.E.dtype):
             found = avx2_kernels.dots(self.W, self.E, by_token, token[order])
         else:
             ends = torch.zeros(V + 1, dtype=torch.int64, device=here)
@@ -339,9 +339,20 @@ def strongest_tokens(rows: torch.Tensor, space: Space, k: int, precision: Precis
     return {"top": sides[0], "bottom": sides[1]}
 
 
-def held(space: Space) -> int:
+def projection_held(V: int) -> int:
     """About how many bytes ``strongest_tokens`` holds on a processor, beside the rows and what all calls share."""
-    return 3 * max(_BLOCK_BYTES, 4 * _BLOCK_ROWS[0] * space.size) + 3 * _SCORED_BYTES + 64 * _TOGETHER
+    return 3 * max(_BLOCK_BYTES, 4 * _BLOCK_ROWS[0] * V) + 3 * _SCORED_BYTES + 64 * _TOGETHER
+
+
+def projection_shared(V: int, d: int, stored: torch.dtype, precision: Precision) -> int:
+    """About how many bytes all calls share, beside an E (V x d) that is held in the dtype ``stored``."""
+    vectors = 8 * V * d if _doubled(V * d, stored, precision) else 0
+    return V * (precision.dtype.itemsize * d + 16) + precision.of_scores.itemsize * d * d + vectors
+
+
+def _doubled(size: int, stored: torch.dtype, precision: Precision) -> bool:
+    """Whether an E of so many numbers is held in float64 as well."""
+    return size <= _MUCH and not precision.scores_as_stored(stored)
 
 
 def few_tokens(V: int, k: int) -> int:

@@ -80,9 +80,9 @@ class Precision:
     def compiled(self) -> bool:
         return self.dtype == torch.int16
 
-    def scores_as_stored(self, E: torch.Tensor) -> bool:
-        """Whether kernels of its own score rows of E in float64 from E as it is."""
-        return self.tensor_cores or (self.compiled and E.dtype == torch.float32)
+    def scores_as_stored(self, dtype: torch.dtype) -> bool:
+        """Whether kernels of its own score rows of an E of this dtype in float64 from E as it is."""
+        return self.tensor_cores or (self.compiled and dtype == torch.float32)
 
     @property
     def of_scores(self) -> torch.dtype:

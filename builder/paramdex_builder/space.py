@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from paramdex_builder.progress import Advance
 from paramdex_schemas import BuildError, isometry
 
 _CHUNK = 2048
@@ -71,24 +72,41 @@ class Described:
     coordinates: torch.Tensor
 
 
-def make_space(embedding: torch.Tensor, device: torch.device) -> Space:
-    """The space of an output embedding E (V x d, of a floating dtype of at most 32 bits)."""
+def make_space(embedding: torch.Tensor, device: torch.device, advance: Advance = lambda _: None) -> Space:
+    """The space of an output embedding E (V x d, of a floating dtype of at most 32 bits). ``advance`` is told of the
+    ``space_work`` that is done.
+    """
     E = embedding.to(device)
     means = sum((chunk.double().sum(0) for chunk in E.split(_CHUNK)), torch.zeros(1, device=device)) / len(E)
-    gram = centred_gram(E, means, E, means)
+    gram = centred_gram(E, means, E, means, advance)
+    root = isometry.gram_root(gram, len(E))
+    advance(_decomposing(E.shape[1]))
     longest = max(float(torch.linalg.vector_norm(chunk.double(), dim=1).max()) for chunk in E.split(_CHUNK))
-    return Space(E, means, isometry.gram_root(gram, len(E)), longest)
+    return Space(E, means, root, longest)
 
 
-def centred_gram(A: torch.Tensor, mean_a: torch.Tensor, B: Any, mean_b: torch.Tensor) -> np.ndarray:
+def space_work(V: int, d: int) -> int:
+    """What the space of E (V x d) takes, in rows of E: every row goes into the Gram matrix, which is decomposed."""
+    return V + _decomposing(d)
+
+
+def _decomposing(d: int) -> int:
+    """Rows whose products take about as long as decomposing their Gram matrix (d x d)."""
+    return 6 * d
+
+
+def centred_gram(
+    A: torch.Tensor, mean_a: torch.Tensor, B: Any, mean_b: torch.Tensor, advance: Advance = lambda _: None
+) -> np.ndarray:
     """(A - mean_a)^T (B - mean_b), d_A x d_B in float64, for A (V x d_A) and B (V x d_B) with the same rows.
 
-    B is a tensor, or the slice of a safetensors file, of which a block at a time is read.
+    B is a tensor, or the slice of a safetensors file, of which a block at a time is read. ``advance`` is told of rows.
     """
     total: Any = 0.0
     for start in range(0, len(A), _CHUNK):
         a, b = (X[start : start + _CHUNK].to(A.device).double() for X in (A, B))
         total += (a - mean_a).T @ (b - mean_b)
+        advance(len(a))
     return total.cpu().numpy()
 
 

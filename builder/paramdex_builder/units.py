@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from paramdex_builder.project import Tokens, held, strongest_tokens
+from paramdex_builder.project import Tokens, strongest_tokens
 from paramdex_builder.space import Space
 from paramdex_schemas import Layout, Run
 from paramdex_schemas.atlas_files import sha256
@@ -154,11 +154,11 @@ def parameter_unit(rows: torch.Tensor, piece: Piece, space: Space, top_k: int) -
     return table, found.coordinates.cpu().numpy()
 
 
-def parameters_held(space: Space, some: Sequence[Piece]) -> int:
-    """About how many bytes one of ``some`` pieces takes at the most: weights, coordinates, what is made of them, and
-    what their projection holds.
+def parameters_held(some: Sequence[Piece], d: int, n_terms: int) -> int:
+    """About how many bytes one of ``some`` pieces takes at the most: weights, coordinates and what is made of them in
+    float32; or the weights of two models and their difference in float64.
     """
-    return 12 * space.embedding.shape[1] * max((piece.n_rows for piece in some), default=0) + held(space)
+    return 12 * n_terms * d * max((piece.n_rows for piece in some), default=0)
 
 
 def _tokens(rows: torch.Tensor, space: Space, k: int) -> dict[str, Tokens]:
