@@ -67,27 +67,23 @@ def gamma64(n: int) -> float:
 
 @dataclass(frozen=True)
 class Precision:
-    """How products are screened: the type of their operands, and of themselves, which is float32 for int16.
+    """How products are screened: the type of their operands, and of themselves.
 
-    ``compiled``: by the kernels of ``avx2_kernels``, which are those for int16. ``tensor_cores``: by those of a GPU, in
-    the kernels of ``triton_kernels``.
+    ``tensor_cores``: by those of a GPU, in the kernels of ``triton_kernels``.
     """
 
     dtype: torch.dtype
     tensor_cores: bool = False
 
-    @property
-    def compiled(self) -> bool:
-        return self.dtype == torch.int16
-
     def scores_as_stored(self, dtype: torch.dtype) -> bool:
         """Whether kernels of its own score rows of an E of this dtype in float64 from E as it is."""
-        return self.tensor_cores or (self.compiled and dtype == torch.float32)
+        del dtype
+        return self.tensor_cores
 
     @property
     def of_scores(self) -> torch.dtype:
         """The type of the products."""
-        return torch.float32 if self.compiled else self.dtype
+        return self.dtype
 
     @property
     def u(self) -> float:
@@ -106,27 +102,30 @@ class Precision:
 
     def operand(self, x: torch.Tensor) -> torch.Tensor:
         """x (n x d, float64, no norm over 2) rounded: its rows can be taken and cut like those of any matrix."""
-        return avx2_kernels.operand(x) if self.compiled else x.to(self.dtype)
+        return x.to(self.dtype)
 
     def values(self, rows: torch.Tensor, d: int) -> torch.Tensor:
         """What an operand of d columns stands for (n x d, float64)."""
-        return avx2_kernels.values(rows, d) if self.compiled else rows.double()
+        del d
+        return rows.double()
 
     def packed(self, rows: torch.Tensor) -> torch.Tensor:
         """An operand b for the products of ``screen`` with many a. Its rows may become a multiple of 16; it can be cut
         and joined at such multiples.
         """
-        return avx2_kernels.packed(rows) if self.compiled else rows
+        return rows
+
+    def unit(self, d: int) -> float:
+        """How far a row of d numbers can be off once rounded, of its norm."""
+        del d
+        return self.u
 
     def error(self, d: int) -> float:
         """How far a product of d terms can be off, of the product of the norms."""
-        unit = avx2_kernels.unit(d) if self.compiled else self.u
-        return 1.001 * ((1 + unit) ** 2 * (1 + self.u) * (1 + self.gamma(d)) - 1)
+        return 1.001 * ((1 + self.unit(d)) ** 2 * (1 + self.u) * (1 + self.gamma(d)) - 1)
 
     def gamma(self, d: int) -> float:
         """How far a sum of d products can be off, of the product of the norms of what was rounded already."""
-        if self.compiled:
-            return 0.0
         return gamma(4 * (d + 8) if self.tensor_cores else d)
 
     def keys(self, limits: torch.Tensor) -> torch.Tensor:
@@ -148,14 +147,11 @@ class Precision:
         """The bits of -1 times a b^T (n x m) of two operands, in the first n m places of ``out``; into ``peaks`` (2 x n
         x m / group) the largest bits of a b^T and of -1 times it in every ``group`` columns, where they are above 0.
         """
-        if not self.compiled:
-            bits = self.product(a, b, out).view(self.bits)
-            torch.amax(bits.view(len(a), -1, group), 2, out=peaks[0])
-            torch.amax(bits.bitwise_xor_(self.sign).view(len(a), -1, group), 2, out=peaks[1])
-            return bits
-        out = out[: a.shape[0] * b.shape[0]].view(a.shape[0], b.shape[0])
-        avx2_kernels.scores(a, b, out, peaks.view(out.dtype), group, is_packed=is_packed)
-        return out.view(self.bits)
+        del is_packed
+        bits = self.product(a, b, out).view(self.bits)
+        torch.amax(bits.view(len(a), -1, group), 2, out=peaks[0])
+        torch.amax(bits.bitwise_xor_(self.sign).view(len(a), -1, group), 2, out=peaks[1])
+        return bits
 
     def reaching(
         self, bits: torch.Tensor, rows: torch.Tensor, keys: torch.Tensor, sign: int
@@ -163,8 +159,6 @@ class Precision:
         """What is at least the row's key (N) on the side ``sign``, in some ``rows`` (N) of ``bits`` (n x width) as
         ``screen`` gives them: places in N x width, ascending, and the bits there.
         """
-        if self.compiled:
-            return avx2_kernels.reaching(bits, rows, keys, self.sign if sign > 0 else 0)
         found = bits.index_select(0, rows)
         if sign > 0:
             found.bitwise_xor_(self.sign)
@@ -174,9 +168,6 @@ class Precision:
     def product(self, a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         """a b^T (n x m) of two operands, in the first n m places of ``out``."""
         out = out[: a.shape[0] * b.shape[0]].view(a.shape[0], b.shape[0])
-        if self.compiled:
-            avx2_kernels.scores(a, b, out, out.new_empty(2, *out.shape[:1], 1), len(b))
-            return out.neg_()
         if self.tensor_cores:  # what those kernels leave over; PyTorch may add up in bfloat16
             for start in range(0, len(b), _FEW):
                 part = slice(start, start + _FEW)
@@ -185,7 +176,52 @@ class Precision:
         return torch.mm(a, b.T, out=out)
 
 
-FLOAT32, BFLOAT16, INT16 = Precision(torch.float32), Precision(torch.bfloat16), Precision(torch.int16)
+class _Int16(Precision):
+    """By the compiled kernels of ``avx2_kernels``; the products are float32."""
+
+    def scores_as_stored(self, dtype: torch.dtype) -> bool:
+        return dtype == torch.float32
+
+    @property
+    def of_scores(self) -> torch.dtype:
+        return torch.float32
+
+    def operand(self, x: torch.Tensor) -> torch.Tensor:
+        return avx2_kernels.operand(x)
+
+    def values(self, rows: torch.Tensor, d: int) -> torch.Tensor:
+        return avx2_kernels.values(rows, d)
+
+    def packed(self, rows: torch.Tensor) -> torch.Tensor:
+        return avx2_kernels.packed(rows)
+
+    def unit(self, d: int) -> float:
+        return avx2_kernels.unit(d)
+
+    def gamma(self, d: int) -> float:
+        del d
+        return 0.0
+
+    def screen(
+        self, a: torch.Tensor, b: torch.Tensor, out: torch.Tensor, peaks: torch.Tensor, group: int,
+        *, is_packed: bool = False,
+    ) -> torch.Tensor:  # fmt: skip
+        out = out[: a.shape[0] * b.shape[0]].view(a.shape[0], b.shape[0])
+        avx2_kernels.scores(a, b, out, peaks.view(out.dtype), group, is_packed=is_packed)
+        return out.view(self.bits)
+
+    def reaching(
+        self, bits: torch.Tensor, rows: torch.Tensor, keys: torch.Tensor, sign: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return avx2_kernels.reaching(bits, rows, keys, self.sign if sign > 0 else 0)
+
+    def product(self, a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        out = out[: a.shape[0] * b.shape[0]].view(a.shape[0], b.shape[0])
+        avx2_kernels.scores(a, b, out, out.new_empty(2, *out.shape[:1], 1), len(b))
+        return out.neg_()
+
+
+FLOAT32, BFLOAT16, INT16 = Precision(torch.float32), Precision(torch.bfloat16), _Int16(torch.int16)
 TENSOR_CORES = Precision(torch.bfloat16, tensor_cores=True)
 
 
