@@ -8,22 +8,66 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import models
 import paramdex
 from paramdex.tour import PUBLISHED, demo_sources
 from paramdex_builder import Options, build
-from paramdex_builder.undertrained import LEAST, TokenEmbeddings, token_embeddings
+from paramdex_builder.undertrained import LEAST, TokenEmbeddings, first_component, token_embeddings
 from paramdex_builder.vocabulary import read_vocabulary
+from paramdex_schemas import isometry
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = {name: Path(folder) for name, _, folder in (s.partition("=") for s in demo_sources(ROOT / "data" / "models"))}
 
 
 def found_in(E: np.ndarray) -> TokenEmbeddings:
-    tensor = torch.from_numpy(np.ascontiguousarray(E))
-    return token_embeddings(tensor, E.astype(np.float64).T @ E.astype(np.float64))
+    means, root = of_centred(E)
+    return token_embeddings(torch.from_numpy(np.ascontiguousarray(E)), means, root)
+
+
+def of_centred(E: np.ndarray) -> tuple[np.ndarray, isometry.Root]:
+    """The column means of E, and the root of the Gram matrix of what is left without them."""
+    wide = E.astype(np.float64)
+    means = wide.mean(axis=0)
+    return means, isometry.gram_root((wide - means).T @ (wide - means), len(E))
+
+
+@settings(max_examples=200)
+@given(
+    st.integers(1, 30), st.integers(1, 12), st.integers(0, 10**6), st.sampled_from([0.0, 1e-9, 1e-3, 1.0, 1e3]),
+    st.sampled_from([1e-20, 1.0, 1e15]), st.booleans(), st.booleans(),
+)  # fmt: skip
+def test_the_first_component_is_that_of_the_whole(
+    V: int, d: int, seed: int, mean: float, size: float, flat: bool, across: bool
+) -> None:
+    """Whatever the mean is beside the spread, in a space of lower rank, and at right angles to the first direction."""
+    draw = np.random.default_rng(seed)
+    E = draw.normal(size=(V, d)) * np.arange(d, 0, -1) ** 2.0
+    E -= E.mean(axis=0)
+    E[:, -(d // 2) :] *= not flat or d == 1
+    m = mean * draw.normal(size=d)
+    if across:
+        m[0] = 0
+        E[:, 0] = 0
+        E[: V // 2 * 2, 0] = 50 * np.tile([1, -1], V // 2)
+    E = (E + m) * size
+    first, (values, _) = first_component(*of_centred(E), len(E)), np.linalg.eigh(E.T @ E)
+    if not E.any():
+        assert not first.any()
+        return
+    assert np.linalg.norm(first) == pytest.approx(1)
+    # its quotient is the largest eigenvalue: where that is one of several, so is every vector of theirs
+    assert np.square(E @ first).sum() == pytest.approx(values[-1], rel=1e-12)
+    assert np.linalg.norm(E.T @ (E @ first) - values[-1] * first) <= 1e-10 * values[-1]
+
+
+def test_the_first_component_of_nothing_is_nothing() -> None:
+    assert not first_component(*of_centred(np.zeros((9, 4))), 9).any()
+    assert np.allclose(abs(first_component(*of_centred(np.ones((9, 4))), 9)), 0.5)
 
 
 def planted(V: int, d: int, n: int, seed: int, size: float = 0.4) -> tuple[np.ndarray, np.ndarray]:

@@ -22,7 +22,7 @@ import paramdex
 from paramdex.nearest import Loaded, Rows, nearest
 from paramdex.vectors import Vectors
 from paramdex_builder import build
-from paramdex_builder.index_file import open_rows, write_codes, write_flat_index
+from paramdex_builder.index_file import open_rows, rotation, write_codes, write_flat_index
 from paramdex_schemas import AtlasError, BuildError, atlas_files, isometry, vector_files
 from test_damage import flip
 
@@ -42,7 +42,7 @@ def write_kind(atlas: Path, rows: np.ndarray, *, codes: bool) -> Vectors:
     folder.mkdir(parents=True, exist_ok=True)
     write_flat_index(folder / "k.faiss", rows.shape[1], [rows])
     if codes:
-        write_codes(folder, "k", open_rows(folder / "k.faiss"))
+        write_codes(folder, "k", open_rows(folder / "k.faiss"), rotation(rows.shape[1]))
     files = {
         path.relative_to(atlas).as_posix(): (path.stat().st_size, atlas_files.sha256(path)) for path in folder.iterdir()
     }
@@ -184,7 +184,7 @@ def test_codes_are_written_in_little_memory(tmp_path: Path) -> None:
 
     write_flat_index(tmp_path / "k.faiss", 64, blocks())
     tracemalloc.start()
-    write_codes(tmp_path, "k", open_rows(tmp_path / "k.faiss"))
+    write_codes(tmp_path, "k", open_rows(tmp_path / "k.faiss"), rotation(64))
     assert tracemalloc.get_traced_memory()[1] < 60 << 20  # a few blocks of 2^20 numbers in float64, and the checksums
     tracemalloc.stop()
 
@@ -192,7 +192,7 @@ def test_codes_are_written_in_little_memory(tmp_path: Path) -> None:
 def test_another_format_of_faiss_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(faiss, "deserialize_index", lambda _: faiss.IndexFlatIP(3))
     with pytest.raises(BuildError, match="does not read the indexes that paramdex writes"):
-        write_codes(tmp_path, "k", some_rows(5, 3))
+        write_codes(tmp_path, "k", some_rows(5, 3), rotation(3))
     assert not (tmp_path / "k.codes.faiss").exists()
 
 

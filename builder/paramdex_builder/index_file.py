@@ -14,6 +14,7 @@ from pathlib import Path
 import faiss
 import numpy as np
 from safetensors.numpy import save
+from scipy.linalg import qr
 
 from paramdex_schemas import BuildError
 from paramdex_schemas.vector_files import ROWS, codes_name, flat_header, open_rows, scale_name
@@ -22,6 +23,8 @@ __all__ = ["open_rows", "write_codes", "write_flat_index"]
 
 _BLOCK = 1 << 20
 """Numbers of a block of rows that is turned into codes."""
+_ROWS = 1024
+"""Rows of a product of matrices at a time."""
 
 
 def write_flat_index(path: Path, width: int, blocks: Iterable[np.ndarray]) -> int:
@@ -44,17 +47,30 @@ def write_flat_index(path: Path, width: int, blocks: Iterable[np.ndarray]) -> in
     return n_rows
 
 
-def write_codes(folder: Path, kind: str, rows: np.ndarray) -> None:
-    """Write the two files of codes of a kind beside its index; ``rows`` (n x width, float32) may be memory-mapped.
+def rotation(width: int) -> tuple[np.ndarray, float]:
+    """A random P (width x width, float32) with orthonormal rows but for rounding, and |I - P^T P|, that it is off."""
+    Q, _ = qr(np.random.default_rng(0).standard_normal((width, width)).T, overwrite_a=True, check_finite=False)
+    P = Q.astype(np.float32, order="C")  # as safetensors takes an array's bytes
+    Q[:] = P
+    squares = 0.0
+    for start in range(0, width, _ROWS):
+        product = Q[:, start : start + _ROWS].T @ Q
+        product[:, start : start + _ROWS] -= np.eye(len(product))
+        squares += float(np.square(product).sum())
+    return P, squares**0.5
+
+
+def write_codes(folder: Path, kind: str, rows: np.ndarray, turned_by: tuple[np.ndarray, float]) -> None:
+    """Write the two files of codes of a kind beside its index; ``rows`` (n x width, float32) may be memory-mapped, and
+    ``turned_by`` is the ``rotation`` of their width.
 
     A step is 1/127 of a turned coordinate's largest size, so that no number is cut off: a row that were would lie far
     from its code, and the largest such distance is what searches go by. With y = P x and y' = steps * c that is
     |x - P^T y'| <= |x - P^T P x| + |P^T (y - y')| <= o + sqrt(1 + o) |y - y'|, with o = |I - P^T P| for rows of norm 1.
     """
     n_rows, width = rows.shape
-    P = np.linalg.qr(np.random.default_rng(0).standard_normal((width, width)))[0].astype(np.float32)
+    P, off = turned_by
     turn = P.astype(np.float64).T
-    off = float(np.linalg.norm(turn @ turn.T - np.eye(width)))
     largest = np.zeros(width)
     for block in _blocks(rows):
         np.maximum(largest, np.abs(block @ turn).max(axis=0), out=largest)

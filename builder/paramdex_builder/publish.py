@@ -21,13 +21,12 @@ import numpy as np
 import pyarrow as pa
 import torch
 from safetensors import safe_open
-from safetensors.numpy import save
 
-from paramdex_builder.index_file import open_rows, write_codes, write_flat_index
+from paramdex_builder.index_file import open_rows, rotation, write_codes, write_flat_index
 from paramdex_builder.progress import Advance, Progress
 from paramdex_builder.relations import Nearest, feature_blocks, relate
 from paramdex_builder.space import Space, centred_gram
-from paramdex_builder.space_file import write_space
+from paramdex_builder.space_file import Blocks, write_space, write_tensors
 from paramdex_builder.undertrained import token_embeddings
 from paramdex_builder.units import Units, pieces
 from paramdex_builder.vocabulary import Vocabulary
@@ -64,6 +63,12 @@ class _Neighbor:
     def rows(self, kind: str) -> np.ndarray:
         """The normalized coordinates of a kind (n x r), mapped from the disk."""
         return open_rows(self.folder / vector_files.index_name(kind))
+
+    @property
+    def root_shape(self) -> tuple[int, int]:
+        with safe_open(self.folder / atlas_files.SPACE, framework="np") as file:
+            rank, d = file.get_slice("root").get_shape()
+        return rank, d
 
     def root(self) -> isometry.Root:
         with safe_open(self.folder / atlas_files.SPACE, framework="np") as file:
@@ -127,11 +132,11 @@ def publish(
         connection.execute("BEGIN")
         _write_vectors(model, folder)
         others = _others(connection, atlas, model)
-        transfers = _write_space(model, others, folder)
+        _write_spaces(model, others, folder)
         _insert_model(connection, model)
         _insert_parameters(connection, model, progress)
         _insert_heads(connection, model)
-        _insert_relations(connection, model, folder, others, transfers, device, progress)
+        _insert_relations(connection, model, folder, others, device, progress)
         _insert_files(connection, model, work, folder)
         connection.execute("COMMIT")
     shutil.rmtree(work / "duckdb-temp", ignore_errors=True)
@@ -151,12 +156,15 @@ def publish(
 
 def _write_vectors(model: FinishedModel, folder: Path) -> None:
     """Write the vector index of every kind, and the codes of large ones."""
-    for kind in model.layout.kinds:
+    paths = {kind: folder / vector_files.index_name(kind) for kind in model.layout.kinds}
+    for kind, path in paths.items():
         units = (model.units.coordinates(kind, piece.number) for piece in pieces(model.layout, kind))
-        path = folder / vector_files.index_name(kind)
         write_flat_index(path, model.space.root.rank, units)
-        if path.stat().st_size >= vector_files.CODED_BYTES:
-            write_codes(folder, kind, open_rows(path))
+    large = [kind for kind, path in paths.items() if path.stat().st_size >= vector_files.CODED_BYTES]
+    if large:
+        turn = rotation(model.space.root.rank)
+        for kind in large:
+            write_codes(folder, kind, open_rows(paths[kind]), turn)
 
 
 def _others(connection: duckdb.DuckDBPyConnection, atlas: Path, model: FinishedModel) -> list[_Neighbor]:
@@ -177,19 +185,23 @@ def _others(connection: duckdb.DuckDBPyConnection, atlas: Path, model: FinishedM
     return found
 
 
-def _write_space(model: FinishedModel, others: list[_Neighbor], folder: Path) -> dict[str, np.ndarray]:
-    """Write the embedding space and the transfer matrices; give the transfer from each other model into this one."""
-    space = model.space
-    write_space(folder / atlas_files.SPACE, space)
-    transfers = {}
-    for other in others:
-        with safe_open(other.folder / atlas_files.SPACE, framework="pt") as file:
-            other_E, other_means = file.get_slice("embedding"), file.get_tensor("means")
-            cross = centred_gram(space.embedding, space.means, other_E, other_means.to(space.means.device))
-        transfers[other.name] = isometry.transfer(cross, other.root(), space.root)
-    if transfers:
-        (folder / atlas_files.TRANSFER).write_bytes(save(transfers))
-    return transfers
+def _write_spaces(model: FinishedModel, others: list[_Neighbor], folder: Path) -> None:
+    """Write the embedding space, and the transfer from that of each other model into it."""
+    write_space(folder / atlas_files.SPACE, model.space)
+    if others:
+        transfers = {
+            other.name: Blocks((model.space.root.rank, other.root_shape[0]), "float64", _transfer(other, model.space))
+            for other in others
+        }
+        write_tensors(folder / atlas_files.TRANSFER, transfers)
+
+
+def _transfer(other: _Neighbor, space: Space) -> Iterator[np.ndarray]:
+    """The one transfer matrix, when it is asked for."""
+    with safe_open(other.folder / atlas_files.SPACE, framework="pt") as file:
+        other_E, other_means = file.get_slice("embedding"), file.get_tensor("means")
+        cross = centred_gram(space.embedding, space.means, other_E, other_means.to(space.means.device))
+    yield isometry.transfer(cross, other.root(), space.root)
 
 
 def _insert_model(connection: duckdb.DuckDBPyConnection, model: FinishedModel) -> None:
@@ -218,8 +230,7 @@ def _insert_model(connection: duckdb.DuckDBPyConnection, model: FinishedModel) -
 def _insert_tokens(connection: duckdb.DuckDBPyConnection, model: FinishedModel, model_id: int) -> None:
     """The rows of ``tokens``, where no earlier model has the vocabulary, and of ``token_embeddings``."""
     space = model.space
-    means = space.means.cpu().numpy()
-    found = token_embeddings(space.embedding, space.root.root.T @ space.root.root + space.size * np.outer(means, means))
+    found = token_embeddings(space.embedding, space.means.cpu().numpy(), space.root)
     table = pa.table(
         {
             "model_id": pa.array(np.full(space.size, model_id), pa.int32()),
@@ -326,7 +337,7 @@ def _insert_heads(connection: duckdb.DuckDBPyConnection, model: FinishedModel) -
 
 def _insert_relations(
     connection: duckdb.DuckDBPyConnection, model: FinishedModel, folder: Path, others: list[_Neighbor],
-    transfers: dict[str, np.ndarray], device: torch.device, progress: Progress,
+    device: torch.device, progress: Progress,
 ) -> None:  # fmt: skip
     """Neighbors both ways and layer alignments with every other model of the vocabulary."""
     ((model_id, first_param),) = connection.execute(
@@ -337,13 +348,15 @@ def _insert_relations(
         kinds = [kind for kind in mine.layout.kinds if kind in other.layout.kinds]
         rows = {kind: other.layout.blocks[kind].n_rows for kind in kinds}
         passes = sum(n * (2 if KINDS[kind].form == "weight" else 1) for kind, n in rows.items())
+        with safe_open(folder / atlas_files.TRANSFER, framework="np") as file:
+            transfer = file.get_tensor(other.name)
         with progress.step(f"{model.name} with {other.name}: neighbors and alignment", passes) as advance:
             for kind in kinds:
                 places = [list(side.layout.places(kind).values()) for side in (other, mine)]
                 aligned = KINDS[kind].form == "weight"
                 layers_other, layers_mine = places if aligned else ([], [])
                 found = relate(
-                    other.rows(kind), mine.rows(kind), transfers[other.name], model.row["neighbor_k"], layers_other,
+                    other.rows(kind), mine.rows(kind), transfer, model.row["neighbor_k"], layers_other,
                     layers_mine, device, advance,
                 )  # fmt: skip
                 for nearest, of, among in ((found.of_a, other, mine), (found.of_b, mine, other)):
@@ -376,14 +389,13 @@ def _feature_layers(
 
     Weights are had back from coordinates, which only a space without null space allows.
     """
-    roots = [side.root() for side in (a, b)]
-    d = roots[0].root.shape[1]
-    if any(root.root.shape != (d, d) for root in roots):
+    d = a.root_shape[1]
+    if any(side.root_shape != (d, d) for side in (a, b)):
         advance(a.layout.blocks[kind].n_rows)
         return None
     scratch = [b.folder.parent / f"features-{side}.faiss" for side in "ab"]
-    for file, side, root in zip(scratch, (a, b), roots, strict=True):
-        write_flat_index(file, d, feature_blocks(side.rows(kind), root.inverse, device))
+    for file, side in zip(scratch, (a, b), strict=True):
+        write_flat_index(file, d, feature_blocks(side.rows(kind), side.root().inverse, device))
     rows_a, rows_b = (open_rows(file) for file in scratch)
     found = relate(rows_a, rows_b, None, 0, places[0], places[1], device, advance)
     for file in scratch:

@@ -20,6 +20,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.optimize import brentq
+
+from paramdex_schemas.isometry import Root
 
 SEEDS = 16
 """Rows of which the first guess is made; few, since a vocabulary may have few such tokens."""
@@ -47,12 +50,13 @@ class TokenEmbeddings:
         return np.zeros(len(self.norm), bool) if self.score is None else self.score >= np.float32(LEAST)
 
 
-def token_embeddings(E: torch.Tensor, gram: np.ndarray) -> TokenEmbeddings:
-    """Of E (V x d) and its Gram matrix E^T E (d x d, float64). The first component c is that of E as it is.
+def token_embeddings(E: torch.Tensor, means: np.ndarray, root: Root) -> TokenEmbeddings:
+    """Of E (V x d), its column means and the root of its centred Gram matrix. The first component c is that of E as it
+    is.
 
     A row of zeros, or of nothing but c, has the score 0.
     """
-    first = np.linalg.eigh(gram)[1][:, -1]
+    first = first_component(means, root, len(E))
     norm, along = _norms(E), _products(E, first)
     rest = np.sqrt(np.maximum(norm**2 - along**2, 0.0))
     there = rest > 1e-12 * norm.max(initial=0.0)
@@ -73,6 +77,39 @@ def token_embeddings(E: torch.Tensor, gram: np.ndarray) -> TokenEmbeddings:
                 total -= first * (first @ total)
                 score = _cosines(E, total, rest, there)
     return TokenEmbeddings(norm.astype(np.float32), score)
+
+
+def first_component(means: np.ndarray, root: Root, V: int) -> np.ndarray:
+    """The eigenvector (d) of the largest eigenvalue of E^T E = R^T R + V m m^T, from R (r x d) and the means m (d) of E
+    (V x d); zeros where E is zero.
+
+    With R = diag(sqrt(l)) U^T, l descending, and m = U z + z_0 u_0, u_0 at right angles to U, that matrix is a diagonal
+    one, of l and of l_0 = 0, and V z z^T in the basis U, u_0. Its largest eigenvalue is l_1 + x for the one x > 0 with
+    sum of V z_i^2 / (x + l_1 - l_i) = 1, and (z_i / (x + l_1 - l_i)) the eigenvector (Golub 1973, section 5). The sum
+    falls with x, is at least 1 at V z_1^2, and at most 1 at V ||m||^2. Where there is no such x, z_1 is 0, and the
+    first row of U is the eigenvector.
+    """
+    scale = np.sqrt(root.values)
+    inside = root.root @ means / scale
+    outside = means - (inside / scale) @ root.root
+    z = np.append(inside, np.linalg.norm(outside))
+    gaps = np.append(root.values[:1].sum() - root.values, root.values[:1].sum())
+    weights = V * z**2
+
+    def excess(x: float) -> float:
+        return float(np.divide(weights, x + gaps, out=np.zeros_like(z), where=weights > 0).sum()) - 1
+
+    least, most = float(weights[gaps == 0].sum()), float(weights.sum())
+    if most == 0 or (least == 0 and excess(0) <= 0):
+        return root.root[0] / scale[0] if root.rank else np.zeros_like(means)
+    if excess(least) <= 0:
+        x = least
+    elif excess(most) >= 0:  # by rounding
+        x = most
+    else:
+        x = brentq(excess, least, most, xtol=np.finfo(np.float64).tiny, maxiter=5000)
+    first = (inside / (x + gaps[:-1]) / scale) @ root.root + outside / (x + gaps[-1])
+    return first / np.linalg.norm(first)
 
 
 def _norms(E: torch.Tensor) -> np.ndarray:

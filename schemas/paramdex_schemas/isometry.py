@@ -64,7 +64,8 @@ class Root:
 
 
 def gram_root(gram: Array, n_rows: int) -> Root:
-    """The root of G = Ec^T Ec (d x d), by eigendecomposition, its null space dropped.
+    """The root of G = Ec^T Ec (d x d, float64), by eigendecomposition, its null space dropped. G is used up: the
+    eigenvectors are made in its place.
 
     An eigenvalue counts as null below ``max(n_rows, d) * eps * l_max``, the size of the rounding errors in a float64
     sum of ``n_rows`` outer products.
@@ -73,12 +74,14 @@ def gram_root(gram: Array, n_rows: int) -> Root:
     >>> r.rank, r.condition, np.allclose(r.root.T @ r.root, np.diag([4.0, 1.0, 0.0]))
     (2, 4.0, True)
     """
-    values, vectors = np.linalg.eigh(np.asarray(gram, np.float64))
+    from scipy.linalg import eigh
+
+    # LAPACK has matrices by columns, which G's transpose is without a copy.
+    values, vectors = eigh(gram.T, driver="evd", overwrite_a=True, check_finite=False)
     values, vectors = values[::-1], vectors[:, ::-1]
     cutoff = max(n_rows, len(values)) * np.finfo(np.float64).eps * max(values[0], 0.0)
-    kept = values > cutoff
-    values, vectors = values[kept], vectors[:, kept]
-    return Root(np.sqrt(values)[:, None] * vectors.T)
+    rank = int((values > cutoff).sum())
+    return Root(np.sqrt(values[:rank, None]) * vectors[:, :rank].T)
 
 
 def normalize(rows: Array) -> Array:
@@ -89,7 +92,11 @@ def normalize(rows: Array) -> Array:
 
 def transfer(cross_gram: Array, source: Root, target: Root) -> Array:
     """T (r_target x r_source) from the cross-Gram Ec_target^T Ec_source (d_target x d_source)."""
-    return target.inverse.T @ np.asarray(cross_gram, np.float64) @ source.inverse
+    left = target.root @ np.asarray(cross_gram, np.float64)
+    left /= target.values[:, None]
+    T = left @ source.root.T
+    T /= source.values
+    return T
 
 
 def times_vector(matrix: Array, vector: Array) -> Array:
