@@ -54,7 +54,7 @@ def test_what_is_no_size_is_refused(text: str, word_model: Path, tmp_path: Path)
 
 
 def test_too_little_is_refused_with_what_is_needed(word_model: Path, tmp_path: Path) -> None:
-    message = r"^memory 900M is too little for small, whose embedding and layers need about 1 GiB; give --memory 1\.1G "
+    message = r"^memory 900M is too little for small, whose embedding and layers need about 1\.1 GiB; give --memory 1"
     with pytest.raises(BuildError, match=message):
         build([f"small={word_model}"], tmp_path / "x.atlas", options("900M"))
     assert {path.name for path in tmp_path.iterdir()} == {word_model.name}
@@ -84,13 +84,14 @@ def test_the_embedding_counts_as_it_is_held_and_as_it_is_screened(
     monkeypatch.setattr(memory, "precision_of", lambda _: precision)
     d = 4096
     grown = needed(model(d, 100, 8), 3 * MILLION, stored) - needed(model(d, 100, 8), 2 * MILLION, stored)
-    assert 0 <= grown - MILLION * d * (stored.itemsize + precision.dtype.itemsize) < MILLION * 4096  # a row of scores
-    assert needed(model(d, 100, 8), 2 * MILLION, stored, GPU) < 2 * MILLION * d * stored.itemsize + 2 * GIB
+    beside = max(precision.dtype.itemsize, stored.itemsize)  # or as it is read
+    assert 0 <= grown - MILLION * d * (stored.itemsize + beside) < MILLION * 4096  # a row of scores, in several copies
+    assert needed(model(d, 100, 8), 2 * MILLION, stored, GPU) < 4 * MILLION * d * stored.itemsize + 2 * GIB
 
 
 def test_of_the_steps_the_largest_counts() -> None:
     small = needed(model(64, 100, 8), 60)
-    assert small == pytest.approx(GIB, rel=1e-3)  # the libraries, and what DuckDB has at the least
+    assert small == pytest.approx(GIB + (64 << 20), rel=1e-3)  # the libraries, and what DuckDB has at the least
     assert needed(model(64, 101, 8), 60) == small
     assert needed(model(64, 10 * MILLION, 8), 60) - needed(model(64, 9 * MILLION, 8), 60) == 12 * 64 * MILLION
     assert needed(model(64, 10 * MILLION, 8, 2), 60) - needed(model(64, 9 * MILLION, 8, 2), 60) == 24 * 64 * MILLION

@@ -456,7 +456,7 @@ class Checkpoint:
         e = E.shape[1]
         P = self.tensor(P_name, (d, e) if way == "inward" else (e, d)).double()
         P = P.T if way == "inward" else P
-        return torch.cat([chunk.double() @ P for chunk in E.split(8192)]).to(self.precision)
+        return torch.cat([(chunk.double() @ P).to(self.precision) for chunk in E.split(8192)])
 
     def dtype(self) -> str:
         """The dtype of the embedding as stored: float32, float16 or bfloat16."""

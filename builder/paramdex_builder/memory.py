@@ -23,7 +23,7 @@ from paramdex_builder.screening import precision_of
 from paramdex_builder.units import parameters_held, pieces
 from paramdex_schemas import BuildError
 
-LIBRARIES = 512 << 20
+LIBRARIES = 576 << 20
 """Bytes for the libraries, and for what is small."""
 _DUCKDB = 512 << 20, 1 << 30
 """Least and most bytes that DuckDB may hold; what it sorts beyond that goes to files."""
@@ -55,7 +55,7 @@ def free() -> int | None:
 
 def needed(model: Checkpoint | Displacement, V: int, stored: torch.dtype, device: torch.device) -> int:
     """About how many bytes a model takes at the least: its embedding (V x d, held in the dtype ``stored``) and the root
-    of its Gram matrix, and what the step adds that takes most: making that root, projecting, pairing, or sorting.
+    of its Gram matrix, and what the step adds that takes most: reading, projecting, pairing, sorting, or relating.
 
     What a GPU holds is not counted.
     """
@@ -68,8 +68,10 @@ def needed(model: Checkpoint | Displacement, V: int, stored: torch.dtype, device
     if device.type == "cpu":
         projecting += projection_shared(V, d, stored, precision_of(device)) + projection_held(V)
         pairing += max((matrix_held(V, layout.heads(place).size * n_terms) for place in places), default=0)
-    decomposing = 4 * root  # the Gram matrix, a copy, and two more for LAPACK to work in
-    return LIBRARIES + stored.itemsize * V * d + root + max(decomposing, projecting, pairing, _DUCKDB[0])
+    embedding, sorting = stored.itemsize * V * d, _DUCKDB[0]
+    reading = embedding  # the file, mapped, beside what is copied from it
+    relating = 4 * root  # to another model as wide: the transfer twice, a root and its inverse
+    return LIBRARIES + embedding + root + max(reading, projecting, pairing, sorting, relating)
 
 
 def allowed(setting: str | None, least: int, name: str) -> int:

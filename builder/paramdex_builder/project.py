@@ -341,7 +341,7 @@ def strongest_tokens(rows: torch.Tensor, space: Space, k: int, precision: Precis
 
 def projection_held(V: int) -> int:
     """About how many bytes ``strongest_tokens`` holds on a processor, beside the rows and what all calls share."""
-    return 3 * max(_BLOCK_BYTES, 4 * _BLOCK_ROWS[0] * V) + 3 * _SCORED_BYTES + 64 * _TOGETHER
+    return 2 * max(_BLOCK_BYTES, 4 * _BLOCK_ROWS[0] * V) + 3 * _SCORED_BYTES + 64 * _TOGETHER
 
 
 def projection_shared(V: int, d: int, stored: torch.dtype, precision: Precision) -> int:

@@ -83,17 +83,17 @@ def first_component(means: np.ndarray, root: Root, V: int) -> np.ndarray:
     """The eigenvector (d) of the largest eigenvalue of E^T E = R^T R + V m m^T, from R (r x d) and the means m (d) of E
     (V x d); zeros where E is zero.
 
-    With R = diag(sqrt(l)) U^T, l descending, and m = U z + z_0 u_0, u_0 at right angles to U, that matrix is a diagonal
-    one, of l and of l_0 = 0, and V z z^T in the basis U, u_0. Its largest eigenvalue is l_1 + x for the one x > 0 with
-    sum of V z_i^2 / (x + l_1 - l_i) = 1, and (z_i / (x + l_1 - l_i)) the eigenvector (Golub 1973, section 5). The sum
-    falls with x, is at least 1 at V z_1^2, and at most 1 at V ||m||^2. Where there is no such x, z_1 is 0, and the
-    first row of U is the eigenvector.
+    With R = diag(sqrt(l)) U^T, l_1 the largest, and m = U z + z_0 u_0, u_0 at right angles to U, it is in the basis U,
+    u_0 a diagonal matrix, of l and of l_0 = 0, and V z z^T. Its largest eigenvalue is l_1 + x for the one x > 0 with
+    sum of V z_i^2 / (x + l_1 - l_i) = 1, and (z_i / (x + l_1 - l_i)) the eigenvector (Golub 1973). The sum falls with
+    x, is at least 1 at V z_1^2, and at most 1 at V ||m||^2. Where there is no such x, z_1 is 0, and the first row of U
+    is the eigenvector.
     """
     scale = np.sqrt(root.values)
     inside = root.root @ means / scale
     outside = means - (inside / scale) @ root.root
     z = np.append(inside, np.linalg.norm(outside))
-    gaps = np.append(root.values[:1].sum() - root.values, root.values[:1].sum())
+    gaps = root.values.max(initial=0.0) - np.append(root.values, 0.0)
     weights = V * z**2
 
     def excess(x: float) -> float:
@@ -101,7 +101,7 @@ def first_component(means: np.ndarray, root: Root, V: int) -> np.ndarray:
 
     least, most = float(weights[gaps == 0].sum()), float(weights.sum())
     if most == 0 or (least == 0 and excess(0) <= 0):
-        return root.root[0] / scale[0] if root.rank else np.zeros_like(means)
+        return root.root[gaps[:-1].argmin()] / scale.max() if root.rank else np.zeros_like(means)
     if excess(least) <= 0:
         x = least
     elif excess(most) >= 0:  # by rounding
