@@ -13,6 +13,7 @@ import duckdb
 import pytest
 import torch
 from click.testing import CliRunner
+from safetensors.torch import load_file
 
 import paramdex_builder
 from conftest import SMALL_OPTIONS
@@ -54,7 +55,7 @@ def test_what_is_no_size_is_refused(text: str, word_model: Path, tmp_path: Path)
 
 
 def test_too_little_is_refused_with_what_is_needed(word_model: Path, tmp_path: Path) -> None:
-    message = r"^memory 900M is too little for small, whose embedding and layers need about 1\.1 GiB; give --memory 1"
+    message = r"^memory 900M is too little for small, which needs about 1\.1 GiB; give --memory 1\.1G "
     with pytest.raises(BuildError, match=message):
         build([f"small={word_model}"], tmp_path / "x.atlas", options("900M"))
     assert {path.name for path in tmp_path.iterdir()} == {word_model.name}
@@ -146,6 +147,20 @@ def test_rows_do_not_depend_on_it(
         assert said.lines[-1].endswith(f" GiB of {setting[:-1]} GiB allowed")
     assert found[0] == found[1]
     assert max(limits[:2]) < min(limits[2:]) == GIB
+
+
+def test_a_transfer_does_not_depend_on_how_much_of_a_root_is_read_at_a_time(
+    model_folders: dict[str, Path], small_atlas: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publishing = import_module("paramdex_builder.publish")
+    monkeypatch.setattr(publishing, "_ROOT_ROWS", 5)
+    atlas = build([str(model_folders[name]) for name in ("gpt2-a", "gpt2-wide")], tmp_path / "x.atlas", SMALL_OPTIONS)
+    found, expected = (
+        load_file(atlas_files.model_folder(each, "gpt2-wide") / atlas_files.TRANSFER)["gpt2-a"]
+        for each in (atlas, small_atlas)
+    )
+    assert found.shape[1] > 5
+    assert torch.allclose(found, expected, rtol=1e-12, atol=1e-14)
 
 
 def test_the_command_says_what_it_took(word_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from paramdex_schemas.isometry import Root
 def space(E: torch.Tensor, rank: int) -> Space:
     draw = np.random.default_rng(0)
     d = E.shape[1]
-    root = draw.normal(size=(d, rank)).T  # as a Root has it: transposed
+    root = draw.normal(size=(d, rank)).T  # in another order than it is written
     return Space(E, torch.from_numpy(draw.normal(size=d)), Root(root), 1.0)
 
 

@@ -19,7 +19,7 @@ from scipy.linalg import qr
 from paramdex_schemas import BuildError
 from paramdex_schemas.vector_files import ROWS, codes_name, flat_header, open_rows, scale_name
 
-__all__ = ["open_rows", "write_codes", "write_flat_index"]
+__all__ = ["open_rows", "rotation", "write_codes", "write_flat_index"]
 
 _BLOCK = 1 << 20
 """Numbers of a block of rows that is turned into codes."""

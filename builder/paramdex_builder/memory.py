@@ -85,7 +85,7 @@ def allowed(setting: str | None, least: int, name: str) -> int:
     given = parse(setting)
     if given < least:
         raise BuildError(
-            f"memory {setting} is too little for {name}, whose embedding and layers need about {gib(least)}; "
+            f"memory {setting} is too little for {name}, which needs about {gib(least)}; "
             f"give --memory {-(-least * 10 // (1 << 30)) / 10:g}G or more"
         )
     return given

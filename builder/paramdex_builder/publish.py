@@ -34,6 +34,8 @@ from paramdex_schemas import FORMAT_VERSION, KINDS, Layout, Run, atlas_files, is
 from paramdex_schemas.layout import Place
 
 _RUN = ("stack", "layer", "owner", "n_owners", "size", "group")
+_ROOT_ROWS = 1024
+"""Rows of another model's R that are read at a time."""
 _MEMORY = 1 << 30
 """Bytes that DuckDB may hold; what it sorts beyond that goes to files beside the database."""
 
@@ -197,11 +199,17 @@ def _write_spaces(model: FinishedModel, others: list[_Neighbor], folder: Path) -
 
 
 def _transfer(other: _Neighbor, space: Space) -> Iterator[np.ndarray]:
-    """The one transfer matrix, when it is asked for."""
+    """The one transfer matrix, when it is asked for. The other's root, which may be the larger, is read in parts."""
     with safe_open(other.folder / atlas_files.SPACE, framework="pt") as file:
-        other_E, other_means = file.get_slice("embedding"), file.get_tensor("means")
+        other_E, other_means, rows = file.get_slice("embedding"), file.get_tensor("means"), file.get_slice("root")
         cross = centred_gram(space.embedding, space.means, other_E, other_means.to(space.means.device))
-    yield isometry.transfer(cross, other.root(), space.root)
+        half = isometry.half_transfer(cross, space.root)
+        del cross
+        T = np.empty((len(half), other.root_shape[0]))
+        for start in range(0, T.shape[1], _ROOT_ROWS):
+            part = slice(start, min(start + _ROOT_ROWS, T.shape[1]))
+            T[:, part] = half @ isometry.Root(rows[part].numpy()).inverse
+    yield T
 
 
 def _insert_model(connection: duckdb.DuckDBPyConnection, model: FinishedModel) -> None:

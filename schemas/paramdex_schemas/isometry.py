@@ -76,6 +76,7 @@ def gram_root(gram: Array, n_rows: int) -> Root:
     """
     from scipy.linalg import eigh
 
+    gram = np.require(gram, np.float64, ["C", "W"])
     # LAPACK has matrices by columns, which G's transpose is without a copy.
     values, vectors = eigh(gram.T, driver="evd", overwrite_a=True, check_finite=False)
     values, vectors = values[::-1], vectors[:, ::-1]
@@ -92,11 +93,14 @@ def normalize(rows: Array) -> Array:
 
 def transfer(cross_gram: Array, source: Root, target: Root) -> Array:
     """T (r_target x r_source) from the cross-Gram Ec_target^T Ec_source (d_target x d_source)."""
-    left = target.root @ np.asarray(cross_gram, np.float64)
-    left /= target.values[:, None]
-    T = left @ source.root.T
-    T /= source.values
-    return T
+    return half_transfer(cross_gram, target) @ source.inverse
+
+
+def half_transfer(cross_gram: Array, target: Root) -> Array:
+    """R_target^+T C (r_target x d_source) of the cross-Gram C; T is that times R_source^+."""
+    half = target.root @ np.asarray(cross_gram, np.float64)
+    half /= target.values[:, None]
+    return half
 
 
 def times_vector(matrix: Array, vector: Array) -> Array:
