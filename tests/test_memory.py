@@ -19,8 +19,10 @@ import paramdex_builder
 from conftest import SMALL_OPTIONS
 from paramdex.cli import cli
 from paramdex_builder import Options, Progress, build, memory
+from paramdex_builder.checkpoint import Checkpoint
 from paramdex_builder.head_units import ATTENTION
 from paramdex_builder.screening import Precision
+from paramdex_builder.units import pieces
 from paramdex_schemas import BuildError, Layout, Run, atlas_files
 from precisions import PRECISIONS
 
@@ -161,6 +163,34 @@ def test_a_transfer_does_not_depend_on_how_much_of_a_root_is_read_at_a_time(
     )
     assert found.shape[1] > 5
     assert torch.allclose(found, expected, rtol=1e-12, atol=1e-14)
+
+
+def test_what_a_piece_took_is_given_back_after_it(
+    word_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given_back: list[int] = []
+    monkeypatch.setattr(memory, "_malloc_trim", lambda: given_back.append)
+    build([str(word_model)], tmp_path / "x.atlas", SMALL_OPTIONS)
+    layout = Checkpoint.open(str(word_model)).layout
+    assert given_back == [0] * sum(len(pieces(layout, kind)) for kind in layout.kinds)
+    monkeypatch.setattr(memory, "_malloc_trim", lambda: None)  # of another C library
+    memory.release()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="of glibc")
+def test_freed_memory_goes_back_to_the_system() -> None:
+    program = (
+        "from pathlib import Path\n"
+        "from paramdex_builder import memory\n"
+        "def held(): return int(Path('/proc/self/statm').read_text().split()[1]) * 4096\n"
+        "kept = [bytearray(100_000) for _ in range(4000)]\n"
+        "last, before = bytearray(100_000), held()\n"
+        "del kept\n"
+        "memory.release()\n"
+        "print(before - held())\n"
+    )
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert int(said) > 300_000_000
 
 
 def test_the_command_says_what_it_took(word_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -236,6 +236,8 @@ def _make(
             table, coordinates = parameter_unit(checkpoint.rows(piece.run, piece.owners), piece, space, options.top_k)
             units.write_coordinates(kind, number, coordinates)
             units.write(kind, number, table)
+            del table, coordinates
+            memory.release()
         return piece.n_rows
 
     every = [piece for kind in layout.kinds for piece in pieces(layout, kind)]

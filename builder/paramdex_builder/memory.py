@@ -8,11 +8,15 @@ gets what the others leave. The steps come one after the other, so the largest o
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import sys
+from functools import cache
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
 import torch
 
 from paramdex_builder.checkpoint import Checkpoint
@@ -95,6 +99,25 @@ def for_duckdb(given: int, least: int) -> int:
     """The bytes that DuckDB may hold while a model that needs ``least`` is put into the database."""
     low, high = _DUCKDB
     return min(high, max(low, given - least + low))
+
+
+def release() -> None:
+    """Give memory that is free back to the system. The C library and Arrow keep it for what may come; in parts that the
+    next large tensor does not fit in, it would add up.
+    """
+    pa.default_memory_pool().release_unused()
+    trim = _malloc_trim()
+    if trim is not None:
+        trim(0)
+
+
+@cache
+def _malloc_trim() -> Any:
+    """The function of glibc's name, where there is one."""
+    try:
+        return ctypes.CDLL(None).malloc_trim
+    except (OSError, AttributeError, TypeError):  # TypeError: of Windows
+        return None
 
 
 def peak() -> int | None:
