@@ -7,7 +7,7 @@ Each shape is a model of random weights that makes another step of a build the l
 embedding held in float32; ``heads`` has an embedding and heads as Gemma has them, whose factors over the vocabulary are
 the most; ``width`` a Gram matrix of width 8192 to decompose. The atlas is built on the processor with exactly the
 memory below which the build refuses. The norms of E's rows lie about their mean as in trained models, by a quarter. All
-of them take about half an hour on two cores, and 14 GiB of disk.
+of them take about forty minutes on two cores, and 14 GiB of disk.
 """
 
 from __future__ import annotations

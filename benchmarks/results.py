@@ -2,7 +2,7 @@
 
     python benchmarks/results.py [SECTION...]
 
-Without a section, all of them: three hours. What this kind of processor printed before is replaced; other sections, and
+Without a section, all of them: two hours. What this kind of processor printed before is replaced; other sections, and
 what other processors printed, stay. Run it on a machine that does nothing else; the ratios say more than the times.
 """
 
