@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test bench readme notebook clean
+.PHONY: demo test stress bench readme notebook clean
 
 demo: .venv/ready  ## build an atlas of the demo models and take the tour
 	$(BIN)/paramdex demo
@@ -10,6 +10,9 @@ test: .venv/ready  ## all checks: lint, types, tests
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/pytest -n 2
+
+stress: .venv/ready  ## the tests that wait for a thread or a process, 200 times each, twice as many at once as cores
+	$(BIN)/pytest -q -n $$((2 * $$(nproc))) -m waits --count 200
 
 bench: demo  ## the performance tables, written into benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/results.py

@@ -362,6 +362,7 @@ def test_help_and_version(run) -> None:
     assert run().code == 2
 
 
+@pytest.mark.waits
 def test_reader_that_goes_away_is_no_error(small_atlas: Path) -> None:
     """``paramdex X | head -1``: the reading end is closed long before all is written."""
     read, write = os.pipe()

@@ -216,6 +216,7 @@ def test_format_that_is_not_said(atlas: Path) -> None:
         paramdex.open(atlas)
 
 
+@pytest.mark.waits
 def test_open_for_writing_elsewhere_is_no_damage(atlas: Path) -> None:
     database = str(atlas / "atlas.duckdb")
     program = f"import duckdb; held = duckdb.connect({database!r}); print(1, flush=True); input()"

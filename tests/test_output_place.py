@@ -190,6 +190,7 @@ def test_a_locked_file_is_named(
 # ---- interruptions
 
 
+@pytest.mark.waits
 def test_ctrl_c_while_the_database_works_is_an_interruption(
     word_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -174,6 +174,7 @@ def test_killed_again_and_again(run: Runner, folders: list[Path], whole: dict[st
     assert content(atlas) == whole
 
 
+@pytest.mark.waits
 def test_killed_from_outside(folders: list[Path], whole: dict[str, Any], run: Runner, tmp_path: Path) -> None:
     """SIGKILL from another process, when the first unit of the second kind appears."""
     atlas = tmp_path / "x.atlas"
@@ -359,6 +360,7 @@ def test_any_name_will_do(folders: list[Path], whole: dict[str, Any], tmp_path: 
     assert [row[1] for row in found["models"]] == [name, "second"]
 
 
+@pytest.mark.waits
 def test_two_builds_at_once(run: Runner, folders: list[Path], tmp_path: Path) -> None:
     """The second is told so and leaves the first alone."""
     atlas = tmp_path / "x.atlas"

@@ -267,6 +267,7 @@ def test_values_that_do_not_fit(atlas: Atlas, query: str, values: object) -> Non
         atlas.sql(query, values)  # type: ignore[arg-type]
 
 
+@pytest.mark.waits
 def test_ctrl_c_stops_a_query_and_the_atlas_goes_on(small_atlas: Path) -> None:
     program = """if True:
         import os, signal, sys, threading, paramdex

@@ -200,6 +200,7 @@ def test_empty_path_is_not_the_current_folder() -> None:
     assert b"a path cannot be empty" in ran.stderr
 
 
+@pytest.mark.waits
 def test_reader_that_reads_nothing_is_no_error(small_atlas: Path) -> None:
     read, write = os.pipe()
     os.close(read)

@@ -126,6 +126,7 @@ raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
 
 
+@pytest.mark.waits
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes are forked here")
 def test_a_child_process_searches_too(tmp_path: Path) -> None:
     """It has none of the threads in which its parent searched."""
@@ -133,6 +134,7 @@ def test_a_child_process_searches_too(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", _FORKED, str(tmp_path)], check=True, timeout=120, env=here)
 
 
+@pytest.mark.waits
 def test_searches_of_many_threads(tmp_path: Path) -> None:
     rows = some_rows(3000, 64)
     index = write_kind(tmp_path, rows, codes=True).index("m", "k")

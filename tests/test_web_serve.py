@@ -18,6 +18,7 @@ from web_helpers import page, server
 SERVE = [sys.executable, "-m", "paramdex", "serve"]
 
 
+@pytest.mark.waits
 def test_it_serves_until_interrupted(small_atlas: Path) -> None:
     with subprocess.Popen([*SERVE, str(small_atlas), "--port", "0"], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

@@ -218,6 +218,7 @@ def test_after_all_that_it_still_answers(hurried: TestClient, small_atlas: Path)
         assert connection.execute("SELECT format_version FROM store.atlas").fetchall() == [(FORMAT_VERSION,)]
 
 
+@pytest.mark.waits
 def test_a_runaway_leaves_the_others_unharmed(small_atlas: Path) -> None:
     """While a runaway has one worker, pages and other SQL answer; where too many wait, the next is told so."""
     runaway = next(query for query in SLOW if "RECURSIVE" in query)

@@ -43,6 +43,7 @@ def test_one_at_a_time_where_memory_or_the_device_says_so(workers: Workers) -> N
     assert list(workers.map(work, range(3), 1 << 20)) == [(n, 2, here) for n in range(3)]
 
 
+@pytest.mark.waits
 def test_an_error_is_raised_and_ends_the_others() -> None:
     begun, given_up = [], threading.Event()
 

@@ -73,8 +73,8 @@ class Atlas:
         return f"<Atlas {self.path}: {', '.join(self.models)}>"
 
     def close(self) -> None:
-        """Close the database: what asks it raises AtlasError from then on."""
-        self._database.connection.close()
+        """Close the database: what other threads ask it is stopped, and what asks it from then on raises AtlasError."""
+        self._database.close()
 
     def __enter__(self) -> Self:
         return self

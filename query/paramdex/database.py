@@ -8,23 +8,25 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import duckdb
 import numpy as np
 import pyarrow as pa
 
+from paramdex.interrupts import AGAIN, Question, stoppable
 from paramdex_schemas import FORMAT_VERSION, AtlasError, QueryError, atlas_files
 from paramdex_schemas.errors import check_text
 
 _READING = {duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN}
 _DAMAGE = (duckdb.IOException, duckdb.InternalException, duckdb.FatalException, duckdb.SerializationException)
 """Errors that no SQL causes on an undamaged file."""
+_STOPPED = "interrupted: another thread stopped this question, or closed the atlas; ask again"
 _UNCLEAR = {"CALL", "LOAD", "MULTI", "PRAGMA", "SET"}
 """Statement types under which DuckDB gathers several statements."""
 
@@ -54,6 +56,9 @@ class Database:
         self._kept: dict[tuple[str, ...], pa.Table] = {}
         self._statements: dict[str, duckdb.Statement] = {}
         self._lock = threading.RLock()
+        self._question: Question | None = None
+        self._forking = threading.Lock()
+        self._all: WeakSet[Database] = WeakSet([self])
         file = atlas_files.database(atlas)
         if not file.is_file():
             if atlas.exists() and not atlas.is_dir():
@@ -101,10 +106,30 @@ class Database:
         """
         twin = copy.copy(self)
         twin._lock = threading.RLock()  # noqa: SLF001  # of this class
-        with twin._asking():  # noqa: SLF001
+        twin._question = None  # noqa: SLF001
+        with self._forking, self._failing():
             twin.connection = self._first.cursor()  # of the first one, as closing a connection closes its cursors
             twin.connection.execute("USE atlas")
+            self._all.add(twin)
         return twin
+
+    def interrupt(self) -> None:
+        """Stop what another thread asks now, where QueryError is raised, and wait for its end."""
+        question = self._question
+        if question is not None:
+            question.stop()
+
+    def close(self) -> None:
+        """Close the connection, the one that was opened with those of all its forks. What other threads ask is
+        stopped first.
+        """
+        with ExitStack() as taken:
+            taken.enter_context(self._forking)
+            for each in list(self._all) if self.connection is self._first else [self]:
+                while not each._lock.acquire(timeout=AGAIN):  # noqa: SLF001  # of this class
+                    each.interrupt()
+                taken.callback(each._lock.release)  # noqa: SLF001
+            self.connection.close()
 
     def _damaged(self, error: Exception) -> AtlasError:
         del error  # DuckDB's own account of it, which stays as the cause
@@ -128,11 +153,28 @@ class Database:
         return self._statements[sql]
 
     @contextmanager
+    def _turn(self) -> Iterator[Question]:
+        """The connection's one question at a time, which other threads wait for and can stop."""
+        with self._lock, Question(self.connection) as question:
+            before, self._question = self._question, question
+            try:
+                yield question
+            finally:
+                self._question = before
+
+    @contextmanager
     def _asking(self) -> Iterator[None]:
         """Of one of paramdex's own queries: raises AtlasError where the database cannot be read."""
+        with self._failing(), self._turn():
+            yield
+
+    @contextmanager
+    def _failing(self) -> Iterator[None]:
+        """Raises AtlasError where the database cannot be read, QueryError where another thread stopped that."""
         try:
-            with self._lock:  # a connection answers one question at a time
-                yield
+            yield
+        except duckdb.InterruptException as error:
+            raise QueryError(_STOPPED) from error
         except duckdb.Error as error:
             raise self._failed(error) from error
         except RuntimeError as error:  # DuckDB heard Ctrl-C
@@ -191,15 +233,19 @@ class Database:
         values = _values(values)
         try:
             with self._lock:
-                reading_statement(self.connection, sql)
-                # EXPLAIN ANALYZE runs what it explains; so not even the scratch database beside the atlas changes
-                self.connection.execute("BEGIN TRANSACTION READ ONLY")
                 try:
-                    table = _stoppable(self.connection, lambda: _arrow(self.connection, sql, values, _check_types))
-                finally:
-                    with suppress(duckdb.Error):  # after damage there is none left to roll back
+                    with self._turn() as question:
+                        reading_statement(self.connection, sql)
+                        # EXPLAIN ANALYZE runs what it explains; so not even the scratch database beside the atlas
+                        # changes
+                        self.connection.execute("BEGIN TRANSACTION READ ONLY")
+                        table = stoppable(question, lambda: _arrow(self.connection, sql, values, _check_types))
+                finally:  # outside of the turn, so that no interrupt leaves the transaction open
+                    with suppress(duckdb.Error):  # none was begun, or after damage none is left
                         self.connection.execute("ROLLBACK")
         except duckdb.Error as error:
+            if isinstance(error, duckdb.InterruptException):
+                raise QueryError(_STOPPED) from error
             if _is_damage(error):
                 raise self._damaged(error) from error
             if isinstance(error, duckdb.ConnectionException):
@@ -209,17 +255,6 @@ class Database:
             lines = [line for line in str(error).strip().splitlines() if line.strip()]
             raise QueryError("\n".join(lines) if lines else type(error).__name__) from error
         return table.rename_columns(_distinct(table.column_names))
-
-
-def _stoppable(connection: duckdb.DuckDBPyConnection, ask: Callable[[], pa.Table]) -> pa.Table:
-    """What ``ask`` gives, from a thread of its own: the one that waits for it hears Ctrl-C, and stops the query."""
-    with ThreadPoolExecutor(1) as pool:
-        asked = pool.submit(ask)
-        try:
-            return asked.result()
-        except KeyboardInterrupt:
-            connection.interrupt()
-            raise
 
 
 def _arrow(

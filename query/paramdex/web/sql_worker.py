@@ -19,7 +19,6 @@ import json
 import os
 import re
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -29,6 +28,7 @@ import duckdb
 import pyarrow as pa
 
 from paramdex.database import Database, reading_statement
+from paramdex.interrupts import time_limit
 from paramdex.web.sources import public_source
 from paramdex_schemas import QueryError
 
@@ -157,10 +157,9 @@ def run(connection: duckdb.DuckDBPyConnection, sql: str, rows: int, n_bytes: int
 def answer(database: duckdb.DuckDBPyConnection, question: dict[str, Any]) -> bytes:
     """The bytes that answer one question, asked on a connection that ends with it."""
     connection = database.cursor()
-    timer = threading.Timer(question["seconds"], connection.interrupt)
-    timer.start()
     try:
-        table, truncated = run(connection, question["sql"], question["rows"], question["bytes"])
+        with time_limit(connection, question["seconds"]):
+            table, truncated = run(connection, question["sql"], question["rows"], question["bytes"])
         sink = io.BytesIO()
         with pa.ipc.new_stream(sink, table.schema) as writer:
             writer.write_table(table)
@@ -177,7 +176,6 @@ def answer(database: duckdb.DuckDBPyConnection, question: dict[str, Any]) -> byt
         lines = [line for line in str(error).strip().splitlines() if line.strip()]
         return _error("query", "\n".join(lines) or type(error).__name__)
     finally:
-        timer.cancel()
         connection.close()
 
 
