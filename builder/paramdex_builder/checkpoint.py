@@ -13,6 +13,7 @@ import torch
 
 from paramdex_builder.family import Family, Stack, by_model_type, choose_norm
 from paramdex_builder.inference import find_prefix, find_stacks, infer_family
+from paramdex_builder.norms import folded
 from paramdex_builder.source import locate, read_config, typed_config, untyped_config
 from paramdex_builder.tensor_spec import TensorSpec
 from paramdex_builder.tensors import Stamp, TensorFiles, stamps
@@ -35,7 +36,7 @@ class Checkpoint:
     """An opened model: its config, family, layout and tensors. Use as a context manager.
 
     ``inferred`` says that no family lists the model's type, and that its tensors fit this family's layout;
-    ``fold_norm`` that vectors are given with the gains of the norms beside them multiplied in.
+    ``fold_norm`` that vectors are given with the norms beside them folded in (see ``norms``).
     """
 
     source: str
@@ -265,8 +266,9 @@ class Checkpoint:
         else:
             spec = self._specs[run.kind, run.place, owner]
         rows = self._read(run.place, spec, (owners or range(run.n_owners)) if run.owner == "expert" else None)
-        gains = self.gains(run.kind, run.place) if self.fold_norm else None
-        return (rows if gains is None else rows * gains).contiguous()
+        if self.fold_norm:
+            rows = self.fold(rows, self.gains_name(run.kind, run.place), KINDS[run.kind].role)
+        return rows.contiguous()
 
     def layer_rows(self, kind: str, place: Place) -> torch.Tensor:
         """All vectors of one kind in one place, as ``rows``."""
@@ -331,12 +333,14 @@ class Checkpoint:
             layer = (layer or 0) - 1
         return self._layer_name(stack, layer) + next(rule[key] for key in ("then", "previous", "last") if key in rule)
 
-    def gains(self, kind: str, place: Place) -> torch.Tensor | None:
-        """The gains (d_model) beside vectors of a kind, as ``gains_name``; None where there is none."""
-        return self._gains(self.gains_name(kind, place))
+    def _gains(self, name: str) -> torch.Tensor:
+        return self.tensor(name, (self.d_model,)).double() + self.family.norm_offset
 
-    def _gains(self, name: str | None) -> torch.Tensor | None:
-        return None if name is None else self.tensor(name, (self.d_model,)).float() + self.family.norm_offset
+    def fold(self, rows: torch.Tensor, name: str | None, role: str, out: torch.Tensor | None = None) -> torch.Tensor:
+        """The vectors ``rows`` (n x d_model) of a ``role`` with the norm whose gains are the tensor ``name`` folded in,
+        into ``out`` where that is given; as they are where there is no such norm.
+        """
+        return rows if name is None else folded(rows, self._gains(name), self.family.norm, role, out)
 
     def final_gains_name(self) -> str | None:
         """The tensor of the gains of the norm at the end of the blocks (``Family.final_norm``)."""
@@ -382,8 +386,9 @@ class Checkpoint:
                         self.tensor(name, shape, part)
             if KINDS[run.kind].form == "embedding":
                 self._added(run)
-            if self.fold_norm and run.layer is not None:
-                self.gains(run.kind, run.place)
+            gains = self.gains_name(run.kind, run.place) if self.fold_norm and run.layer is not None else None
+            if gains is not None:
+                self._gains(gains)
             if advance is not None:
                 advance(1)
         for stack, sizes in self._sizes.items():
@@ -412,14 +417,14 @@ class Checkpoint:
         another width than the residual stream is given through the map between the two. Where the only map leads
         into the stream, only the input embedding passes it, so it is the input embedding that is given; where each
         has a map of its own, they are not tied, whatever table is behind both. With
-        ``fold_norm`` the gains of the final norm are multiplied into an embedding that reads what it gives. E is
+        ``fold_norm`` the final norm is folded into an embedding that reads what it gives. E is
         float32, or float16 or bfloat16 where it is stored so: half the memory, and the same numbers.
         """
         E, which, tied = self._chosen_embedding(space)
-        gains = self._gains(self.final_gains_name()) if self.fold_norm and (tied or which == "output") else None
-        dtype = E.dtype if gains is None and E.dtype in (torch.float16, torch.bfloat16) else torch.float32
+        name = self.final_gains_name() if self.fold_norm and (tied or which == "output") else None
+        dtype = E.dtype if name is None and E.dtype in (torch.float16, torch.bfloat16) else torch.float32
         E = E.to(dtype, copy=True)  # no view of a file any more
-        return (E if gains is None else E.mul_(gains)), which, tied
+        return self.fold(E, name, "reads", out=E), which, tied
 
     def _chosen_embedding(self, space: str) -> tuple[torch.Tensor, str, bool]:
         tied = bool(getattr(self.config, "tie_word_embeddings", False))

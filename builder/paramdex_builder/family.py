@@ -11,6 +11,8 @@ part; ``stacks`` gives an encoder-decoder one description a stack. ``norms`` say
     {"model": "final_norm.weight"}             of no layer; with "stack" only where the checkpoint has that stack
     {"last": "ln_2.weight", "stack": "encoder"}  of the last layer, of another stack where that is given
     [{"when": {"alibi": true}, "norm": ...}, ...]  the first whose condition the config meets
+
+``norm`` says what its norms are: ``layer`` takes the mean of a state off, ``rms`` does not.
 """
 
 from __future__ import annotations
@@ -21,17 +23,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+from paramdex_builder.norms import Norm
 from paramdex_builder.tensor_spec import TensorSpec, read_spec
 from paramdex_schemas import KINDS, FamilyError
 from paramdex_schemas.addresses import STACKS
 from paramdex_schemas.errors import nearest
 
 _STACK_KEYS = {"config", "layer", "tensors", "experts", "shared", "added", "norms"}
-_KEYS = {"family", "about", "model_types", "like", "require", "prefixes", "embedding", "stacks", "norm_offset",
-         "final_norm"} | _STACK_KEYS  # fmt: skip
-_NEEDED = {"family", "about", "model_types", "prefixes", "embedding"}
+_KEYS = {"family", "about", "model_types", "like", "require", "prefixes", "embedding", "stacks", "norm",
+         "norm_offset", "final_norm"} | _STACK_KEYS  # fmt: skip
+_NEEDED = {"family", "about", "model_types", "prefixes", "embedding", "norm"}
 _CONFIG: dict[str, Any] = {
     "n_layers": "num_hidden_layers",
     "d_model": "hidden_size",
@@ -163,6 +166,7 @@ class Family:
     (d_model x e), which the input embedding passes, and ``outward`` (e x d_model), through which the output's is read.
     """
     stacks: tuple[Stack, ...]
+    norm: Norm
     norm_offset: float
     """What is added to a norm's stored gains."""
     final_norm: Any
@@ -231,13 +235,15 @@ def parse(data: dict[str, Any], where: str) -> Family:
     unknown |= set(described) - {*STACKS, None}
     if unknown or missing:
         raise FamilyError(f"{where}: unknown keys {sorted(map(str, unknown))}, missing keys {sorted(missing)}")
+    if data["norm"] not in get_args(Norm):
+        raise FamilyError(f"{where}: norm is {data['norm']!r}; there are {', '.join(get_args(Norm))}")
     inputs = data["embedding"]["input"]
     return Family(
         data["family"], data["about"], tuple(data["model_types"]), data.get("require", {}), tuple(data["prefixes"]),
         (inputs,) if isinstance(inputs, str) else tuple(inputs), tuple(data["embedding"]["output"]),
         data["embedding"].get("maps", {}),
         tuple(_stack(name, {**data, **each}, data.get("config", {}), where) for name, each in described.items()),
-        data.get("norm_offset", 0), data.get("final_norm"),
+        data["norm"], data.get("norm_offset", 0), data.get("final_norm"),
     )  # fmt: skip
 
 
