@@ -197,9 +197,14 @@ class Checkpoint:
         tensor = self.files.tensor(name, part)
         if tensor.dtype == torch.float64 and self.precision == torch.float32:
             tensor = tensor.float()  # before the check: what is too large for float32 is infinite from here on
-        bad = sum(int((~torch.isfinite(part)).sum()) for part in tensor.reshape(-1).split(1 << 24))  # in little memory
+        return self._finite(tensor, f"tensor {name}")
+
+    def _finite(self, tensor: torch.Tensor, what: str) -> torch.Tensor:
+        """A tensor, or what was made of several, once all its values are finite in float32. Raises CheckpointError."""
+        parts = tensor.reshape(-1).split(1 << 24)  # in little memory
+        bad = sum(int((~part.float().isfinite()).sum()) for part in parts)
         if bad:
-            raise CheckpointError(f"{self.source}: tensor {name} has {bad} values that are NaN or infinite")
+            raise CheckpointError(f"{self.source}: {what} has {bad} values that are NaN or infinite")
         return tensor
 
     def _full_name(self, place: Place, spec: TensorSpec, expert: int = 0) -> str:
@@ -299,7 +304,8 @@ class Checkpoint:
         rows = self.layer_rows(through, run.place).double().view(-1, sizes["d_head"], sizes["d_model"])
         of_head = torch.arange(sizes["n_heads"])
         own, other = (of_head if KINDS[k].owner == "head" else of_head // sizes["group"] for k in (kind, through))
-        return torch.einsum("hj,hjd->hd", bias[own], rows[other]).to(self.precision)
+        carried = torch.einsum("hj,hjd->hd", bias[own], rows[other]).to(self.precision)
+        return self._finite(carried, f"what tensor {self._full_name(run.place, spec)} comes to in the stream")
 
     # ---- norms
 
@@ -340,7 +346,11 @@ class Checkpoint:
         """The vectors ``rows`` (n x d_model) of a ``role`` with the norm whose gains are the tensor ``name`` folded in,
         into ``out`` where that is given; as they are where there is no such norm.
         """
-        return rows if name is None else folded(rows, self._gains(name), self.family.norm, role, out)
+        if name is None:
+            return rows
+        return self._finite(
+            folded(rows, self._gains(name), self.family.norm, role, out), f"what is multiplied with tensor {name}"
+        )
 
     def final_gains_name(self) -> str | None:
         """The tensor of the gains of the norm at the end of the blocks (``Family.final_norm``)."""
@@ -461,7 +471,8 @@ class Checkpoint:
         e = E.shape[1]
         P = self.tensor(P_name, (d, e) if way == "inward" else (e, d)).double()
         P = P.T if way == "inward" else P
-        return torch.cat([(chunk.double() @ P).to(self.precision) for chunk in E.split(8192)])
+        table = torch.cat([(chunk.double() @ P).to(self.precision) for chunk in E.split(8192)])
+        return self._finite(table, f"tensor {name} through {P_name}")
 
     def dtype(self) -> str:
         """The dtype of the embedding as stored: float32, float16 or bfloat16."""
