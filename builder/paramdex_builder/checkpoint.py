@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
+from paramdex_builder import counts
 from paramdex_builder.family import Family, Stack, by_model_type, choose_norm
-from paramdex_builder.inference import find_prefix, find_stacks, infer_family
+from paramdex_builder.inference import counted_stacks, infer_family
 from paramdex_builder.norms import folded
 from paramdex_builder.source import locate, read_config, typed_config, untyped_config
 from paramdex_builder.tensor_spec import TensorSpec
@@ -64,15 +65,20 @@ class Checkpoint:
         """
         folder, revision = locate(source)
         data = read_config(source, folder)
-        known = by_model_type()
-        listed = data["model_type"] in known
-        config = typed_config(source, folder) if listed else untyped_config(data)
-        if getattr(config, "quantization_config", None) is not None:
+        if data.get("quantization_config") is not None:
             raise CheckpointError(f"{source} is quantized; paramdex reads float32, float16 and bfloat16 weights")
         files = TensorFiles.open(source, folder)
-        family = known[data["model_type"]] if listed else infer_family(data["model_type"], config, files)
+        config: Any = untyped_config(data)
+        family = by_model_type().get(data["model_type"])
+        inferred = family is None
+        if family is None:
+            family = infer_family(data["model_type"], config, files)
+        else:
+            counts.check_unrolled(data)
+            counted_stacks(source, family, config, files)
+            config = typed_config(source, folder)
         family.check_config(config)
-        return cls(source, folder, revision, config, family, not listed, fold_norm, files, precision)
+        return cls(source, folder, revision, config, family, inferred, fold_norm, files, precision)
 
     def __post_init__(self) -> None:
         self._stamps = stamps(self.files.paths)
@@ -81,18 +87,16 @@ class Checkpoint:
                 "no family file lists its type" if self.inferred else "one layer's weights read what several norms give"
             )
             raise FamilyError(f"{self.source}: norms cannot be folded: {why}; build it without --fold-norm")
-        prefix = find_prefix(self.family, self.files)
-        if prefix is None:
-            raise FamilyError(
-                f"{self.source}: there is no tensor {self.family.prefixes[0]}{self.family.input_embeddings[0]}; "
-                f"its config says {self.config.model_type}, its weights do not"
-            )
-        self._prefix = prefix
-        for stack in find_stacks(self.family, prefix, self.files):
+        self._prefix, stacks = counted_stacks(self.source, self.family, self.config, self.files)
+        rows = self._shape(self._input_name, (None, None))[0]
+        counts.check_vocabulary(self.config, self._input_name, rows)
+        for stack in stacks:
             self._stacks[stack.name], self._sizes[stack.name] = stack, stack.sizes(self.config)
             for layer in range(self._sizes[stack.name]["n_layers"]):
                 for source in stack.sources(layer, self.config):
                     self._specs[source.kind, (stack.name, layer), source.owner] = source.spec
+        for (_, place, _), spec in self._specs.items():
+            self._shape(self._full_name(place, spec), spec.expected_shape(self._sizes[place[0]]))
         self.layout = Layout.number([run for kind in KINDS for run in self._runs(kind)])
 
     def _runs(self, kind: str) -> Iterator[Run]:
@@ -231,8 +235,8 @@ class Checkpoint:
     def inputs_first(self) -> dict[str, bool]:
         """Name of a matrix that the family knows -> whether it is stored as input x output, as Conv1D has it."""
         found = dict.fromkeys(self.family.output_embeddings, False)
-        for (kind, place, owner), spec in self._specs.items():
-            for expert in range(self._sizes[place[0]]["n_experts"] if owner == "expert" else 1):
+        for (kind, place, _), spec in self._specs.items():
+            for expert in range(self._sizes[place[0]]["n_experts"] if spec.per_expert else 1):
                 found[self._full_name(place, spec, expert)] = spec.inputs_first(KINDS[kind].role)
         return found
 

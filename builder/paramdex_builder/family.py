@@ -53,6 +53,9 @@ _CONFIG: dict[str, Any] = {
 _ATTENTION = ("attn_query", "attn_key", "attn_value", "attn_output")
 _FEED_FORWARD = ("ff_key", "ff_gate", "ff_value")
 
+_MOST_NUMBERED = 2**15 - 1
+"""Layers, heads and experts that an atlas has numbers for."""
+
 Owner = Literal["head", "kv_head", "expert"]
 
 
@@ -98,9 +101,11 @@ class Stack:
         return look_up(self.config[name], config)
 
     def is_sparse(self, layer: int, config: Any) -> bool:
-        """Whether a layer is a mixture of experts."""
-        dense = self.number("dense_layers", config) or ()
+        """Whether a layer is a mixture of experts. Raises FamilyError where the config's words for it mean nothing."""
+        dense = self.number("dense_layers", config) or []
         step = self.number("sparse_step", config) or 1
+        if not isinstance(dense, list) or not isinstance(step, int):
+            raise FamilyError(f"config.json: dense layers are {shown(dense)} and sparse ones {shown(step)} apart")
         return bool(self.experts) and layer not in dense and (layer + 1) % step == 0
 
     def sizes(self, config: Any) -> dict[str, int]:
@@ -130,6 +135,9 @@ class Stack:
                 used.add("d_shared")
         for name in used:
             _check_number(name, found[name])
+        for name in used & {"n_layers", "n_heads", "n_experts"}:
+            if found[name] > _MOST_NUMBERED:
+                raise FamilyError(f"config.json: {name} is {found[name]}; paramdex numbers {_MOST_NUMBERED} at most")
         return {name: found[name] for name in found if name in used} | {
             "group": found["n_heads"] // found["n_kv_heads"]
         }
@@ -186,9 +194,18 @@ class Family:
                 )
 
 
+def shown(value: Any) -> str:
+    """A value of config.json as a message shows it, in which it may be very long."""
+    text = repr(value)
+    return text if len(text) <= 40 else text[:36] + " ..."
+
+
 def _check_number(name: str, value: Any) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise FamilyError(f"config.json: {name} is missing or no positive number")
+    """Raises FamilyError for what cannot be the size of anything."""
+    if value is None:
+        raise FamilyError(f"config.json: {name} is missing")
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**63:
+        raise FamilyError(f"config.json: {name} is {shown(value)}, which no tensor has")
 
 
 def _holds(when: Any, config: Any) -> bool:
