@@ -163,9 +163,8 @@ def test_counts_of_a_type_that_no_family_lists(
 
 
 def test_more_heads_than_an_atlas_numbers(tmp_path: Path) -> None:
-    model = models.llama(60, num_attention_heads=40_000, num_key_value_heads=2, head_dim=2, num_hidden_layers=1)
-    models.save(tmp_path, model, models.word_tokenizer(60), 1)
-    assert refusal(tmp_path) == "config.json: n_heads is 40000; paramdex numbers 32767 at most"
+    folder = configured(tmp_path, "LlamaForCausalLM", model_type="brandnew", num_attention_heads=40_000)
+    assert " nearest is llama: config.json: n_heads is 40000; paramdex numbers 32767 at most (" in refusal(folder)
 
 
 def rows_read(checkpoint: Checkpoint, kind: str, layer: int) -> torch.Tensor:
