@@ -163,8 +163,16 @@ def test_counts_of_a_type_that_no_family_lists(
 
 
 def test_more_heads_than_an_atlas_numbers(tmp_path: Path) -> None:
-    folder = configured(tmp_path, "LlamaForCausalLM", model_type="brandnew", num_attention_heads=40_000)
-    assert " nearest is llama: config.json: n_heads is 40000; paramdex numbers 32767 at most (" in refusal(folder)
+    from safetensors.torch import load_file, save_file
+
+    numbers = {"num_attention_heads": 40_000, "num_key_value_heads": 1, "head_dim": 1}
+    folder = configured(tmp_path, "LlamaForCausalLM", model_type="brandnew", **numbers)
+    state = load_file(folder / "model.safetensors")
+    for layer in range(2):
+        shapes = {"q_proj": (40_000, 24), "k_proj": (1, 24), "v_proj": (1, 24), "o_proj": (24, 40_000)}
+        state |= {f"model.layers.{layer}.self_attn.{name}.weight": torch.ones(size) for name, size in shapes.items()}
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+    assert refusal(folder) == "config.json: n_heads is 40000; paramdex numbers 32767 at most"
 
 
 def rows_read(checkpoint: Checkpoint, kind: str, layer: int) -> torch.Tensor:

@@ -67,6 +67,7 @@ class Checkpoint:
         data = read_config(source, folder)
         if data.get("quantization_config") is not None:
             raise CheckpointError(f"{source} is quantized; paramdex reads float32, float16 and bfloat16 weights")
+        counts.check_unrolled(data)
         files = TensorFiles.open(source, folder)
         config: Any = untyped_config(data)
         family = by_model_type().get(data["model_type"])
@@ -74,8 +75,7 @@ class Checkpoint:
         if family is None:
             family = infer_family(data["model_type"], config, files)
         else:
-            counts.check_unrolled(data)
-            counted_stacks(source, family, config, files)
+            counted_stacks(source, family, config, files)  # before transformers makes a list of as many
             config = typed_config(source, folder)
         family.check_config(config)
         return cls(source, folder, revision, config, family, inferred, fold_norm, files, precision)
@@ -97,6 +97,8 @@ class Checkpoint:
                     self._specs[source.kind, (stack.name, layer), source.owner] = source.spec
         for (_, place, _), spec in self._specs.items():
             self._shape(self._full_name(place, spec), spec.expected_shape(self._sizes[place[0]]))
+        for sizes in self._sizes.values():
+            counts.check_numbered(sizes)
         self.layout = Layout.number([run for kind in KINDS for run in self._runs(kind)])
 
     def _runs(self, kind: str) -> Iterator[Run]:

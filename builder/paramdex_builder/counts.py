@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
 from paramdex_builder.family import Stack, shown
@@ -18,6 +19,7 @@ _UNROLLED = ("num_labels", "attention_types")
 """What transformers itself makes a list or a table of, as long as it says, beside the layers."""
 _MOST = 1 << 20
 """As long as those may be."""
+_MOST_NUMBERED = 2**15 - 1
 
 
 def excess(stack: Stack, prefix: str, config: Any, files: TensorFiles) -> str | None:
@@ -41,25 +43,36 @@ def excess(stack: Stack, prefix: str, config: Any, files: TensorFiles) -> str | 
 
 def n_layers(stack: Stack, prefix: str, files: TensorFiles) -> int:
     """How many different layers of a stack have tensors."""
-    return len({number for number, _ in _numbered(files.names(), prefix, stack.layer, "{layer}")})
+    return len(_numbered(tuple(files.names()), *_around(prefix + stack.layer, "{layer}")))
 
 
 def n_experts(stack: Stack, prefix: str, tensor: str, files: TensorFiles) -> int:
     """The number of experts of the layer that has most, by the names of their tensors."""
-    within = defaultdict(list)
-    for layer, rest in _numbered(files.names(), prefix, stack.layer, "{layer}"):
-        within[layer].append(rest)
-    return max((len(set(_numbered(rests, "", tensor, "{expert}"))) for rests in within.values()), default=0)
+    return _most(tuple(files.names()), *_around(prefix + stack.layer, "{layer}"), *_around(tensor, "{expert}"))
 
 
-def _numbered(names: list[str], prefix: str, pattern: str, mark: str) -> Iterator[tuple[str, str]]:
-    """(the number in place of ``mark``, what follows the pattern) of every name that begins as the pattern says."""
+def _around(pattern: str, mark: str) -> tuple[str, str]:
     head, _, tail = pattern.partition(mark)
+    return head, tail
+
+
+@lru_cache(maxsize=32)
+def _numbered(names: tuple[str, ...], head: str, tail: str) -> dict[str, tuple[str, ...]]:
+    """Of names that are ``head``, a number, ``tail`` and more: that number -> what more there is."""
+    found = defaultdict(list)
     for name in names:
-        if name.startswith(prefix + head):
-            number, found, rest = name.removeprefix(prefix + head).partition(tail)
-            if found and number.isascii() and number.isdigit() and number == (number.lstrip("0") or "0"):
-                yield number, rest
+        if name.startswith(head):
+            number, there, rest = name.removeprefix(head).partition(tail)
+            if there and number.isascii() and number.isdigit() and number == (number.lstrip("0") or "0"):
+                found[number].append(rest)
+    return {number: tuple(rests) for number, rests in found.items()}
+
+
+@lru_cache(maxsize=32)
+def _most(names: tuple[str, ...], head: str, tail: str, inner_head: str, inner_tail: str) -> int:
+    """The most numbers between the inner two that any number between the outer two has."""
+    each = (_numbered.__wrapped__(rests, inner_head, inner_tail) for rests in _numbered(names, head, tail).values())
+    return max((len(found) for found in each), default=0)
 
 
 def check_unrolled(data: dict[str, Any]) -> None:
@@ -68,6 +81,13 @@ def check_unrolled(data: dict[str, Any]) -> None:
         most = max(_integers(data.get(name)), default=0)
         if most > _MOST:
             raise FamilyError(f"config.json: {name} says {shown(most)}, which is too many; fetch it again")
+
+
+def check_numbered(sizes: dict[str, int]) -> None:
+    """Raises FamilyError for more layers, heads or experts than an atlas has numbers for (SMALLINT)."""
+    for name in ("n_layers", "n_heads", "n_experts"):
+        if sizes.get(name, 0) > _MOST_NUMBERED:
+            raise FamilyError(f"config.json: {name} is {sizes[name]}; paramdex numbers {_MOST_NUMBERED} at most")
 
 
 def _integers(value: Any) -> Iterator[int]:

@@ -53,9 +53,6 @@ _CONFIG: dict[str, Any] = {
 _ATTENTION = ("attn_query", "attn_key", "attn_value", "attn_output")
 _FEED_FORWARD = ("ff_key", "ff_gate", "ff_value")
 
-_MOST_NUMBERED = 2**15 - 1
-"""Layers, heads and experts that an atlas has numbers for."""
-
 Owner = Literal["head", "kv_head", "expert"]
 
 
@@ -135,9 +132,6 @@ class Stack:
                 used.add("d_shared")
         for name in used:
             _check_number(name, found[name])
-        for name in used & {"n_layers", "n_heads", "n_experts"}:
-            if found[name] > _MOST_NUMBERED:
-                raise FamilyError(f"config.json: {name} is {found[name]}; paramdex numbers {_MOST_NUMBERED} at most")
         return {name: found[name] for name in found if name in used} | {
             "group": found["n_heads"] // found["n_kv_heads"]
         }

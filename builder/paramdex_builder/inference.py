@@ -20,6 +20,8 @@ _BESIDE = re.compile(
 """Tensors of one dimension that change how much is attended to, or which expert is called, and no vector: norms of
 queries and keys, what the softmax is given besides, what is added to a router's scores, frequencies.
 """
+_ENOUGH = 1000
+"""Reasons by which a layout is not the nearest."""
 _NORM = re.compile(r"norm|(^|[._])ln[._]", re.IGNORECASE)
 
 
@@ -58,7 +60,7 @@ def counted_stacks(source: str, family: Family, config: Any, files: TensorFiles)
 
 
 def misfits(family: Family, config: Any, files: TensorFiles) -> list[str]:
-    """Why a checkpoint is not of a family's layout: every reason; none where it is.
+    """Why a checkpoint is not of a family's layout: every reason, or some thousand; none where it is.
 
     It is where every tensor that the family names is there in every layer with the shape that config.json gives, and
     no layer has a tensor that the family does not name, other than biases of those, norms of the stream between its
@@ -106,11 +108,15 @@ def misfits(family: Family, config: Any, files: TensorFiles) -> list[str]:
         elif expected is not None and files.shape(name) != expected:
             found, wanted = (" x ".join(map(str, size)) for size in (files.shape(name), expected))
             reasons.append(f"{name} is {found}, expected {wanted}")
+    starts, within = tuple(places), tuple(blocks)
     for name in files.names():
-        if not name.startswith(tuple(places)) or name in named or not files.shape(name):
+        if len(reasons) > _ENOUGH:
+            break
+        shape = files.shape(name)
+        if not shape or name in named or not name.startswith(starts):
             continue
-        between = _NORM.search(name) and not name.startswith(tuple(blocks))  # norms of the stream, whatever their names
-        if len(files.shape(name)) > 1 or not (between or name in beside or _BESIDE.search(name)):
+        between = len(shape) == 1 and _NORM.search(name) and not name.startswith(within)  # of the stream, by any name
+        if len(shape) > 1 or not (between or name in beside or _BESIDE.search(name)):
             reasons.append(f"{name} is not accounted for")
     return reasons
 
