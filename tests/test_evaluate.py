@@ -155,19 +155,26 @@ def test_pairs_are_the_brute_forces(
             assert abs(row["baseline"] - overlaps.mean()) < 5 * row["deviation"] / math.sqrt(OPTIONS.draws) + 1e-3
 
 
+def folded(rows: np.ndarray, norm: Any) -> np.ndarray:
+    """Rows (n x d) that read what a LayerNorm gives, as they read what it is given."""
+    gained = rows * norm.weight.detach().numpy()
+    return gained - gained.mean(1, keepdims=True)
+
+
 def test_folded_norms_are_folded(model_folders: dict[str, Path]) -> None:
     folder = model_folders["gpt2-a"]
     truth = oracle.read(folder)
     model = AutoModel.from_pretrained(folder, dtype=torch.float64)
-    E = truth.E * model.ln_f.weight.detach().numpy()
+    E = folded(truth.E, model.ln_f)
     rows = evaluate(str(folder), TEXT, EvaluateOptions(fold_norm=True, k=10, pair_k=20, draws=2)).to_pylist()
     for layer, block in enumerate(model.h):
-        gains = {"attn_query": block.ln_1, "attn_key": block.ln_1, "attn_value": block.ln_1, "ff_key": block.ln_2}
+        norms = {"attn_query": block.ln_1, "attn_key": block.ln_1, "attn_value": block.ln_1, "ff_key": block.ln_2}
         for pair in (pair for pair in PAIRS if pair[0] != "ff_gate"):
             sides = []
             for kind in pair:
-                gain = gains[kind].weight.detach().numpy() if kind in gains else 1.0
-                sides.append(tops(truth.rows[kind][layer] * gain, E, 20, absolute=True))
+                vectors = truth.rows[kind][layer]
+                read = folded(vectors, norms[kind]) if kind in norms else vectors
+                sides.append(tops(read, E, 20, absolute=True))
             overlap = np.mean([len(a & b) / len(a | b) for a, b in zip(*sides, strict=True)])
             (row,) = [row for row in rows if (row["kind"], row["layer"]) == (", ".join(pair), layer)]
             assert row["fold_norm"] is True

@@ -10,6 +10,7 @@ MODULES and one to LINES; a test says so.
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from pathlib import Path
@@ -626,16 +627,20 @@ def norm_of(run: Run, name: str) -> Any:
     return (run.model if has(run.model, path) else run.model.base_model).get_submodule(path)
 
 
-def gains_of(norm: Any) -> torch.Tensor:
-    """The gains of a norm, measured: of entries 1 and -1 alternating, mean and mean square are 0 and 1."""
-    x = 1.0 - 2.0 * (torch.arange(norm.weight.numel()) % 2)
-    return (norm(x[None]) - norm(-x[None]))[0] / (2 * x) / (1 + 1e-12) ** 0.5
+def map_of(norm: Any) -> torch.Tensor:
+    """What a norm does to a state but for its length (d x d, float64), measured by autodiff: at an x of as many entries
+    1 as -1, times 1000, its Jacobian is that over 1000, without its part along x.
+    """
+    norm = deepcopy(norm).double().requires_grad_(False)
+    d = norm.weight.numel()
+    x = (1.0 - 2.0 * (torch.arange(d) % 2))[torch.randperm(d, generator=torch.Generator().manual_seed(d))].double()
+    jacobian: Any = torch.autograd.functional.jacobian(lambda x: norm(x[None])[0], 1000 * x)
+    return 1000 * jacobian + torch.outer(norm(1000 * x[None])[0] - norm(-1000 * x[None])[0], x) / (2 * d)
 
 
-@torch.no_grad()
 def test_folded_norms_are_those_that_the_vectors_read(run: Run) -> None:
-    """With folded norms each reading vector is multiplied by the gains of the norm whose output the model gave it, each
-    writing one by those of the norm that its output went through, the embedding by those of the last one.
+    """With folded norms each reading vector is that of the state that the norm was given, whose output the model gave
+    it; each writing one what comes out of the norm that it went through; the embedding reads through the last norm.
     """
     if run.checkpoint.family.final_norm is None:
         with pytest.raises(FamilyError, match="norms cannot be folded"):
@@ -656,7 +661,8 @@ def test_folded_norms_are_those_that_the_vectors_read(run: Run) -> None:
                 assert not near or not reads, f"{kind} reads the output of a norm that is not folded"
             elif len(plain):
                 assert any(norm is norm_of(run, name) for norm in near)
-                assert_close(mine, plain * gains_of(norm_of(run, name)))
+                through = map_of(norm_of(run, name))
+                assert_close(mine.double(), plain.double() @ (through if reads else through.T))
     E, which, tied = run.checkpoint.embedding()
     name = folded.final_gains_name()
     mine, _, _ = folded.embedding()
@@ -668,7 +674,7 @@ def test_folded_norms_are_those_that_the_vectors_read(run: Run) -> None:
     last = run.whole[getattr(base, "decoder", base)][1]
     stream = run.seen[run.factor][0] if run.checkpoint._map() == "outward" else last[0]
     assert same(run.seen[norm][1], flat(stream))
-    assert_close(mine, E * gains_of(norm))
+    assert_close(mine.double(), E.double() @ map_of(norm))
 
 
 def same(one: Any, other: torch.Tensor) -> bool:

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import pyarrow as pa
 import torch
 from safetensors import SafetensorError
 
 from paramdex_builder import memory
 from paramdex_builder.checkpoint import Checkpoint
 from paramdex_builder.displacement import Displacement
+from paramdex_builder.finite import check_lengths, check_table
 from paramdex_builder.head_units import ATTENTION, Kept, head_units
 from paramdex_builder.options import Options, given, source_texts
 from paramdex_builder.output import check_space, check_writable, estimate, find_place, staging_folder
@@ -31,6 +33,7 @@ from paramdex_builder.vocabulary import Vocabulary, read_vocabulary
 from paramdex_builder.workers import Workers
 from paramdex_schemas import FORMAT_VERSION, AtlasError, BuildError, CheckpointError, atlas_files
 from paramdex_schemas.addresses import MODEL_NAME
+from paramdex_schemas.layout import Place
 
 
 def build(
@@ -154,6 +157,7 @@ def _plan(
     way.
     """
     E, embedding, tied = checkpoint.embedding(options.space)
+    check_lengths(E, f"{checkpoint.source}: {embedding} embedding")
     vocabulary = read_vocabulary(checkpoint.source, checkpoint.folder, len(E))
     with progress.step(f"{name}: checking weights", len(checkpoint.layout.runs)) as advance:
         checkpoint.check_layers(advance)
@@ -203,16 +207,17 @@ def _reading() -> Iterator[None]:
 @contextmanager
 def _unchanged(checkpoint: Checkpoint | Displacement, units: Path) -> Iterator[None]:
     """Around the reading of weights whose checksum is known: files are opened anew for every tensor. Where they are
-    others in the end, raises CheckpointError, whatever else went wrong, and drops the folder ``units``.
+    others in the end, raises CheckpointError, whatever else went wrong. Drops the folder ``units`` then, and where
+    anything else is wrong with the model's numbers.
     """
     try:
-        yield
-    finally:
         try:
+            yield
+        finally:
             checkpoint.check_unchanged()
-        except CheckpointError:
-            shutil.rmtree(units, ignore_errors=True)
-            raise
+    except CheckpointError:
+        shutil.rmtree(units, ignore_errors=True)
+        raise
 
 
 def _make(
@@ -229,13 +234,18 @@ def _make(
     del E
     words = same_words(vocabulary.words(), workers.device)
 
+    def keep(name: str, number: int, table: pa.Table, place: Place) -> None:
+        of = "" if place[1] is None else f" of {place[0] or ''} layer {place[1]}".replace("  ", " ")
+        check_table(table, f"{checkpoint.source}: {name}{of}")
+        units.write(name, number, table)
+
     def project(piece: Piece) -> int:
         kind, number = piece.run.kind, piece.number
         if not units.has(kind, number):
             # No name for the rows: they are gone before their coordinates are written.
             table, coordinates = parameter_unit(checkpoint.rows(piece.run, piece.owners), piece, space, options.top_k)
             units.write_coordinates(kind, number, coordinates)
-            units.write(kind, number, table)
+            keep(kind, number, table, piece.run.place)
             del table, coordinates
             memory.release()
         return piece.n_rows
@@ -254,12 +264,10 @@ def _make(
                 advance(2 * run.n_owners)
             else:
                 vectors = {kind: checkpoint.head_rows(kind, place) for kind in ATTENTION}
-                heads, pairs, directions = head_units(
-                    vectors, run, first, space, words, kept, workers, advance
-                )
-                units.write("pairs", number, pairs)
-                units.write("directions", number, directions)
-                units.write("heads", number, heads)  # last: it stands for the whole place
+                heads, pairs, directions = head_units(vectors, run, first, space, words, kept, workers, advance)
+                keep("pairs", number, pairs, place)
+                keep("directions", number, directions, place)
+                keep("heads", number, heads, place)  # last: it stands for the whole place
             first += run.n_owners
     row = {
         "source": checkpoint.source,

@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 
+from paramdex_builder import counts
 from paramdex_builder.family import Family, Stack, by_model_type, choose_norm
-from paramdex_builder.inference import find_prefix, find_stacks, infer_family
+from paramdex_builder.inference import counted_stacks, infer_family
+from paramdex_builder.norms import folded
 from paramdex_builder.source import locate, read_config, typed_config, untyped_config
 from paramdex_builder.tensor_spec import TensorSpec
 from paramdex_builder.tensors import Stamp, TensorFiles, stamps
@@ -35,7 +37,7 @@ class Checkpoint:
     """An opened model: its config, family, layout and tensors. Use as a context manager.
 
     ``inferred`` says that no family lists the model's type, and that its tensors fit this family's layout;
-    ``fold_norm`` that vectors are given with the gains of the norms beside them multiplied in.
+    ``fold_norm`` that vectors are given with the norms beside them folded in (see ``norms``).
     """
 
     source: str
@@ -63,15 +65,20 @@ class Checkpoint:
         """
         folder, revision = locate(source)
         data = read_config(source, folder)
-        known = by_model_type()
-        listed = data["model_type"] in known
-        config = typed_config(source, folder) if listed else untyped_config(data)
-        if getattr(config, "quantization_config", None) is not None:
+        if data.get("quantization_config") is not None:
             raise CheckpointError(f"{source} is quantized; paramdex reads float32, float16 and bfloat16 weights")
+        counts.check_unrolled(data)
         files = TensorFiles.open(source, folder)
-        family = known[data["model_type"]] if listed else infer_family(data["model_type"], config, files)
+        config: Any = untyped_config(data)
+        family = by_model_type().get(data["model_type"])
+        inferred = family is None
+        if family is None:
+            family = infer_family(data["model_type"], config, files)
+        else:
+            counted_stacks(source, family, config, files)  # before transformers makes a list of as many
+            config = typed_config(source, folder)
         family.check_config(config)
-        return cls(source, folder, revision, config, family, not listed, fold_norm, files, precision)
+        return cls(source, folder, revision, config, family, inferred, fold_norm, files, precision)
 
     def __post_init__(self) -> None:
         self._stamps = stamps(self.files.paths)
@@ -80,18 +87,18 @@ class Checkpoint:
                 "no family file lists its type" if self.inferred else "one layer's weights read what several norms give"
             )
             raise FamilyError(f"{self.source}: norms cannot be folded: {why}; build it without --fold-norm")
-        prefix = find_prefix(self.family, self.files)
-        if prefix is None:
-            raise FamilyError(
-                f"{self.source}: there is no tensor {self.family.prefixes[0]}{self.family.input_embeddings[0]}; "
-                f"its config says {self.config.model_type}, its weights do not"
-            )
-        self._prefix = prefix
-        for stack in find_stacks(self.family, prefix, self.files):
+        self._prefix, stacks = counted_stacks(self.source, self.family, self.config, self.files)
+        rows = self._shape(self._input_name, (None, None))[0]
+        counts.check_vocabulary(self.config, self._input_name, rows)
+        for stack in stacks:
             self._stacks[stack.name], self._sizes[stack.name] = stack, stack.sizes(self.config)
             for layer in range(self._sizes[stack.name]["n_layers"]):
                 for source in stack.sources(layer, self.config):
                     self._specs[source.kind, (stack.name, layer), source.owner] = source.spec
+        for (_, place, _), spec in self._specs.items():
+            self._shape(self._full_name(place, spec), spec.expected_shape(self._sizes[place[0]]))
+        for sizes in self._sizes.values():
+            counts.check_numbered(sizes)
         self.layout = Layout.number([run for kind in KINDS for run in self._runs(kind)])
 
     def _runs(self, kind: str) -> Iterator[Run]:
@@ -196,9 +203,14 @@ class Checkpoint:
         tensor = self.files.tensor(name, part)
         if tensor.dtype == torch.float64 and self.precision == torch.float32:
             tensor = tensor.float()  # before the check: what is too large for float32 is infinite from here on
-        bad = sum(int((~torch.isfinite(part)).sum()) for part in tensor.reshape(-1).split(1 << 24))  # in little memory
+        return self._finite(tensor, f"tensor {name}")
+
+    def _finite(self, tensor: torch.Tensor, what: str) -> torch.Tensor:
+        """A tensor, or what was made of several, once all its values are finite in float32. Raises CheckpointError."""
+        parts = tensor.reshape(-1).split(1 << 24)  # in little memory
+        bad = sum(int((~part.float().isfinite()).sum()) for part in parts)
         if bad:
-            raise CheckpointError(f"{self.source}: tensor {name} has {bad} values that are NaN or infinite")
+            raise CheckpointError(f"{self.source}: {what} has {bad} values that are NaN or infinite")
         return tensor
 
     def _full_name(self, place: Place, spec: TensorSpec, expert: int = 0) -> str:
@@ -225,8 +237,8 @@ class Checkpoint:
     def inputs_first(self) -> dict[str, bool]:
         """Name of a matrix that the family knows -> whether it is stored as input x output, as Conv1D has it."""
         found = dict.fromkeys(self.family.output_embeddings, False)
-        for (kind, place, owner), spec in self._specs.items():
-            for expert in range(self._sizes[place[0]]["n_experts"] if owner == "expert" else 1):
+        for (kind, place, _), spec in self._specs.items():
+            for expert in range(self._sizes[place[0]]["n_experts"] if spec.per_expert else 1):
                 found[self._full_name(place, spec, expert)] = spec.inputs_first(KINDS[kind].role)
         return found
 
@@ -265,8 +277,9 @@ class Checkpoint:
         else:
             spec = self._specs[run.kind, run.place, owner]
         rows = self._read(run.place, spec, (owners or range(run.n_owners)) if run.owner == "expert" else None)
-        gains = self.gains(run.kind, run.place) if self.fold_norm else None
-        return (rows if gains is None else rows * gains).contiguous()
+        if self.fold_norm:
+            rows = self.fold(rows, self.gains_name(run.kind, run.place), KINDS[run.kind].role)
+        return rows.contiguous()
 
     def layer_rows(self, kind: str, place: Place) -> torch.Tensor:
         """All vectors of one kind in one place, as ``rows``."""
@@ -297,7 +310,8 @@ class Checkpoint:
         rows = self.layer_rows(through, run.place).double().view(-1, sizes["d_head"], sizes["d_model"])
         of_head = torch.arange(sizes["n_heads"])
         own, other = (of_head if KINDS[k].owner == "head" else of_head // sizes["group"] for k in (kind, through))
-        return torch.einsum("hj,hjd->hd", bias[own], rows[other]).to(self.precision)
+        carried = torch.einsum("hj,hjd->hd", bias[own], rows[other]).to(self.precision)
+        return self._finite(carried, f"what tensor {self._full_name(run.place, spec)} comes to in the stream")
 
     # ---- norms
 
@@ -331,12 +345,18 @@ class Checkpoint:
             layer = (layer or 0) - 1
         return self._layer_name(stack, layer) + next(rule[key] for key in ("then", "previous", "last") if key in rule)
 
-    def gains(self, kind: str, place: Place) -> torch.Tensor | None:
-        """The gains (d_model) beside vectors of a kind, as ``gains_name``; None where there is none."""
-        return self._gains(self.gains_name(kind, place))
+    def _gains(self, name: str) -> torch.Tensor:
+        return self.tensor(name, (self.d_model,)).double() + self.family.norm_offset
 
-    def _gains(self, name: str | None) -> torch.Tensor | None:
-        return None if name is None else self.tensor(name, (self.d_model,)).float() + self.family.norm_offset
+    def fold(self, rows: torch.Tensor, name: str | None, role: str, out: torch.Tensor | None = None) -> torch.Tensor:
+        """The vectors ``rows`` (n x d_model) of a ``role`` with the norm whose gains are the tensor ``name`` folded in,
+        into ``out`` where that is given; as they are where there is no such norm.
+        """
+        if name is None:
+            return rows
+        return self._finite(
+            folded(rows, self._gains(name), self.family.norm, role, out), f"what is multiplied with tensor {name}"
+        )
 
     def final_gains_name(self) -> str | None:
         """The tensor of the gains of the norm at the end of the blocks (``Family.final_norm``)."""
@@ -382,8 +402,9 @@ class Checkpoint:
                         self.tensor(name, shape, part)
             if KINDS[run.kind].form == "embedding":
                 self._added(run)
-            if self.fold_norm and run.layer is not None:
-                self.gains(run.kind, run.place)
+            gains = self.gains_name(run.kind, run.place) if self.fold_norm and run.layer is not None else None
+            if gains is not None:
+                self._gains(gains)
             if advance is not None:
                 advance(1)
         for stack, sizes in self._sizes.items():
@@ -412,14 +433,14 @@ class Checkpoint:
         another width than the residual stream is given through the map between the two. Where the only map leads
         into the stream, only the input embedding passes it, so it is the input embedding that is given; where each
         has a map of its own, they are not tied, whatever table is behind both. With
-        ``fold_norm`` the gains of the final norm are multiplied into an embedding that reads what it gives. E is
+        ``fold_norm`` the final norm is folded into an embedding that reads what it gives. E is
         float32, or float16 or bfloat16 where it is stored so: half the memory, and the same numbers.
         """
         E, which, tied = self._chosen_embedding(space)
-        gains = self._gains(self.final_gains_name()) if self.fold_norm and (tied or which == "output") else None
-        dtype = E.dtype if gains is None and E.dtype in (torch.float16, torch.bfloat16) else torch.float32
+        name = self.final_gains_name() if self.fold_norm and (tied or which == "output") else None
+        dtype = E.dtype if name is None and E.dtype in (torch.float16, torch.bfloat16) else torch.float32
         E = E.to(dtype, copy=True)  # no view of a file any more
-        return (E if gains is None else E.mul_(gains)), which, tied
+        return self.fold(E, name, "reads", out=E), which, tied
 
     def _chosen_embedding(self, space: str) -> tuple[torch.Tensor, str, bool]:
         tied = bool(getattr(self.config, "tie_word_embeddings", False))
@@ -456,7 +477,8 @@ class Checkpoint:
         e = E.shape[1]
         P = self.tensor(P_name, (d, e) if way == "inward" else (e, d)).double()
         P = P.T if way == "inward" else P
-        return torch.cat([(chunk.double() @ P).to(self.precision) for chunk in E.split(8192)])
+        table = torch.cat([(chunk.double() @ P).to(self.precision) for chunk in E.split(8192)])
+        return self._finite(table, f"tensor {name} through {P_name}")
 
     def dtype(self) -> str:
         """The dtype of the embedding as stored: float32, float16 or bfloat16."""

@@ -48,7 +48,7 @@ class EvaluateOptions:
     space: str = "output"
     """output or input: the embedding whose rows the scores belong to"""
     fold_norm: bool = False
-    """multiply the gains of norms into the vectors beside them, and of the final norm into the embedding"""
+    """fold norms into the vectors beside them, and the final norm into the embedding: gains, and LayerNorm's means"""
     k: int = 50
     """strongest tokens of a state and of a parameter that are compared"""
     pair_k: int = 100

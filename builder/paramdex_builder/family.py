@@ -11,6 +11,8 @@ part; ``stacks`` gives an encoder-decoder one description a stack. ``norms`` say
     {"model": "final_norm.weight"}             of no layer; with "stack" only where the checkpoint has that stack
     {"last": "ln_2.weight", "stack": "encoder"}  of the last layer, of another stack where that is given
     [{"when": {"alibi": true}, "norm": ...}, ...]  the first whose condition the config meets
+
+``norm`` says what its norms are: ``layer`` takes the mean of a state off, ``rms`` does not.
 """
 
 from __future__ import annotations
@@ -21,17 +23,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+from paramdex_builder.norms import Norm
 from paramdex_builder.tensor_spec import TensorSpec, read_spec
 from paramdex_schemas import KINDS, FamilyError
 from paramdex_schemas.addresses import STACKS
 from paramdex_schemas.errors import nearest
 
 _STACK_KEYS = {"config", "layer", "tensors", "experts", "shared", "added", "norms"}
-_KEYS = {"family", "about", "model_types", "like", "require", "prefixes", "embedding", "stacks", "norm_offset",
-         "final_norm"} | _STACK_KEYS  # fmt: skip
-_NEEDED = {"family", "about", "model_types", "prefixes", "embedding"}
+_KEYS = {"family", "about", "model_types", "like", "require", "prefixes", "embedding", "stacks", "norm",
+         "norm_offset", "final_norm"} | _STACK_KEYS  # fmt: skip
+_NEEDED = {"family", "about", "model_types", "prefixes", "embedding", "norm"}
 _CONFIG: dict[str, Any] = {
     "n_layers": "num_hidden_layers",
     "d_model": "hidden_size",
@@ -95,9 +98,11 @@ class Stack:
         return look_up(self.config[name], config)
 
     def is_sparse(self, layer: int, config: Any) -> bool:
-        """Whether a layer is a mixture of experts."""
-        dense = self.number("dense_layers", config) or ()
+        """Whether a layer is a mixture of experts. Raises FamilyError where the config's words for it mean nothing."""
+        dense = self.number("dense_layers", config) or []
         step = self.number("sparse_step", config) or 1
+        if not isinstance(dense, list) or not isinstance(step, int):
+            raise FamilyError(f"config.json: dense layers are {shown(dense)} and sparse ones {shown(step)} apart")
         return bool(self.experts) and layer not in dense and (layer + 1) % step == 0
 
     def sizes(self, config: Any) -> dict[str, int]:
@@ -163,6 +168,7 @@ class Family:
     (d_model x e), which the input embedding passes, and ``outward`` (e x d_model), through which the output's is read.
     """
     stacks: tuple[Stack, ...]
+    norm: Norm
     norm_offset: float
     """What is added to a norm's stored gains."""
     final_norm: Any
@@ -182,9 +188,18 @@ class Family:
                 )
 
 
+def shown(value: Any) -> str:
+    """A value of config.json as a message shows it, in which it may be very long."""
+    text = repr(value)
+    return text if len(text) <= 40 else text[:36] + " ..."
+
+
 def _check_number(name: str, value: Any) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise FamilyError(f"config.json: {name} is missing or no positive number")
+    """Raises FamilyError for what cannot be the size of anything."""
+    if value is None:
+        raise FamilyError(f"config.json: {name} is missing")
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**63:
+        raise FamilyError(f"config.json: {name} is {shown(value)}, which no tensor has")
 
 
 def _holds(when: Any, config: Any) -> bool:
@@ -231,13 +246,15 @@ def parse(data: dict[str, Any], where: str) -> Family:
     unknown |= set(described) - {*STACKS, None}
     if unknown or missing:
         raise FamilyError(f"{where}: unknown keys {sorted(map(str, unknown))}, missing keys {sorted(missing)}")
+    if data["norm"] not in get_args(Norm):
+        raise FamilyError(f"{where}: norm is {data['norm']!r}; there are {', '.join(get_args(Norm))}")
     inputs = data["embedding"]["input"]
     return Family(
         data["family"], data["about"], tuple(data["model_types"]), data.get("require", {}), tuple(data["prefixes"]),
         (inputs,) if isinstance(inputs, str) else tuple(inputs), tuple(data["embedding"]["output"]),
         data["embedding"].get("maps", {}),
         tuple(_stack(name, {**data, **each}, data.get("config", {}), where) for name, each in described.items()),
-        data.get("norm_offset", 0), data.get("final_norm"),
+        data["norm"], data.get("norm_offset", 0), data.get("final_norm"),
     )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
+from paramdex_builder import counts
 from paramdex_builder.family import Family, Stack, by_model_type, families
 from paramdex_builder.tensors import TensorFiles
 from paramdex_schemas import FamilyError
@@ -19,6 +20,8 @@ _BESIDE = re.compile(
 """Tensors of one dimension that change how much is attended to, or which expert is called, and no vector: norms of
 queries and keys, what the softmax is given besides, what is added to a router's scores, frequencies.
 """
+_ENOUGH = 1000
+"""Reasons by which a layout is not the nearest."""
 _NORM = re.compile(r"norm|(^|[._])ln[._]", re.IGNORECASE)
 
 
@@ -38,48 +41,82 @@ def find_stacks(family: Family, prefix: str, files: TensorFiles) -> list[Stack]:
     return [stack for stack, found in zip(family.stacks, there, strict=True) if found]
 
 
+def counted_stacks(source: str, family: Family, config: Any, files: TensorFiles) -> tuple[str, list[Stack]]:
+    """What stands before the family's names, and the stacks that there are. Raises FamilyError where there is no such
+    embedding, or the config has more layers or experts than the tensors.
+    """
+    prefix = find_prefix(family, files)
+    if prefix is None:
+        raise FamilyError(
+            f"{source}: there is no tensor {family.prefixes[0]}{family.input_embeddings[0]}; "
+            f"its config says {config.model_type}, its weights do not"
+        )
+    stacks = find_stacks(family, prefix, files)
+    for stack in stacks:
+        excess = counts.excess(stack, prefix, config, files)
+        if excess is not None:
+            raise FamilyError(f"{source}: {excess}")
+    return prefix, stacks
+
+
 def misfits(family: Family, config: Any, files: TensorFiles) -> list[str]:
-    """Why a checkpoint is not of a family's layout: every reason; none where it is.
+    """Why a checkpoint is not of a family's layout: every reason, or some thousand; none where it is.
 
     It is where every tensor that the family names is there in every layer with the shape that config.json gives, and
     no layer has a tensor that the family does not name, other than biases of those, norms of the stream between its
     parts, and what changes no vector: something unknown would be left out without a word.
 
-    Raises FamilyError where it cannot even be compared: it has no such embedding, no layers, or other numbers.
+    Raises FamilyError where it cannot even be compared: it has no such embedding or no layers.
     """
     prefix = find_prefix(family, files)
     if prefix is None:
         raise FamilyError(f"there is no {family.prefixes[0]}{family.input_embeddings[0]}")
     reasons: list[str] = []
-    named: dict[str, tuple[int, ...]] = {}
+    named: dict[str, tuple[int, ...] | None] = {}
     places: set[str] = set()
     beside: set[str] = set()
     blocks: set[str] = set()
     for stack in find_stacks(family, prefix, files):
-        sizes = stack.sizes(config)
-        for layer in range(sizes["n_layers"]):
+        excess = counts.excess(stack, prefix, config, files)
+        n_layers = counts.n_layers(stack, prefix, files)
+        if excess is not None and n_layers:
+            return [excess]
+        if excess is not None:
+            raise FamilyError(excess)
+        of_each = [spec.tensor for spec in stack.experts.values() if spec.per_expert]
+        n_experts = max([1, *(counts.n_experts(stack, prefix, tensor, files) for tensor in of_each)])
+        sizes: dict[str, int] = {}
+        try:
+            sizes = stack.sizes(config)
+        except FamilyError as error:  # names may fit all the same, or tell more
+            reasons.append(str(error))
+        for layer in range(sizes.get("n_layers", n_layers)):
             place = prefix + stack.layer.format(layer=layer)
             places.add(place)
             beside |= {place + name for name in _norms()}
             for source in stack.sources(layer, config):
                 spec, bias = source.spec, source.spec.of_bias(written=False).tensor
                 blocks.add(place + spec.tensor.split(".")[0] + ".")
-                for expert in range(sizes["n_experts"] if spec.per_expert else 1):
-                    named[place + spec.tensor.format(expert=expert)] = spec.expected_shape(sizes)
+                for expert in range(sizes.get("n_experts", n_experts) if spec.per_expert else 1):
+                    named[place + spec.tensor.format(expert=expert)] = spec.expected_shape(sizes) if sizes else None
                     beside.add(place + bias.format(expert=expert))
     if not places:
         raise FamilyError(f"there is no layer {prefix}{family.stacks[0].layer.format(layer=0).rstrip('.')}")
     for name, expected in named.items():
         if name not in files:
             reasons.append(f"there is no {name}")
-        elif files.shape(name) != expected:
+        elif expected is not None and files.shape(name) != expected:
             found, wanted = (" x ".join(map(str, size)) for size in (files.shape(name), expected))
             reasons.append(f"{name} is {found}, expected {wanted}")
+    starts, within = tuple(places), tuple(blocks)
     for name in files.names():
-        if not name.startswith(tuple(places)) or name in named or not files.shape(name):
+        if len(reasons) > _ENOUGH:
+            break
+        shape = files.shape(name)
+        if not shape or name in named or not name.startswith(starts):
             continue
-        between = _NORM.search(name) and not name.startswith(tuple(blocks))  # norms of the stream, whatever their names
-        if len(files.shape(name)) > 1 or not (between or name in beside or _BESIDE.search(name)):
+        between = len(shape) == 1 and _NORM.search(name) and not name.startswith(within)  # of the stream, by any name
+        if len(shape) > 1 or not (between or name in beside or _BESIDE.search(name)):
             reasons.append(f"{name} is not accounted for")
     return reasons
 

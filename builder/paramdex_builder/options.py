@@ -27,7 +27,7 @@ class Options:
     base: str | Path | None = None
     """the model that every source was tuned from, to keep what moved in place of the models themselves"""
     fold_norm: bool = False
-    """multiply the gains of norms into the vectors beside them, and of the final norm into the embedding"""
+    """fold norms into the vectors beside them, and the final norm into the embedding: gains, and LayerNorm's means"""
     space: str = "output"
     """output or input: the embedding whose rows the scores belong to; where a model ties the two they are one"""
     device: str = "auto"

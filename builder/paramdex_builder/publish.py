@@ -395,10 +395,10 @@ def _feature_layers(
 ) -> np.ndarray | None:
     """The layer scores of raw weights, or None where widths differ; ``advance`` is told of every row of ``a``.
 
-    Weights are had back from coordinates, which only a space without null space allows.
+    Weights are had back from coordinates, as far as features are compared by them (``isometry.feature_rows``).
     """
     d = a.root_shape[1]
-    if any(side.root_shape != (d, d) for side in (a, b)):
+    if b.root_shape[1] != d or not all(side.root().keeps_features for side in (a, b)):
         advance(a.layout.blocks[kind].n_rows)
         return None
     scratch = [b.folder.parent / f"features-{side}.faiss" for side in "ab"]

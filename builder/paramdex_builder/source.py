@@ -74,17 +74,24 @@ def typed_config(source: str, folder: Path) -> Any:
 
 
 def untyped_config(data: dict[str, Any]) -> SimpleNamespace:
-    """What config.json says of a model whose type no family lists, with ``tie_word_embeddings``.
+    """What config.json says, without the defaults of its model's type: under its own names and under those that
+    transformers has for them in other types (``attribute_map``), with ``tie_word_embeddings``.
 
     transformers 4 left that out where it was its default. Then it is the default of the model's type in transformers;
     of a type of nobody's there, true of a language model, as transformers 4 had it.
     """
-    if "tie_word_embeddings" in data:
-        return SimpleNamespace(**data)
     from transformers import CONFIG_MAPPING
 
-    if data["model_type"] in CONFIG_MAPPING:
-        tied = bool(getattr(CONFIG_MAPPING[data["model_type"]](), "tie_word_embeddings", False))
+    model_type = data["model_type"]
+    known = CONFIG_MAPPING[model_type] if model_type in CONFIG_MAPPING else None  # noqa: SIM401  # its get is not lazy
+    data = dict(data)
+    for usual, own in (known.attribute_map if known else {}).items():
+        given = [data[name] for name in (usual, own) if name in data]  # as transformers has it where there are both
+        data |= dict.fromkeys((usual, own), given[0]) if given else {}
+    if "tie_word_embeddings" in data:
+        return SimpleNamespace(**data)
+    if known:
+        tied = bool(getattr(known(), "tie_word_embeddings", False))
     else:
         tied = any(re.search(r"LM|ConditionalGeneration", str(name)) for name in data.get("architectures") or ())
     return SimpleNamespace(**data, tie_word_embeddings=tied)

@@ -104,7 +104,7 @@ def _open(path: Path) -> Any:
 @click.option("--space", type=click.Choice(["output", "input"]), default="output", show_default=True,
               help="the embedding whose rows the scores belong to")  # fmt: skip
 @click.option("--base", help="the model that the sources were tuned from: keep what moved (also from a LoRA folder)")
-@click.option("--fold-norm", is_flag=True, help="multiply the gains of norms into the vectors beside them")
+@click.option("--fold-norm", is_flag=True, help="fold norms into the vectors beside them")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N")
 @click.option("--directions-k", type=int, default=8, show_default=True,
               help="singular directions kept a head and matrix")  # fmt: skip
@@ -404,7 +404,7 @@ def diff(
 @click.option("--text", required=True, type=FilePath(path_type=Path), help="a text file, plain or .xz, to run it on")
 @click.option("--space", type=click.Choice(["output", "input"]), default="output", show_default=True,
               help="the embedding whose rows the scores belong to")  # fmt: skip
-@click.option("--fold-norm", is_flag=True, help="multiply the gains of norms into the vectors beside them")
+@click.option("--fold-norm", is_flag=True, help="fold norms into the vectors beside them")
 @click.option("-k", "k", type=click.IntRange(1), default=50, show_default=True,
               help="strongest tokens of states and their parameters")  # fmt: skip
 @click.option("--pair-k", type=click.IntRange(1), default=100, show_default=True, help="strongest tokens in a pair")

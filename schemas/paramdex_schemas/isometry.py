@@ -51,6 +51,15 @@ class Root:
         return self.root.T / self.values
 
     @cached_property
+    def keeps_features(self) -> bool:
+        """Whether R w tells all of w but its mean: there is no null space, or only that of the vector of ones, as of an
+        embedding that is read behind a LayerNorm.
+        """
+        rank, d = self.root.shape
+        ones = np.full(d, d**-0.5)
+        return rank == d or (rank == d - 1 and bool(np.linalg.norm(self.root @ ones / np.sqrt(self.values)) < 1e-6))
+
+    @cached_property
     def condition(self) -> float:
         """The largest of the eigenvalues over the smallest; 0 where there are none."""
         return float(self.values.max() / self.values.min()) if self.rank else 0.0
