@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from paramdex_schemas import QueryError, isometry
+from paramdex_schemas import QueryError, atlas_files, isometry
 from paramdex_schemas.isometry import Array
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def _shared(atlas: Atlas, a: Model, b: Model) -> tuple[SharedSpace, bool]:
 
 def shared_tokens(database: Database, a: Model, b: Model) -> tuple[list[int], list[int]]:
     """The ids of the tokens whose text both models have, in each. Raises QueryError where there are too few."""
-    found = database.named("shared_tokens", {"a": a.vocabulary, "b": b.vocabulary})
+    found = database.table(atlas_files.shared_tokens(), {"a": a.vocabulary, "b": b.vocabulary})
     if len(found) < 2:
         raise QueryError(f"{a.name} and {b.name} share {len(found)} tokens: too few to compare them on")
-    return found["a"].to_pylist(), found["b"].to_pylist()
+    return found["token_a"].to_pylist(), found["token_b"].to_pylist()

@@ -13,6 +13,7 @@ DuckDB checks its own blocks when it reads them; the other files have their SHA-
 from __future__ import annotations
 
 import hashlib
+from functools import cache
 from importlib import resources
 from pathlib import Path
 
@@ -76,5 +77,14 @@ def check(atlas: Path, path: str, n_bytes: int, digest: str | None) -> Path:
 
 def ddl() -> list[str]:
     """The statements that make an empty atlas database, in order."""
-    folder = resources.files(__package__) / "sql"
-    return [(folder / name).read_text("utf-8") for name in ("store.sql", "views.sql")]
+    return [_sql(name) for name in ("store", "views")]
+
+
+def shared_tokens() -> str:
+    """The query for the tokens by which models of two vocabularies, $a and $b, are compared."""
+    return _sql("shared_tokens")
+
+
+@cache
+def _sql(name: str) -> str:
+    return (resources.files(__package__) / "sql" / f"{name}.sql").read_text("utf-8")

@@ -17,9 +17,11 @@ SELECT
 FROM store.layout AS l
 JOIN store.models AS m USING (model_id);
 
--- The vocabularies of the models. An item is under-trained where it is so in every model of the vocabulary.
+-- The vocabularies of the models. An item is under-trained where it is so in every model of the vocabulary. Byte pieces
+-- (is_byte) stand for what has no piece of its own; ids that no token has count as special.
 CREATE VIEW tokens AS
-SELECT vocabulary, token_id, token, text, is_special, is_ascii, is_alnum, is_word_start, is_undertrained
+SELECT
+    vocabulary, token_id, token, text, is_special, is_byte, is_added, is_ascii, is_alnum, is_word_start, is_undertrained
 FROM store.tokens;
 
 -- The rows of the models' embeddings. ``undertrained`` is the cosine, from -1 to 1, with the direction in which rows
