@@ -6,6 +6,8 @@
       models/MODEL/KIND.codes.*         of a large kind, the same in a byte a number; see vector_files
       models/MODEL/space.safetensors    the embedding, its column means, the root R of its Gram matrix
       models/MODEL/transfer.safetensors from each earlier model of the vocabulary into this one's coordinates
+      models/MODEL/shared.EARLIER.safetensors
+                                        of a model of nearly the same vocabulary the same, on the tokens of both
 
 DuckDB checks its own blocks when it reads them; the other files have their SHA-256 in the table ``store.files``.
 """
@@ -41,6 +43,13 @@ def models_folder(atlas: Path) -> Path:
 
 def model_folder(atlas: Path, model: str) -> Path:
     return models_folder(atlas) / model
+
+
+def shared_space(earlier: str) -> str:
+    """The file that a model has of an earlier one whose vocabulary differs by few tokens: the roots of both on the
+    tokens whose text both have (``earlier``, ``later``), and the ``transfer`` from the earlier one's coordinates there.
+    """
+    return f"shared.{earlier}.safetensors"
 
 
 def sha256(*paths: Path) -> str:

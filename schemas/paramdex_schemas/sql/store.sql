@@ -184,6 +184,14 @@ CREATE TABLE store.direction_tokens (
     score FLOAT NOT NULL
 );
 
+-- One row two models whose neighbors and alignments are kept, the earlier one as model_a: of how many tokens the scores
+-- are that they are compared by, all those of one vocabulary, or those of shared_tokens.sql, of two that differ by few.
+CREATE TABLE store.relations (
+    model_a VARCHAR NOT NULL,
+    model_b VARCHAR NOT NULL,
+    n_tokens INTEGER NOT NULL
+);
+
 -- One row a parameter's near one in another model.
 CREATE TABLE store.neighbors (
     param_id BIGINT NOT NULL,

@@ -95,7 +95,8 @@ JOIN store.heads AS h USING (head_id)
 JOIN store.models AS m USING (model_id)
 JOIN store.tokens AS t ON t.vocabulary = m.vocabulary AND t.token_id = d.token_id;
 
--- The nearest parameters of the same kind in the other models of one vocabulary.
+-- The nearest parameters of the same kind in the other models of one vocabulary, by the scores of all its tokens; and in
+-- those whose vocabulary differs by few, by the scores of the tokens whose text both have.
 CREATE VIEW neighbors AS
 SELECT
     n.param_id, p.address, n.neighbor_id, q.address AS neighbor, m.model AS neighbor_model, n.rank, n.similarity
@@ -104,7 +105,7 @@ JOIN store.parameters AS p ON p.param_id = n.param_id
 JOIN store.parameters AS q ON q.param_id = n.neighbor_id
 JOIN store.models AS m ON m.model_id = n.neighbor_model_id;
 
--- How alike the layers of two models of one vocabulary are, each unordered pair of models once.
+-- How alike the layers of two models are that have neighbors of each other, each unordered pair of models once.
 CREATE VIEW layer_alignments AS
 SELECT
     model_a, model_b, kind, stack_a, layer_a, stack_b, layer_b, score, matched, feature_score, feature_matched
