@@ -278,7 +278,8 @@ def _insert_relations(
 ) -> None:  # fmt: skip
     """Neighbors both ways and layer alignments with every model that the new one is related to."""
     for other in others:
-        connection.execute("INSERT INTO store.relations VALUES (?, ?, ?)", [other.name, mine.name, other.n_tokens])
+        row = [other.model_id, mine.model_id, other.n_tokens]
+        connection.execute("INSERT INTO store.relations VALUES (?, ?, ?)", row)
         with progress.step(f"{mine.name} with {other.name}: neighbors and alignment", passes(other, mine)) as advance:
             for table, rows in relation_rows(other, mine, k, device, advance):
                 _insert(connection, f"INSERT INTO store.{table} BY NAME SELECT * FROM unit", rows)

@@ -16,8 +16,9 @@ def related_on(database: Database, a: Model, b: Model) -> int | None:
     """The number of tokens on which the atlas keeps how two models relate, all of those of one vocabulary; None where
     it keeps nothing of them.
     """
-    found = database.kept("SELECT model_a, model_b, n_tokens FROM store.relations").to_pylist()
-    return next((row["n_tokens"] for row in found if {row["model_a"], row["model_b"]} == {a.name, b.name}), None)
+    pair = {a.model_id, b.model_id}
+    found = database.kept("SELECT model_id_a, model_id_b, n_tokens FROM store.relations").to_pylist()
+    return next((row["n_tokens"] for row in found if {row["model_id_a"], row["model_id_b"]} == pair), None)
 
 
 def unrelated(database: Database, models: list[Model]) -> list[str]:

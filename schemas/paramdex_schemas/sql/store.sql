@@ -184,11 +184,11 @@ CREATE TABLE store.direction_tokens (
     score FLOAT NOT NULL
 );
 
--- One row two models whose neighbors and alignments are kept, the earlier one as model_a: of how many tokens the scores
--- are that they are compared by, all those of one vocabulary, or those of shared_tokens.sql, of two that differ by few.
+-- One row per two models whose neighbors and alignments are kept, model a the earlier one: of how many tokens the scores
+-- are by which they are compared, all those of one vocabulary, or those of shared_tokens.sql, of two that differ by few.
 CREATE TABLE store.relations (
-    model_a VARCHAR NOT NULL,
-    model_b VARCHAR NOT NULL,
+    model_id_a INTEGER NOT NULL,
+    model_id_b INTEGER NOT NULL,
     n_tokens INTEGER NOT NULL
 );
 
