@@ -47,7 +47,8 @@ ROUNDS, MANY = 40, 400
 def vocabulary(name: str) -> Vocabulary:
     """V made-up words; the last is the model's own, so that no two vocabularies are the same."""
     words = [f"word{i}" for i in range(V - 1)] + [name]
-    return Vocabulary([f"Ġ{w}" for w in words], [f" {w}" for w in words], words, [False] * V, [True] * V, "0" * 64)
+    none = [False] * V
+    return Vocabulary([f"Ġ{w}" for w in words], [f" {w}" for w in words], words, none, [True] * V, none, none, "0" * 64)
 
 
 def rows_of(piece: Piece, top_k: int, draw: np.random.Generator) -> pa.Table:

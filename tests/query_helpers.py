@@ -19,7 +19,8 @@ VIEWS = {
     "models": "model source revision family n_layers d_model n_heads n_kv_heads d_head d_ff n_experts d_expert stacks "
     "vocabulary tied fold_norm top_k pair_k weights_sha256 built_at builder_version",
     "layout": "model kind stack layer owner n_owners size n_parameters first_param_id",
-    "tokens": "vocabulary token_id token text is_special is_ascii is_alnum is_word_start is_undertrained",
+    "tokens": "vocabulary token_id token text is_special is_byte is_added is_ascii is_alnum is_word_start "
+    "is_undertrained",
     "token_embeddings": "model vocabulary token_id token text norm undertrained is_undertrained",
     "parameters": "param_id address model stack layer kind head kv_head expert idx norm mean std projected_norm",
     "parameter_tokens": "param_id address model stack layer kind head expert idx side rank token_id token text score",
@@ -35,8 +36,8 @@ VIEWS = {
 """The public tables, and the columns of each that are promised to be there."""
 STRENGTH = {"top": lambda values: values, "bottom": lambda values: -values, "both": np.abs}
 """What the strongest have most of, by side."""
-Item = tuple[int, str, str, bool, bool | None]
-"""(token_id, token, text, is_special, is_word_start) of a vocabulary's item."""
+Item = tuple[int, str, str, bool, bool | None, bool, bool]
+"""(token_id, token, text, is_special, is_word_start, is_byte, is_added) of a vocabulary's item."""
 ERROR = 1e-5
 """The largest error that a similarity may have."""
 
@@ -85,8 +86,8 @@ def everything(model: str, truth: oracle.Truth) -> Everything:
 def token_rows(db: duckdb.DuckDBPyConnection, model: str) -> list[Item]:
     """The items of a model's vocabulary."""
     return db.execute(
-        "SELECT token_id, token, text, is_special, is_word_start FROM tokens JOIN models USING (vocabulary) "
-        "WHERE model = ? ORDER BY token_id",
+        "SELECT token_id, token, text, is_special, is_word_start, is_byte, is_added "
+        "FROM tokens JOIN models USING (vocabulary) WHERE model = ? ORDER BY token_id",
         [model],
     ).fetchall()
 
@@ -110,28 +111,34 @@ def shared_items(a: list[Item], b: list[Item]) -> list[tuple[int, int]]:
     """The ids of the ordinary items that both vocabularies have: same text and same beginning of a word or not.
 
     Where one of them does not say what begins a word, its item is the other's that does, or else the other's that does
-    not. Of several items that read the same, the first counts; where only ends of words are marked, one that ends a
-    word before one that goes on.
+    not. Of several items that read the same, an added one counts, which text is searched for first; then an ordinary
+    one, then a byte piece; of those where only ends of words are marked, one that ends a word before one that goes on;
+    then the one of fewest spaces, then the first. A byte piece has its counterpart in a byte piece alone.
     """
-    found: list[dict[tuple[str, bool | None], int]] = []
+    found: list[dict[tuple[str, bool, bool | None], int]] = []
     for rows in (a, b):
-        items: dict[tuple[str, bool | None], int] = {}
-        for i, _, text, special, starts in sorted(
-            rows, key=lambda row: (row[4] is None and row[2][-1:] != " ", row[0])
-        ):
+        by_text: dict[tuple[str, bool | None], list[Item]] = {}
+        for row in rows:
+            _, _, text, special, starts, *_ = row
             if not special and text.strip(" "):
-                items.setdefault((text.strip(" "), starts), i)
+                by_text.setdefault((text.strip(" "), starts), []).append(row)
+        items = {}
+        for (text, starts), alike in by_text.items():
+            first = min(
+                alike, key=lambda row: (row[5], not row[6], row[4] is None and row[2][-1] != " ", len(row[2]), row[0])
+            )
+            items[text, first[5], starts] = first[0]
         found.append(items)
 
-    def best(text: str, starts: bool | None, theirs: dict) -> bool | str | None:
+    def best_of(text: str, byte: bool, starts: bool | None, theirs: dict) -> bool | str | None:
         may_be = [each for each in (True, False, None) if each == starts or None in (each, starts)]
-        return next((each for each in may_be if (text, each) in theirs), "nothing")
+        return next((each for each in may_be if (text, byte, each) in theirs), "nothing")
 
     pairs = []
-    for (text, starts), i in found[0].items():
-        other = best(text, starts, found[1])
-        if other != "nothing" and best(text, other, found[0]) == starts:
-            pairs.append((i, found[1][text, other]))
+    for (text, byte, starts), i in found[0].items():
+        other = best_of(text, byte, starts, found[1])
+        if other != "nothing" and best_of(text, byte, other, found[0]) == starts:
+            pairs.append((i, found[1][text, byte, other]))
     return pairs
 
 

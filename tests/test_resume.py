@@ -98,7 +98,7 @@ def _of_model(table: str, model: str) -> str:
         "models": "model = '{}'", "files": "model = '{}'", "parameters": own, "heads": own, "layout": own,
         "postings": of_ids, "token_embeddings": own,
         "pairs": of_heads, "directions": of_heads, "direction_tokens": of_heads,
-        "neighbors": "false", "layer_alignments": "false",
+        "neighbors": "false", "layer_alignments": "false", "relations": "false",
     }  # fmt: skip
     return f"WHERE {conditions[table]}".format(model) if table in conditions else ""
 

@@ -15,7 +15,6 @@ import oracle
 import paramdex
 from paramdex import QueryError
 from paramdex.common import shared_tokens
-from paramdex.database import named_query
 from paramdex_schemas import atlas_files
 from query_helpers import Everything, Item, assert_ranking, shared_ids, shared_items, token_rows
 
@@ -27,32 +26,35 @@ def found(a: list[Item], b: list[Item]) -> list[tuple[int, int]]:
     with duckdb.connect() as connection:
         for statements in atlas_files.ddl():
             connection.execute(statements)
-        rows = [
-            (name, i, token, text, text, special, False, False, starts, False)
-            for name, items in (("A", a), ("B", b))
-            for i, token, text, special, starts in items
-        ]
-        for row in rows:
-            connection.execute("INSERT INTO store.tokens VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
-        run = lambda name, values: connection.sql(named_query(name), params=values).to_arrow_table()  # noqa: E731
+        for name, items in (("A", a), ("B", b)):
+            for i, token, text, special, starts, byte, added in items:
+                row = (name, i, token, text, text, special, byte, added, False, False, starts, False)
+                connection.execute(f"INSERT INTO store.tokens VALUES ({', '.join('?' * len(row))})", row)
+        table = lambda sql, values: connection.sql(sql, params=values).to_arrow_table()  # noqa: E731
         models = [SimpleNamespace(name=name.lower(), vocabulary=name) for name in "AB"]
-        left, right = shared_tokens(SimpleNamespace(named=run), *models)  # type: ignore[arg-type]
+        left, right = shared_tokens(SimpleNamespace(table=table), *models)  # type: ignore[arg-type]
     return list(zip(left, right, strict=True))
 
 
-texts = st.sampled_from(["a", "b", " a", " b", "a ", "b ", "c", " c", "", " "])
+def item(i: int, text: str, starts: bool | None = False, *, byte: bool = False, added: bool = False) -> Item:
+    return i, text, text, False, starts, byte, added
+
+
+texts = st.sampled_from(["a", "b", " a", " b", "a ", "b ", "c", " c", "", " ", "  a"])
 says = st.sampled_from([True, False])
-marked = st.tuples(texts, st.booleans(), says)
+how = st.sampled_from([(False, False), (True, False), (False, True)])
+"""Whether an item is a byte piece, and whether it is added."""
+marked = st.tuples(texts, st.booleans(), says, how)
 """Of a vocabulary that says what begins a word: text, whether it is special, and whether it begins one."""
-unmarked = st.tuples(texts, st.booleans(), st.none() | st.just(False))
+unmarked = st.tuples(texts, st.booleans(), st.none() | st.just(False), how)
 """Of one that does not, but of added tokens."""
 vocabularies = st.one_of(st.lists(marked, max_size=12), st.lists(unmarked, max_size=12)).map(
-    lambda items: [(i, text, text, *rest) for i, (text, *rest) in enumerate(items)]
+    lambda items: [(i, text, text, special, starts, *of) for i, (text, special, starts, of) in enumerate(items)]
 )
 
 
 @given(vocabularies, vocabularies)
-def test_agrees_with_brute_force_and_is_one_to_one(a: list[tuple], b: list[tuple]) -> None:
+def test_agrees_with_brute_force_and_is_one_to_one(a: list[Item], b: list[Item]) -> None:
     expected = shared_items(a, b)
     if len(expected) < 2:
         with pytest.raises(QueryError, match=f"a and b share {len(expected)} tokens: too few to compare them on"):
@@ -63,28 +65,49 @@ def test_agrees_with_brute_force_and_is_one_to_one(a: list[tuple], b: list[tuple
     assert pairs == sorted(pairs)
     assert len({i for i, _ in pairs}) == len({j for _, j in pairs}) == len(pairs)
     for i, j in pairs:
-        (_, _, text, special, starts), (_, _, their_text, their_special, theirs) = a[i], b[j]
+        (_, _, text, special, starts, byte, _), (_, _, their_text, their_special, theirs, their_byte, _) = a[i], b[j]
         assert text.strip() == their_text.strip() != ""
         assert not special
         assert not their_special
         assert starts == theirs or None in (starts, theirs)
+        assert byte == their_byte
 
 
 def test_is_the_same_both_ways() -> None:
-    a = [
-        (0, "", "the", False, False),
-        (1, "", " the", False, True),
-        (2, "", " of", False, True),
-        (3, "", "x", True, False),
-    ]
-    b = [
-        (0, "", "the", False, None),
-        (1, "", "of ", False, None),
-        (2, "", "the ", False, None),
-        (3, "", "x", False, None),
-    ]
+    special = (3, "", "x", True, False, False, False)
+    a = [item(0, "the"), item(1, " the", True), item(2, " of", True), special]
+    b = [item(0, "the", None), item(1, "of ", None), item(2, "the ", None), item(3, "x", None)]
     assert found(a, b) == [(1, 2), (2, 1)]  # a word is a word, and not the beginning of others
     assert found(b, a) == [(1, 2), (2, 1)]
+
+
+@pytest.mark.parametrize(
+    ("alike", "first"),
+    [
+        ([item(0, "A", byte=True), item(1, "A")], 1),
+        ([item(0, "é"), item(1, "é", added=True)], 1),
+        ([item(0, "A", byte=True), item(1, "A", added=True), item(2, "A")], 1),
+        ([item(0, "x "), item(1, "x")], 1),
+        ([item(0, "  x", True), item(1, " x", True)], 1),
+        ([item(0, "x"), item(1, "x")], 0),
+    ],
+)
+def test_of_items_that_read_the_same_the_one_that_text_uses(alike: list[Item], first: int) -> None:
+    """A byte piece after all others, an added token before them, fewer spaces, the first."""
+    own = [*alike, item(9, "other")]
+    theirs = [item(5, alike[first][2].strip(), alike[0][4]), item(6, "other")]
+    assert found(own, theirs) == [(first, 5), (9, 6)]
+    assert found(theirs, own) == [(5, first), (6, 9)]
+
+
+def test_a_byte_is_a_byte_in_both_and_no_text() -> None:
+    """Of a byte that has no piece of its own: byte-level tokenizers have all 256 as ordinary items."""
+    A, newline, high = ({"text": text, "byte": True} for text in ("A", "\n", "\\xe2"))
+    fallback = [item(0, **A), item(1, **newline), item(2, **high), item(3, "A"), item(4, "b")]
+    other = [item(0, **high), item(1, **newline), item(2, "b"), item(3, "A"), item(4, **A)]
+    byte_level = [item(0, "\n"), item(1, "A"), item(2, "b"), item(3, "\\xe2")]
+    assert found(fallback, other) == [(1, 1), (2, 0), (3, 3), (4, 2)]
+    assert found(fallback, byte_level) == [(3, 1), (4, 2)]
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import tokenizers
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, decoders, pre_tokenizers
 from transformers import AddedToken, PreTrainedTokenizerFast
 
 import models
@@ -184,7 +184,34 @@ def test_added_tokens(tmp_path: Path) -> None:
     vocabulary = read(tokenizer, tmp_path)
     assert vocabulary.tokens[size:] == vocabulary.texts[size:] == ["Ġplain", "<tool>"]
     assert vocabulary.special[size:] == [False, True]
+    assert vocabulary.added == [token == "<|end|>" for token in vocabulary.tokens[:size]] + [True, True]
     assert vocabulary.word_start[size:] == [False, False]
+
+
+@pytest.mark.parametrize("fallback", ["model and decoder", "model", "decoder", "neither"])
+@pytest.mark.parametrize("metaspace", [True, False])
+def test_bytes_are_what_the_tokenizer_says(fallback: str, metaspace: bool, tmp_path: Path) -> None:
+    """``<0x41>`` is a byte where the tokenizer falls back on bytes, whatever its spaces are; else it is what it is."""
+    tokens = ["[UNK]", *(f"<0x{byte:02X}>" for byte in range(256)), "A", "<0x4>", "<0x041>"]
+    in_model = fallback.startswith("model")
+    model = tokenizers.models.BPE({token: i for i, token in enumerate(tokens)}, [], byte_fallback=in_model)
+    backend = Tokenizer(model)
+    backend.pre_tokenizer = pre_tokenizers.Metaspace() if metaspace else pre_tokenizers.Whitespace()
+    if fallback.endswith("decoder"):
+        backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]")
+    tokenizer.add_tokens(["<0x42>", AddedToken("<0xFFFF>", special=False)])  # one that there is: the tokenizer's own id
+    vocabulary = read(tokenizer, tmp_path)
+    added = tokens.index("<0x42>")
+    bytes_are = [fallback != "neither" and 0 < i <= 256 and i != added for i in range(len(vocabulary))]
+    assert vocabulary.byte == bytes_are
+    texts = dict(zip(vocabulary.tokens, vocabulary.texts, strict=True))
+    expected = {"<0x41>": "A", "<0x0A>": "\n", "<0xC3>": "\\xc3"} if any(bytes_are) else {"<0x41>": "<0x41>"}
+    assert {token: texts[token] for token in expected} == expected
+    assert all(texts[token] == token for token in ("<0x42>", "<0x4>", "<0x041>", "<0xFFFF>"))
+    table = vocabulary.table().to_pylist()
+    assert [row["is_byte"] for row in table] == bytes_are
+    assert [row["token_id"] for row in table if row["is_added"]] == [0, added, len(tokens)]
 
 
 def test_gap_in_the_ids(tmp_path: Path) -> None:
@@ -195,6 +222,7 @@ def test_gap_in_the_ids(tmp_path: Path) -> None:
     assert vocabulary.tokens == ["[UNK]", "[END]", "canada", "<unused 3>", "<unused 4>", "ottawa"]
     assert vocabulary.texts == vocabulary.tokens
     assert vocabulary.word_start == [False, False, True, False, False, True]
+    assert vocabulary.special == [True, True, False, True, True, False]  # ids of no token stand for no text
 
 
 def test_table_columns(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ class Options:
     pair_k: int = 200
     """strongest token pairs kept for each head and matrix, on each side"""
     neighbor_k: int = 5
-    """nearest parameters kept for each parameter, in each other model of its vocabulary"""
+    """nearest parameters kept for each parameter, in each other model of its vocabulary, or of nearly the same"""
     base: str | Path | None = None
     """the model that every source was tuned from, to keep what moved in place of the models themselves"""
     fold_norm: bool = False

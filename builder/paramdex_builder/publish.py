@@ -20,22 +20,18 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 import torch
-from safetensors import safe_open
 
 from paramdex_builder.index_file import open_rows, rotation, write_codes, write_flat_index
-from paramdex_builder.progress import Advance, Progress
-from paramdex_builder.relations import Nearest, feature_blocks, relate
-from paramdex_builder.space import Space, centred_gram
-from paramdex_builder.space_file import Blocks, write_space, write_tensors
+from paramdex_builder.progress import Progress
+from paramdex_builder.related import Related, passes, related, relation_rows, write_transfers
+from paramdex_builder.space import Space
+from paramdex_builder.space_file import write_space
 from paramdex_builder.undertrained import token_embeddings
 from paramdex_builder.units import Units, pieces
 from paramdex_builder.vocabulary import Vocabulary
-from paramdex_schemas import FORMAT_VERSION, KINDS, Layout, Run, atlas_files, isometry, vector_files
-from paramdex_schemas.layout import Place
+from paramdex_schemas import FORMAT_VERSION, Layout, atlas_files, vector_files
 
 _RUN = ("stack", "layer", "owner", "n_owners", "size", "group")
-_ROOT_ROWS = 1024
-"""Rows of another model's R that are read at a time."""
 _MEMORY = 1 << 30
 """Bytes that DuckDB may hold; what it sorts beyond that goes to files beside the database."""
 
@@ -50,31 +46,6 @@ class FinishedModel:
     space: Space
     vocabulary: Vocabulary
     units: Units
-
-
-@dataclass
-class _Neighbor:
-    """A model whose vectors are written: one in the atlas of the same vocabulary, or the new one in its folder."""
-
-    name: str
-    model_id: int
-    first_param_id: int
-    layout: Layout
-    folder: Path
-
-    def rows(self, kind: str) -> np.ndarray:
-        """The normalized coordinates of a kind (n x r), mapped from the disk."""
-        return open_rows(self.folder / vector_files.index_name(kind))
-
-    @property
-    def root_shape(self) -> tuple[int, int]:
-        with safe_open(self.folder / atlas_files.SPACE, framework="np") as file:
-            rank, d = file.get_slice("root").get_shape()
-        return rank, d
-
-    def root(self) -> isometry.Root:
-        with safe_open(self.folder / atlas_files.SPACE, framework="np") as file:
-            return isometry.Root(file.get_tensor("root"))
 
 
 @contextmanager
@@ -133,12 +104,13 @@ def publish(
             )
         connection.execute("BEGIN")
         _write_vectors(model, folder)
-        others = _others(connection, atlas, model)
-        _write_spaces(model, others, folder)
+        write_space(folder / atlas_files.SPACE, model.space)
         _insert_model(connection, model)
+        mine, others = related(connection, atlas, model.name, folder, progress)
+        write_transfers(others, model.space, folder, progress)
         _insert_parameters(connection, model, progress)
         _insert_heads(connection, model)
-        _insert_relations(connection, model, folder, others, device, progress)
+        _insert_relations(connection, mine, others, model.row["neighbor_k"], device, progress)
         _insert_files(connection, model, work, folder)
         connection.execute("COMMIT")
     shutil.rmtree(work / "duckdb-temp", ignore_errors=True)
@@ -167,49 +139,6 @@ def _write_vectors(model: FinishedModel, folder: Path) -> None:
         turn = rotation(model.space.root.rank)
         for kind in large:
             write_codes(folder, kind, open_rows(paths[kind]), turn)
-
-
-def _others(connection: duckdb.DuckDBPyConnection, atlas: Path, model: FinishedModel) -> list[_Neighbor]:
-    """The models in the atlas that share the model's vocabulary."""
-    models = connection.execute(
-        "SELECT model, model_id, first_param_id FROM store.models WHERE vocabulary = ? ORDER BY model_id",
-        [model.vocabulary.name],
-    ).fetchall()
-    found = []
-    for name, number, first in models:
-        rows = connection.execute(
-            "SELECT kind, stack, layer, owner, n_owners, size, group_size, first_param_id - ? FROM store.layout "
-            "WHERE model_id = ? ORDER BY first_param_id",
-            [first, number],
-        ).fetchall()
-        layout = Layout(tuple(Run(*row) for row in rows))
-        found.append(_Neighbor(name, number, first, layout, atlas_files.model_folder(atlas, name)))
-    return found
-
-
-def _write_spaces(model: FinishedModel, others: list[_Neighbor], folder: Path) -> None:
-    """Write the embedding space, and the transfer from that of each other model into it."""
-    write_space(folder / atlas_files.SPACE, model.space)
-    if others:
-        transfers = {
-            other.name: Blocks((model.space.root.rank, other.root_shape[0]), "float64", _transfer(other, model.space))
-            for other in others
-        }
-        write_tensors(folder / atlas_files.TRANSFER, transfers)
-
-
-def _transfer(other: _Neighbor, space: Space) -> Iterator[np.ndarray]:
-    """The one transfer matrix, when it is asked for. The other's root, which may be the larger, is read in parts."""
-    with safe_open(other.folder / atlas_files.SPACE, framework="pt") as file:
-        other_E, other_means, rows = file.get_slice("embedding"), file.get_tensor("means"), file.get_slice("root")
-        cross = centred_gram(space.embedding, space.means, other_E, other_means.to(space.means.device))
-        half = isometry.half_transfer(cross, space.root)
-        del cross
-        T = np.empty((len(half), other.root_shape[0]))
-        for start in range(0, T.shape[1], _ROOT_ROWS):
-            part = slice(start, min(start + _ROOT_ROWS, T.shape[1]))
-            T[:, part] = half @ isometry.Root(rows[part].numpy()).inverse
-    yield T
 
 
 def _insert_model(connection: duckdb.DuckDBPyConnection, model: FinishedModel) -> None:
@@ -344,97 +273,16 @@ def _insert_heads(connection: duckdb.DuckDBPyConnection, model: FinishedModel) -
 
 
 def _insert_relations(
-    connection: duckdb.DuckDBPyConnection, model: FinishedModel, folder: Path, others: list[_Neighbor],
-    device: torch.device, progress: Progress,
+    connection: duckdb.DuckDBPyConnection, mine: Related, others: list[Related], k: int, device: torch.device,
+    progress: Progress,
 ) -> None:  # fmt: skip
-    """Neighbors both ways and layer alignments with every other model of the vocabulary."""
-    ((model_id, first_param),) = connection.execute(
-        "SELECT model_id, first_param_id FROM store.models WHERE model = ?", [model.name]
-    ).fetchall()
-    mine = _Neighbor(model.name, model_id, first_param, model.layout, folder)
+    """Neighbors both ways and layer alignments with every model that the new one is related to."""
     for other in others:
-        kinds = [kind for kind in mine.layout.kinds if kind in other.layout.kinds]
-        rows = {kind: other.layout.blocks[kind].n_rows for kind in kinds}
-        passes = sum(n * (2 if KINDS[kind].form == "weight" else 1) for kind, n in rows.items())
-        with safe_open(folder / atlas_files.TRANSFER, framework="np") as file:
-            transfer = file.get_tensor(other.name)
-        with progress.step(f"{model.name} with {other.name}: neighbors and alignment", passes) as advance:
-            for kind in kinds:
-                places = [list(side.layout.places(kind).values()) for side in (other, mine)]
-                aligned = KINDS[kind].form == "weight"
-                layers_other, layers_mine = places if aligned else ([], [])
-                found = relate(
-                    other.rows(kind), mine.rows(kind), transfer, model.row["neighbor_k"], layers_other,
-                    layers_mine, device, advance,
-                )  # fmt: skip
-                for nearest, of, among in ((found.of_a, other, mine), (found.of_b, mine, other)):
-                    table = _neighbor_rows(nearest, kind, of, among)
-                    _insert(connection, "INSERT INTO store.neighbors BY NAME SELECT * FROM unit", table)
-                if found.layers is not None:
-                    features = _feature_layers(other, mine, kind, places, device, advance)
-                    table = _alignment(other, mine, kind, found.layers, features)
-                    _insert(connection, "INSERT INTO store.layer_alignments BY NAME SELECT * FROM unit", table)
-
-
-def _neighbor_rows(nearest: Nearest, kind: str, of: _Neighbor, among: _Neighbor) -> pa.Table:
-    """The rows of ``neighbors`` for all parameters of a kind of one model and their nearest in another."""
-    n, k = nearest.ids.shape
-    return pa.table(
-        {
-            "param_id": np.repeat(np.arange(n) + of.first_param_id + of.layout.blocks[kind].first, k),
-            "neighbor_id": nearest.ids.ravel() + among.first_param_id + among.layout.blocks[kind].first,
-            "neighbor_model_id": pa.array(np.full(n * k, among.model_id), pa.int32()),
-            "rank": pa.array(np.tile(np.arange(1, k + 1), n), pa.int16()),
-            "similarity": nearest.scores.ravel(),
-        }
-    )
-
-
-def _feature_layers(
-    a: _Neighbor, b: _Neighbor, kind: str, places: list[list[tuple[int, int]]], device: torch.device, advance: Advance
-) -> np.ndarray | None:
-    """The layer scores of raw weights, or None where widths differ; ``advance`` is told of every row of ``a``.
-
-    Weights are had back from coordinates, as far as features are compared by them (``isometry.feature_rows``).
-    """
-    d = a.root_shape[1]
-    if b.root_shape[1] != d or not all(side.root().keeps_features for side in (a, b)):
-        advance(a.layout.blocks[kind].n_rows)
-        return None
-    scratch = [b.folder.parent / f"features-{side}.faiss" for side in "ab"]
-    for file, side in zip(scratch, (a, b), strict=True):
-        write_flat_index(file, d, feature_blocks(side.rows(kind), side.root().inverse, device))
-    rows_a, rows_b = (open_rows(file) for file in scratch)
-    found = relate(rows_a, rows_b, None, 0, places[0], places[1], device, advance)
-    for file in scratch:
-        file.unlink()
-    return found.layers
-
-
-def _alignment(
-    a: _Neighbor, b: _Neighbor, kind: str, scores: np.ndarray, feature_scores: np.ndarray | None
-) -> pa.Table:
-    """The rows of ``layer_alignments`` of one kind."""
-    places_a, places_b = (list(side.layout.places(kind)) for side in (a, b))
-    in_a, in_b = (index.ravel() for index in np.indices(scores.shape))
-    columns = {
-        "model_a": [a.name] * scores.size,
-        "model_b": [b.name] * scores.size,
-        "kind": [kind] * scores.size,
-        **_place_columns("a", places_a, in_a),
-        **_place_columns("b", places_b, in_b),
-        "score": pa.array(scores.ravel(), pa.float32()),
-        "matched": isometry.match_layers(scores).ravel(),
-    }
-    if feature_scores is not None:
-        columns["feature_score"] = pa.array(feature_scores.ravel(), pa.float32())
-        columns["feature_matched"] = isometry.match_layers(feature_scores).ravel()
-    return pa.table(columns)
-
-
-def _place_columns(side: str, places: list[Place], which: np.ndarray) -> dict[str, pa.Array]:
-    stacks, layers = zip(*(places[i] for i in which), strict=True)
-    return {f"stack_{side}": pa.array(stacks, pa.string()), f"layer_{side}": pa.array(layers, pa.int16())}
+        row = [other.model_id, mine.model_id, other.n_tokens]
+        connection.execute("INSERT INTO store.relations VALUES (?, ?, ?)", row)
+        with progress.step(f"{mine.name} with {other.name}: neighbors and alignment", passes(other, mine)) as advance:
+            for table, rows in relation_rows(other, mine, k, device, advance):
+                _insert(connection, f"INSERT INTO store.{table} BY NAME SELECT * FROM unit", rows)
 
 
 def _insert_files(connection: duckdb.DuckDBPyConnection, model: FinishedModel, root: Path, folder: Path) -> None:

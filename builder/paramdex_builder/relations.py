@@ -34,6 +34,7 @@ import numpy as np
 import torch
 
 from paramdex_builder.progress import Advance
+from paramdex_schemas import isometry
 
 BLOCK_BYTES = 64 << 20
 """Bytes of a block of similarities on a CPU."""
@@ -116,6 +117,22 @@ def feature_blocks(rows: np.ndarray, inverse: np.ndarray, device: torch.device) 
         weights -= weights.mean(dim=1, keepdim=True)
         norms = weights.norm(dim=1, keepdim=True)
         yield (weights / norms.where(norms > 0, 1.0)).float().cpu().numpy()
+
+
+def restricted_blocks(
+    rows: np.ndarray, move: np.ndarray, transfer: np.ndarray | None, device: torch.device
+) -> Iterator[np.ndarray]:
+    """``rows`` (n x r) on some of the tokens, in blocks (float32): M c, normalized, for M = ``move`` (r' x r); then
+    taken by ``transfer`` (s x r'), where there is one, into another model's coordinates. Write them to a file, as
+    ``feature_blocks``.
+    """
+    M = torch.from_numpy(move).to(device)
+    T = None if transfer is None else torch.from_numpy(transfer).to(device)
+    for part in _even_parts(len(rows), _block_rows(BLOCK_BYTES, max(move.shape))):
+        found = _load(rows, part, device).double() @ M.T
+        norms = found.norm(dim=1, keepdim=True)
+        found *= torch.where(norms > isometry.RESTRICTED_TO_NOTHING, 1 / norms, 0.0)
+        yield (found if T is None else found @ T.T).float().cpu().numpy()
 
 
 class _Best:

@@ -77,7 +77,7 @@ def make_space(embedding: torch.Tensor, device: torch.device, advance: Advance =
     ``space_work`` that is done.
     """
     E = embedding.to(device)
-    means = sum((chunk.double().sum(0) for chunk in E.split(_CHUNK)), torch.zeros(1, device=device)) / len(E)
+    means = column_means(E)
     gram = centred_gram(E, means, E, means, advance)
     root = isometry.gram_root(gram, len(E))
     advance(_decomposing(E.shape[1]))
@@ -95,12 +95,19 @@ def _decomposing(d: int) -> int:
     return 6 * d
 
 
+def column_means(A: Any) -> torch.Tensor:
+    """The means of the columns (d, float64) of A (V x d), a tensor or what gives blocks of its rows as slices."""
+    parts = (A[start : start + _CHUNK].double().sum(0) for start in range(0, len(A), _CHUNK))
+    return sum(parts, torch.zeros(1, device=A.device)) / len(A)
+
+
 def centred_gram(
-    A: torch.Tensor, mean_a: torch.Tensor, B: Any, mean_b: torch.Tensor, advance: Advance = lambda _: None
+    A: Any, mean_a: torch.Tensor, B: Any, mean_b: torch.Tensor, advance: Advance = lambda _: None
 ) -> np.ndarray:
     """(A - mean_a)^T (B - mean_b), d_A x d_B in float64, for A (V x d_A) and B (V x d_B) with the same rows.
 
-    B is a tensor, or the slice of a safetensors file, of which a block at a time is read. ``advance`` is told of rows.
+    Both are tensors, or give blocks of their rows as slices do; B may be the slice of a safetensors file, of which a
+    block at a time is read. ``advance`` is told of rows.
     """
     total: Any = 0.0
     for start in range(0, len(A), _CHUNK):

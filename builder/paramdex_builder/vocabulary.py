@@ -54,6 +54,8 @@ class Style:
     metaspace: bool
     continuation: str | None
     word_end: str | None
+    byte_fallback: bool = False
+    """What has no piece is written as bytes, ``<0x41>``."""
 
     @classmethod
     def of(cls, spec: dict[str, Any]) -> Style:
@@ -66,7 +68,13 @@ class Style:
             or "▁" in json.dumps([spec.get("normalizer"), spec.get("decoder")], ensure_ascii=False)
         )
         continuation = model.get("continuing_subword_prefix") or None
-        return cls(byte_level, metaspace, continuation, model.get("end_of_word_suffix") or None)
+        byte_fallback = bool(model.get("byte_fallback")) or "ByteFallback" in outside
+        return cls(byte_level, metaspace, continuation, model.get("end_of_word_suffix") or None, byte_fallback)
+
+    def byte(self, token: str) -> int | None:
+        """The byte that an ordinary token stands for by fallback, None where it is no such piece."""
+        match = _BYTE_TOKEN.fullmatch(token) if self.byte_fallback else None
+        return int(match[1], 16) if match else None
 
     def read(self, token: str) -> tuple[str, bool | None]:
         """(text, starts a word) of one ordinary token; None where only ends of words are marked.
@@ -74,13 +82,13 @@ class Style:
         >>> Style(True, False, None, None).read("ĠCanada")
         (' Canada', True)
         """
+        byte = self.byte(token)
+        if byte is not None:
+            return readable(bytes([byte])), False
         if self.byte_level and all(character in byte_alphabet() for character in token):
             text = readable(bytes(byte_alphabet()[character] for character in token))
             return text, text.startswith(" ")
         if self.metaspace:
-            byte = _BYTE_TOKEN.fullmatch(token)
-            if byte:
-                return readable(bytes([int(byte.group(1), 16)])), False
             return token.replace("▁", " "), token.startswith("▁")
         if self.continuation and token.startswith(self.continuation):
             return token[len(self.continuation) :], False
@@ -97,8 +105,13 @@ class Vocabulary:
     texts: list[str]
     folded: list[str]
     special: list[bool]
+    """Special, or no token at all: an id that the tokenizer leaves out."""
     word_start: list[bool | None]
     """None where the tokenizer does not say."""
+    byte: list[bool]
+    """Pieces of byte fallback, which text uses for what has no piece of its own."""
+    added: list[bool]
+    """Added to the tokenizer's model, and found in text before all others."""
     tokenizer_sha256: str
 
     @property
@@ -126,6 +139,8 @@ class Vocabulary:
                 "text": self.texts,
                 "folded": self.folded,
                 "is_special": self.special,
+                "is_byte": self.byte,
+                "is_added": self.added,
                 "is_ascii": [text.isascii() for text in self.texts],
                 "is_alnum": [text.strip().isalnum() for text in self.texts],
                 "is_word_start": pa.array(self.word_start, pa.bool_()),
@@ -160,16 +175,19 @@ def read_vocabulary(source: str, folder: Path, embedding_rows: int) -> Vocabular
     style = Style.of(spec)
     added = {int(i): token for i, token in tokenizer.added_tokens_decoder.items()}
     special = set(tokenizer.all_special_ids) | {i for i, token in added.items() if token.special}
-    tokens, texts, folded, word_start = [], [], [], []
+    tokens, texts, folded, word_start, byte = [], [], [], [], []
     for i, token in enumerate(tokenizer.convert_ids_to_tokens(list(range(size)))):
         name = f"<unused {i}>" if token is None else token
+        if token is None:
+            special.add(i)
         text, starts = (name, False) if token is None or i in added else style.read(name)
         continued = style.continuation is not None and i not in added and name.startswith(style.continuation)
         tokens.append(name)
         texts.append(text)
         folded.append((name if continued else text.strip() or text).casefold())
         word_start.append(False if i in special else starts)
+        byte.append(i not in special and i not in added and style.byte(name) is not None)
     return Vocabulary(
-        tokens, texts, folded, [i in special for i in range(size)], word_start,
+        tokens, texts, folded, [i in special for i in range(size)], word_start, byte, [i in added for i in range(size)],
         hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
     )  # fmt: skip

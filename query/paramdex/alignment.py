@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from paramdex.common import common
+from paramdex.common import common, shared_note
+from paramdex.relations import related_on
 from paramdex.result import Drawn, Result, table_of
 from paramdex_schemas import KINDS, QueryError, isometry
 from paramdex_schemas.errors import check_text, nearest
@@ -105,8 +106,10 @@ def align(atlas: Atlas, a: Model, b: Model, kind: str | None) -> Alignment:
     kinds = [each for each in shared if kind in (None, each)]
     if not kinds:
         raise QueryError(f"{a.name} and {b.name} have no kind of parameter in common")
-    if a.vocabulary == b.vocabulary:
-        return _alignment(a.name, b.name, _recorded(atlas, a, b, kinds))
+    n_tokens = related_on(atlas.database, a, b)
+    if n_tokens is not None:
+        notes = [] if a.vocabulary == b.vocabulary else [shared_note(a, b, n_tokens)]
+        return _alignment(a.name, b.name, _recorded(atlas, a, b, kinds), notes)
     both = common(atlas, a, b)
     rows: list[tuple[Any, ...]] = []
     for each in kinds:
@@ -125,7 +128,7 @@ def align(atlas: Atlas, a: Model, b: Model, kind: str | None) -> Alignment:
 
 
 def _recorded(atlas: Atlas, a: Model, b: Model, kinds: list[str]) -> list[tuple[Any, ...]]:
-    """The rows of two models of one vocabulary, which the builder has left, in the order asked for."""
+    """The rows of two models that the builder has related, in the order asked for."""
     first, second = sorted((a, b), key=lambda model: model.model_id)
     found = atlas.database.rows(
         "SELECT kind, stack_a, layer_a, stack_b, layer_b, score, matched, feature_score, feature_matched "

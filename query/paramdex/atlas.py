@@ -26,6 +26,7 @@ from paramdex.matching import match
 from paramdex.model import Model
 from paramdex.nearest import Hit
 from paramdex.nearest import signs_of as _signs
+from paramdex.relations import unrelated
 from paramdex.result import Result
 from paramdex.show import show_head, show_parameter
 from paramdex.vectors import Vectors
@@ -115,14 +116,15 @@ class Atlas:
     # ---- the verbs
 
     def info(self) -> Result:
-        """The models of the atlas, one row each."""
+        """The models of the atlas, one row each; a note says of which no neighbors and alignments are kept."""
         table = self._database.named("info")
         few = table.select(
             ["model", "family", "layers", "width", "heads", "neurons", "tokens", "parameters", "matrices"]
         )
         size = sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file())
         models = f"{len(table)} model" + ("" if len(table) == 1 else "s")
-        return Result(table, f"{self.path}: {models}, {size / 2**20:.0f} MiB", shown=few)
+        notes = unrelated(self._database, list(self.models.values()))
+        return Result(table, f"{self.path}: {models}, {size / 2**20:.0f} MiB", notes, few)
 
     def check(self) -> Result:
         """Read every file and table and compare them with their checksums. Raises AtlasError where one differs."""
@@ -312,7 +314,8 @@ class Atlas:
         """How alike the layers of two models are: for every kind and pair of layers the mean |Pearson correlation| over
         all pairs of their vectors, the one-to-one matching of layers that maximizes its sum, and how diagonal it is.
 
-        Beside it the same on the raw weights, for models of one vocabulary and width whose embeddings have full rank.
+        Beside it the same on the raw weights, for models of one width, and of one vocabulary or nearly the same, whose
+        embeddings have full rank.
         Raises AddressError for an unknown model.
         """
         return align(self, self._model(model_a), self._model(model_b), kind)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from paramdex_schemas import QueryError, isometry
+from paramdex.relations import related_on
+from paramdex_schemas import QueryError, atlas_files, isometry
 from paramdex_schemas.isometry import Array
 
 if TYPE_CHECKING:
@@ -44,13 +45,14 @@ class Side:
         """Rows in the model's own coordinates as those on the tokens that both have; not normalized."""
         if self.root is None:
             return rows
-        return rows @ (self.root.root @ self.vectors.space(self.model.name).root.inverse).T
+        return rows @ isometry.restriction(self.root, self.vectors.space(self.model.name).root).T
 
     def moved(self, rows: Array) -> Array:
-        """Rows in the model's own coordinates as those whose inner products with the other's ``unit`` rows are the
-        Pearson correlations of their scores.
+        """Normalized rows in the model's own coordinates as those whose inner products with the other's ``unit`` rows
+        are the Pearson correlations of their scores.
         """
-        rows = rows if self.root is None else isometry.normalize(self.own(rows))
+        if self.root is not None:
+            rows = isometry.normalize(self.own(rows), isometry.RESTRICTED_TO_NOTHING)
         return rows if self.into is None else rows @ self.into.T
 
     def unit(self, kind: str, span: tuple[int, int] | None = None) -> Array:
@@ -82,9 +84,14 @@ def common(atlas: Atlas, a: Model, b: Model) -> Common:
     shared, flipped = _shared(atlas, a, b)
     root_a, root_b = reversed(shared.roots) if flipped else shared.roots
     into = shared.transfer.T if flipped else shared.transfer
-    shares = ", ".join(f"{shared.n_tokens / model.vocabulary_size:.0%} of {model.name}'s" for model in (a, b))
-    note = f"{a.name} and {b.name} are compared on the {shared.n_tokens:,} tokens whose text both have ({shares})"
+    note = shared_note(a, b, shared.n_tokens)
     return Common(Side(vectors, a, b, root_a, into), Side(vectors, b, a, root_b, None), [note])
+
+
+def shared_note(a: Model, b: Model, n_tokens: int) -> str:
+    """What a reader has to know of two models that are compared on ``n_tokens``, not on all of one vocabulary."""
+    shares = ", ".join(f"{n_tokens / model.vocabulary_size:.0%} of {model.name}'s" for model in (a, b))
+    return f"{a.name} and {b.name} are compared on the {n_tokens:,} tokens whose text both have ({shares})"
 
 
 def compared(
@@ -113,12 +120,12 @@ def _shared(atlas: Atlas, a: Model, b: Model) -> tuple[SharedSpace, bool]:
     """The shared space of two models of different vocabularies, and whether it is kept the other way round."""
     first, second = sorted((a, b), key=lambda model: model.model_id)
     tokens = lambda: shared_tokens(atlas.database, first, second)  # noqa: E731
-    return atlas.vectors.shared(first, second, tokens), first is b
+    return atlas.vectors.shared(first, second, tokens, related_on(atlas.database, first, second)), first is b
 
 
 def shared_tokens(database: Database, a: Model, b: Model) -> tuple[list[int], list[int]]:
     """The ids of the tokens whose text both models have, in each. Raises QueryError where there are too few."""
-    found = database.named("shared_tokens", {"a": a.vocabulary, "b": b.vocabulary})
+    found = database.table(atlas_files.shared_tokens(), {"a": a.vocabulary, "b": b.vocabulary})
     if len(found) < 2:
         raise QueryError(f"{a.name} and {b.name} share {len(found)} tokens: too few to compare them on")
-    return found["a"].to_pylist(), found["b"].to_pylist()
+    return found["token_a"].to_pylist(), found["token_b"].to_pylist()

@@ -171,13 +171,25 @@ class Vectors:
         T = self._transfers[later.name, earlier.name]
         return T if later is b else T.T
 
-    def shared(self, a: Model, b: Model, ids: Callable[[], tuple[list[int], list[int]]]) -> SharedSpace:
-        """The shared space of two models of different vocabularies; ``ids`` gives the shared tokens in each."""
+    def shared(
+        self, a: Model, b: Model, ids: Callable[[], tuple[list[int], list[int]]], n_stored: int | None = None
+    ) -> SharedSpace:
+        """The shared space of two models of different vocabularies, of which ``a`` was built first; ``ids`` gives the
+        shared tokens in each. Where the builder has related them on ``n_stored`` tokens, it is in a file of ``b``.
+        """
         if (a.name, b.name) not in self._shared:
-            left, right = ids()
-            rows = (self.space(a.name).rows(left), self.space(b.name).rows(right))
-            self._shared[a.name, b.name] = SharedSpace.of(*rows)
+            if n_stored is not None:
+                space = self._stored_shared(a, b, n_stored)
+            else:
+                left, right = ids()
+                space = SharedSpace.of(self.space(a.name).rows(left), self.space(b.name).rows(right))
+            self._shared[a.name, b.name] = space
         return self._shared[a.name, b.name]
+
+    def _stored_shared(self, a: Model, b: Model, n_tokens: int) -> SharedSpace:
+        with safe_open(self._checked(b.name, atlas_files.shared_space(a.name)), framework="np") as file:
+            roots = (isometry.Root(file.get_tensor("earlier")), isometry.Root(file.get_tensor("later")))
+            return SharedSpace(roots, file.get_tensor("transfer"), n_tokens)
 
     def shared_similarities(
         self, model: str, kind: str, root: isometry.Root, other: str, query: Array, span: tuple[int, int]
@@ -189,12 +201,13 @@ class Vectors:
         move, norms = self._shared_move(model, kind, root, other)
         products = exact_products(self.index(model, kind), move.T @ query, np.arange(*span))
         norms = norms[slice(*span)]
-        return np.divide(products, norms, out=np.zeros_like(products), where=norms > 0).astype(np.float32)
+        some = norms > isometry.RESTRICTED_TO_NOTHING
+        return np.divide(products, norms, out=np.zeros_like(products), where=some).astype(np.float32)
 
     def _shared_move(self, model: str, kind: str, root: isometry.Root, other: str) -> tuple[Array, Array]:
         """M (shared rank x r) into the coordinates of ``root``, and |M x| of every row of a kind (n, float64)."""
         if (model, kind, other) not in self._moves:
-            move, index = root.root @ self.space(model).root.inverse, self.index(model, kind)
+            move, index = isometry.restriction(root, self.space(model).root), self.index(model, kind)
             parts = [
                 np.linalg.norm(index.reconstruct_n(start, min(_BLOCK, index.ntotal - start)) @ move.T, axis=1)
                 for start in range(0, index.ntotal, _BLOCK)

@@ -6,6 +6,8 @@
       models/MODEL/KIND.codes.*         of a large kind, the same in a byte a number; see vector_files
       models/MODEL/space.safetensors    the embedding, its column means, the root R of its Gram matrix
       models/MODEL/transfer.safetensors from each earlier model of the vocabulary into this one's coordinates
+      models/MODEL/shared.EARLIER.safetensors
+                                        of a model of nearly the same vocabulary the same, on the tokens of both
 
 DuckDB checks its own blocks when it reads them; the other files have their SHA-256 in the table ``store.files``.
 """
@@ -13,6 +15,7 @@ DuckDB checks its own blocks when it reads them; the other files have their SHA-
 from __future__ import annotations
 
 import hashlib
+from functools import cache
 from importlib import resources
 from pathlib import Path
 
@@ -40,6 +43,13 @@ def models_folder(atlas: Path) -> Path:
 
 def model_folder(atlas: Path, model: str) -> Path:
     return models_folder(atlas) / model
+
+
+def shared_space(earlier: str) -> str:
+    """The file that a model has of an earlier one whose vocabulary differs by few tokens: the roots of both on the
+    tokens whose text both have (``earlier``, ``later``), and the ``transfer`` from the earlier one's coordinates there.
+    """
+    return f"shared.{earlier}.safetensors"
 
 
 def sha256(*paths: Path) -> str:
@@ -76,5 +86,14 @@ def check(atlas: Path, path: str, n_bytes: int, digest: str | None) -> Path:
 
 def ddl() -> list[str]:
     """The statements that make an empty atlas database, in order."""
-    folder = resources.files(__package__) / "sql"
-    return [(folder / name).read_text("utf-8") for name in ("store.sql", "views.sql")]
+    return [_sql(name) for name in ("store", "views")]
+
+
+def shared_tokens() -> str:
+    """The query for the tokens by which models of two vocabularies, $a and $b, are compared."""
+    return _sql("shared_tokens")
+
+
+@cache
+def _sql(name: str) -> str:
+    return (resources.files(__package__) / "sql" / f"{name}.sql").read_text("utf-8")

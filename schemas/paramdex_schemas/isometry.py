@@ -16,6 +16,9 @@ Across two models A and B with the same rows of E, the transfer matrix
 is the Gram matrix of two orthonormal bases. For normalized coordinates a of A and b of B, <T a, b> is the Pearson
 correlation of the two score vectors, exactly and whatever the widths; T^T goes the other way.
 
+On some of the tokens alone the same holds of those rows of E, centred anew, and their root R'. M = R' R^+ takes
+coordinates c to M c, which are normalized again; M is no longer than 1, as fewer rows, centred, have no larger Gram.
+
 All functions are pure, in NumPy and float64 inside.
 """
 
@@ -94,10 +97,21 @@ def gram_root(gram: Array, n_rows: int) -> Root:
     return Root(np.sqrt(values[:rank, None]) * vectors[:, :rank].T)
 
 
-def normalize(rows: Array) -> Array:
-    """Each row over its norm; a zero row stays zero, so that its correlation with anything is 0 by rule."""
+def normalize(rows: Array, nothing: float = 0.0) -> Array:
+    """Each row over its norm; one no longer than ``nothing`` becomes zero, whose correlation with anything is 0."""
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 0)
+    return np.divide(rows, norms, out=np.zeros_like(rows), where=norms > nothing)
+
+
+def restriction(some: Root, whole: Root) -> Array:
+    """M (r' x r) from coordinates under the root of all rows of E to those under the root of some of them."""
+    return some.root @ whole.inverse
+
+
+RESTRICTED_TO_NOTHING = 2.0**-23
+"""For normalized coordinates c kept in float32, an M c of no more than this length is what rounding leaves of scores
+that are equal on the tokens chosen: |c - c'| <= 2^-24, and M is no longer than 1.
+"""
 
 
 def transfer(cross_gram: Array, source: Root, target: Root) -> Array:

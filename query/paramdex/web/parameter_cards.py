@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from paramdex import Atlas
+from paramdex.common import shared_note
 from paramdex.hits import hits_of_parameter
 from paramdex.model import Model
 from paramdex.nearest import Hit
+from paramdex.relations import related_on
 from paramdex.web.choices import TokenChoice
 from paramdex.web.shapes import Near, NearIn, ParameterCard, Partner, Scored
 from paramdex.web.store import described, numbers, rows, short, span, standing
@@ -39,7 +41,8 @@ def parameter_card(atlas: Atlas, where: Address, choice: TokenChoice | None = No
     shown = atlas.show(address, k, filter=choice.filter())
     for row in shown.to_rows():
         sides[row["side"]].append(Scored(**{name: row[name] for name in Scored.model_fields}))
-    same = [name for name, other in atlas.models.items() if other.vocabulary == model.vocabulary]
+    others = [other for other in atlas.models.values() if other is not model]
+    related = [other for other in others if related_on(atlas.database, model, other) is not None]
     layer = span(model, kind.name, (own.stack, own.layer))
     block = model.layout.blocks[kind.name]
     first = model.first_param_id + block.first
@@ -55,19 +58,25 @@ def parameter_card(atlas: Atlas, where: Address, choice: TokenChoice | None = No
         partners=[Partner(**dict(named[i]), relation=relation) for i, relation in partners.items()],
         nearest=[
             NearIn(
-                model=name,
+                model=one.name,
                 rows=[
                     Near(**dict(named[i]), rank=n, similarity=short(similarity))
-                    for n, (similarity, i) in enumerate(nearest.get(name, []), start=1)
+                    for n, (similarity, i) in enumerate(nearest.get(one.name, []), start=1)
                 ],
-                note=None if name in nearest else f"{name} has no {kind.name}",
+                note=_note(atlas, model, one) if one.name in nearest else f"{one.name} has no {kind.name}",
             )
-            for name in sorted(same, key=lambda name: name != model.name)
+            for one in [model, *related]
         ],
-        elsewhere=[name for name in atlas.models if name not in same],
+        elsewhere=[other.name for other in others if other not in related],
         before=beside[0], after=beside[1], choice=choice, notes=list(shown.notes),
         sql=_sql(atlas, model, address, choice, k),
     )  # fmt: skip
+
+
+def _note(atlas: Atlas, model: Model, other: Model) -> str | None:
+    """By which tokens two models are compared, where it is not by all of one vocabulary."""
+    n_tokens = related_on(atlas.database, model, other)
+    return None if model.vocabulary == other.vocabulary or n_tokens is None else shared_note(model, other, n_tokens)
 
 
 def _sql(atlas: Atlas, model: Model, address: str, choice: TokenChoice, k: int) -> str:
@@ -123,7 +132,7 @@ def _partners(model: Model, where: Address) -> dict[int, str]:
 
 
 def _nearest(atlas: Atlas, model: Model, where: Address, own_id: int) -> dict[str, list[Hit]]:
-    """Model -> the nearest in the model itself, and in those of its vocabulary as the atlas keeps them."""
+    """Model -> the nearest in the model itself, and in those that it is related to as the atlas keeps them."""
     hits, _ = hits_of_parameter(atlas, where, [model], _NEAR, str(where.kind), None, "top")
     found = {model.name: hits}
     for neighbor_id, similarity in rows(

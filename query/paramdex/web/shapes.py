@@ -182,9 +182,9 @@ class ParameterCard(Shape):
     """The address of the head or layer that it belongs to."""
     partners: list[Partner]
     nearest: list[NearIn]
-    """In its own model and those that share its vocabulary; /similar.json asks the others."""
+    """In its own model and those of its vocabulary, or of nearly the same; /similar.json asks the others."""
     elsewhere: list[str]
-    """Models of other vocabularies."""
+    """Models whose vocabularies differ more."""
     before: str | None
     after: str | None
     sql: str

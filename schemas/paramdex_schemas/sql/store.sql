@@ -74,7 +74,8 @@ CREATE TABLE store.layout (
 );
 
 -- One row a vocabulary item; `folded` is what a typed word is compared with, and `is_undertrained` says that the item is
--- under-trained in every model of the vocabulary.
+-- under-trained in every model of the vocabulary. `is_byte` pieces stand for what has no piece of its own (byte
+-- fallback), `is_added` ones are found in text before all others; ids of no token count as special.
 CREATE TABLE store.tokens (
     vocabulary VARCHAR NOT NULL,
     token_id INTEGER NOT NULL,
@@ -82,6 +83,8 @@ CREATE TABLE store.tokens (
     text VARCHAR NOT NULL,
     folded VARCHAR NOT NULL,
     is_special BOOLEAN NOT NULL,
+    is_byte BOOLEAN NOT NULL,
+    is_added BOOLEAN NOT NULL,
     is_ascii BOOLEAN NOT NULL,
     is_alnum BOOLEAN NOT NULL,
     is_word_start BOOLEAN,
@@ -179,6 +182,14 @@ CREATE TABLE store.direction_tokens (
     rank SMALLINT NOT NULL,
     token_id INTEGER NOT NULL,
     score FLOAT NOT NULL
+);
+
+-- One row per two models whose neighbors and alignments are kept, model a the earlier one: of how many tokens the scores
+-- are by which they are compared, all those of one vocabulary, or those of shared_tokens.sql, of two that differ by few.
+CREATE TABLE store.relations (
+    model_id_a INTEGER NOT NULL,
+    model_id_b INTEGER NOT NULL,
+    n_tokens INTEGER NOT NULL
 );
 
 -- One row a parameter's near one in another model.

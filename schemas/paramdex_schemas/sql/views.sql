@@ -17,9 +17,11 @@ SELECT
 FROM store.layout AS l
 JOIN store.models AS m USING (model_id);
 
--- The vocabularies of the models. An item is under-trained where it is so in every model of the vocabulary.
+-- The vocabularies of the models. An item is under-trained where it is so in every model of the vocabulary. Byte pieces
+-- (is_byte) stand for what has no piece of its own; ids that no token has count as special.
 CREATE VIEW tokens AS
-SELECT vocabulary, token_id, token, text, is_special, is_ascii, is_alnum, is_word_start, is_undertrained
+SELECT
+    vocabulary, token_id, token, text, is_special, is_byte, is_added, is_ascii, is_alnum, is_word_start, is_undertrained
 FROM store.tokens;
 
 -- The rows of the models' embeddings. ``undertrained`` is the cosine, from -1 to 1, with the direction in which rows
@@ -93,7 +95,8 @@ JOIN store.heads AS h USING (head_id)
 JOIN store.models AS m USING (model_id)
 JOIN store.tokens AS t ON t.vocabulary = m.vocabulary AND t.token_id = d.token_id;
 
--- The nearest parameters of the same kind in the other models of one vocabulary.
+-- The nearest parameters of the same kind in the other models of one vocabulary, by the scores of all its tokens; and in
+-- those whose vocabulary differs by few, by the scores of the tokens whose text both have.
 CREATE VIEW neighbors AS
 SELECT
     n.param_id, p.address, n.neighbor_id, q.address AS neighbor, m.model AS neighbor_model, n.rank, n.similarity
@@ -102,7 +105,7 @@ JOIN store.parameters AS p ON p.param_id = n.param_id
 JOIN store.parameters AS q ON q.param_id = n.neighbor_id
 JOIN store.models AS m ON m.model_id = n.neighbor_model_id;
 
--- How alike the layers of two models of one vocabulary are, each unordered pair of models once.
+-- How alike the layers of two models are that have neighbors of each other, each unordered pair of models once.
 CREATE VIEW layer_alignments AS
 SELECT
     model_a, model_b, kind, stack_a, layer_a, stack_b, layer_b, score, matched, feature_score, feature_matched
