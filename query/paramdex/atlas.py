@@ -26,7 +26,7 @@ from paramdex.matching import match
 from paramdex.model import Model
 from paramdex.nearest import Hit
 from paramdex.nearest import signs_of as _signs
-from paramdex.result import Result
+from paramdex.result import Result, visible
 from paramdex.show import show_head, show_parameter
 from paramdex.vectors import Vectors
 from paramdex.words import Wanted, resolve, words_of
@@ -209,7 +209,7 @@ class Atlas:
         k = _how_many(k)
         chosen = self._with_layer(self._choose(model), layer)
         self._check_kind(kind, chosen, layer)
-        wanted = self._resolve(chosen, words.split() if isinstance(words, str) else words_of(words))
+        wanted = self._resolve(chosen, (words.split() or [words]) if isinstance(words, str) else words_of(words))
         return hits_of_words(self, wanted, chosen, k, kind, layer, side), self._missing(wanted, chosen)
 
     def similar(
@@ -389,7 +389,7 @@ class Atlas:
         for item in wanted:
             if item.missing:
                 names = ", ".join(model.name for model in models if model.vocabulary == item.vocabulary)
-                notes.append(f"the vocabulary of {names} has no {', '.join(item.missing)}")
+                notes.append(f"the vocabulary of {names} has no {', '.join(map(visible, item.missing))}")
         silent = [m.name for m in models if all(m.vocabulary != item.vocabulary for item in wanted)]
         if silent:
             notes.append(f"the vocabulary of {', '.join(silent)} has none of these words")
