@@ -57,6 +57,8 @@ class Style:
     metaspace: bool
     continuation: str | None
     word_end: str | None
+    byte_fallback: bool = False
+    """Whether ``<0x41>`` is the byte 65."""
 
     @classmethod
     def of(cls, spec: dict[str, Any]) -> Style:
@@ -69,7 +71,8 @@ class Style:
             or "▁" in json.dumps([spec.get("normalizer"), spec.get("decoder")], ensure_ascii=False)
         )
         continuation = model.get("continuing_subword_prefix") or None
-        return cls(byte_level, metaspace, continuation, model.get("end_of_word_suffix") or None)
+        word_end = model.get("end_of_word_suffix") or None
+        return cls(byte_level, metaspace, continuation, word_end, "ByteFallback" in outside)
 
     def read(self, token: str) -> tuple[str, bool | None]:
         """(text, starts a word) of one ordinary token; None where only ends of words are marked.
@@ -80,10 +83,9 @@ class Style:
         if self.byte_level and all(character in byte_alphabet() for character in token):
             data = bytes(byte_alphabet()[character] for character in token)
             return readable(data), data.startswith(b" ")
+        if self.byte_fallback and (byte := _BYTE_TOKEN.fullmatch(token)):
+            return readable(bytes([int(byte.group(1), 16)])), False
         if self.metaspace:
-            byte = _BYTE_TOKEN.fullmatch(token)
-            if byte:
-                return readable(bytes([int(byte.group(1), 16)])), False
             return token.replace("▁", " "), token.startswith("▁")
         if self.continuation and token.startswith(self.continuation):
             return token[len(self.continuation) :], False
@@ -180,7 +182,7 @@ def read_vocabulary(source: str, folder: Path, embedding_rows: int) -> Vocabular
     for i, token in enumerate(named):
         name = f"<unused {i}>" if token is None else token
         text, starts = (name, False) if token is None else style.read_added(name) if i in added else style.read(name)
-        continued = style.continuation is not None and i not in added and name.startswith(style.continuation)
+        continued = style.continuation is not None and i not in special and name.startswith(style.continuation)
         tokens.append(name)
         texts.append(text)
         folded.append(fold(name if continued else text))
