@@ -58,6 +58,10 @@ def refusal(folder: Path, rows: int = 320) -> str:
         ("roberta", OTHER_FILES, "RobertaTokenizer reads its vocabulary from vocab.json with merges.txt or"),
         ("qwen2", OTHER_FILES, "Qwen2Tokenizer reads its vocabulary from vocab.json with merges.txt or"),
         ("opt", OTHER_FILES, "GPT2Tokenizer reads its vocabulary from vocab.json with merges.txt or"),
+        (
+            "qwen2", {"vocab.txt": "a\nb", "tokenizer_config.json": {"tokenizer_class": "BertTokenizer"}},
+            "Qwen2Tokenizer reads its vocabulary from vocab.json with merges.txt or",  # for which transformers takes it
+        ),
         ("xlm-roberta", OTHER_FILES, "reads its vocabulary from sentencepiece.bpe.model or tokenizer.json"),
         ("camembert", OTHER_FILES, "reads its vocabulary from sentencepiece.bpe.model or tokenizer.json"),
         ("bert", {"vocab.json": {"a": 0}, "merges.txt": ""}, "reads its vocabulary from vocab.txt or tokenizer.json"),
@@ -311,6 +315,26 @@ def test_broken_files_are_one_line(tmp_path: Path, what: str, capfd: pytest.Capt
     assert capfd.readouterr() == ("", "")
     os.write(2, b"still there")
     assert capfd.readouterr().err == "still there"
+
+
+@pytest.mark.parametrize(
+    ("model_type", "files", "reason"),
+    [
+        ("gpt2", {"vocab.json": "{", "merges.txt": ""}, "(merges.txt, vocab.json: "),
+        ("gpt2", {"vocab.json": '{"a":' * 100_000, "merges.txt": ""}, "(merges.txt, vocab.json: "),
+        ("gpt2", {"vocab.json": {"a": 0}, "merges.txt": "#version\na b\n"}, "(merges.txt, vocab.json: "),
+        ("gpt2", {"vocab.json": {"a": -1}, "merges.txt": ""}, "(merges.txt, vocab.json: "),
+        ("llama", {"tokenizer.model": "no proto"}, "(tokenizer.model: "),
+        ("xlm-roberta", {"sentencepiece.bpe.model": ""}, "(sentencepiece.bpe.model: "),
+        ("bert", {"vocab.txt": "[UNK]\na", "added_tokens.json": "[1]"}, "(added_tokens.json: it holds no"),
+    ],
+)
+def test_broken_vocabulary_files_are_one_line(
+    tmp_path: Path, model_type: str, files: dict[str, Any], reason: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = folder_of(tmp_path, {"config.json": {"model_type": model_type}, **files})
+    assert refusal(folder, 2).startswith(f"{folder}: its tokenizer cannot be read {reason}")
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("part", ["unk_token", "bos_token", "pad_token"])

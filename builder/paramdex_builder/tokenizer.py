@@ -31,7 +31,7 @@ def load_tokenizer(source: str, folder: Path) -> Any:
     if not any(file.name in _VOCABULARIES or file.suffix == ".model" for file in folder.iterdir()):
         raise CheckpointError(f"{source} has no tokenizer; save it with tokenizer.save_pretrained(folder)")
     parts = {name: _read_json(source, folder / name) for name in _JSON if (folder / name).is_file()}
-    with reading(source, "tokenizer", ", ".join(parts)):
+    with reading(source, "tokenizer", ", ".join(parts if FILE in parts else [*_vocabularies(folder), *parts])):
         if FILE in parts:
             return PreTrainedTokenizerFast.from_pretrained(folder, trust_remote_code=False)
         _check_class(source, folder, parts.get(CONFIG, {}))
@@ -127,12 +127,13 @@ def _check_files(source: str, folder: Path, of: Any) -> None:
     whole = merges is None or (folder / merges).is_file()
     if not any((folder / name).is_file() for name in (*(own if whole else ()), *_TAKEN_BY_ALL, FILE)):
         wanted = " or ".join([*(f"{name} with {merges}" if merges else name for name in own), FILE])
-        there = ", ".join(sorted(file.name for file in folder.iterdir() if _is_vocabulary(file)))
         raise CheckpointError(
-            f"{source}: {of.__name__} reads its vocabulary from {wanted}, and the folder has only {there}; {_SAVE}"
+            f"{source}: {of.__name__} reads its vocabulary from {wanted}, and the folder has only "
+            f"{', '.join(_vocabularies(folder))}; {_SAVE}"
         )
 
 
-def _is_vocabulary(file: Path) -> bool:
-    """Whether a file's name is that of some tokenizer's vocabulary."""
-    return file.name in _VOCABULARIES or file.suffix in (".model", ".codes") or file.name == "merges.txt"
+def _vocabularies(folder: Path) -> list[str]:
+    """The files of a folder that are some tokenizer's vocabulary, by their names."""
+    names = {*_VOCABULARIES, "merges.txt"}
+    return sorted(file.name for file in folder.iterdir() if file.name in names or file.suffix in (".model", ".codes"))

@@ -193,7 +193,7 @@ class Atlas:
         layer: int | None = None, side: str = "top", filter: TokenFilter | None = None,
     ) -> Result:  # fmt: skip
         """The k parameters nearest to a set of words: by the Pearson correlation of a parameter's V scores with the
-        indicator of the words' tokens, exactly. A string is split at white space.
+        indicator of the words' tokens, exactly. A string is split at white space; of white space alone it is one word.
 
         ``side`` asks for the largest correlations (top), the most negative (bottom) or the largest in size (both).
         ``filter`` says by which tokens parameters are described. Raises TokenError for a word that no vocabulary has.
