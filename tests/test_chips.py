@@ -102,6 +102,10 @@ def test_runs_of_white_space_in_every_verb(atlas: Atlas, spaced_atlas: Path) -> 
         assert nearest != atlas.search([word[0]], k=5, model="gemma").to_rows()
     kept = atlas.show("gemma/L0/ff_key/0", k=9, filter=TokenFilter(words=["  ", "\n\n"])).to_rows()
     assert sorted(row["text"] for row in kept if row["side"] == "top") == ["\n\n", "  ", "  "]  # ▁▁ and two spaces
+    for model, words in (("bytes", ["▁▁"]), ("bytes", ["  "]), ("unigram", ["ĠĠ", "  "])):
+        kept = atlas.show(f"{model}/L0/ff_key/0", k=9, filter=TokenFilter(words=words)).to_rows()
+        texts = {row["text"] for row in tokens_of(atlas, model) if row["text"] in ("  ", *words)}
+        assert {row["text"] for row in kept} == texts >= {"  "}
     for verb in ("find", "search"):
         ran = CliRunner().invoke(cli, [verb, str(spaced_atlas), "  ", "-k", "5", "--in", "gemma", "--format", "json"])
         rows = atlas.find("  ", k=5, model="gemma") if verb == "find" else atlas.search(["  "], k=5, model="gemma")

@@ -108,7 +108,8 @@ class Runner:
             ids: list[list[int]] = self.tokenizer(text, truncation=True, **options)["input_ids"]
         except Exception as error:  # tokenizers raises many kinds of errors here
             raise CheckpointError(f"{source}: its tokenizer cannot read a text ({_line(error)})") from error
-        past = next((i for each in ids for i in each if i >= self.n_rows), None)
+        rows = self.n_rows
+        past = next((i for each in ids for i in each if i >= rows), None)
         if past is not None:
             token = self.tokenizer.convert_ids_to_tokens(past)
             raise BuildError(f"{source}: a text has {token!r}, a token that the embedding has no row for; leave it out")
@@ -264,4 +265,3 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
-

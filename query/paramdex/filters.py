@@ -186,6 +186,7 @@ def _of_words(database: Database, vocabulary: str, words: list[str]) -> Mask:
     alike = {word: bare(word) for word in words if not is_marked(word)}
     others = [word for word, reads in alike.items() if reads not in known]
     folded = [*alike.values(), *map(continuation, others)]
-    columns = [("folded", folded), ("token", marked + others), ("text", marked)]
+    spaces = [text for text in map(bare, marked) if text.isspace()]  # that markers stand for
+    columns = [("folded", folded), ("token", marked + others), ("text", marked + spaces)]
     found = [pc.is_in(database.tokens(vocabulary, name), pa.array(values, pa.string())) for name, values in columns]
     return np.logical_or.reduce([each.to_numpy(zero_copy_only=False) for each in found])
