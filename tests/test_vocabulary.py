@@ -93,9 +93,9 @@ KINDS: dict[str, tuple[Callable, dict[str, tuple[str, bool | None, bool, str]]]]
 """tokenizer -> token -> (text, starts a word, special, folded); starts is None where the tokenizer does not say."""
 
 
-def read(tokenizer: object, folder: Path, rows: int = 10_000) -> Vocabulary:
+def read(tokenizer: PreTrainedTokenizerFast, folder: Path) -> Vocabulary:
     tokenizer.save_pretrained(folder)
-    return read_vocabulary(str(folder), folder, rows)
+    return read_vocabulary(str(folder), folder, max(tokenizer.get_vocab().values()) + 1)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -177,15 +177,17 @@ def test_words_join_case_and_space(tmp_path: Path) -> None:
 
 
 def test_added_tokens(tmp_path: Path) -> None:
-    """An added token stands as it is; only a special one is special."""
+    """An added token reads as its decoder has it; only a special one is special."""
     tokenizer = models.byte_level_tokenizer()
     size = len(tokenizer)
-    tokenizer.add_tokens([AddedToken("Ġplain", special=False), AddedToken("<tool>", special=True)])
+    tokenizer.add_tokens([AddedToken("Ġplain", special=False), AddedToken("<tool>", special=True), "  ", "café"])
     vocabulary = read(tokenizer, tmp_path)
-    assert vocabulary.tokens[size:] == vocabulary.texts[size:] == ["Ġplain", "<tool>"]
-    assert vocabulary.special[size:] == [False, True]
-    assert vocabulary.added == [token == "<|end|>" for token in vocabulary.tokens[:size]] + [True, True]
-    assert vocabulary.word_start[size:] == [False, False]
+    assert vocabulary.tokens[size:] == ["Ġplain", "<tool>", "  ", "café"]
+    assert vocabulary.texts[size:] == [" plain", "<tool>", "  ", "café"]
+    assert [tokenizer.decode([i]) for i in range(size, size + 4)] == [" plain", "<tool>", "  ", "caf�"]
+    assert vocabulary.special[size:] == [False, True, False, False]
+    assert vocabulary.word_start[size:] == [True, False, True, False]
+    assert vocabulary.added == [token == "<|end|>" for token in vocabulary.tokens[:size]] + [True] * 4
 
 
 @pytest.mark.parametrize("fallback", ["model and decoder", "model", "decoder", "neither"])

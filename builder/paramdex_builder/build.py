@@ -159,6 +159,10 @@ def _plan(
     E, embedding, tied = checkpoint.embedding(options.space)
     check_lengths(E, f"{checkpoint.source}: {embedding} embedding")
     vocabulary = read_vocabulary(checkpoint.source, checkpoint.folder, len(E))
+    if vocabulary.past_rows:
+        n, some = len(vocabulary.past_rows), ", ".join(map(repr, vocabulary.past_rows[:5]))
+        some += ", ..." if n > 5 else ""
+        progress.say(f"{name}: left out, as the embedding has no rows for them: {n} added tokens ({some})")
     with progress.step(f"{name}: checking weights", len(checkpoint.layout.runs)) as advance:
         checkpoint.check_layers(advance)
     left_out = [f"{part} ({n} tensors)" for part, n in checkpoint.left_out().items()]

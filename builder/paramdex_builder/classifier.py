@@ -23,9 +23,10 @@ import torch
 
 from paramdex_builder.checkpoint import Checkpoint
 from paramdex_builder.displacement import AdaptedFiles
-from paramdex_builder.forward import Batch, Runner, load, read_tokenizer
+from paramdex_builder.forward import Batch, Runner, load
 from paramdex_builder.source import ADAPTER_CONFIG, locate, read_text
 from paramdex_builder.tensors import TensorFiles, same_name
+from paramdex_builder.tokenizer import load_tokenizer
 from paramdex_builder.vocabulary import read_vocabulary
 from paramdex_schemas import BuildError, CheckpointError
 
@@ -153,7 +154,7 @@ def _own_tokenizer(source: str, folder: Path, base: Checkpoint) -> Any:
             f"{source}: its tokenizer has other tokens than that of {base.source}; without its tokenizer files, that "
             "of the base is used"
         )
-    return read_tokenizer(source, folder)
+    return load_tokenizer(source, folder)
 
 
 def adapted(source: str, folder: Path, base: Checkpoint) -> Any:

@@ -17,6 +17,7 @@ from paramdex_builder.measures import KEPT, Measured
 from paramdex_builder.options import check_choices, given, source_texts
 from paramdex_builder.progress import Progress
 from paramdex_builder.source import read_text
+from paramdex_builder.tokenizer import special_ids
 from paramdex_builder.vocabulary import read_vocabulary
 from paramdex_schemas import BuildError, FamilyError
 from paramdex_schemas.errors import whole_number
@@ -165,13 +166,11 @@ def _look(runner: Runner, text: str, options: EvaluateOptions, generator: torch.
 
     Raises BuildError where the text is too short to say anything.
     """
-    tokenizer, longest = runner.tokenizer, runner.longest
-    windows = tokenizer(
-        text, truncation=True, max_length=longest, return_overflowing_tokens=True, verbose=False
-    )["input_ids"]  # fmt: skip
+    longest = runner.longest
+    windows = runner.encode(text, max_length=longest, return_overflowing_tokens=True, verbose=False)
     n_windows = -(-_SPREAD * options.samples // longest)
     whole = [windows[i] for i in torch.randperm(len(windows), generator=generator)[:n_windows].tolist()]
-    special = torch.tensor(tokenizer.all_special_ids or [-1])
+    special = torch.tensor(sorted(special_ids(runner.tokenizer)) or [-1])
     ordinary = [~torch.isin(torch.tensor(each), special) for each in whole]
     n = int(sum(each.sum() for each in ordinary))
     if n < 2:

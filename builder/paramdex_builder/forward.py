@@ -16,7 +16,9 @@ from typing import Any
 import torch
 
 from paramdex_builder.checkpoint import Checkpoint
+from paramdex_builder.source import typed_config
 from paramdex_builder.tensors import same_name
+from paramdex_builder.tokenizer import load_tokenizer
 from paramdex_schemas import BuildError, CheckpointError, FamilyError
 
 LONGEST = 512
@@ -64,7 +66,7 @@ class Runner:
         if len(starts) != 1 or any(starts[0] + name not in modules for name in names):
             raise FamilyError(f"{checkpoint.source}: transformers' model has no blocks {names[0]} to {names[-1]}")
         blocks = [modules[starts[0] + name] for name in names]
-        return cls(checkpoint, model.eval(), blocks, read_tokenizer(checkpoint.source, checkpoint.folder))
+        return cls(checkpoint, model.eval(), blocks, load_tokenizer(checkpoint.source, checkpoint.folder))
 
     @property
     def longest(self) -> int:
@@ -73,7 +75,8 @@ class Runner:
         config = self.checkpoint.config
         limits = [*positions, getattr(config, "max_position_embeddings", None), getattr(config, "max_seq_len", None)]
         limit = next((each for each in limits if each is not None), LONGEST)
-        return min(LONGEST, limit, self.tokenizer.model_max_length)
+        own = self.tokenizer.model_max_length
+        return min(LONGEST, limit, int(own) if isinstance(own, (int, float)) and own >= 1 else LONGEST)
 
     def batches(self, texts: Sequence[str], longest: int, size: int) -> Iterator[tuple[list[int], Batch]]:
         """(numbers of the texts, their tokens) in batches of at most ``size`` texts of one length, so that nothing is
@@ -92,9 +95,30 @@ class Runner:
                 yield chosen, self.batch([ids[i] for i in chosen])
 
     def tokens(self, texts: Sequence[str], longest: int) -> list[list[int]]:
-        """Ids of the first ``longest`` tokens of every text."""
-        ids: list[list[int]] = self.tokenizer(list(texts), truncation=True, max_length=longest)["input_ids"]
+        """Ids of the first ``longest`` tokens of every text. Raises as ``encode``."""
+        return self.encode(list(texts), max_length=longest)
+
+    def encode(self, text: str | list[str], **options: Any) -> list[list[int]]:
+        """Ids as the tokenizer gives them with truncation and some ``options``.
+
+        Raises CheckpointError where it fails, BuildError for a text with a token that the embedding has no row for.
+        """
+        source = self.checkpoint.source
+        try:
+            ids: list[list[int]] = self.tokenizer(text, truncation=True, **options)["input_ids"]
+        except Exception as error:  # tokenizers raises many kinds of errors here
+            raise CheckpointError(f"{source}: its tokenizer cannot read a text ({_line(error)})") from error
+        rows = self.n_rows
+        past = next((i for each in ids for i in each if i >= rows), None)
+        if past is not None:
+            token = self.tokenizer.convert_ids_to_tokens(past)
+            raise BuildError(f"{source}: a text has {token!r}, a token that the embedding has no row for; leave it out")
         return ids
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of the embedding that the model reads; a tokenizer may have added tokens past them."""
+        return len(self.model.get_input_embeddings().weight)
 
     def batch(self, ids: list[list[int]]) -> Batch:
         """Sequences of ids, padded at the end."""
@@ -108,7 +132,7 @@ class Runner:
     def pad_id(self) -> int:
         """What padding is filled with: masked, so that any token does."""
         found = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id)
-        return next((each for each in found if each is not None), 0)
+        return next((each for each in found if each is not None and each < self.n_rows), 0)
 
     def final_norm(self) -> torch.nn.Module | None:
         """The norm between the last block and the output embedding; None where there is none beside the blocks' own."""
@@ -209,14 +233,22 @@ def load(source: str, folder: Path, auto: str = "AutoModel") -> Any:
     """A folder's model as one of transformers' auto classes gives it, in float32. Raises CheckpointError."""
     import transformers
 
+    config = typed_config(source, folder)
+    config._attn_implementation = None  # transformers' own, not code of the hub that a config may name  # noqa: SLF001
     try:
         with quiet():
-            model = getattr(transformers, auto).from_pretrained(folder, dtype=torch.float32)
+            model = getattr(transformers, auto).from_pretrained(
+                folder, config=config, dtype=torch.float32, trust_remote_code=False
+            )
     except Exception as error:  # transformers raises many kinds of errors here
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{source}: transformers cannot load it ({line})") from error
+        raise CheckpointError(f"{source}: transformers cannot load it ({_line(error)})") from error
     model.config.use_cache = False
     return model
+
+
+def _line(error: Exception) -> str:
+    """The first line of what an error says."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 @contextmanager
@@ -233,14 +265,3 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
-
-
-def read_tokenizer(source: str, folder: Path) -> Any:
-    """The tokenizer in ``folder``. Raises CheckpointError."""
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(folder)
-    except Exception as error:  # transformers and tokenizers raise many kinds of errors here
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{source}: its tokenizer cannot be read ({line})") from error

@@ -74,7 +74,7 @@ class TerminalProgress(Progress):
 
     def say(self, line: str) -> None:
         with suppress(OSError):  # where nobody can read it, the build goes on
-            self._console.print(line)
+            self._console.print(line, markup=False)  # a token in brackets is no tag
 
 
 def _rate(n: float, seconds: float) -> str:

@@ -67,7 +67,7 @@ def typed_config(source: str, folder: Path) -> Any:
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(folder)
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # transformers raises many kinds of errors here
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{source}: transformers cannot read config.json ({reason})") from error

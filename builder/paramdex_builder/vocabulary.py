@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from paramdex_builder.tokenizer import load_tokenizer, reading, special_ids
 from paramdex_schemas import CheckpointError
+from paramdex_schemas.folding import fold
 
-_FILES = {"tokenizer.json", "vocab.json", "vocab.txt", "tekken.json"}
+_ROUNDED_TO = (8, 16, 32, 64, 128, 256)
+"""Multiples to which models round up the rows of their embedding."""
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
@@ -68,8 +71,9 @@ class Style:
             or "▁" in json.dumps([spec.get("normalizer"), spec.get("decoder")], ensure_ascii=False)
         )
         continuation = model.get("continuing_subword_prefix") or None
+        word_end = model.get("end_of_word_suffix") or None
         byte_fallback = bool(model.get("byte_fallback")) or "ByteFallback" in outside
-        return cls(byte_level, metaspace, continuation, model.get("end_of_word_suffix") or None, byte_fallback)
+        return cls(byte_level, metaspace, continuation, word_end, byte_fallback)
 
     def byte(self, token: str) -> int | None:
         """The byte that an ordinary token stands for by fallback, None where it is no such piece."""
@@ -86,15 +90,32 @@ class Style:
         if byte is not None:
             return readable(bytes([byte])), False
         if self.byte_level and all(character in byte_alphabet() for character in token):
-            text = readable(bytes(byte_alphabet()[character] for character in token))
-            return text, text.startswith(" ")
+            data = bytes(byte_alphabet()[character] for character in token)
+            return readable(data), data.startswith(b" ")
         if self.metaspace:
             return token.replace("▁", " "), token.startswith("▁")
         if self.continuation and token.startswith(self.continuation):
             return token[len(self.continuation) :], False
         if self.word_end:
             return token.removesuffix(self.word_end) + (" " if token.endswith(self.word_end) else ""), None
-        return token, True
+        return token, not self.byte_level or token.startswith(" ")
+
+    def read_added(self, token: str) -> tuple[str, bool | None]:
+        """As ``read``, of an added token: its decoder reads it as any other, but where that makes bytes that are no
+        text (``café`` in byte-level BPE) it stands for itself. So does ``<0x41>``, which text has as it is spelled.
+
+        >>> Style(True, False, None, None).read_added("café")
+        ('café', False)
+        """
+        if self.byte(token) is not None:
+            return token, False
+        if self.byte_level:
+            alphabet = byte_alphabet()
+            try:
+                bytes(alphabet.get(character, 0) for character in token).decode()
+            except UnicodeDecodeError:
+                return token, token.startswith(" ")
+        return self.read(token)
 
 
 @dataclass(frozen=True)
@@ -113,6 +134,8 @@ class Vocabulary:
     added: list[bool]
     """Added to the tokenizer's model, and found in text before all others."""
     tokenizer_sha256: str
+    past_rows: list[str] = field(default_factory=list)
+    """Added tokens that are no items, as their ids lie past the last row of the embedding."""
 
     @property
     def name(self) -> str:
@@ -125,9 +148,7 @@ class Vocabulary:
     def words(self) -> npt.NDArray[np.int64]:
         """A number for each token, equal where two tokens are one word (after stripping and case-folding)."""
         numbers: dict[str, int] = {}
-        return np.array(
-            [numbers.setdefault(text.strip().casefold() or text, len(numbers)) for text in self.texts], dtype=np.int64
-        )
+        return np.array([numbers.setdefault(fold(text), len(numbers)) for text in self.texts], dtype=np.int64)
 
     def table(self) -> pa.Table:
         """The rows of the table ``tokens``."""
@@ -149,45 +170,59 @@ class Vocabulary:
 
 
 def read_vocabulary(source: str, folder: Path, embedding_rows: int) -> Vocabulary:
-    """The vocabulary of the tokenizer in ``folder``.
+    """The vocabulary of the tokenizer in ``folder``, of which the embedding's rows are the items.
 
-    Raises CheckpointError where there is no fast tokenizer or it has more entries than the embedding has rows.
+    Added tokens past the last row (a token for images in a model of text, a tune's token for padding) are left out.
+    Raises CheckpointError where there is no fast tokenizer or it does not belong to the embedding: it has tokens of its
+    own past the last row, special tokens alone, or so few that most rows have none.
     """
-    from transformers import AutoTokenizer
-
-    # Without any of these files transformers makes up an empty tokenizer for some types of models.
-    if not any(file.name in _FILES or file.suffix == ".model" for file in folder.iterdir()):
-        raise CheckpointError(f"{source} has no tokenizer; save it with tokenizer.save_pretrained(folder)")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        spec = json.loads(tokenizer.backend_tokenizer.to_str())
-    except Exception as error:  # transformers and tokenizers raise many kinds of errors here
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"{source}: its tokenizer cannot be read ({reason})") from error
-    size = max(tokenizer.get_vocab().values(), default=-1) + 1  # ids may have gaps: no count of entries
-    if size > embedding_rows:
-        raise CheckpointError(
-            f"{source}: the tokenizer has ids up to {size - 1} but the embedding only {embedding_rows} rows; "
-            "they do not belong together"
-        )
-    if size == 0:
-        raise CheckpointError(f"{source}: its tokenizer has no entries")
-    style = Style.of(spec)
-    added = {int(i): token for i, token in tokenizer.added_tokens_decoder.items()}
-    special = set(tokenizer.all_special_ids) | {i for i, token in added.items() if token.special}
+    tokenizer = load_tokenizer(source, folder)
+    with reading(source, "tokenizer"):
+        whole = tokenizer.backend_tokenizer.to_str()
+        style = Style.of(json.loads(whole))
+        ids = tokenizer.get_vocab()
+        added, special = set(tokenizer.added_tokens_decoder), special_ids(tokenizer)
+        beyond = sorted(i for i in ids.values() if i >= embedding_rows)  # ids may have gaps: no count of entries
+        if any(i not in added for i in beyond):
+            raise CheckpointError(
+                f"{source}: the tokenizer has ids up to {beyond[-1]} but the embedding only {embedding_rows} rows; "
+                "they do not belong together"
+            )
+        size = max((i for i in ids.values() if i < embedding_rows), default=-1) + 1
+        named = tokenizer.convert_ids_to_tokens(list(range(size)))
+        past_rows = tokenizer.convert_ids_to_tokens(beyond)
+    known = [i for i, token in enumerate(named) if token is not None]
+    _check_size(source, len(known), sum(i in special for i in known), embedding_rows)
     tokens, texts, folded, word_start, byte = [], [], [], [], []
-    for i, token in enumerate(tokenizer.convert_ids_to_tokens(list(range(size)))):
+    for i, token in enumerate(named):
         name = f"<unused {i}>" if token is None else token
         if token is None:
             special.add(i)
-        text, starts = (name, False) if token is None or i in added else style.read(name)
-        continued = style.continuation is not None and i not in added and name.startswith(style.continuation)
+        text, starts = (name, False) if token is None else style.read_added(name) if i in added else style.read(name)
+        continued = style.continuation is not None and i not in special and name.startswith(style.continuation)
         tokens.append(name)
         texts.append(text)
-        folded.append((name if continued else text.strip() or text).casefold())
+        folded.append(fold(name if continued else text))
         word_start.append(False if i in special else starts)
         byte.append(i not in special and i not in added and style.byte(name) is not None)
     return Vocabulary(
         tokens, texts, folded, [i in special for i in range(size)], word_start, byte, [i in added for i in range(size)],
-        hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
+        hashlib.sha256(whole.encode()).hexdigest(), past_rows,
     )  # fmt: skip
+
+
+def _check_size(source: str, n_tokens: int, n_special: int, rows: int) -> None:
+    """Raises CheckpointError for a vocabulary of special tokens alone, and for one of less than half the embedding's
+    rows: rounding up adds a few per cent to a vocabulary of words, and to a tiny one (of letters, of amino acids) what
+    is missing to a usual multiple, which is let pass.
+    """
+    if n_special == n_tokens:
+        raise CheckpointError(
+            f"{source}: its tokenizer has {n_tokens} special tokens and no other; its vocabulary file is missing or is "
+            "no file of that tokenizer"
+        )
+    if 2 * n_tokens < rows and rows not in {-(-n_tokens // multiple) * multiple for multiple in _ROUNDED_TO}:
+        raise CheckpointError(
+            f"{source}: the tokenizer has only {n_tokens} tokens for the embedding's {rows} rows; they do not belong "
+            "together (where they do, cut the rows first: model.resize_token_embeddings(len(tokenizer)))"
+        )

@@ -27,7 +27,7 @@ from paramdex.model import Model
 from paramdex.nearest import Hit
 from paramdex.nearest import signs_of as _signs
 from paramdex.relations import unrelated
-from paramdex.result import Result
+from paramdex.result import Result, visible
 from paramdex.show import show_head, show_parameter
 from paramdex.vectors import Vectors
 from paramdex.words import Wanted, resolve, words_of
@@ -195,7 +195,7 @@ class Atlas:
         layer: int | None = None, side: str = "top", filter: TokenFilter | None = None,
     ) -> Result:  # fmt: skip
         """The k parameters nearest to a set of words: by the Pearson correlation of a parameter's V scores with the
-        indicator of the words' tokens, exactly. A string is split at white space.
+        indicator of the words' tokens, exactly. A string is split at white space; of white space alone it is one word.
 
         ``side`` asks for the largest correlations (top), the most negative (bottom) or the largest in size (both).
         ``filter`` says by which tokens parameters are described. Raises TokenError for a word that no vocabulary has.
@@ -211,7 +211,7 @@ class Atlas:
         k = _how_many(k)
         chosen = self._with_layer(self._choose(model), layer)
         self._check_kind(kind, chosen, layer)
-        wanted = self._resolve(chosen, words.split() if isinstance(words, str) else words_of(words))
+        wanted = self._resolve(chosen, (words.split() or [words]) if isinstance(words, str) else words_of(words))
         return hits_of_words(self, wanted, chosen, k, kind, layer, side), self._missing(wanted, chosen)
 
     def similar(
@@ -392,7 +392,7 @@ class Atlas:
         for item in wanted:
             if item.missing:
                 names = ", ".join(model.name for model in models if model.vocabulary == item.vocabulary)
-                notes.append(f"the vocabulary of {names} has no {', '.join(item.missing)}")
+                notes.append(f"the vocabulary of {names} has no {', '.join(map(visible, item.missing))}")
         silent = [m.name for m in models if all(m.vocabulary != item.vocabulary for item in wanted)]
         if silent:
             notes.append(f"the vocabulary of {', '.join(silent)} has none of these words")

@@ -218,8 +218,8 @@ def search(
     paramdex search demo.atlas "canada ottawa toronto"
     paramdex search demo.atlas "crime murder" --kind ff_value --side both
     """
-    # a word with a space of its own is one item, as for find; any other argument is split at white space
-    parts = [part for word in words for part in ([word] if word != word.strip() != "" else word.split())]
+    # a word with a space of its own, or of nothing else, is one item, as for find; any other is split at white space
+    parts = [part for word in words for part in ([word] if word != word.strip() else word.split())]
     _print(_open(atlas).search(parts, k, model=model, kind=kind, layer=layer, side=side, filter=filter), output)
 
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from paramdex.database import Database
-from paramdex.words import MARKERS, Wanted, bare, check_words, continuation, read_lines, words_of
+from paramdex.words import Wanted, bare, check_words, continuation, is_marked, read_lines, words_of
 from paramdex_schemas import QueryError
 
 if TYPE_CHECKING:
@@ -64,8 +64,11 @@ class TokenFilter:
         """The words that may pass; None where any may. Raises QueryError for a file that cannot be read or is empty."""
         if self.words is None:
             return None
-        lines = read_lines(self.words, "word list") if isinstance(self.words, (str, Path)) else list(self.words)
-        found = list(dict.fromkeys(line for line in lines if line.strip()))
+        if isinstance(self.words, (str, Path)):
+            lines = [line for line in read_lines(self.words, "word list") if line.strip()]
+        else:
+            lines = [word for word in self.words if word]  # of white space alone, it is an item of just that
+        found = list(dict.fromkeys(lines))
         if not found:
             name = f" {self.words}" if isinstance(self.words, (str, Path)) else ""
             raise QueryError(f"the word list{name} holds no words; write one a line")
@@ -179,10 +182,11 @@ def _of_words(database: Database, vocabulary: str, words: list[str]) -> Mask:
 
     check_words(words)
     known = set(database.tokens(vocabulary, "folded").to_pylist())
-    marked = [word for word in words if word.startswith(MARKERS)]
-    alike = {word: bare(word) for word in words if not word.startswith(MARKERS)}
+    marked = [word for word in words if is_marked(word)]
+    alike = {word: bare(word) for word in words if not is_marked(word)}
     others = [word for word, reads in alike.items() if reads not in known]
     folded = [*alike.values(), *map(continuation, others)]
-    columns = [("folded", folded), ("token", marked + others), ("text", marked)]
+    spaces = [text for text in map(bare, marked) if text.isspace()]  # that markers stand for
+    columns = [("folded", folded), ("token", marked + others), ("text", marked + spaces)]
     found = [pc.is_in(database.tokens(vocabulary, name), pa.array(values, pa.string())) for name, values in columns]
     return np.logical_or.reduce([each.to_numpy(zero_copy_only=False) for each in found])

@@ -1,9 +1,10 @@
 """From what a person types to vocabulary items.
 
-A bare word finds every item that reads as it, whatever the case and whether or not a space comes before it. A WordPiece
-continuation it finds where no item of the vocabulary reads so (``##ium`` by ``ium``, as lists print it, but ``##s`` is
-no ``s``), unless whole words are meant. A word typed with a marker of its own (a leading space, ``Ġ``, ``▁`` or ``##``)
-finds just that item where there is one.
+A bare word finds every item that reads as it, whatever the case, in Unicode's composed form or not, and whether or not
+a space comes before it. A WordPiece continuation it finds where no item of the vocabulary reads so (``##ium`` by
+``ium``, as lists print it, but ``##s`` is no ``s``), unless whole words are meant. A word typed with a marker of its
+own (white space before it, ``Ġ``, ``▁`` or ``##``) finds just that item where there is one. White space alone, and
+markers that stand for spaces, find the item of just so much of it: two spaces are not one.
 """
 
 from __future__ import annotations
@@ -17,8 +18,12 @@ from paramdex.database import Database
 from paramdex.result import visible
 from paramdex_schemas import QueryError, TokenError
 from paramdex_schemas.errors import check_text
+from paramdex_schemas.folding import fold
 
-MARKERS = (" ", "Ġ", "▁", "##")
+_SPACES = " Ġ▁"
+"""A space, and what tokenizers write for one."""
+_CONTINUES = "##"
+"""What WordPiece writes before a continuation."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +36,22 @@ class Wanted:
     missing: list[str]
 
 
+def is_marked(word: str) -> bool:
+    """Whether a typed word has a marker of its own."""
+    return word[:1].isspace() or word.startswith((*_SPACES, _CONTINUES))
+
+
 def bare(word: str) -> str:
-    """A typed word as ``store.tokens.folded`` has it: without a marker of its own, case-folded."""
-    for marker in MARKERS:
-        word = word.removeprefix(marker)
-    return (word.strip() or word or " ").casefold()  # of a marker alone the space it stands for is left
+    """A typed word as ``store.tokens.folded`` has it: without markers of its own, folded; of markers alone the spaces
+    that they stand for.
+
+    >>> bare("▁Canada"), bare("##ium"), bare("##"), bare("▁▁")
+    ('canada', 'ium', '##', '  ')
+    """
+    if word.startswith(_CONTINUES):
+        return fold(word.removeprefix(_CONTINUES) or word)
+    rest = word.lstrip(_SPACES)
+    return fold(" " * (len(word) - len(rest)) + rest)
 
 
 def _reading(database: Database, vocabulary: str, column: str, text: str) -> list[int]:
@@ -56,7 +72,7 @@ def _reading(database: Database, vocabulary: str, column: str, text: str) -> lis
 
 def continuation(word: str) -> str:
     """What ``store.tokens.folded`` has of the WordPiece continuation that is printed as ``word``."""
-    return f"##{bare(word)}"
+    return f"{_CONTINUES}{bare(word)}"
 
 
 def words_of(given: object) -> list[str]:
@@ -88,15 +104,20 @@ def items(
     found = {(each, word): _reading(database, each, "folded", bare(word)) for each in vocabularies for word in words}
     known = {word for (_, word), alike in found.items() if alike}
     for (vocabulary, word), alike in found.items():
-        if word.startswith(MARKERS):
-            texts = database.tokens(vocabulary, "text")
-            exact = {*_reading(database, vocabulary, "token", word), *(i for i in alike if texts[i].as_py() == word)}
-            found[vocabulary, word] = sorted(exact) or alike
+        if is_marked(word):
+            found[vocabulary, word] = _exactly(database, vocabulary, word) or alike
         elif not alike:
             spelled = [] if word in known else _reading(database, vocabulary, "token", word)
             continued = [] if whole else _reading(database, vocabulary, "folded", continuation(word))
             found[vocabulary, word] = spelled or continued
     return found
+
+
+def _exactly(database: Database, vocabulary: str, word: str) -> list[int]:
+    """The ids of the items that are spelled as a marked word, or read as it does."""
+    texts = database.tokens(vocabulary, "text")
+    reading = [i for i in _reading(database, vocabulary, "folded", fold(word)) if texts[i].as_py() == word]
+    return sorted({*_reading(database, vocabulary, "token", word), *reading})
 
 
 def nearest_words(database: Database, vocabularies: list[str], word: str) -> list[str]:

@@ -6,6 +6,7 @@ FastAPI reads these annotations, so they are not postponed.
 import re
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
+from unicodedata import normalize
 
 import pyarrow.compute as pc
 from fastapi import Query
@@ -39,6 +40,11 @@ def split_words(q: str) -> list[str]:
     if len(words) > 50:
         raise QueryError(f"ask for at most 50 words, not {len(words)}")
     return words
+
+
+def searched(text: str) -> str:
+    """A text as one is looked for within it: lower case, in Unicode's composed form; as DuckDB can say it."""
+    return normalize("NFC", text.lower())
 
 
 @dataclass(frozen=True)
@@ -117,8 +123,9 @@ class PairChoice(TokenChoice):
         passing = self.passing(atlas, model)
         where += [f"{end} IN ({token_ids})" for token_ids in passing for end in ("source_id", "target_id")]
         if self.contains:
-            text = self.contains.lower().replace("'", "''")
-            where.append(f"(contains(lower(source), '{text}') OR contains(lower(target), '{text}'))")
+            text = searched(self.contains).replace("'", "''")
+            ends = (f"contains(nfc_normalize(lower({end})), '{text}')" for end in ("source", "target"))
+            where.append(f"({' OR '.join(ends)})")
         if self.min_z:
             query += "\nJOIN (SELECT address, qk_mean, qk_std, vo_mean, vo_std FROM heads) USING (address)"
             z = "if(matrix = 'QK', (score - qk_mean) / nullif(qk_std, 0), (score - vo_mean) / nullif(vo_std, 0))"

@@ -12,7 +12,7 @@ from paramdex import Atlas
 from paramdex.filters import ALL, Sieve
 from paramdex.head_factors import displacements, heads
 from paramdex.model import Model
-from paramdex.web.choices import PairChoice
+from paramdex.web.choices import PairChoice, searched
 from paramdex.web.shapes import Cell, Direction, HeadCard, Pair, Pairs, Vectors
 from paramdex.web.store import Items, numbers, rows, short, standing, too_many_heads
 from paramdex_schemas import KINDS, MATRICES, Address
@@ -78,11 +78,11 @@ def _lists(
             kept[row["matrix"], "top" if row["is_top"] else "bottom"].append(row)
     items = Items(atlas, model.vocabulary)
     found: dict[tuple[str, str], list[Pair]] = {}
-    text = choice.contains.lower()
+    text = searched(choice.contains)
     for of, own in kept.items():
         asked = [
             row for row in own
-            if not text or any(text in items[row[end]].text.lower() for end in ("source_id", "target_id"))
+            if not text or any(text in searched(items[row[end]].text) for end in ("source_id", "target_id"))
         ]  # fmt: skip
         found[of] = [
             Pair(source=items[row["source_id"]], target=items[row["target_id"]], score=short(row["score"]),

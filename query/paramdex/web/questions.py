@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from paramdex import Atlas
 from paramdex.nearest import Hit
+from paramdex.result import visible
 from paramdex.web.choices import split_words
 from paramdex.web.shapes import (
     Choice,
@@ -48,7 +49,7 @@ def understand(atlas: Atlas, q: str) -> Understood:
 
 
 def _quoted(words: list[str]) -> str:
-    return ", ".join(f"“{word}”" for word in words)
+    return ", ".join(f"“{visible(word)}”" for word in words)
 
 
 def _layer_of(address: str) -> str:
