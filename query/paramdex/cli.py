@@ -212,7 +212,8 @@ def find(
 def search(
     atlas: Path, words: tuple[str, ...], k: int, model: str, kind: str, layer: int, side: str, filter: Any, output: str
 ) -> None:
-    """The parameters nearest to a set of words, by correlation over the whole vocabulary.
+    """The parameters nearest to a set of words, over the whole vocabulary: by the mean z of their tokens, which in one
+    vocabulary is by correlation.
 
     \b
     paramdex search demo.atlas "canada ottawa toronto"
