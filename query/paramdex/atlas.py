@@ -228,9 +228,9 @@ class Atlas:
         by the cosine of their matrices QK and VO (``kind`` for one of them) over all V x V pairs of tokens; exactly.
 
         In the same model unless ``model`` names another (or "all"), of the same kind unless ``kind`` names another.
-        Between models of different vocabularies, scores are compared on the tokens whose text both have. In several
-        models at once similarities may so be over different tokens, how many is said; a correlation does not depend on
-        their number, but that of unrelated scores varies about 0 by 1 / sqrt(n) and more, so of few it says less.
+        Between models of different vocabularies, scores are compared on the tokens whose text both have: how many is
+        said. Correlations over different tokens stand in one order, but one over few says less: those of unrelated
+        scores spread around 0 by 1 / sqrt(n) for n tokens, or more.
         ``side`` and ``filter`` as in search. Raises AddressError.
         """
         where = self.address(address)

@@ -29,8 +29,8 @@ _SHOWN_TOKENS = 5
 
 
 class WordHit(NamedTuple):
-    """A parameter near to words. ``z`` is the mean z of their tokens among its scores (of float64, of which
-    ``similarity`` is of float32), ``words`` how many of them its model's vocabulary has.
+    """A parameter near to words. ``z`` is the mean z of their tokens among its scores, ``words`` how many of the words
+    its model's vocabulary has.
     """
 
     similarity: float

@@ -127,9 +127,7 @@ def search(
         for where, similarity in found
     )
     near = _near(atlas, [(hit.similarity, hit.param_id) for hit in hits[:k]])
-    rows = [
-        NearWords(**dict(one), z=short(hit.z), words=hit.words) for one, hit in zip(near, hits, strict=False)
-    ]
+    rows = [NearWords(**dict(one), z=short(hit.z), words=hit.words) for one, hit in zip(near, hits[:k], strict=True)]
     return Searched(q=q, words=words, side=side, rows=rows, facets=facets, counted=len(hits), notes=notes)
 
 
