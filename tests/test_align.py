@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
+from fractions import Fraction
 from itertools import permutations
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from matplotlib.image import imread
 
 import oracle
 from paramdex import AddressError, Atlas, QueryError
-from paramdex.alignment import diagonality
+from paramdex.alignment import _alignment, diagonality
 from query_helpers import GPT2, shared_ids
 
 pytest_plugins = ["query_fixtures"]
@@ -141,6 +142,31 @@ def test_diagonality_of_deep_models_is_drawn() -> None:
     orders = np.random.default_rng(1).permuted([range(24)] * 2000, axis=1)
     drawn = [brute_correlation(noise[:, order]) for order in orders]
     assert p == pytest.approx(np.mean(np.array(drawn) >= correlation), abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "lines"),
+    [
+        ([(4, 4)], ["p of 4 layers is at least 1/24"]),
+        ([(2, 5), (3, 3), (5, 5)], ["p of 3 layers is at least 1/6", "p of 5 layers is at least 1/120"]),
+        ([(8, 8)], ["p of 8 layers is at least 1/10,000"]),
+        ([(1, 6)], []),
+    ],
+    ids=str,
+)
+def test_the_least_p_is_said_and_can_be(sizes: list[tuple[int, int]], lines: list[str]) -> None:
+    """Of layers that align as well as layers can."""
+    rows = [
+        (f"kind{number}", (None, i), (None, j), 1 - abs(i / max(n - 1, 1) - j / (m - 1)), i == j, None, None)
+        for number, (n, m) in enumerate(sizes)
+        for i in range(n)
+        for j in range(m)
+    ]
+    result = _alignment("a", "b", rows)
+    for printed in (result, result.summary):
+        assert (printed.title or "").splitlines()[2:] == lines
+    least = {float(Fraction(line.rpartition(" ")[2].replace(",", ""))) for line in lines}
+    assert {row["p"] for row in result.summary} == (least or {None})
 
 
 def brute_correlation(S: np.ndarray) -> float:

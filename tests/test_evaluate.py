@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from click.testing import CliRunner
@@ -23,7 +24,7 @@ import oracle
 from paramdex.cli import cli
 from paramdex.measures import evaluation
 from paramdex_builder import EvaluateOptions, evaluate, measures
-from paramdex_builder.evaluate import read_words
+from paramdex_builder.evaluate import _SCHEMA, read_words
 from paramdex_schemas import BuildError, CheckpointError, FamilyError
 
 transformers_logging.disable_progress_bar()
@@ -217,6 +218,55 @@ def test_p_values_count_the_draws_that_reach_the_value() -> None:
     assert same.baseline < 0.2
 
 
+def of_layers(p_values: list[float], draws: int, n: int, other: str = "shuffled") -> tuple[str | None, str]:
+    """What is printed as above the baseline of layers of these p-values, and the notes."""
+    row = {"model": "m", "fold_norm": False, "space": "output", "measure": "pairs", "kind": "x", "k": 5, "value": 0.5}
+    row |= {"against": other, "baseline": 0.1, "deviation": 0.1, "draws": draws, "n": n}
+    rows = [row | {"layer": layer, "p_value": p} for layer, p in enumerate(p_values)]
+    printed = evaluation(pa.Table.from_pylist(rows, schema=_SCHEMA))
+    (line,) = printed.shown.to_pylist()
+    return line["above"], "\n".join(printed.notes)
+
+
+@pytest.mark.parametrize("draws", [19, 39, 59, 99])
+def test_one_in_twenty_is_above(draws: int) -> None:
+    """As a number of 32 bits 0.05 would be more than 0.05."""
+    twentieth = (draws + 1) // 20
+    p_values = [reached / (draws + 1) for reached in range(1, twentieth + 3)]
+    above, notes = of_layers(p_values, draws, 1000)
+    assert above == f"{twentieth} of {twentieth + 2}"
+    assert "not said" not in notes
+
+
+@pytest.mark.parametrize("draws", [1, 5, 18])
+@pytest.mark.parametrize("other", ["shuffled", "random", "active elsewhere"])
+def test_too_few_draws_for_any_layer_to_be_above_are_said(draws: int, other: str) -> None:
+    above, notes = of_layers([1 / (draws + 1)] * 4, draws, 1000, other)
+    assert above is None
+    least = f"of {draws} draws the least p-value is 1/{draws + 1}, and 0.05 takes 19 or more (--draws)"
+    assert notes.splitlines()[-1] == f"above is not said: {least}"
+
+
+def test_too_few_orders_for_any_layer_to_be_above_are_said() -> None:
+    for n, orders in ((2, 2), (3, 6)):
+        above, notes = of_layers([0.4], 40, n)
+        assert above is None
+        assert f"above is not said of pairs that are shuffled: {n} have {orders} orders, too few" in notes
+        assert of_layers([0.4], 40, n, "random")[0] == "0 of 1"  # which draws parameters, and orders nothing
+    assert of_layers([1 / 24], 40, 4)[0] == "1 of 1"
+
+
+def test_rows_say_of_how_many_draws(found: dict[str, list[dict[str, Any]]]) -> None:
+    for row in found["gpt2-a"]:
+        if row["measure"] == "keep_k":
+            assert (row["p_value"], row["draws"]) == (None, None)
+        else:
+            assert row["draws"] == OPTIONS.draws
+            reached = row["p_value"] * (OPTIONS.draws + 1)
+            assert reached == pytest.approx(round(reached), abs=1e-12)
+            assert 1 <= reached <= OPTIONS.draws + 1
+
+
 def test_keep_k_is_the_notebooks(model_folders: dict[str, Path], found: dict[str, list[dict[str, Any]]]) -> None:
     """In the notebook's row form: E is d x V, X E, and the pseudo-inverse's transpose."""
     generator = np.random.default_rng(3)
@@ -262,11 +312,11 @@ def test_command_prints_and_draws(model_folders: dict[str, Path], tmp_path: Path
     text.write_bytes(lzma.compress(TEXT.encode()))
     picture = tmp_path / "measures.svg"
     arguments = ["evaluate", str(model_folders["gpt2-a"]), "--text", str(text), "-k", "10", "--pair-k", "20"]
-    arguments += ["--draws", "5", "--fold-norm"]
+    arguments += ["--draws", "19", "--fold-norm"]
     done = CliRunner().invoke(cli, [*arguments, "--plot", str(picture)])
     assert done.exit_code == 0, done.output
     assert "<svg" in picture.read_text()
-    options = EvaluateOptions(fold_norm=True, k=10, pair_k=20, draws=5)
+    options = EvaluateOptions(fold_norm=True, k=10, pair_k=20, draws=19)
     table = evaluate(str(model_folders["gpt2-a"]), TEXT, options)
     assert str(evaluation(table)) in done.output
     own = [row for row in table.to_pylist() if (row["kind"], row["against"]) == ("ff_key", "random")]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from urllib.parse import parse_qsl
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from starlette.testclient import TestClient
 
 from paramdex import Atlas
 from paramdex.web import shapes
+from paramdex.web.drawing import number
 from query_helpers import Everything, shared_ids
 from web_helpers import data, page
 
@@ -182,9 +185,25 @@ def test_find_and_search_are_the_verbs(client: TestClient, atlas: Atlas, q: str)
     ]
     assert sum(choice.count for choice in found.facets.side) == found.counted == len(expected)
     searched = shapes.Searched.model_validate(data(client, "/search.json", q=q, k=7))
-    assert [(r.address, r.similarity) for r in searched.rows] == [
-        (r["address"], r["similarity"]) for r in atlas.search(words, 100).to_rows()[:7]
+    assert [(r.rank, r.address, r.words, r.z, r.similarity) for r in searched.rows] == [
+        (r["rank"], r["address"], r["words"], r["z"], r["similarity"]) for r in atlas.search(words, 100).to_rows()[:7]
     ]
+
+
+def test_pages_show_z_and_words_where_they_differ(client: TestClient, atlas: Atlas) -> None:
+    """Of the words of the last two only bert has both, and it has two token types and 32 positions."""
+    for path, k, named in (
+        ("/search?q=canada&side=both&k=7", 7, []), ("/ask?q=canada", 6, []),
+        ("/search?q=ottawa+bread-butter&kind=token_type", 2, []),
+        ("/search?q=ottawa+bread-butter&kind=position&k=60", 60, ["Words"]),
+    ):  # fmt: skip
+        text = client.get(path).text.split('class="list near"')[1].split("</table>")[0]
+        names, values = re.findall(r'<th scope="col".*?>([^<>]+)<', text), re.findall(r'"z">([^<]+)<', text)
+        assert names == ["Parameter", *named, "z", "Correlation", "Strongest tokens"]
+        query = dict(parse_qsl(path.partition("?")[2]))
+        rows = atlas.search(query["q"], k, kind=query.get("kind"), side=query.get("side", "top")).to_rows()
+        assert values == [number(row["z"]) for row in rows]
+    assert 'data-label="z"' not in client.get("/similar?address=gpt2-a/L0/ff_value/1").text
 
 
 def test_facets_narrow(client: TestClient) -> None:

@@ -36,8 +36,8 @@ _SCHEMA = pa.schema(
     [
         ("model", pa.string()), ("fold_norm", pa.bool_()), ("space", pa.string()), ("measure", pa.string()),
         ("kind", pa.string()), ("layer", pa.int16()), ("k", pa.int32()), ("value", pa.float32()),
-        ("against", pa.string()), ("baseline", pa.float32()), ("deviation", pa.float32()), ("p_value", pa.float32()),
-        ("n", pa.int32()),
+        ("against", pa.string()), ("baseline", pa.float32()), ("deviation", pa.float32()), ("p_value", pa.float64()),
+        ("draws", pa.int32()), ("n", pa.int32()),
     ]
 )  # fmt: skip
 
@@ -59,7 +59,7 @@ class EvaluateOptions:
     samples: int = 1000
     """tokens looked at, and pairs of each kind and layer, at most"""
     draws: int = 40
-    """draws of a baseline"""
+    """draws of a baseline; of d draws no p-value is less than 1 / (d + 1)"""
     seed: int = 0
     """seed of all that is drawn at random"""
 
@@ -115,7 +115,8 @@ def evaluate(
             {
                 "model": source, "fold_norm": options.fold_norm, "space": which, "measure": measure, "kind": kind,
                 "layer": layer, "k": k, "value": found.value, "against": other, "baseline": found.baseline,
-                "deviation": found.deviation, "p_value": found.p_value, "n": n,
+                "deviation": found.deviation, "p_value": found.p_value,
+                "draws": None if found.p_value is None else options.draws, "n": n,
             }
         )  # fmt: skip
 

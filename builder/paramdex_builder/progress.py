@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 
+from paramdex_schemas.errors import escaped
+
 Advance = Callable[[int], None]
 _SILENCE = 60.0
 """Seconds after which a step tells how far it is where there is no bar."""
@@ -44,11 +46,11 @@ class TerminalProgress(Progress):
             from rich.progress import Progress as Bars
 
             columns = (
-                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+                TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
                 TextColumn("{task.fields[rate]}"), TimeRemainingColumn(),
             )  # fmt: skip
             with Bars(*columns, console=self._console, transient=True) as bars:
-                task = bars.add_task(what, total=total, rate="")
+                task = bars.add_task(escaped(what), total=total, rate="")
 
                 def advance(n: int) -> None:
                     done = bars.tasks[0].completed + n
@@ -73,8 +75,10 @@ class TerminalProgress(Progress):
             self.say(f"  {what}: {total:,} in {seconds:.0f} s ({_rate(total, seconds)})")
 
     def say(self, line: str) -> None:
+        from rich.text import Text  # in which no bracket of a name is markup
+
         with suppress(OSError):  # where nobody can read it, the build goes on
-            self._console.print(line, markup=False)  # a token in brackets is no tag
+            self._console.print(Text(escaped(line)))
 
 
 def _rate(n: float, seconds: float) -> str:

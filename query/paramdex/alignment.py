@@ -190,16 +190,19 @@ def _alignment(a: str, b: str, rows: list[tuple[Any, ...]], notes: Sequence[str]
     flat = [(a, b, kind, *place_a, *place_b, *rest) for kind, place_a, place_b, *rest in rows]
     table = table_of([dict(zip(_SCHEMA.names, row, strict=True)) for row in flat], _SCHEMA)
     found = Alignment(table)
-    lines = []
+    lines, depths = [], set()
     for kind in found.kinds:
         ours = [row for row in rows if row[0] == kind]
         lines.append({"kind": kind, **_summary(found, ours, "")})
         if ours[0][5] is not None:
             lines[-1] |= _summary(found, ours, "raw ")
+        if lines[-1]["p"] is not None:
+            depths.add(max(len({row[side] for row in ours}) for side in (1, 2)))
     title = f"{a} and {b}: mean |correlation| of matched layers and of all others, in embedding space"
     if any("raw matched" in line for line in lines):
         title += ", and of raw weights"
     title += "\ndiagonal: how much more alike layers of one depth are (at most 1); p: the chance of so much or more"
+    title += "".join(f"\np of {m} layers is at least 1/{min(factorial(m), _ORDERS + 1):,}" for m in sorted(depths))
     summary = Result(pa.Table.from_pylist(lines), title, list(notes))
     few = summary.table.select([name for name in summary.columns if name != "raw diagonal"])
     return Alignment(table, title, list(notes), few, summary)

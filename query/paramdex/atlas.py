@@ -20,7 +20,7 @@ from paramdex.filters import Sieve, TokenFilter
 from paramdex.find import find
 from paramdex.head_pairs import Pairs, heads
 from paramdex.head_similarity import similar_heads
-from paramdex.hits import hits_of_parameter, hits_of_words, listed
+from paramdex.hits import WordHit, hits_of_parameter, hits_of_words, listed, listed_by_words
 from paramdex.lens import lens
 from paramdex.matching import match
 from paramdex.model import Model
@@ -194,25 +194,34 @@ class Atlas:
         self, words: str | Iterable[str], k: int = 10, *, model: str | None = None, kind: str | None = None,
         layer: int | None = None, side: str = "top", filter: TokenFilter | None = None,
     ) -> Result:  # fmt: skip
-        """The k parameters nearest to a set of words: by the Pearson correlation of a parameter's V scores with the
-        indicator of the words' tokens, exactly. A string is split at white space; of white space alone it is one word.
+        """The k parameters nearest to a set of words, exactly. A string is split at white space; of white space alone it
+        is one word.
 
-        ``side`` asks for the largest correlations (top), the most negative (bottom) or the largest in size (both).
-        ``filter`` says by which tokens parameters are described. Raises TokenError for a word that no vocabulary has.
+        ``similarity`` is the Pearson correlation of a parameter's V scores with the indicator of the words' m tokens,
+        ``z`` how many standard deviations those lie above the mean of the scores, on average. In one vocabulary both
+        have the same order. Correlations of two do not compare: they are z sqrt(m / (V - m)), larger where V is small.
+        So parameters are in the order of z, but first those whose vocabulary has most of the words (``words``), as in
+        ``find``: the z of one word alone is no answer to three.
+
+        ``side`` asks for the largest z (top), the most negative (bottom) or the largest in size (both). ``filter`` says
+        by which tokens parameters are described. Raises TokenError for a word that no vocabulary has.
         """
         hits, notes = self.search_hits(words, k, model=model, kind=kind, layer=layer, side=side)
-        return listed(self, hits, None, notes, filter)
+        return listed_by_words(self, hits, notes, filter)
 
     def search_hits(
         self, words: str | Iterable[str], k: int = 10, *, model: str | None = None, kind: str | None = None,
         layer: int | None = None, side: str = "top",
-    ) -> tuple[list[Hit], list[str]]:  # fmt: skip
-        """What ``search`` finds, each a (similarity, param_id), and its notes."""
+    ) -> tuple[list[WordHit], list[str]]:  # fmt: skip
+        """What ``search`` finds, and its notes."""
         k = _how_many(k)
         chosen = self._with_layer(self._choose(model), layer)
         self._check_kind(kind, chosen, layer)
         wanted = self._resolve(chosen, (words.split() or [words]) if isinstance(words, str) else words_of(words))
-        return hits_of_words(self, wanted, chosen, k, kind, layer, side), self._missing(wanted, chosen)
+        notes = self._missing(wanted, chosen)
+        if len({item.known for item in wanted}) > 1:
+            notes.append("parameters of models that have more of the words come first")
+        return hits_of_words(self, wanted, chosen, k, kind, layer, side), notes
 
     def similar(
         self, address: str, k: int = 10, *, model: str | None = None, kind: str | None = None,
@@ -222,7 +231,9 @@ class Atlas:
         by the cosine of their matrices QK and VO (``kind`` for one of them) over all V x V pairs of tokens; exactly.
 
         In the same model unless ``model`` names another (or "all"), of the same kind unless ``kind`` names another.
-        Between models of different vocabularies, scores are compared on the tokens whose text both have.
+        Between models of different vocabularies, scores are compared on the tokens whose text both have: how many is
+        said. Correlations over different tokens stand in one order, but one over few says less: those of unrelated
+        scores spread around 0 by 1 / sqrt(n) for n tokens, or more.
         ``side`` and ``filter`` as in search. Raises AddressError.
         """
         where = self.address(address)

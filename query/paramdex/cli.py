@@ -14,6 +14,7 @@ import click
 
 from paramdex.filter_options import FilePath, filtered
 from paramdex_schemas import ParamdexError, QueryError
+from paramdex_schemas.errors import escaped
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 class _Group(click.Group):
@@ -58,7 +59,17 @@ def cli() -> None:
 
 
 def _print(result: Any, output: str) -> None:
-    click.echo(result.render(output))
+    """A table for people in the encoding of the terminal; what a program reads in UTF-8 and byte for byte, of which
+    click would take out what looks like a colour.
+    """
+    text = result.render(output)
+    to_bytes = output != "table" and hasattr(sys.stdout, "buffer")  # a stream in memory may take text alone
+    click.echo(text.encode() if to_bytes else text, color=True)
+
+
+def _say(text: str, *, err: bool = False) -> None:
+    """Lines for people. No name that they hold acts on the terminal."""
+    click.echo(escaped(text, but="\n\t"), err=err)
 
 
 def _print_and_plot(result: Any, output: str, plot: Path | None, printed: Any = None) -> None:
@@ -67,7 +78,7 @@ def _print_and_plot(result: Any, output: str, plot: Path | None, printed: Any = 
         result.plot(plot)
     _print(result if printed is None else printed, output)
     if plot is not None:
-        click.echo(f"picture: {plot}", err=output != "table")
+        _say(f"picture: {plot}", err=output != "table")
 
 
 def _check_plot(plot: Path | None) -> None:
@@ -212,7 +223,8 @@ def find(
 def search(
     atlas: Path, words: tuple[str, ...], k: int, model: str, kind: str, layer: int, side: str, filter: Any, output: str
 ) -> None:
-    """The parameters nearest to a set of words, by correlation over the whole vocabulary.
+    """The parameters nearest to a set of words, over the whole vocabulary: by the mean z of their tokens, which in one
+    vocabulary is by correlation.
 
     \b
     paramdex search demo.atlas "canada ottawa toronto"
@@ -410,7 +422,8 @@ def diff(
 @click.option("--pair-k", type=click.IntRange(1), default=100, show_default=True, help="strongest tokens in a pair")
 @click.option("--samples", type=click.IntRange(2), default=1000, show_default=True,
               help="tokens of the text looked at, and pairs of a kind and layer, at most")  # fmt: skip
-@click.option("--draws", type=click.IntRange(1), default=40, show_default=True, help="draws of each baseline")
+@click.option("--draws", type=click.IntRange(1), default=40, show_default=True,
+              help="draws of each baseline; of fewer than 19 no p-value is as small as 0.05")  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True, help="seed of all that is drawn at random")
 @click.option("--plot", type=FilePath(path_type=Path), help="draw all measures into this file (.png, .svg, .html)")
 @_FORMAT
@@ -537,7 +550,7 @@ def serve(atlas: Path, host: str, port: int, sql_seconds: float, sql_memory: int
         raise QueryError(f"serving needs {error.name}; install it with: pip install 'paramdex[web]'") from error
     opened = _open(atlas)
     limits = Limits(seconds=sql_seconds, memory_mb=sql_memory)
-    run(opened, host, port, limits, lambda url: click.echo(f"{atlas} is at {url} (Ctrl+C stops)"))
+    run(opened, host, port, limits, lambda url: _say(f"{atlas} is at {url} (Ctrl+C stops)"))
 
 
 @cli.command()
@@ -558,14 +571,14 @@ def demo(models: Path, output: Path) -> None:
     for command in tour(output, {source.partition("=")[0] for source in sources}):
         click.echo()
         click.secho(f"# {command.question}", fg="green")
-        click.secho(f"$ {command.text}", bold=True)
+        click.secho(escaped(f"$ {command.text}", but="\n"), bold=True)
         cli.main(command.arguments, standalone_mode=False)
 
 
 def fail(message: str) -> NoReturn:
     """End with one clear line on standard error and exit code 2."""
     with suppress(OSError):  # of a standard error that cannot be written
-        click.echo(f"error: {message}", err=True)
+        _say(f"error: {message}", err=True)
     sys.exit(2)
 
 
@@ -599,8 +612,10 @@ def main() -> None:
     except click.exceptions.Abort:
         fail("interrupted")
     except click.ClickException as error:
+        text = io.StringIO()
+        error.show(text)
         with suppress(OSError):
-            error.show()
+            _say(text.getvalue().rstrip("\n"), err=True)
         sys.exit(2)
     except ParamdexError as error:
         fail(str(error))
@@ -625,7 +640,7 @@ def run() -> NoReturn:
     put away what the system takes back anyhow.
     """
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # an arrow on a terminal of Latin-1 as \\u2192, which JSON reads too
+        if isinstance(stream, io.TextIOWrapper):  # an arrow on a terminal of Latin-1 as \\u2192
             stream.reconfigure(errors="backslashreplace")
     code = 0
     try:

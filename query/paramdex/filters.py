@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -129,7 +129,7 @@ class Sieve:
         """Of the items that were asked for those that pass in a model."""
         mask = self.mask(model)
         left = [(i, word) for i, word in zip(item.ids, item.words, strict=True) if mask is None or mask[i]]
-        return Wanted(item.vocabulary, [i for i, _ in left], [word for _, word in left], item.missing)
+        return replace(item, ids=[i for i, _ in left], words=[word for _, word in left])
 
     def notes(self) -> list[str]:
         """What the reader must know of the lists that were shown."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -27,19 +28,44 @@ _SHOWN_TOKENS = 5
 """Tokens by which a parameter is described in a list."""
 
 
+class WordHit(NamedTuple):
+    """A parameter near to words. ``z`` is the mean z of their tokens among its scores, ``words`` how many of the words
+    its model's vocabulary has.
+    """
+
+    similarity: float
+    param_id: int
+    z: float
+    words: int
+
+
 def hits_of_words(
     atlas: Atlas, wanted: list[Wanted], models: list[Model], k: int, kind: str | None, layer: int | None, side: str
-) -> list[Hit]:
-    """See ``Atlas.search``."""
-    hits: list[Hit] = []
+) -> list[WordHit]:
+    """See ``Atlas.search``. Those of most words first, of as many those of largest z, ties by param_id.
+
+    Let s be a parameter's V scores, of mean a and standard deviation b, and v the indicator of m tokens, whose mean z
+    is z. Then <s - a, v - m / V> is the tokens' sum of s - a, m z b; |s - a| is b sqrt(V), |v - m / V|^2 is
+    m (1 - m / V). So the correlation is
+
+        r = m z b / (b sqrt(V) sqrt(m (V - m) / V)) = z sqrt(m / (V - m)):
+
+    in one vocabulary z is r times one number, the k of largest r are the k of largest z, and models of it are in the
+    order of r. Between vocabularies r is the larger, for the same z, the fewer tokens there are. (Scores without
+    variation have no z; their r is 0, and so is what is called their z.)
+    """
+    hits: list[WordHit] = []
     for item in wanted:
         for one in models:
             if one.vocabulary == item.vocabulary:
-                query = _indicator(atlas, one, sorted(set(item.ids)))
+                ids = sorted(set(item.ids))
+                query, scale = _indicator(atlas, one, ids), (one.vocabulary_size / len(ids) - 1) ** 0.5
                 for each in one.layout.kinds if kind is None else [kind]:
                     if each in one.layout.kinds:
-                        hits += hits_in_model(atlas, one, each, query, k, layer, side)
-    return strongest_hits(hits, k, side)
+                        found = hits_in_model(atlas, one, each, query, k, layer, side)
+                        hits += [WordHit(r, param_id, r * scale, item.known) for r, param_id in found]
+    signs = signs_of(side)
+    return sorted(hits, key=lambda hit: (-hit.words, -max(sign * hit.z for sign in signs), hit.param_id))[:k]
 
 
 def hits_of_parameter(
@@ -133,6 +159,16 @@ def listed(
          ("top", pa.list_(pa.string())), ("bottom", pa.list_(pa.string()))]
     )  # fmt: skip
     return Result(table_of(rows, schema), title, [*notes, *sieve.notes()])
+
+
+def listed_by_words(
+    atlas: Atlas, hits: list[WordHit], notes: Sequence[str], filter: TokenFilter | None = None
+) -> Result:
+    """As ``listed``, with the z of the words; how many words a model has is printed where that differs."""
+    found = listed(atlas, [(hit.similarity, hit.param_id) for hit in hits], None, notes, filter)
+    words, z = pa.array([hit.words for hit in hits], pa.int32()), pa.array([hit.z for hit in hits], pa.float32())
+    table = found.table.add_column(1, "words", words).add_column(2, "z", z)
+    return replace(found, table=table, shown=table.drop_columns("words") if len(words.unique()) < 2 else None)
 
 
 def _read(atlas: Atlas, param_ids: list[int], sieve: Sieve) -> dict[int, Strongest]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,10 @@ GOOD = 0.7
 """The accuracy that the paper counts its runs by."""
 RARE = 0.05
 """The share of draws of a baseline that reach a value which counts as above it."""
+_FEWEST = math.ceil(1 / RARE)
+"""Draws, with the value itself, of which one is no more than that."""
+_SHUFFLED = ("shuffled", "active elsewhere")
+"""The baselines that are orders of the n things looked at."""
 _TITLES = {
     "states": "share of a state's strongest tokens that its most active parameters have among theirs",
     "pairs": "overlap (Jaccard) of the strongest tokens of two vectors that belong together",
@@ -27,7 +32,7 @@ _TITLES = {
 @dataclass(frozen=True, repr=False)
 class Evaluation(Drawn):
     """Rows of measure, kind, layer, k: ``value`` beside ``baseline``, the mean over draws, with their ``deviation``
-    and the share ``p_value`` of them that reach the value.
+    and the share ``p_value`` of them that reach the value, itself one of them: at least 1 / (``draws`` + 1).
     """
 
     def figure(self) -> Any:
@@ -72,14 +77,31 @@ def evaluation(table: pa.Table) -> Evaluation:
     counts = {row["measure"]: row["n"] for row in rows}
     notes = [f"{name}: {_TITLES[name]} (n = {n:,})" for name, n in counts.items()]
     notes.append(f"above: layers whose value at most {RARE:.0%} of the draws of the baseline reach")
+    notes += dict.fromkeys(why for row in rows for why in _too_few(row))
     return Evaluation(table, title, notes, pa.Table.from_pylist(lines))
 
 
 def _above(rows: list[dict[str, Any]]) -> str | None:
-    """How many layers are above their baseline; None where nothing was drawn."""
-    if rows[0]["p_value"] is None:
+    """How many layers are above their baseline; None where nothing was drawn, or too little for any to be."""
+    if rows[0]["p_value"] is None or any(_too_few(row) for row in rows):
         return None
     return f"{sum(row['p_value'] <= RARE for row in rows)} of {len(rows)}"
+
+
+def _too_few(row: dict[str, Any]) -> list[str]:
+    """Why no value could be above its baseline: too few draws, or too few orders to draw from."""
+    found = []
+    if row["p_value"] is not None and row["draws"] + 1 < _FEWEST:
+        found.append(
+            f"above is not said: of {row['draws']} draws the least p-value is 1/{row['draws'] + 1}, "
+            f"and {RARE} takes {_FEWEST - 1} or more (--draws)"
+        )
+    if row["against"] in _SHUFFLED and math.factorial(row["n"]) < _FEWEST:
+        found.append(
+            f"above is not said of {row['measure']} that are {row['against']}: "
+            f"{row['n']} have {math.factorial(row['n'])} orders, too few for a p-value of {RARE}"
+        )
+    return found
 
 
 def _by_layer(rows: list[dict[str, Any]]) -> str | None:

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from paramdex_schemas import QueryError
+from paramdex_schemas.errors import escaped
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -126,7 +127,7 @@ class Result:
             parts.append(Text("(no rows)"))
         if shown.num_rows > SHOWN_ROWS:
             parts.append(Text(f"... {shown.num_rows - SHOWN_ROWS:,} more rows; --format csv or json gives all"))
-        return Group(*parts, *(Text(note) for note in self.notes))
+        return Group(*parts, *(Text(escaped(note, but="\n")) for note in self.notes))
 
     def _least_width(self) -> int:
         """The columns that a table needs so that no number and no address is cut; texts fold."""
@@ -270,9 +271,7 @@ def visible(text: str) -> str:
     if inner != text:
         start = len(text) - len(text.lstrip(" "))
         text = "␣" * start + inner + "␣" * (len(text) - start - len(inner))
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    return escaped(text)
 
 
 def arrow(source: str, target: str) -> str:

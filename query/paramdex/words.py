@@ -28,12 +28,15 @@ _CONTINUES = "##"
 
 @dataclass(frozen=True)
 class Wanted:
-    """Items of one vocabulary that were asked for: ``ids[i]`` stands for ``words[i]``; ``missing`` words have none."""
+    """Items of one vocabulary that were asked for: ``ids[i]`` stands for ``words[i]``; ``missing`` words have none,
+    ``known`` is how many have some.
+    """
 
     vocabulary: str
     ids: list[int]
     words: list[str]
     missing: list[str]
+    known: int
 
 
 def is_marked(word: str) -> bool:
@@ -155,7 +158,8 @@ def _wanted(vocabulary: str, by_word: dict[str, list[int]]) -> Wanted:
     for word, ids in by_word.items():
         for i in ids:
             owner.setdefault(i, word)
-    return Wanted(vocabulary, list(owner), list(owner.values()), [word for word, ids in by_word.items() if not ids])
+    missing = [word for word, ids in by_word.items() if not ids]
+    return Wanted(vocabulary, list(owner), list(owner.values()), missing, len(by_word) - len(missing))
 
 
 def read_lines(path: str | Path, what: str) -> list[str]:

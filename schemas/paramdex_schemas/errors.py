@@ -81,6 +81,20 @@ def whole_number(
     return number
 
 
+def escaped(text: str, but: str = "") -> str:
+    r"""Text for a terminal, on which nothing that it holds can act: with escapes for what would not be seen as itself,
+    ``but`` for these characters.
+
+    >>> escaped("a\x1b[31mb\n"), escaped("two\nlines\x07", but="\n")
+    ('a\\x1b[31mb\\n', 'two\nlines\\x07')
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() or c in but else c.encode("unicode_escape").decode("ascii") for c in text
+    )
+
+
 def check_text(text: object, error: ParamdexError) -> None:
     """Raises ``error`` unless ``text`` is a str and UTF-8: of other bytes arguments and paths have lone surrogates."""
     if not isinstance(text, str):

@@ -19,6 +19,7 @@ from paramdex.web.shapes import (
     FoundParameter,
     Near,
     NearHead,
+    NearWords,
     Searched,
     Similar,
     SimilarHeads,
@@ -121,14 +122,14 @@ def search(
     """The k parameters nearest to the words."""
     words = split_words(q)
     hits, notes = atlas.search_hits(words, max(k, COUNTED), model=model, kind=kind, layer=layer, side=side)
-    found = [(atlas.owner(i).address(i), similarity) for similarity, i in hits]
+    found = [(atlas.owner(hit.param_id).address(hit.param_id), hit.similarity) for hit in hits]
     facets = _facets(
         {"address": str(where), "kind": where.kind, "side": "top" if similarity > 0 else "bottom"}
         for where, similarity in found
     )
-    return Searched(
-        q=q, words=words, side=side, rows=_near(atlas, hits[:k]), facets=facets, counted=len(hits), notes=notes
-    )
+    near = _near(atlas, [(hit.similarity, hit.param_id) for hit in hits[:k]])
+    rows = [NearWords(**dict(one), z=short(hit.z), words=hit.words) for one, hit in zip(near, hits[:k], strict=True)]
+    return Searched(q=q, words=words, side=side, rows=rows, facets=facets, counted=len(hits), notes=notes)
 
 
 def similar(

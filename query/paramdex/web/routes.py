@@ -181,7 +181,7 @@ def router(pool: Pool, pages: Pages, app: FastAPI) -> APIRouter:
 
     both("/align/{a}/{b}", "align.html", align, Comparison, "How alike the layers of two models are")
     both("/find", "find.html", find, Found, "Parameters and heads that have these words among their strongest")
-    both("/search", "search.html", search, Searched, "Parameters nearest to these words")
+    both("/search", "search.html", search, Searched, "Parameters nearest to these words, by z")
     both("/similar", "{type}.html", similar, AnySimilar, "Parameters nearest to one, or heads nearest to one")
     both("/", "home.html", home, Home, "The models of the atlas")
     both("/{address:path}", "{type}.html", thing, Thing, "A model, a layer, a head or a parameter")

@@ -140,6 +140,15 @@ class Near(Named):
     similarity: float
 
 
+class NearWords(Near):
+    """A parameter near to words: ``z`` is the mean of their tokens' z among its scores, ``words`` how many of them its
+    model's vocabulary has.
+    """
+
+    z: float
+    words: int
+
+
 class NearIn(Shape):
     """The nearest parameters in one model."""
 
@@ -317,12 +326,12 @@ class Found(Shape):
 
 
 class Searched(Shape):
-    """Parameters nearest to the words over the whole vocabulary."""
+    """Parameters nearest to the words over the whole vocabulary: by z, those of models that have most words first."""
 
     q: str
     words: list[str]
     side: Literal["top", "bottom", "both"]
-    rows: list[Near]
+    rows: list[NearWords]
     facets: Facets
     counted: int
     notes: list[str]
