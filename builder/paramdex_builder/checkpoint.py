@@ -13,13 +13,13 @@ import torch
 
 from paramdex_builder.family import Family, Stack, by_model_type, choose_norm
 from paramdex_builder.inference import find_prefix, find_stacks, infer_family
-from paramdex_builder.source import locate, read_config, typed_config, untyped_config
+from paramdex_builder.source import locate, read_config, tokenizer_files, typed_config, untyped_config
 from paramdex_builder.tensor_spec import TensorSpec
 from paramdex_builder.tensors import Stamp, TensorFiles, stamps
 from paramdex_schemas import KINDS, CheckpointError, FamilyError, Layout, Run, atlas_files
+from paramdex_schemas.foreign import reading
 from paramdex_schemas.layout import Place
 
-_DTYPES = {"float64", "float32", "float16", "bfloat16"}
 _WRITTEN = {"ff_bias": "ff_value", "attn_bias": "attn_output"}
 """Biases that are added to the stream -> the kind beside whose weights they stand."""
 _CARRIED = {
@@ -61,17 +61,22 @@ class Checkpoint:
 
         Raises CheckpointError or FamilyError where it cannot be read as a model of a known family.
         """
-        folder, revision = locate(source)
-        data = read_config(source, folder)
+        origin = locate(source)
+        folder, revision = origin.folder, origin.revision
+        data = read_config(origin)
         known = by_model_type()
         listed = data["model_type"] in known
-        config = typed_config(source, folder) if listed else untyped_config(data)
-        if getattr(config, "quantization_config", None) is not None:
-            raise CheckpointError(f"{source} is quantized; paramdex reads float32, float16 and bfloat16 weights")
-        files = TensorFiles.open(source, folder)
-        family = known[data["model_type"]] if listed else infer_family(data["model_type"], config, files)
-        family.check_config(config)
-        return cls(source, folder, revision, config, family, not listed, fold_norm, files, precision)
+        with reading(f"{source}: config.json", CheckpointError):  # whose entries may be anything
+            config = typed_config(source, folder) if listed else untyped_config(data)
+            if getattr(config, "quantization_config", None) is not None:
+                raise CheckpointError(f"{source} is quantized; paramdex reads float32, float16 and bfloat16 weights")
+            if listed:
+                known[data["model_type"]].check_config(config)
+            origin.fetch(tokenizer_files(origin))
+            files = TensorFiles.open(origin)
+            family = known[data["model_type"]] if listed else infer_family(data["model_type"], config, files)
+            family.check_config(config)
+            return cls(source, folder, revision, config, family, not listed, fold_norm, files, precision)
 
     def __post_init__(self) -> None:
         self._stamps = stamps(self.files.paths)
@@ -188,11 +193,6 @@ class Checkpoint:
         Raises FamilyError for a missing tensor or another shape, CheckpointError for unreadable or non-finite values.
         """
         self._shape(name, expected)
-        if self.files.dtype(name) not in _DTYPES:
-            raise CheckpointError(
-                f"{self.source}: tensor {name} is {self.files.dtype(name)}; "
-                "paramdex reads float32, float16 and bfloat16"
-            )
         tensor = self.files.tensor(name, part)
         if tensor.dtype == torch.float64 and self.precision == torch.float32:
             tensor = tensor.float()  # before the check: what is too large for float32 is infinite from here on

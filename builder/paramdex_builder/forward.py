@@ -6,6 +6,7 @@ model of transformers that is one stack of blocks can be run, whatever happens i
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,9 +19,11 @@ import torch
 from paramdex_builder.checkpoint import Checkpoint
 from paramdex_builder.tensors import same_name
 from paramdex_schemas import BuildError, CheckpointError, FamilyError
+from paramdex_schemas.foreign import reading
 
 LONGEST = 512
 """Tokens of a text that are read at most."""
+_POOLER = re.compile(r"(^|\.)pooler\.")
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ class Runner:
         positions = [run.n_rows for run in self.checkpoint.layout.of("position")]
         config = self.checkpoint.config
         limits = [*positions, getattr(config, "max_position_embeddings", None), getattr(config, "max_seq_len", None)]
-        limit = next((each for each in limits if each is not None), LONGEST)
+        limit = next((each for each in limits if isinstance(each, int)), LONGEST)
         return min(LONGEST, limit, self.tokenizer.model_max_length)
 
     def batches(self, texts: Sequence[str], longest: int, size: int) -> Iterator[tuple[list[int], Batch]]:
@@ -209,12 +212,14 @@ def load(source: str, folder: Path, auto: str = "AutoModel") -> Any:
     """A folder's model as one of transformers' auto classes gives it, in float32. Raises CheckpointError."""
     import transformers
 
-    try:
-        with quiet():
-            model = getattr(transformers, auto).from_pretrained(folder, dtype=torch.float32)
-    except Exception as error:  # transformers raises many kinds of errors here
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{source}: transformers cannot load it ({line})") from error
+    with reading(source, CheckpointError, "cannot be loaded by transformers"), quiet():
+        cls = getattr(transformers, auto)
+        model, info = cls.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    # It draws what it does not find at random. Nothing that is run reads a pooler where there is no head on top.
+    drawn = sorted(name for name in info["missing_keys"] if auto != "AutoModel" or not _POOLER.search(name))
+    if drawn:
+        more = f" and {len(drawn) - 1} more" if len(drawn) > 1 else ""
+        raise CheckpointError(f"{source}: transformers does not find {drawn[0]}{more} in its weights")
     model.config.use_cache = False
     return model
 
@@ -239,8 +244,5 @@ def read_tokenizer(source: str, folder: Path) -> Any:
     """The tokenizer in ``folder``. Raises CheckpointError."""
     from transformers import AutoTokenizer
 
-    try:
+    with reading(f"{source}: its tokenizer", CheckpointError):
         return AutoTokenizer.from_pretrained(folder)
-    except Exception as error:  # transformers and tokenizers raise many kinds of errors here
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{source}: its tokenizer cannot be read ({line})") from error
