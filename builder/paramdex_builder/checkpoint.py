@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,27 @@ _CARRIED = {
     "attn_value_bias": ("attn_value", "attn_output"),
 }
 """Biases within a head -> whose bias, and through whose vectors it is carried to the stream: the sum of b_j w_j."""
+
+
+@contextmanager
+def _naming(source: str) -> Iterator[None]:
+    """Around what judges a config without knowing whose it is: its FamilyError gets the model's source."""
+    try:
+        yield
+    except FamilyError as error:
+        if source in str(error):
+            raise
+        raise FamilyError(f"{source}: {error}") from error
+
+
+def _check_merged(source: str, files: TensorFiles) -> None:
+    """Raises CheckpointError where the weights are those of a model with an adapter of PEFT's around it."""
+    adapted = next((name for name in files.names() if ".base_layer." in name), None)
+    if adapted is not None:
+        raise CheckpointError(
+            f"{source}: {adapted} is the weight of a layer with an adapter beside it; save the model once more, with "
+            "model.merge_and_unload().save_pretrained(folder)"
+        )
 
 
 @dataclass
@@ -66,7 +88,7 @@ class Checkpoint:
         data = read_config(origin)
         known = by_model_type()
         listed = data["model_type"] in known
-        with reading(f"{source}: config.json", CheckpointError):  # whose entries may be anything
+        with _naming(source), reading(f"{source}: config.json", CheckpointError):  # whose entries may be anything
             config = typed_config(source, folder) if listed else untyped_config(data)
             if getattr(config, "quantization_config", None) is not None:
                 raise CheckpointError(f"{source} is quantized; paramdex reads float32, float16 and bfloat16 weights")
@@ -74,6 +96,7 @@ class Checkpoint:
                 known[data["model_type"]].check_config(config)
             origin.fetch(tokenizer_files(origin))
             files = TensorFiles.open(origin)
+            _check_merged(source, files)
             family = known[data["model_type"]] if listed else infer_family(data["model_type"], config, files)
             family.check_config(config)
             return cls(source, folder, revision, config, family, not listed, fold_norm, files, precision)

@@ -203,7 +203,7 @@ def read_labelled(path: Path, *, words: int | None = None, limit: int | None = N
         if not line.strip():
             continue
         where = f"{path}, line {number}"
-        with reading(where, BuildError, "is not a JSON object with text and label"):
+        with reading(f"{where}:", BuildError, "not a JSON object with text and label"):
             entry = json.loads(line)
             given, label = entry["text"], entry["label"]
         if not isinstance(given, str) or not given.strip() or not isinstance(label, (str, int)):

@@ -56,6 +56,6 @@ def usual(tensor: torch.Tensor, part: int | None = None) -> torch.Tensor:
     axis, which stays. Raises ValueError where it has none.
     """
     if tensor.is_meta:
-        raise ValueError("it has a shape and no numbers: it was saved from the device meta")
+        raise ValueError("it has no numbers: it was saved from the device meta")
     dense = tensor if tensor.layout == torch.strided else tensor.to_dense()
     return dense if part is None else dense[part : part + 1]

@@ -11,7 +11,7 @@ from pathlib import Path
 from paramdex_builder.contents import without_weights
 from paramdex_builder.hub import Origin
 from paramdex_schemas import CheckpointError
-from paramdex_schemas.foreign import read_json
+from paramdex_schemas.foreign import read_json, reading
 
 STEMS = ("model.safetensors", "pytorch_model.bin")
 """The names under which transformers saves weights; the first that is there is read, whole before in shards."""
@@ -38,11 +38,7 @@ def choose(origin: Origin, stems: Sequence[str] = STEMS) -> WeightFiles:
         index = f"{stem}.index.json"
         if origin.has(index):
             where = read_index(origin, index)
-            names = sorted(set(where.values()))
-            missing = [name for name in names if not origin.has(name)]
-            if missing:
-                raise CheckpointError(f"{origin.source}: the shard {missing[0]} is missing; fetch it again")
-            return WeightFiles(names, where)
+            return WeightFiles(sorted(set(where.values())), where)
     for stem in stems:
         names = _numbered(origin, stem)
         if names:
@@ -52,7 +48,7 @@ def choose(origin: Origin, stems: Sequence[str] = STEMS) -> WeightFiles:
 
 def read_index(origin: Origin, name: str) -> dict[str, str]:
     """Tensor -> the shard that holds it, of a ``*.index.json``. Raises CheckpointError where it is damaged, or a shard
-    lies outside the model's folder, by its name or by links.
+    is missing, or lies outside the model's folder, by its name or by links.
     """
     what = f"{origin.source}: {name}"
     where = read_json(origin.path(name), what, CheckpointError).get("weight_map")
@@ -62,8 +58,11 @@ def read_index(origin: Origin, name: str) -> dict[str, str]:
         if not isinstance(shard, str) or not shard:
             raise CheckpointError(f"{what} is damaged: it says that {tensor} is in {shard!r}; fetch it again")
     for shard in sorted(set(where.values())):
-        if not _inside(origin.folder, shard):
-            raise CheckpointError(f"{what} leads out of the folder, to {shard}; it may only name files in it")
+        with reading(what, CheckpointError, "is damaged", "fetch it again"):  # a name may be none of a file's
+            if not _inside(origin.folder, shard):
+                raise CheckpointError(f"{what} leads out of the folder, to {shard}; it may only name files in it")
+            if not origin.has(shard):
+                raise CheckpointError(f"{origin.source}: the shard {shard} is missing; fetch it again")
     return where
 
 
@@ -91,8 +90,8 @@ def _numbered(origin: Origin, stem: str) -> list[str]:
     not all are there that they say there are.
     """
     base, _, ending = stem.rpartition(".")
-    found = [match for match in map(_SHARD.fullmatch, origin.names) if match and match["stem"] == base]
-    found = [match for match in found if match["ending"] == ending]
+    matches = [match for match in map(_SHARD.fullmatch, origin.names) if match and origin.has(match[0])]
+    found = [match for match in matches if (match["stem"], match["ending"]) == (base, ending)]
     if not found:
         return []
     counts = {int(match["count"]) for match in found}

@@ -17,6 +17,7 @@ from paramdex.database import Database
 from paramdex.result import visible
 from paramdex_schemas import QueryError, TokenError
 from paramdex_schemas.errors import check_text
+from paramdex_schemas.foreign import reading
 
 MARKERS = (" ", "Ġ", "▁", "##")
 
@@ -139,8 +140,9 @@ def _wanted(vocabulary: str, by_word: dict[str, list[int]]) -> Wanted:
 
 def read_lines(path: str | Path, what: str) -> list[str]:
     """The lines of a file of words. Raises QueryError, which calls it ``what``, where it cannot be read."""
-    try:
-        return Path(path).read_text("utf-8-sig").splitlines()
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise QueryError(f"the {what} {path} cannot be read: {reason}") from error
+    with reading(f"the {what} {path}", QueryError):
+        raw = Path(path).read_bytes()
+        try:
+            return raw.decode("utf-8-sig").splitlines()
+        except UnicodeDecodeError as error:
+            raise ValueError("it is not UTF-8 text") from error

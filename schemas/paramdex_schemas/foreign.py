@@ -38,7 +38,7 @@ def reading(
     except _PASSING:
         raise
     except BaseException as cause:
-        raise error(f"{what} {says} ({reason(cause)}){f'; {then}' if then else ''}") from cause
+        raise error(f"{what} {says}: {reason(cause)}{f'; {then}' if then else ''}") from cause
 
 
 def reason(error: BaseException) -> str:
@@ -58,8 +58,10 @@ def read_json(path: Path, what: str, error: type[ParamdexError], says: str = "is
     """The object of a JSON file, which messages call ``what``, with what they say of one that holds none. Raises
     ``error``.
     """
+    with reading(path, error):
+        raw = path.read_bytes()
     with reading(what, error, says, "fetch it again"):
-        data = json.loads(path.read_bytes())
+        data = json.loads(raw)
         if not isinstance(data, dict):
             raise TypeError(f"it holds no object but {_CALLED.get(type(data), 'a number')}")
     return data
