@@ -20,8 +20,8 @@ from paramdex.own_vectors import own_vectors
 from paramdex.words import read_lines
 from paramdex_builder import build
 from paramdex_builder.checkpoint import Checkpoint
-from paramdex_builder.classifier import read_labelled
-from paramdex_builder.forward import Runner
+from paramdex_builder.classifier import Classifier, read_labelled
+from paramdex_builder.forward import Runner, load, read_tokenizer
 from paramdex_schemas import BuildError, CheckpointError, FamilyError, ParamdexError, QueryError
 from paramdex_schemas.foreign import reading
 
@@ -158,7 +158,13 @@ REFUSED: dict[str, tuple[Callable[[State], Any], str]] = {
         "pytorch_model.bin holds no state dict but model, ema; save the model's state dict alone",
     ),
     "nothing": (lambda _: [0], "pytorch_model.bin holds no state dict"),
-    "wrapped in part": (wrapped("module.", only="wte"), "there is no tensor transformer.wte.weight"),
+    "wrapped in part": (
+        wrapped("module.", only="wte"),
+        "there is no tensor transformer.wte.weight, but module.transformer.wte.weight; save it with names as",
+    ),
+    "within another module": (
+        wrapped("net."), "there is no tensor transformer.wte.weight, but net.transformer.wte.weight; save it with names"
+    ),
     "wrapped and not": (
         lambda state: state.update({f"_orig_mod.{FC}": state[FC]}), f"{FC} and _orig_mod.{FC} would both be {FC}"
     ),
@@ -208,6 +214,35 @@ def test_weights_that_transformers_would_draw_at_random_are_no_model_to_run(word
     checkpoint = Checkpoint.open(str(word_model))
     with pytest.raises(CheckpointError, match=r"transformers does not find \S+ and \d+ more in its weights"):
         Runner.open(checkpoint)
+
+
+def test_a_head_that_transformers_would_draw_at_random_is_no_classifier(word_model: Path) -> None:
+    file = word_model / "config.json"
+    config = json.loads(file.read_text()) | {"architectures": ["GPT2ForSequenceClassification"]}
+    file.write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"transformers does not find score\.weight in its weights"):
+        Classifier.open(str(word_model))
+
+
+READS: list[tuple[str, Callable[[Path], Any]]] = [
+    ("paramdex_builder.tensors.safe_open", lambda folder: Checkpoint.open(str(folder))),
+    ("transformers.AutoConfig.from_pretrained", lambda folder: Checkpoint.open(str(folder))),
+    ("transformers.AutoModel.from_pretrained", lambda folder: load(str(folder), folder)),
+    ("transformers.AutoTokenizer.from_pretrained", lambda folder: read_tokenizer(str(folder), folder)),
+    ("paramdex.own_vectors.safe_open", lambda folder: own_vectors(folder / "model.safetensors", 4, "m")),
+]
+
+
+@pytest.mark.parametrize(("reader", "read"), READS, ids=[reader for reader, _ in READS])
+def test_what_is_no_exception_is_caught_at_every_reader(
+    word_model: Path, monkeypatch: pytest.MonkeyPatch, reader: str, read: Callable[[Path], Any]
+) -> None:
+    def panic(*_: object, **__: object) -> None:
+        raise PanicException("index out of bounds")
+
+    monkeypatch.setattr(reader, panic)
+    with pytest.raises(ParamdexError, match=f"{word_model}.*: index out of bounds"):
+        read(word_model)
 
 
 # ---- JSON
@@ -335,7 +370,7 @@ THERE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "Flax": (holding("flax_model.msgpack"), "it holds flax_model.msgpack, Flax's format"),
     "ONNX": (holding("model.onnx"), "it holds model.onnx, another program's format"),
     "an adapter's weights": (holding("adapter_model.safetensors"), "it holds adapter_model.safetensors, an adapter"),
-    "another name": (holding("weights.safetensors"), "it holds weights.safetensors, no name that transformers gives"),
+    "another name": (holding("weights.safetensors"), "it holds weights.safetensors, no name of transformers'; load it"),
     "none": (holding(), "has no model.safetensors; save it with model.save_pretrained(folder), which writes one (it"),
     "some shards": (
         holding("model-00001-of-00003.safetensors", "model-00003-of-00003.safetensors"),
@@ -374,10 +409,10 @@ def test_a_folder_without_a_config_is_told_by_what_it_holds(word_model: Path, tm
 
     runs = tmp_path / "runs"
     shutil.copytree(word_model, runs / "checkpoint-500")
-    says(runs, f"{runs} is no model: it has no config.json; give {runs}/checkpoint-500")
+    says(runs, f"{runs} is no model: it has no config.json; give a folder in it that has one: checkpoint-500")
     shutil.copytree(word_model, runs / "checkpoint-900")
     (runs / "model_index.json").write_text("{}")
-    says(runs, f"give {runs}/checkpoint-500, or another of its 2 folders that have one")
+    says(runs, "give a folder in it that has one: checkpoint-500, checkpoint-900")
     empty = tmp_path / "empty"
     empty.mkdir()
     says(empty, "it has no config.json; the folder is empty")
@@ -387,6 +422,8 @@ def test_a_folder_without_a_config_is_told_by_what_it_holds(word_model: Path, tm
     says(word_model / "model.safetensors", "is a file; give the folder that holds", f"weights, {word_model}")
     (empty / "m.gguf").rename(empty / "params.json")
     says(empty, "it has no config.json; it holds params.json")
+    (word_model / "config.json").unlink()
+    says(word_model, "it has no config.json; it holds ", "model.safetensors, tokenizer.json, tokenizer_config.json")
 
 
 @pytest.mark.parametrize(

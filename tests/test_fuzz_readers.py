@@ -18,8 +18,8 @@ from fuzz_readers import CORPUS, READERS, damaged, outcome, whole
 from paramdex_schemas.foreign import reading
 
 KEPT = sorted(path for path in CORPUS.glob("*/*") if path.is_file())
-COUNTS = {"safetensors": 40, "pickle": 60, "legacy": 60, "index": 40, "adapter_config": 40, "adapter": 20}
-"""How many files of a reader are damaged here; of one that reads no model 200."""
+COUNTS = dict.fromkeys(("npy", "lens_safetensors", "words", "pairs", "reviews", "pickle", "legacy"), 200)
+"""How many files of a reader are damaged here; 60 of one that takes longer."""
 
 
 def folder_of(name: str, root: Path) -> Path:
@@ -42,8 +42,9 @@ def test_files_that_were_once_no_error_of_ours(kept: Path, tmp_path: Path) -> No
 def test_damaged_files(name: str, tmp_path: Path) -> None:
     folder = folder_of(name, tmp_path)
     assert outcome(name, folder, whole(name)) == "read"
-    found = Counter(outcome(name, folder, damaged(name, case)) for case in range(COUNTS.get(name, 200)))
-    assert set(found) == {"read", "refused"}  # of each some: damage is no mere noise, nor always without effect
+    found = Counter(outcome(name, folder, damaged(name, case)) for case in range(COUNTS.get(name, 60)))
+    assert set(found) <= {"read", "refused"}
+    assert found["refused"] > 0
 
 
 def test_the_damage_of_a_case_is_the_same_each_time() -> None:

@@ -37,7 +37,7 @@ def _naming(source: str) -> Iterator[None]:
     try:
         yield
     except FamilyError as error:
-        if source in str(error):
+        if str(error).startswith(source):
             raise
         raise FamilyError(f"{source}: {error}") from error
 
@@ -83,6 +83,8 @@ class Checkpoint:
 
         Raises CheckpointError or FamilyError where it cannot be read as a model of a known family.
         """
+        import transformers  # noqa: F401  # that it is not installed is no fault of the file's
+
         origin = locate(source)
         folder, revision = origin.folder, origin.revision
         data = read_config(origin)
@@ -110,9 +112,12 @@ class Checkpoint:
             raise FamilyError(f"{self.source}: norms cannot be folded: {why}; build it without --fold-norm")
         prefix = find_prefix(self.family, self.files)
         if prefix is None:
+            ends = tuple(f".{name}" for name in self.family.input_embeddings)
+            other = next((name for name in self.files.names() if name.endswith(ends)), None)
+            said = f"its config says {self.config.model_type}, its weights do not"
             raise FamilyError(
-                f"{self.source}: there is no tensor {self.family.prefixes[0]}{self.family.input_embeddings[0]}; "
-                f"its config says {self.config.model_type}, its weights do not"
+                f"{self.source}: there is no tensor {self.family.prefixes[0]}{self.family.input_embeddings[0]}"
+                f"{f', but {other}; save it with names as transformers has them' if other else f'; {said}'}"
             )
         self._prefix = prefix
         for stack in find_stacks(self.family, prefix, self.files):

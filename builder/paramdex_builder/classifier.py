@@ -77,8 +77,9 @@ class Classifier:
         checkpoint = Checkpoint.open(source)
         if origin.has(CLASSIFIER):
             return cls(Runner.open(checkpoint), _weights(origin, checkpoint.d_model))
-        built_as = getattr(checkpoint.config, "architectures", None) or [""]
-        if not built_as[0].endswith("ForSequenceClassification"):
+        built_as = getattr(checkpoint.config, "architectures", None)
+        first = str(built_as[0]) if isinstance(built_as, list) and built_as else ""
+        if not first.endswith("ForSequenceClassification"):
             raise CheckpointError(
                 f"{source} is no classifier: it has neither a head for sequence classification nor {CLASSIFIER}"
             )

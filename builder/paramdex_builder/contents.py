@@ -19,7 +19,7 @@ _OTHERS = {
     r"flax_model.*\.msgpack": f"Flax's format; load it with from_flax=True and {_SAVE}",
     r".*\.onnx(_data)?|openvino_.*|.*\.(tflite|mlmodel|ot|engine)": f"another program's format; {_SOURCE}",
     r"adapter_model\.(safetensors|bin)": "an adapter; give it with its adapter_config.json, and its base with --base",
-    r".*\.(safetensors|bin|pt|pth|ckpt)": f"no name that transformers gives; load the model and {_SAVE}",
+    r"(?!(pytorch_)?model[.-]).*\.(safetensors|bin|pt|pth|ckpt)": f"no name of transformers'; load it and {_SAVE}",
 }
 """Names of files that hold weights and are not read -> what they are, and what to do."""
 
@@ -34,10 +34,9 @@ def without_weights(origin: Origin) -> str:
 def without_config(origin: Origin) -> str:
     """The end of a message on a folder without a config.json: what is there, and what to do."""
     names = origin.names
-    below = sorted(name.partition("/")[0] for name in names if re.fullmatch(r"[^/]+/config\.json", name))
-    if below:
-        others = f", or another of its {len(below)} folders that have one" if len(below) > 1 else ""
-        return f"give {origin.source.rstrip('/')}/{below[0]}{others}"
+    below = [name.partition("/")[0] for name in names if re.fullmatch(r"[^/]+/config\.json", name)]
+    if below and origin.repo is None:
+        return f"give a folder in it that has one: {_some(below)}"
     return _others(names) or _listed(names)
 
 
@@ -63,4 +62,8 @@ def _others(names: Sequence[str]) -> str | None:
 def _listed(names: Sequence[str]) -> str:
     if not names:
         return "the folder is empty"
-    return f"it holds {', '.join(names[:6])}{', ...' if len(names) > 6 else ''}"
+    return f"it holds {_some(names)}"
+
+
+def _some(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:6])}{', ...' if len(names) > 6 else ''}"

@@ -110,7 +110,7 @@ class TensorFiles:
             )
         if stored.mapped is not None:
             if stamps([stored.path]) != [self._mapped[stored.path]]:  # past its end the system would stop the process
-                raise CheckpointError(f"{self.source}: {stored.path.name} changed while it was read")
+                raise CheckpointError(f"{self.source}: {stored.path.name} changed while it was read; run it again")
             with reading(f"{self.source}: tensor {name} of {stored.path.name}", CheckpointError):
                 return usual(stored.mapped, part)
         with self._damage(stored.path), safe_open(stored.path, framework="pt") as file:
