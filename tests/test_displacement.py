@@ -323,6 +323,29 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "parameters": (configured(target_parameters=["x"]), "adapters with target_parameters are not read"),
     "another type": (configured(peft_type="IA3"), "is a IA3 adapter; paramdex reads LoRA adapters"),
     "no scale": (configured(lora_alpha=None), "says lora_alpha None, which is no number"),
+    "no number": (configured(lora_alpha=float("nan")), "says lora_alpha nan, which is no number"),
+    "a number beyond floats": (configured(lora_alpha=10**400), r"says lora_alpha 10{79}, which is no number"),
+    "no patterns": (configured(alpha_pattern=[1]), r"says alpha_pattern \[1\], which is no object"),
+    "no pattern": (configured(alpha_pattern={"(": 1}), r"the pattern '\(' cannot be read: missing \)"),
+    "a pattern tried for years": (configured(alpha_pattern={"((e|n)+)+x": 1}), r"has the pattern '.*'; write names of"),
+    "a pattern of many stars": (configured(alpha_pattern={".*.*.*.*x": 1}), r"has the pattern '.*'; write names of"),
+    "nested deeply": (
+        lambda folder: (folder / "adapter_config.json").write_text("[" * 100_000),
+        "adapter_config.json cannot be read: it is nested too deeply",
+    ),
+    "the other half of one": (weighted(lambda state: state.pop(f"{QUERY}.lora_A.weight")), "has no lora_A beside it"),
+    "no rank": (
+        weighted(
+            lambda state: state.update(
+                {f"{QUERY}.lora_A.weight": torch.ones(0, 24), f"{QUERY}.lora_B.weight": torch.ones(24, 0)}
+            )
+        ),
+        "are no LoRA of a linear",
+    ),
+    "complex": (
+        weighted(lambda state: state.update({f"{QUERY}.lora_A.weight": torch.ones(4, 24, dtype=torch.complex64)})),
+        "lora_A.weight is C64; paramdex reads float32",
+    ),
     "no JSON": (lambda folder: (folder / "adapter_config.json").write_text("{"), "adapter_config.json cannot be read"),
     "a list": (lambda folder: (folder / "adapter_config.json").write_text("[]"), "adapter_config.json cannot be read"),
     "no weights": (lambda folder: (folder / "adapter_model.safetensors").unlink(), "has no adapter_model.safetensors"),

@@ -21,6 +21,7 @@ from paramdex_builder.checkpoint import Checkpoint
 from paramdex_builder.displacement import Displacement
 from paramdex_builder.finite import check_lengths, check_table
 from paramdex_builder.head_units import ATTENTION, Kept, head_units
+from paramdex_builder.hub import own_name
 from paramdex_builder.options import Options, given, source_texts
 from paramdex_builder.output import check_space, check_writable, estimate, find_place, staging_folder
 from paramdex_builder.pairs import same_words
@@ -113,9 +114,9 @@ def _names(sources: Sequence[str], base: str | Path | None = None) -> dict[str, 
     for text in sources:
         name, equals, source = text.partition("=")
         if not equals or "/" in name:  # a path, which may have = in it
-            source, name = text, Path(text.rstrip("/")).name
+            source, name = text, own_name(text)
             if base is not None:
-                name += f"-minus-{Path(str(base).rstrip('/')).name}"
+                name += f"-minus-{own_name(str(base))}"
         (source,) = source_texts(source)
         if not MODEL_NAME.fullmatch(name):
             raise BuildError(f"{name!r} cannot name a model; write NAME={source} with letters, digits, . _ + or -")

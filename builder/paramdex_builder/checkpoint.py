@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,13 @@ from paramdex_builder import counts
 from paramdex_builder.family import Family, Stack, by_model_type, choose_norm
 from paramdex_builder.inference import counted_stacks, infer_family
 from paramdex_builder.norms import folded
-from paramdex_builder.source import locate, read_config, typed_config, untyped_config
+from paramdex_builder.source import locate, read_config, tokenizer_files, typed_config, untyped_config
 from paramdex_builder.tensor_spec import TensorSpec
 from paramdex_builder.tensors import Stamp, TensorFiles, stamps
 from paramdex_schemas import KINDS, CheckpointError, FamilyError, Layout, Run, atlas_files
+from paramdex_schemas.foreign import reading
 from paramdex_schemas.layout import Place
 
-_DTYPES = {"float64", "float32", "float16", "bfloat16"}
 _WRITTEN = {"ff_bias": "ff_value", "attn_bias": "attn_output"}
 """Biases that are added to the stream -> the kind beside whose weights they stand."""
 _CARRIED = {
@@ -30,6 +31,27 @@ _CARRIED = {
     "attn_value_bias": ("attn_value", "attn_output"),
 }
 """Biases within a head -> whose bias, and through whose vectors it is carried to the stream: the sum of b_j w_j."""
+
+
+@contextmanager
+def _naming(source: str) -> Iterator[None]:
+    """Around what judges a config without knowing whose it is: its FamilyError gets the model's source."""
+    try:
+        yield
+    except FamilyError as error:
+        if str(error).startswith(source):
+            raise
+        raise FamilyError(f"{source}: {error}") from error
+
+
+def _check_merged(source: str, files: TensorFiles) -> None:
+    """Raises CheckpointError where the weights are those of a model with an adapter of PEFT's around it."""
+    adapted = next((name for name in files.names() if ".base_layer." in name), None)
+    if adapted is not None:
+        raise CheckpointError(
+            f"{source}: {adapted} is the weight of a layer with an adapter beside it; save the model once more, with "
+            "model.merge_and_unload().save_pretrained(folder)"
+        )
 
 
 @dataclass
@@ -63,22 +85,30 @@ class Checkpoint:
 
         Raises CheckpointError or FamilyError where it cannot be read as a model of a known family.
         """
-        folder, revision = locate(source)
-        data = read_config(source, folder)
+        import transformers  # noqa: F401  # that it is not installed is no fault of the file's
+
+        origin = locate(source)
+        folder, revision = origin.folder, origin.revision
+        data = read_config(origin)
         if data.get("quantization_config") is not None:
             raise CheckpointError(f"{source} is quantized; paramdex reads float32, float16 and bfloat16 weights")
-        counts.check_unrolled(data)
-        files = TensorFiles.open(source, folder)
-        config: Any = untyped_config(data)
-        family = by_model_type().get(data["model_type"])
-        inferred = family is None
-        if family is None:
-            family = infer_family(data["model_type"], config, files)
-        else:
-            counted_stacks(source, family, config, files)  # before transformers makes a list of as many
-            config = typed_config(source, folder)
-        family.check_config(config)
-        return cls(source, folder, revision, config, family, inferred, fold_norm, files, precision)
+        with _naming(source), reading(f"{source}: config.json", CheckpointError):  # whose entries may be anything
+            counts.check_unrolled(data)
+            config: Any = untyped_config(data)
+            family = by_model_type().get(data["model_type"])
+            inferred = family is None
+            if family is not None:
+                family.check_config(config)  # before the weights are fetched
+            origin.fetch(tokenizer_files(origin))
+            files = TensorFiles.open(origin)
+            _check_merged(source, files)
+            if family is None:
+                family = infer_family(data["model_type"], config, files)
+            else:
+                counted_stacks(source, family, config, files)  # before transformers makes a list of as many
+                config = typed_config(source, folder)
+            family.check_config(config)
+            return cls(source, folder, revision, config, family, inferred, fold_norm, files, precision)
 
     def __post_init__(self) -> None:
         self._stamps = stamps(self.files.paths)
@@ -195,11 +225,6 @@ class Checkpoint:
         Raises FamilyError for a missing tensor or another shape, CheckpointError for unreadable or non-finite values.
         """
         self._shape(name, expected)
-        if self.files.dtype(name) not in _DTYPES:
-            raise CheckpointError(
-                f"{self.source}: tensor {name} is {self.files.dtype(name)}; "
-                "paramdex reads float32, float16 and bfloat16"
-            )
         tensor = self.files.tensor(name, part)
         if tensor.dtype == torch.float64 and self.precision == torch.float32:
             tensor = tensor.float()  # before the check: what is too large for float32 is infinite from here on

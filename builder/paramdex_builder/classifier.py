@@ -24,11 +24,14 @@ import torch
 from paramdex_builder.checkpoint import Checkpoint
 from paramdex_builder.displacement import AdaptedFiles
 from paramdex_builder.forward import Batch, Runner, load
-from paramdex_builder.source import ADAPTER_CONFIG, locate, read_text
+from paramdex_builder.hub import ADAPTER_CONFIG, Origin
+from paramdex_builder.source import locate, read_text, tokenizer_files
 from paramdex_builder.tensors import TensorFiles, same_name
 from paramdex_builder.tokenizer import load_tokenizer
 from paramdex_builder.vocabulary import read_vocabulary
 from paramdex_schemas import BuildError, CheckpointError
+from paramdex_schemas.errors import check_text
+from paramdex_schemas.foreign import reading
 
 CLASSIFIER = "classifier.safetensors"
 
@@ -62,24 +65,26 @@ class Classifier:
 
         Raises CheckpointError or FamilyError.
         """
-        folder, _ = locate(source)
-        if (folder / ADAPTER_CONFIG).is_file():
+        origin = locate(source)
+        if origin.has(ADAPTER_CONFIG):
             if base is None:
                 raise CheckpointError(f"{source} is an adapter; say with --base which model it was tuned from")
             checkpoint = Checkpoint.open(base)
-            runner = Runner.open(checkpoint, adapted(source, folder, checkpoint))
-            if (folder / "tokenizer_config.json").is_file():
-                runner.tokenizer = _own_tokenizer(source, folder, checkpoint)
-            return cls(runner, _weights(source, folder, checkpoint.d_model))
+            runner = Runner.open(checkpoint, adapted(origin, checkpoint))
+            if origin.has("tokenizer_config.json"):
+                origin.fetch(tokenizer_files(origin))
+                runner.tokenizer = _own_tokenizer(source, origin.folder, checkpoint)
+            return cls(runner, _weights(origin, checkpoint.d_model))
         checkpoint = Checkpoint.open(source)
-        if (folder / CLASSIFIER).is_file():
-            return cls(Runner.open(checkpoint), _weights(source, folder, checkpoint.d_model))
-        built_as = getattr(checkpoint.config, "architectures", None) or [""]
-        if not built_as[0].endswith("ForSequenceClassification"):
+        if origin.has(CLASSIFIER):
+            return cls(Runner.open(checkpoint), _weights(origin, checkpoint.d_model))
+        built_as = getattr(checkpoint.config, "architectures", None)
+        first = str(built_as[0]) if isinstance(built_as, list) and built_as else ""
+        if not first.endswith("ForSequenceClassification"):
             raise CheckpointError(
                 f"{source} is no classifier: it has neither a head for sequence classification nor {CLASSIFIER}"
             )
-        runner = Runner.open(checkpoint, load(source, folder, "AutoModelForSequenceClassification"))
+        runner = Runner.open(checkpoint, load(source, origin.folder, "AutoModelForSequenceClassification"))
         config = runner.model.config.get_text_config()
         if getattr(config, "pad_token_id", None) is None:
             # A decoder's head then takes the last token, but of one text at a time. No token has the id -1, so that
@@ -157,9 +162,9 @@ def _own_tokenizer(source: str, folder: Path, base: Checkpoint) -> Any:
     return load_tokenizer(source, folder)
 
 
-def adapted(source: str, folder: Path, base: Checkpoint) -> Any:
+def adapted(origin: Origin, base: Checkpoint) -> Any:
     """transformers' model of ``base`` with an adapter's products added to its weights. Raises CheckpointError."""
-    files = AdaptedFiles.open(source, folder, base)
+    source, files = origin.source, AdaptedFiles.open(origin, base)
     model = load(base.source, base.folder)
     parameters = dict(model.named_parameters())
     for name in {*files.factors, *files.replaced}:
@@ -171,12 +176,12 @@ def adapted(source: str, folder: Path, base: Checkpoint) -> Any:
     return model
 
 
-def _weights(source: str, folder: Path, d: int) -> torch.Tensor:
+def _weights(origin: Origin, d: int) -> torch.Tensor:
     """The classifier (classes x d, float32); one of a single vector, positive for the second class, as two rows.
 
     Raises CheckpointError.
     """
-    files = TensorFiles.open(source, folder, (CLASSIFIER,))
+    source, files = origin.source, TensorFiles.open(origin, (CLASSIFIER,))
     if files.names() != ["classifier"]:
         raise CheckpointError(f"{source}: {CLASSIFIER} holds {files.names()}, not the one tensor classifier")
     weights = files.tensor("classifier").float()
@@ -199,13 +204,14 @@ def read_labelled(path: Path, *, words: int | None = None, limit: int | None = N
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
-        try:
+        where = f"{path}, line {number}"
+        with reading(f"{where}:", BuildError, "not a JSON object with text and label"):
             entry = json.loads(line)
             given, label = entry["text"], entry["label"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise BuildError(f"{path}, line {number}: not a JSON object with text and label") from error
         if not isinstance(given, str) or not given.strip() or not isinstance(label, (str, int)):
-            raise BuildError(f"{path}, line {number}: text must be a text that is not empty, label a name or a number")
+            raise BuildError(f"{where}: text must be a text that is not empty, label a name or a number")
+        for each in (given, str(label)):
+            check_text(each, BuildError(f"{where}: {each[:60]!r} is not valid UTF-8 text"))
         texts.append(" ".join(given.split()[-words:]) if words else given)
         labels.append(str(label))
     if limit is not None and limit < len(texts):

@@ -8,7 +8,6 @@ keeps its digits and what did not move is zero.
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +16,11 @@ from typing import Any
 import torch
 
 from paramdex_builder.checkpoint import Checkpoint
-from paramdex_builder.source import ADAPTER_CONFIG, locate
+from paramdex_builder.hub import ADAPTER_CONFIG, Origin
+from paramdex_builder.source import locate
 from paramdex_builder.tensors import TensorFiles, same_name
 from paramdex_schemas import CheckpointError, Run
+from paramdex_schemas.foreign import read_json, reading
 from paramdex_schemas.layout import Place
 
 _STEMS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -32,6 +33,8 @@ _PLAIN_STARTS = (None, True, False, "gaussian", "eva", "orthogonal")
 """Values of ``init_lora_weights`` that leave the base's weights as they are; PiSSA and its like take the first product
 off them, which the adapter does not hold.
 """
+_LARGEST_ALPHA = 1e30
+"""Far beyond any that is used, and still a float."""
 _LEFT = ("attn_query", "attn_value")
 """Kinds that are the left factor of a head's matrix."""
 
@@ -50,12 +53,13 @@ class Displacement:
         Raises CheckpointError or FamilyError as ``Checkpoint.open``, and where the two are not of one architecture.
         """
         opened = Checkpoint.open(base, fold_norm=fold_norm, precision=torch.float64)
-        folder, revision = locate(source)
-        if (folder / ADAPTER_CONFIG).is_file():
-            files: Any = AdaptedFiles.open(source, folder, opened)
+        origin = locate(source)
+        if origin.has(ADAPTER_CONFIG):
+            files: Any = AdaptedFiles.open(origin, opened)
             tuned = Checkpoint(
-                source, folder, revision, opened.config, opened.family, opened.inferred, fold_norm, files, torch.float64
-            )
+                source, origin.folder, origin.revision, opened.config, opened.family, opened.inferred, fold_norm, files,
+                torch.float64,
+            )  # fmt: skip
         else:
             tuned = Checkpoint.open(source, fold_norm=fold_norm, precision=torch.float64)
         differs = _difference(tuned, opened)
@@ -140,19 +144,19 @@ class AdaptedFiles:
     """Name -> the tensor that the adapter has in place of the base's: trained biases, modules saved whole."""
 
     @classmethod
-    def open(cls, source: str, folder: Path, base: Checkpoint) -> AdaptedFiles:
+    def open(cls, origin: Origin, base: Checkpoint) -> AdaptedFiles:
         """A PEFT LoRA folder over an opened base.
 
         Raises CheckpointError where it is no LoRA, is of a kind that this does not read, or does not fit the base.
         """
-        config = _read_config(source, folder)
-        files = TensorFiles.open(source, folder, _STEMS)
-        state = {name: files.tensor(name) for name in files.names()}
-        paths = [folder / ADAPTER_CONFIG, *files.paths]
+        source = origin.source
+        config = _read_config(origin)
+        files = TensorFiles.open(origin, _STEMS)
+        paths = [origin.path(ADAPTER_CONFIG), *files.paths]
         names = base.files.names()
         inputs_first = base.inputs_first()
         adapted = cls(base.files, paths, {}, {})
-        for name, value in state.items():
+        for name in files.names():
             module, lora, part = name.removeprefix("base_model.model.").replace(".base_layer.", ".").partition(".lora_")
             wanted = f"{module}.weight" if lora else module
             target = _find(source, wanted, names)
@@ -161,16 +165,17 @@ class AdaptedFiles:
                 if any(step.isdigit() for step in wanted.split(".")):
                     raise CheckpointError(f"{source}: its base {base.source} has no tensor {wanted}")
             elif not lora:
-                adapted.replaced[target] = value.double()
+                adapted.replaced[target] = files.tensor(name).double()
             elif part in ("A.weight", "embedding_A"):
-                B = state.get(name.replace(".lora_A.", ".lora_B.").replace(".lora_embedding_A", ".lora_embedding_B"))
-                if B is None:
-                    raise CheckpointError(f"{source}: {name} has no lora_B beside it; save the adapter again")
+                B, A = _counterpart(source, name, "A", "B", files), files.tensor(name)
                 # Of all modules' fan_in_fan_out only the last one's is saved; the family says it of each tensor.
                 flip = part == "embedding_A" or inputs_first.get(target, bool(config.get("fan_in_fan_out")))
-                adapted.factors[target] = _factors(source, target, value, B, _alpha(config, module), config, flip=flip)
+                alpha = _alpha(source, config, module)
+                adapted.factors[target] = _factors(source, target, A, B, alpha, config, flip=flip)
                 _check_shape(source, target, adapted.factors[target], base.files.shape(target))
-            elif part not in ("B.weight", "embedding_B"):
+            elif part in ("B.weight", "embedding_B"):
+                _counterpart(source, name, "B", "A", files)
+            else:
                 raise CheckpointError(f"{source}: LoRA adapters with {name} are not read; merge it into its base")
         if not adapted.factors and not adapted.replaced:
             raise CheckpointError(f"{source}: its adapter holds nothing of the base {base.source}")
@@ -199,13 +204,19 @@ class AdaptedFiles:
         return whole if part is None else whole[part : part + 1]
 
 
-def _read_config(source: str, folder: Path) -> dict[str, Any]:
+def _counterpart(source: str, name: str, own: str, other: str, files: TensorFiles) -> torch.Tensor:
+    """The factor B that belongs to a factor A, or the other way round. Raises CheckpointError where there is none."""
+    found = re.sub(rf"(\.lora_|\.lora_embedding_){own}(?=\.|$)", rf"\g<1>{other}", name)
+    if found not in files:
+        raise CheckpointError(f"{source}: {name} has no lora_{other} beside it; save the adapter again")
+    return files.tensor(found)
+
+
+def _read_config(origin: Origin) -> dict[str, Any]:
     """adapter_config.json. Raises CheckpointError where it is no LoRA's, or of one that is not a plain product."""
-    try:
-        config = json.loads((folder / ADAPTER_CONFIG).read_text("utf-8"))
-        kind = config.get("peft_type")
-    except (OSError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{source}: {ADAPTER_CONFIG} cannot be read ({error}); fetch it again") from error
+    source = origin.source
+    config = read_json(origin.path(ADAPTER_CONFIG), f"{source}: {ADAPTER_CONFIG}", CheckpointError, "cannot be read")
+    kind = config.get("peft_type")
     if kind != "LORA":
         raise CheckpointError(f"{source} is a {kind} adapter; paramdex reads LoRA adapters: merge it into its base")
     unread = [name for name in _OTHER_SUMS if config.get(name)]
@@ -217,24 +228,35 @@ def _read_config(source: str, folder: Path) -> dict[str, Any]:
     return config
 
 
-def _alpha(config: dict[str, Any], module: str) -> Any:
-    """The alpha of a module, as PEFT finds it: that of the first pattern that its name ends in."""
-    for pattern, alpha in (config.get("alpha_pattern") or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return alpha
-    return config.get("lora_alpha")
+def _alpha(source: str, config: dict[str, Any], module: str) -> float:
+    """The alpha of a module, as PEFT finds it: that of the first pattern that its name ends in. Raises CheckpointError
+    where it is no number, or a pattern is none.
+    """
+    patterns = config.get("alpha_pattern") or {}
+    if not isinstance(patterns, dict):
+        raise CheckpointError(f"{source}: {ADAPTER_CONFIG} says alpha_pattern {patterns!r}, which is no object")
+    alpha = config.get("lora_alpha")
+    for pattern, value in patterns.items():
+        # What repeats a repetition, or repeats often, may be tried for years.
+        if re.search(r"\)[*+?{]", pattern) or len(re.findall(r"[*+{]", pattern)) > 3:
+            raise CheckpointError(f"{source}: {ADAPTER_CONFIG} has the pattern {pattern!r}; write names of modules")
+        with reading(f"{source}: {ADAPTER_CONFIG}: the pattern {pattern!r}", CheckpointError):
+            if re.match(rf"(.*\.)?({pattern})$", module):
+                alpha = value
+                break
+    if not isinstance(alpha, (int, float)) or isinstance(alpha, bool) or not abs(alpha) <= _LARGEST_ALPHA:
+        raise CheckpointError(f"{source}: {ADAPTER_CONFIG} says lora_alpha {alpha!r:.80}, which is no number of use")
+    return alpha
 
 
 def _factors(
-    source: str, target: str, A: torch.Tensor, B: torch.Tensor, alpha: Any, config: dict[str, Any], *, flip: bool
+    source: str, target: str, A: torch.Tensor, B: torch.Tensor, alpha: float, config: dict[str, Any], *, flip: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(s B, A), float64, for A (r x in) and B (out x r); where the base's weight is stored as in x out, ``flip``,
     (A^T, s B^T). r is the module's own, whatever pattern gave it. Raises CheckpointError.
     """
-    if A.ndim != 2 or B.ndim != 2 or len(A) != B.shape[1]:
+    if A.ndim != 2 or B.ndim != 2 or len(A) != B.shape[1] or not len(A):
         raise CheckpointError(f"{source}: its factors for {target} are no LoRA of a linear layer")
-    if not isinstance(alpha, (int, float)) or isinstance(alpha, bool):
-        raise CheckpointError(f"{source}: {ADAPTER_CONFIG} says lora_alpha {alpha!r}, which is no number")
     scaled = B.double() * (alpha / (len(A) ** 0.5 if config.get("use_rslora") else len(A)))
     return (A.double().T, scaled.T) if flip else (scaled, A.double())
 

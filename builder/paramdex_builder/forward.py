@@ -6,6 +6,7 @@ model of transformers that is one stack of blocks can be run, whatever happens i
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,9 +21,11 @@ from paramdex_builder.source import typed_config
 from paramdex_builder.tensors import same_name
 from paramdex_builder.tokenizer import load_tokenizer
 from paramdex_schemas import BuildError, CheckpointError, FamilyError
+from paramdex_schemas.foreign import reading
 
 LONGEST = 512
 """Tokens of a text that are read at most."""
+_POOLER = re.compile(r"(^|\.)pooler\.")
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ class Runner:
         positions = [run.n_rows for run in self.checkpoint.layout.of("position")]
         config = self.checkpoint.config
         limits = [*positions, getattr(config, "max_position_embeddings", None), getattr(config, "max_seq_len", None)]
-        limit = next((each for each in limits if each is not None), LONGEST)
+        limit = next((each for each in limits if isinstance(each, int)), LONGEST)
         own = self.tokenizer.model_max_length
         return min(LONGEST, limit, int(own) if isinstance(own, (int, float)) and own >= 1 else LONGEST)
 
@@ -235,13 +238,16 @@ def load(source: str, folder: Path, auto: str = "AutoModel") -> Any:
 
     config = typed_config(source, folder)
     config._attn_implementation = None  # transformers' own, not code of the hub that a config may name  # noqa: SLF001
-    try:
-        with quiet():
-            model = getattr(transformers, auto).from_pretrained(
-                folder, config=config, dtype=torch.float32, trust_remote_code=False
-            )
-    except Exception as error:  # transformers raises many kinds of errors here
-        raise CheckpointError(f"{source}: transformers cannot load it ({_line(error)})") from error
+    with reading(source, CheckpointError, "cannot be loaded by transformers"), quiet():
+        cls = getattr(transformers, auto)
+        model, info = cls.from_pretrained(
+            folder, config=config, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
+        )
+    # It draws what it does not find at random. Nothing that is run reads a pooler where there is no head on top.
+    drawn = sorted(name for name in info["missing_keys"] if auto != "AutoModel" or not _POOLER.search(name))
+    if drawn:
+        more = f" and {len(drawn) - 1} more" if len(drawn) > 1 else ""
+        raise CheckpointError(f"{source}: transformers does not find {drawn[0]}{more} in its weights")
     model.config.use_cache = False
     return model
 

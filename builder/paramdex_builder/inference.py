@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from typing import Any
@@ -11,7 +12,7 @@ from paramdex_builder import counts
 from paramdex_builder.family import Family, Stack, by_model_type, families
 from paramdex_builder.tensors import TensorFiles
 from paramdex_schemas import FamilyError
-from paramdex_schemas.errors import nearest
+from paramdex_schemas.errors import listing, nearest
 
 _BESIDE = re.compile(
     r"(^|[._])(q|k|query|key)_?(layer)?_?norm\.(weight|bias)$"
@@ -47,9 +48,12 @@ def counted_stacks(source: str, family: Family, config: Any, files: TensorFiles)
     """
     prefix = find_prefix(family, files)
     if prefix is None:
+        ends = tuple(f".{name}" for name in family.input_embeddings)
+        other = next((name for name in files.names() if name.endswith(ends)), None)
+        said = f"its config says {config.model_type}, its weights do not"
         raise FamilyError(
-            f"{source}: there is no tensor {family.prefixes[0]}{family.input_embeddings[0]}; "
-            f"its config says {config.model_type}, its weights do not"
+            f"{source}: there is no tensor {family.prefixes[0]}{family.input_embeddings[0]}"
+            f"{f', but {other}; save it with names as transformers has them' if other else f'; {said}'}"
         )
     stacks = find_stacks(family, prefix, files)
     for stack in stacks:
@@ -135,6 +139,17 @@ def _norms() -> frozenset[str]:
     return frozenset(name for family in families().values() for stack in family.stacks for name in named(stack.norms))
 
 
+def _typo(model_type: str, name: str) -> bool:
+    """Whether a model type is another one misspelled: with one letter more or fewer, or letters in another order. One
+    that transformers knows is none, nor one of another number, which is a type of its own.
+    """
+    from transformers import CONFIG_MAPPING
+
+    ours, theirs = (Counter(re.sub(r"[\W_]", "", each.casefold())) for each in (model_type, name))
+    differ = [*(ours - theirs).elements(), *(theirs - ours).elements()]
+    return model_type not in CONFIG_MAPPING and len(differ) <= 1 and not any(each.isdigit() for each in differ)
+
+
 def infer_family(model_type: str, config: Any, files: TensorFiles) -> Family:
     """The family whose layout a checkpoint of an unlisted model type follows in every tensor.
 
@@ -152,8 +167,10 @@ def infer_family(model_type: str, config: Any, files: TensorFiles) -> Family:
             return family
         found.append((0, reasons, family))
     _, reasons, family = min(found, key=lambda entry: (entry[0], len(entry[1])))
+    known = [*by_model_type()]
+    typos = [name for name in known if _typo(model_type, name)]
     raise FamilyError(
-        f"models of type {model_type!r} are not supported; {nearest(model_type, by_model_type())} "
+        f"models of type {model_type!r} are not supported; {nearest(model_type, typos) if typos else listing(known)} "
         "The weights do not follow a known layout either; "
         f"nearest is {family.name}: {'; '.join(reasons[:3])}{'; ...' if len(reasons) > 3 else ''} "
         "(a family is one file in paramdex_builder/families; README says how to add one)"

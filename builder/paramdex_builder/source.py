@@ -2,75 +2,62 @@
 
 from __future__ import annotations
 
-import json
 import lzma
 import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from paramdex_builder.contents import in_place_of_a_folder, without_config
+from paramdex_builder.hub import ADAPTER_CONFIG, Origin, on_hub
 from paramdex_schemas import BuildError, CheckpointError
+from paramdex_schemas.foreign import read_json, reading
 
-ADAPTER_CONFIG = "adapter_config.json"
-"""What a folder of PEFT's holds in place of a model's config."""
-_WANTED_FILES = [
-    "config.json", ADAPTER_CONFIG, "adapter_model.bin",
-    "*.safetensors", "*.index.json", "pytorch_model*.bin", "tokenizer*", "vocab*", "merges.txt",
-    "special_tokens_map.json", "added_tokens.json", "*.model",
-]  # fmt: skip
+_TOKENIZER = re.compile(
+    r"(tokenizer|vocab)[^/]*|merges\.txt|(special_tokens_map|added_tokens|tekken)\.json|[^/]+\.model"
+)
 
 
-def locate(source: str) -> tuple[Path, str | None]:
-    """The local folder of a model and, for one from the hub, its revision.
+def locate(source: str) -> Origin:
+    """Where the files of a model are: a local folder, or a name on the hub, with @REVISION where one is meant.
 
     Raises CheckpointError where there is neither such a folder nor such a model.
     """
     path = Path(source)
     if path.is_dir():
-        return path, None
+        return Origin(source, path)
     if path.exists():
-        raise CheckpointError(f"{source} is a file; give the folder that holds config.json and the weights")
-    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", source):
+        raise CheckpointError(in_place_of_a_folder(path))
+    origin = on_hub(source)
+    if origin is None:
         raise CheckpointError(f"there is no folder {source}")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        folder = Path(snapshot_download(source, allow_patterns=_WANTED_FILES))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(
-            f"there is no folder {source}, and no model of that name in the hub's cache or on the hub ({reason})"
-        ) from error
-    return folder, folder.name
+    return origin
 
 
-def read_config(source: str, folder: Path) -> dict[str, Any]:
+def read_config(origin: Origin) -> dict[str, Any]:
     """config.json, with a model_type. Raises CheckpointError."""
-    file = folder / "config.json"
-    if not file.is_file() and (folder / ADAPTER_CONFIG).is_file():
+    source = origin.source
+    if not origin.has("config.json") and origin.has(ADAPTER_CONFIG):
         raise CheckpointError(f"{source} is an adapter; say with --base which model it was tuned from")
-    if not file.is_file():
-        raise CheckpointError(f"{source} is no model: it has no config.json")
-    try:
-        data = json.loads(file.read_text("utf-8"))
-        model_type = data.get("model_type")
-    except (ValueError, AttributeError) as error:
-        raise CheckpointError(f"{source}: config.json is not a JSON object ({error})") from error
-    if not isinstance(model_type, str):
+    if not origin.has("config.json"):
+        raise CheckpointError(f"{source} is no model: it has no config.json; {without_config(origin)}")
+    data = read_json(origin.path("config.json"), f"{source}: config.json", CheckpointError)
+    if not isinstance(data.get("model_type"), str):
         raise CheckpointError(f"{source}: config.json names no model_type")
     return data
+
+
+def tokenizer_files(origin: Origin) -> list[str]:
+    """The names of all that a tokenizer is read from."""
+    return [name for name in origin.names if _TOKENIZER.fullmatch(name)]
 
 
 def typed_config(source: str, folder: Path) -> Any:
     """The transformers config, with the defaults of its model type. Raises CheckpointError."""
     from transformers import AutoConfig
 
-    try:
+    with reading(f"{source}: config.json", CheckpointError, "cannot be read by transformers"):
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # transformers raises many kinds of errors here
-        reason = " ".join(str(error).split())
-        raise CheckpointError(f"{source}: transformers cannot read config.json ({reason})") from error
 
 
 def untyped_config(data: dict[str, Any]) -> SimpleNamespace:
@@ -99,9 +86,6 @@ def untyped_config(data: dict[str, Any]) -> SimpleNamespace:
 
 def read_text(path: Path) -> str:
     """A text file of the user's, plain or compressed with xz. Raises BuildError where it cannot be read as text."""
-    try:
+    with reading(path, BuildError, "cannot be read as text"):
         raw = path.read_bytes()
         return (lzma.decompress(raw) if path.suffix == ".xz" else raw).decode("utf-8-sig")
-    except (OSError, lzma.LZMAError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise BuildError(f"{path} cannot be read as text ({reason})") from error

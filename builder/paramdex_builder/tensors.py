@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import json
-import pickle
-import warnings
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
+from paramdex_builder.hub import Origin
+from paramdex_builder.pickled import load_state, usual
+from paramdex_builder.weight_files import STEMS, choose
 from paramdex_schemas import CheckpointError
+from paramdex_schemas.foreign import reading
 
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-_STEMS = ("model.safetensors", "pytorch_model.bin")
-"""The names under which transformers saves weights; the first that is there is read, whole before in shards."""
 _OLD_ENDINGS = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 """Names of checkpoints that were converted from TensorFlow (bert-base-uncased, for one) -> as transformers has them."""
+_WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+"""Steps in the names of what torch.compile, FSDP and activation checkpointing wrap, wherever that is in a model."""
+_OUTSIDE = ("module.", "base_model.model.")
+"""What the names of a whole model begin with that DataParallel or PEFT wraps."""
 Stamp = tuple[int, int, int] | None
 """A file's inode, size in bytes and time of its last change in ns: others where it was replaced. None: it is gone."""
 
@@ -42,14 +45,18 @@ class TensorFiles:
     source: str
     paths: list[Path]
     _tensors: dict[str, _Stored] = field(default_factory=dict)
+    _mapped: dict[Path, Stamp] = field(default_factory=dict)
+    """The files of which tensors are mapped, as they were then: what is no longer there must not be read."""
 
     @classmethod
-    def open(cls, source: str, folder: Path, stems: Sequence[str] = _STEMS) -> TensorFiles:
-        """The weight files in ``folder``, sharded or not, of the first of these names that is there.
-
-        Raises CheckpointError where they cannot be read.
+    def open(cls, origin: Origin, stems: Sequence[str] = STEMS) -> TensorFiles:
+        """The weight files of a model, sharded or not, of the first of these names that is there; fetched where they
+        are on the hub. Raises CheckpointError where they cannot be read.
         """
-        files = cls(source, weight_files(source, folder, stems))
+        source = origin.source
+        names = choose(origin, stems).names
+        origin.fetch(names)
+        files = cls(source, [origin.folder / name for name in names])
         for path in files.paths:
             try:
                 path.open("rb").close()  # safe_open takes every failure for a missing file
@@ -58,44 +65,25 @@ class TensorFiles:
             if path.suffix == ".safetensors":
                 files._list_safetensors(path)
             else:
-                for name, tensor in files._load_pickle(path).items():
+                files._mapped[path] = stamps([path])[0]
+                for name, tensor in load_state(path, f"{source}: {path.name}").items():
                     dtype = str(tensor.dtype).removeprefix("torch.")
-                    files._tensors[_modern(name)] = _Stored(path, name, tuple(tensor.shape), dtype, tensor)
+                    with reading(f"{source}: tensor {name} of {path.name}", CheckpointError):
+                        files._tensors[_modern(name)] = _Stored(path, name, tuple(tensor.shape), dtype, tensor)
+        files._tensors = _unwrapped(source, files._tensors)
         return files
 
     def _list_safetensors(self, path: Path) -> None:
-        with self._safetensors(path) as file:
+        with self._damage(path), safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118  # it is no mapping
                 part = file.get_slice(name)
                 dtype = part.get_dtype()
                 stored = _Stored(path, name, tuple(part.get_shape()), _DTYPES.get(dtype, dtype))
                 self._tensors[_modern(name)] = stored
 
-    def _safetensors(self, path: Path) -> Any:
-        try:
-            return safe_open(path, framework="pt")
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(
-                f"{self.source}: {path.name} is truncated or no safetensors file ({error}); fetch it again"
-            ) from error
-
-    def _load_pickle(self, path: Path) -> dict[str, torch.Tensor]:
-        """A state dict in PyTorch's format; nothing but tensors is unpickled, and they stay on the disk if possible."""
-        for mmap in (True, False):  # files older than PyTorch 1.6 cannot be mapped
-            try:
-                with warnings.catch_warnings():  # what cannot be read is an error of ours below
-                    warnings.simplefilter("ignore")
-                    state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-            except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, OSError) as error:
-                reason: Exception = error
-                continue
-            if not isinstance(state, dict):
-                raise CheckpointError(f"{self.source}: {path.name} holds no state dict")
-            return {str(name): value for name, value in state.items() if isinstance(value, torch.Tensor)}
-        line = (str(reason).strip().splitlines() or [type(reason).__name__])[0]
-        raise CheckpointError(
-            f"{self.source}: {path.name} is damaged or holds more than tensors ({line}); convert it to safetensors"
-        ) from reason
+    def _damage(self, path: Path) -> AbstractContextManager[None]:
+        what = f"{self.source}: {path.name}"
+        return reading(what, CheckpointError, "is truncated or no safetensors file", "fetch it again")
 
     def __contains__(self, name: str) -> bool:
         return name in self._tensors
@@ -111,13 +99,24 @@ class TensorFiles:
         return self._tensors[name].dtype
 
     def tensor(self, name: str, part: int | None = None) -> torch.Tensor:
-        """A tensor, or only the ``part``-th entry of its first axis, which stays (1 x ...)."""
+        """A tensor, or only the ``part``-th entry of its first axis, which stays (1 x ...).
+
+        Raises CheckpointError where its numbers are of another type than is read, or cannot be read any more.
+        """
         stored = self._tensors[name]
-        here = slice(part, None if part is None else part + 1)
+        if stored.dtype not in _DTYPES.values():
+            raise CheckpointError(
+                f"{self.source}: tensor {name} is {stored.dtype}; paramdex reads float32, float16 and bfloat16"
+            )
         if stored.mapped is not None:
-            return stored.mapped[here]
-        with self._safetensors(stored.path) as file:
-            return file.get_tensor(stored.name) if part is None else file.get_slice(stored.name)[here]
+            if stamps([stored.path]) != [self._mapped[stored.path]]:  # past its end the system would stop the process
+                raise CheckpointError(f"{self.source}: {stored.path.name} changed while it was read; run it again")
+            with reading(f"{self.source}: tensor {name} of {stored.path.name}", CheckpointError):
+                return usual(stored.mapped, part)
+        with self._damage(stored.path), safe_open(stored.path, framework="pt") as file:
+            if part is None:
+                return file.get_tensor(stored.name)
+            return file.get_slice(stored.name)[part : part + 1]
 
 
 def _modern(name: str) -> str:
@@ -131,25 +130,20 @@ def same_name(name: str, other: str) -> bool:
     return f".{name}".endswith(f".{other}") or f".{other}".endswith(f".{name}")
 
 
-def weight_files(source: str, folder: Path, stems: Sequence[str] = _STEMS) -> list[Path]:
-    """The weight files of a model folder, sharded or not, in order of their names.
+def _unwrapped(source: str, tensors: dict[str, _Stored]) -> dict[str, _Stored]:
+    """Tensors by the names that they have in the model itself, without those of wrappers around it, or around parts.
 
-    Raises CheckpointError where there are none or a shard is missing.
+    Raises CheckpointError where that leaves two tensors with one name.
     """
-    for stem in stems:
-        if (folder / stem).is_file():  # before its shards, as transformers has it
-            return [folder / stem]
-        index = folder / f"{stem}.index.json"
-        if index.is_file():
-            try:
-                names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-            except (ValueError, KeyError, AttributeError) as error:
-                raise CheckpointError(f"{source}: {index.name} is damaged; fetch it again") from error
-            missing = [name for name in names if not (folder / name).is_file()]
-            if missing:
-                raise CheckpointError(f"{source}: the shard {missing[0]} is missing; fetch it again")
-            return [folder / name for name in names]
-    raise CheckpointError(f"{source} has no {stems[0]}; save it with model.save_pretrained(folder), which writes one")
+    plain = {name: ".".join(step for step in name.split(".") if step not in _WRAPPERS) for name in tensors}
+    for start in _OUTSIDE * 2:  # one may be around the other
+        if all(name.startswith(start) for name in plain.values()):
+            plain = {name: each.removeprefix(start) for name, each in plain.items()}
+    found: dict[str, str] = {}
+    for name, each in plain.items():
+        if found.setdefault(each, name) != name:
+            raise CheckpointError(f"{source}: {found[each]} and {name} would both be {each}; save the model unwrapped")
+    return {each: tensors[name] for each, name in found.items()}
 
 
 def stamps(paths: Sequence[Path]) -> list[Stamp]:

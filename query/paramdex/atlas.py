@@ -194,8 +194,8 @@ class Atlas:
         self, words: str | Iterable[str], k: int = 10, *, model: str | None = None, kind: str | None = None,
         layer: int | None = None, side: str = "top", filter: TokenFilter | None = None,
     ) -> Result:  # fmt: skip
-        """The k parameters nearest to a set of words, exactly. A string is split at white space; of white space alone it
-        is one word.
+        """The k parameters nearest to a set of words, exactly. A string is split at white space, but one of white space
+        alone is one word.
 
         ``similarity`` is the Pearson correlation of a parameter's V scores with the indicator of the words' m tokens,
         ``z`` how many standard deviations those lie above the mean of the scores, on average. In one vocabulary both

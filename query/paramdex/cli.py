@@ -126,10 +126,12 @@ def build(
 ) -> None:  # fmt: skip
     """Build an atlas of models, or add models to one. Interrupted, the same command goes on where it was.
 
-    SOURCE is a folder with config.json, safetensors weights and tokenizer, or a name on the Hugging Face hub.
+    SOURCE is a folder with config.json, weights and tokenizer, or a name on the Hugging Face hub, NAME@REVISION for a
+    branch, tag or commit.
 
     \b
     paramdex build gpt2 gpt2-medium -o gpt2.atlas
+    paramdex build early=EleutherAI/pythia-70m@step1000 EleutherAI/pythia-70m -o pythia.atlas
     paramdex build base=./bert tuned=./bert-imdb -o bert.atlas --top-k 100
     paramdex build moved=./bert-imdb --base ./bert -o bert.atlas
     """

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from paramdex_schemas import QueryError
 from paramdex_schemas.errors import nearest, whole_number
+from paramdex_schemas.foreign import reading
 from paramdex_schemas.isometry import Array
 
 ENDINGS = (".npy", ".safetensors")
@@ -99,17 +101,19 @@ def _read(path: Path, name: str | None) -> np.ndarray:
         raise QueryError(f"{what}; give a .npy or .safetensors file")
     if path.suffix not in ENDINGS:
         raise QueryError(f"{path} is neither a .npy nor a .safetensors file; save the vector as one of these")
-    try:
-        if path.suffix == ".safetensors":
-            return _read_tensor(path, name)
-        if name is not None:
-            raise QueryError(f"a name chooses a tensor of a .safetensors file; {path} has none")
-        array = np.load(path, allow_pickle=False)
-        if not isinstance(array, np.ndarray):
-            raise QueryError(f"{path} is a .npz file, which holds several arrays; save the one that is meant as .npy")
-    except (OSError, ValueError, EOFError, MemoryError, AttributeError, TypeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()
-        raise QueryError(f"{path} cannot be read: {reason[0] if reason else 'it is damaged'}") from error
+    if path.suffix == ".npy" and name is not None:
+        raise QueryError(f"a name chooses a tensor of a .safetensors file; {path} has none")
+    with reading(path, QueryError), warnings.catch_warnings():  # of headers that Python 2 wrote, or nobody
+        warnings.simplefilter("ignore")
+        return _read_array(path) if path.suffix == ".npy" else _read_tensor(path, name)
+
+
+def _read_array(path: Path) -> np.ndarray:
+    """The array of a .npy file."""
+    array = np.load(path, allow_pickle=False)
+    if not isinstance(array, np.ndarray):
+        array.close()
+        raise QueryError(f"{path} is a .npz file, which holds several arrays; save the one that is meant as .npy")
     return array
 
 

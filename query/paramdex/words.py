@@ -19,6 +19,7 @@ from paramdex.result import visible
 from paramdex_schemas import QueryError, TokenError
 from paramdex_schemas.errors import check_text
 from paramdex_schemas.folding import fold
+from paramdex_schemas.foreign import reading
 
 _SPACES = " Ġ▁"
 """A space, and what tokenizers write for one."""
@@ -164,8 +165,9 @@ def _wanted(vocabulary: str, by_word: dict[str, list[int]]) -> Wanted:
 
 def read_lines(path: str | Path, what: str) -> list[str]:
     """The lines of a file of words. Raises QueryError, which calls it ``what``, where it cannot be read."""
-    try:
-        return Path(path).read_text("utf-8-sig").splitlines()
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise QueryError(f"the {what} {path} cannot be read: {reason}") from error
+    with reading(f"the {what} {path}", QueryError):
+        raw = Path(path).read_bytes()
+        try:
+            return raw.decode("utf-8-sig").splitlines()
+        except UnicodeDecodeError as error:
+            raise ValueError("it is not UTF-8 text") from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from operator import index
 
 
@@ -38,7 +38,10 @@ class QueryError(ParamdexError):
 
 
 class BuildError(ParamdexError):
-    """An atlas cannot be built."""
+    """An atlas cannot be built. The message is one line that can be printed, whatever a model calls its tensors."""
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(printable(str(message)))
 
 
 class FamilyError(BuildError):
@@ -47,6 +50,15 @@ class FamilyError(BuildError):
 
 class CheckpointError(BuildError):
     """The model's files are missing, damaged or hold bad numbers."""
+
+
+def printable(text: str) -> str:
+    r"""``text`` with escapes in place of what controls a terminal, breaks a line or is no character at all.
+
+    >>> printable("wte\nweight")
+    'wte\\nweight'
+    """
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 def nearest(word: str, choices: Iterable[str], n: int = 3) -> str:
@@ -60,6 +72,11 @@ def nearest(word: str, choices: Iterable[str], n: int = 3) -> str:
     close = [by_reading[each] for each in difflib.get_close_matches(word.casefold(), by_reading, n=n, cutoff=0.6)]
     if close:
         return f"did you mean {' or '.join(close)}?"
+    return listing(names)
+
+
+def listing(names: Sequence[str]) -> str:
+    """The end of an error message: the names that there are, or the first of them."""
     if len(names) <= 12:
         return f"there {'is' if len(names) == 1 else 'are'} {', '.join(names) or 'none'}"
     return f"there are {', '.join(names[:12])}, ..."

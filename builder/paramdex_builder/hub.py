@@ -1,0 +1,104 @@
+"""The files of a model: those of a local folder, or of a revision on the hub, of which none is fetched before it is
+read.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+
+from paramdex_schemas import CheckpointError
+from paramdex_schemas.foreign import reading, reason
+
+_REPOSITORY = re.compile(r"(?P<repo>\w[\w.-]*(/\w[\w.-]*)?)(@(?P<revision>\w[\w.+-]*(/[\w.+-]+)*))?")
+ADAPTER_CONFIG = "adapter_config.json"
+"""What a folder of PEFT's holds in place of a model's config."""
+_FIRST = ("config.json", ADAPTER_CONFIG)
+"""What says whether the rest is fetched."""
+_MOST = 10_000
+"""Names of a local folder that are looked at, should it be no model's."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the files of a model are: its ``folder``, and for one from the hub the ``repo`` and its ``revision``, a
+    commit, of which the folder holds what has been fetched.
+    """
+
+    source: str
+    folder: Path
+    repo: str | None = None
+    revision: str | None = None
+    listed: frozenset[str] | None = None
+    """The files that the hub has; None where the folder is all that there is."""
+    unlisted: str | None = None
+    """Why the hub did not say what it has; then the folder, its cache, is all that there is."""
+
+    @cached_property
+    def names(self) -> list[str]:
+        """The names of the files, and of those in folders below, one level down, in order."""
+        if self.listed is not None:
+            return sorted(name for name in self.listed if name.count("/") < 2)
+        return sorted(islice(_within(self.folder), _MOST))
+
+    def has(self, name: str) -> bool:
+        """Whether there is a file of this name, here or on the hub."""
+        return (self.folder / name).is_file() if self.listed is None else name in self.listed
+
+    def path(self, name: str) -> Path:
+        """A file in the folder, fetched where it has to be. Raises CheckpointError."""
+        self.fetch([name])
+        return self.folder / name
+
+    def fetch(self, names: Iterable[str]) -> None:
+        """Have these files in the folder. Raises CheckpointError where they cannot be fetched."""
+        missing = [name for name in names if not (self.folder / name).is_file()]
+        if missing and self.repo is not None and self.listed is not None:
+            from huggingface_hub import snapshot_download
+
+            what = f"{self.source}: {missing[0]}" + (f" and {len(missing) - 1} more" if len(missing) > 1 else "")
+            then = "run the same command again: what has been fetched is kept"
+            with reading(what, CheckpointError, "cannot be fetched from the hub", then):
+                patterns = [glob.escape(name) for name in missing]
+                snapshot_download(self.repo, revision=self.revision, allow_patterns=patterns)
+
+
+def _within(folder: Path) -> Iterable[str]:
+    """The names of files in a folder, and one level further down."""
+    for root, folders, files in os.walk(folder):
+        below = os.path.relpath(root, folder)
+        yield from (name if below == "." else f"{below}/{name}" for name in files)
+        folders[:] = sorted(folders) if below == "." else []
+
+
+def on_hub(source: str) -> Origin | None:
+    """A model on the hub, NAME or NAME@REVISION, a branch, tag or commit, or of its cache; None where that is no such
+    name. Of its files config.json is fetched. Raises CheckpointError where there is no such model.
+    """
+    match = _REPOSITORY.fullmatch(source)
+    if match is None:
+        return None
+    from huggingface_hub import HfApi, snapshot_download
+
+    says = f"and no model of that name{' and revision' if match['revision'] else ''} in the hub's cache or on the hub"
+    with reading(f"there is no folder {source},", CheckpointError, says):
+        folder = Path(snapshot_download(match["repo"], revision=match["revision"], allow_patterns=list(_FIRST)))
+    try:
+        listed = frozenset(HfApi().list_repo_files(match["repo"], revision=folder.name))
+    except Exception as error:  # noqa: BLE001  # offline, or the hub is down: the cache has what it has
+        return Origin(source, folder, match["repo"], folder.name, None, reason(error))
+    return Origin(source, folder, match["repo"], folder.name, listed)
+
+
+def own_name(source: str) -> str:
+    """What a model is called that was given no name: the last part of its source, with its revision's on the hub."""
+    match = None if Path(source).is_dir() else _REPOSITORY.fullmatch(source)
+    if match is None or match["revision"] is None:
+        return Path(source.rstrip("/")).name.replace("@", "-")
+    return "-".join([Path(match["repo"]).name, *match["revision"].split("/")])

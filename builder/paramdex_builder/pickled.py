@@ -1,0 +1,61 @@
+"""State dicts in PyTorch's own format, read without running code of theirs, and tensors of every sort made usual."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from paramdex_schemas import CheckpointError
+from paramdex_schemas.foreign import reading
+
+_ZIP = b"PK\x03\x04"
+
+
+def load_state(path: Path, what: str) -> dict[str, torch.Tensor]:
+    """The tensors of a state dict; they stay on the disk where the file can be mapped, which it can from PyTorch 1.6
+    on. Parameters are tensors as well, and a training program's checkpoint holds them one level further down.
+
+    Raises CheckpointError, which calls the file ``what``, where it holds no state dict, or more than tensors.
+    """
+    with reading(what, CheckpointError, "is damaged or holds more than tensors", "convert it to safetensors"):
+        with path.open("rb") as file:
+            mapped = file.read(len(_ZIP)) == _ZIP
+        with warnings.catch_warnings():  # what cannot be read is an error of ours
+            warnings.simplefilter("ignore")
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    if not isinstance(loaded, Mapping):
+        raise CheckpointError(f"{what} holds no state dict but a {type(loaded).__name__}; save model.state_dict()")
+    with reading(what, CheckpointError):
+        return _state_dict(loaded, what)
+
+
+def _state_dict(loaded: Mapping[Any, Any], what: str) -> dict[str, torch.Tensor]:
+    """The tensors of a mapping, or of the only mapping in it that has any. Raises CheckpointError for none, or two."""
+    tensors = _tensors(loaded)
+    if tensors:
+        return tensors
+    inner = {key: _tensors(value) for key, value in loaded.items() if isinstance(value, Mapping)}
+    held = [key for key, values in inner.items() if values]
+    if len(held) == 1:
+        return inner[held[0]]
+    names = [str(key) for key in held or loaded]
+    found = f"{', '.join(names[:8])}{', ...' if len(names) > 8 else ''}" or "nothing"
+    raise CheckpointError(f"{what} holds no state dict but {found}; save the model's state dict alone")
+
+
+def _tensors(values: Mapping[Any, Any]) -> dict[str, torch.Tensor]:
+    return {str(name): value.detach() for name, value in values.items() if isinstance(value, torch.Tensor)}
+
+
+def usual(tensor: torch.Tensor, part: int | None = None) -> torch.Tensor:
+    """A tensor whose numbers lie in memory or on the disk, of a sparse one too; or the ``part``-th entry of its first
+    axis, which stays. Raises ValueError where it has none.
+    """
+    if tensor.is_meta:
+        raise ValueError("it has no numbers: it was saved from the device meta")
+    dense = tensor if tensor.layout == torch.strided else tensor.to_dense()
+    return dense if part is None else dense[part : part + 1]
