@@ -58,7 +58,7 @@ class Runner:
         Raises CheckpointError where transformers cannot load it, FamilyError where it is no single stack of blocks.
         """
         names = checkpoint.block_names()
-        model = load(checkpoint.source, checkpoint.folder) if model is None else model
+        model = load(checkpoint) if model is None else model
         modules = dict(model.named_modules())
         starts = [name.removesuffix(names[0]) for name in modules if f".{name}".endswith(f".{names[0]}")]
         if len(starts) != 1 or any(starts[0] + name not in modules for name in names):
@@ -205,16 +205,20 @@ def _leaving(output: Any) -> torch.Tensor:
     return (output[0] if isinstance(output, (tuple, list)) else output).detach()
 
 
-def load(source: str, folder: Path, auto: str = "AutoModel") -> Any:
-    """A folder's model as one of transformers' auto classes gives it, in float32. Raises CheckpointError."""
+def load(checkpoint: Checkpoint, auto: str = "AutoModel") -> Any:
+    """The model of an opened checkpoint as one of transformers' auto classes gives it, in float32.
+
+    Raises CheckpointError where transformers cannot load it, or would read other tensors.
+    """
     import transformers
 
+    checkpoint.files.check_copies()
     try:
         with quiet():
-            model = getattr(transformers, auto).from_pretrained(folder, dtype=torch.float32)
+            model = getattr(transformers, auto).from_pretrained(checkpoint.folder, dtype=torch.float32)
     except Exception as error:  # transformers raises many kinds of errors here
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{source}: transformers cannot load it ({line})") from error
+        raise CheckpointError(f"{checkpoint.source}: transformers cannot load it ({line})") from error
     model.config.use_cache = False
     return model
 

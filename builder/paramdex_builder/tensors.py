@@ -41,15 +41,22 @@ class TensorFiles:
 
     source: str
     paths: list[Path]
+    promised: dict[str, Path] = field(default_factory=dict)
+    """Tensor -> the shard in which an index says that it is."""
     _tensors: dict[str, _Stored] = field(default_factory=dict)
+    _copies: dict[str, list[_Stored]] = field(default_factory=dict)
+    """Tensor -> all that there are of it, in order of their shards, where several shards hold one of its name."""
 
     @classmethod
     def open(cls, source: str, folder: Path, stems: Sequence[str] = _STEMS) -> TensorFiles:
         """The weight files in ``folder``, sharded or not, of the first of these names that is there.
 
-        Raises CheckpointError where they cannot be read.
+        Of a tensor that several shards hold, the one in the shard that the index names is read; one that it does not
+        name at all is read too, as transformers does.
+
+        Raises CheckpointError where they cannot be read, or are not what the index says.
         """
-        files = cls(source, weight_files(source, folder, stems))
+        files = cls(source, *weight_files(source, folder, stems))
         for path in files.paths:
             try:
                 path.open("rb").close()  # safe_open takes every failure for a missing file
@@ -60,16 +67,55 @@ class TensorFiles:
             else:
                 for name, tensor in files._load_pickle(path).items():
                     dtype = str(tensor.dtype).removeprefix("torch.")
-                    files._tensors[_modern(name)] = _Stored(path, name, tuple(tensor.shape), dtype, tensor)
+                    files._add(_Stored(path, name, tuple(tensor.shape), dtype, tensor))
+        files._check_promises()
         return files
+
+    def _add(self, stored: _Stored) -> None:
+        """List a tensor. Raises CheckpointError for one in a second shard where the index names neither."""
+        name = _modern(stored.name)
+        shard, other = self.promised.get(name), self._tensors.get(name)
+        if other is not None and other.path != stored.path:
+            self._copies.setdefault(name, [other]).append(stored)
+            if shard is None:
+                raise CheckpointError(
+                    f"{self.source}: tensor {stored.name} is in {other.path.name} and in {stored.path.name}, and the "
+                    "index does not say which counts; save the model again"
+                )
+            if stored.path != shard:
+                return
+        self._tensors[name] = stored
+
+    def _check_promises(self) -> None:
+        """Raises CheckpointError where a tensor is not in the shard that the index names."""
+        for name, shard in self.promised.items():
+            found = self._tensors.get(name)
+            if found is None or found.path != shard:
+                where = "it is not there" if found is None else f"it is in {found.path.name}"
+                raise CheckpointError(
+                    f"{self.source}: the index says that tensor {name} is in {shard.name}, but {where}; fetch both "
+                    "again, or save the model again"
+                )
+
+    def check_copies(self) -> None:
+        """Raises CheckpointError where transformers would not read the tensors that this does: of several copies it
+        takes that of the last shard.
+        """
+        for name, copies in self._copies.items():
+            read, last = self._tensors[name], copies[-1]
+            same = read.path == last.path or (read.shape, read.dtype) == (last.shape, last.dtype)
+            if not same or not torch.equal(self._read(read), self._read(last)):
+                raise CheckpointError(
+                    f"{self.source}: the index says that tensor {name} is in {read.path.name}, but transformers would "
+                    f"run the one in {last.path.name}, which is different; take that out"
+                )
 
     def _list_safetensors(self, path: Path) -> None:
         with self._safetensors(path) as file:
             for name in file.keys():  # noqa: SIM118  # it is no mapping
                 part = file.get_slice(name)
                 dtype = part.get_dtype()
-                stored = _Stored(path, name, tuple(part.get_shape()), _DTYPES.get(dtype, dtype))
-                self._tensors[_modern(name)] = stored
+                self._add(_Stored(path, name, tuple(part.get_shape()), _DTYPES.get(dtype, dtype)))
 
     def _safetensors(self, path: Path) -> Any:
         try:
@@ -112,7 +158,9 @@ class TensorFiles:
 
     def tensor(self, name: str, part: int | None = None) -> torch.Tensor:
         """A tensor, or only the ``part``-th entry of its first axis, which stays (1 x ...)."""
-        stored = self._tensors[name]
+        return self._read(self._tensors[name], part)
+
+    def _read(self, stored: _Stored, part: int | None = None) -> torch.Tensor:
         here = slice(part, None if part is None else part + 1)
         if stored.mapped is not None:
             return stored.mapped[here]
@@ -131,24 +179,26 @@ def same_name(name: str, other: str) -> bool:
     return f".{name}".endswith(f".{other}") or f".{other}".endswith(f".{name}")
 
 
-def weight_files(source: str, folder: Path, stems: Sequence[str] = _STEMS) -> list[Path]:
-    """The weight files of a model folder, sharded or not, in order of their names.
+def weight_files(source: str, folder: Path, stems: Sequence[str] = _STEMS) -> tuple[list[Path], dict[str, Path]]:
+    """The weight files of a model folder, sharded or not, in order of their names; and of every tensor that an index
+    names the shard where it says it is.
 
     Raises CheckpointError where there are none or a shard is missing.
     """
     for stem in stems:
         if (folder / stem).is_file():  # before its shards, as transformers has it
-            return [folder / stem]
+            return [folder / stem], {}
         index = folder / f"{stem}.index.json"
         if index.is_file():
             try:
-                names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+                shards = dict(json.loads(index.read_text("utf-8"))["weight_map"].items())
+                names = sorted(set(shards.values()))
             except (ValueError, KeyError, AttributeError) as error:
                 raise CheckpointError(f"{source}: {index.name} is damaged; fetch it again") from error
             missing = [name for name in names if not (folder / name).is_file()]
             if missing:
                 raise CheckpointError(f"{source}: the shard {missing[0]} is missing; fetch it again")
-            return [folder / name for name in names]
+            return [folder / name for name in names], {_modern(name): folder / shard for name, shard in shards.items()}
     raise CheckpointError(f"{source} has no {stems[0]}; save it with model.save_pretrained(folder), which writes one")
 
 
