@@ -154,6 +154,8 @@ def _plan(
     way.
     """
     E, embedding, tied = checkpoint.embedding(options.space)
+    for note in checkpoint.embeddings.notes(options.space):
+        progress.say(f"{name}: {note}")
     vocabulary = read_vocabulary(checkpoint.source, checkpoint.folder, len(E))
     with progress.step(f"{name}: checking weights", len(checkpoint.layout.runs)) as advance:
         checkpoint.check_layers(advance)

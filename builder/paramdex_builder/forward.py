@@ -219,6 +219,9 @@ def load(checkpoint: Checkpoint, auto: str = "AutoModel") -> Any:
     except Exception as error:  # transformers raises many kinds of errors here
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"{checkpoint.source}: transformers cannot load it ({line})") from error
+    if checkpoint.embeddings.of_head:  # a model without its head has nothing in place of what the head's name holds
+        with torch.no_grad():
+            model.get_input_embeddings().weight.copy_(checkpoint.files.tensor(checkpoint.embeddings.entry))
     model.config.use_cache = False
     return model
 

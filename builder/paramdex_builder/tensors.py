@@ -110,6 +110,10 @@ class TensorFiles:
                     f"run the one in {last.path.name}, which is different; take that out"
                 )
 
+    def alias(self, name: str, of: str) -> None:
+        """Make a tensor be found under a second name."""
+        self._tensors[name] = self._tensors[of]
+
     def _list_safetensors(self, path: Path) -> None:
         with self._safetensors(path) as file:
             for name in file.keys():  # noqa: SIM118  # it is no mapping
