@@ -24,6 +24,7 @@ from conftest import SMALL_OPTIONS
 from paramdex_builder import build
 from paramdex_builder.checkpoint import Checkpoint
 from paramdex_builder.classifier import Classifier
+from paramdex_builder.displacement import Displacement
 from paramdex_builder.evaluate import EvaluateOptions, evaluate
 from paramdex_builder.forward import Runner
 from paramdex_builder.progress import Progress
@@ -422,6 +423,18 @@ def test_an_adapter_of_the_embedding_runs_on_a_base_with_its_output_table_alone(
     wanted = merged(input_ids=batch.ids).last_hidden_state
     assert float((wanted - plain).abs().max()) > 0.1
     torch.testing.assert_close(runner.run(batch).last_hidden_state, wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_a_displacement_from_a_base_with_its_output_table_alone(tmp_path: Path) -> None:
+    """What did not move is zero, and scores are by the base's table."""
+    model = save(tmp_path / "tuned", models.gpt2, dict)
+    save(tmp_path / "base", models.gpt2, without("transformer.wte.weight"))
+    moved = Displacement.open(str(tmp_path / "tuned"), str(tmp_path / "base"))
+    for run in moved.layout.runs:
+        assert not moved.rows(run).any()
+    E, which, tied = moved.embedding()
+    assert (which, tied, list(moved.embeddings.notes("output"))) == ("output", True, [])
+    assert torch.equal(E, model.transformer.wte.weight)
 
 
 # ---- two embeddings of an encoder-decoder
