@@ -159,6 +159,8 @@ def _plan(
     """
     E, embedding, tied = checkpoint.embedding(options.space)
     check_lengths(E, f"{checkpoint.source}: {embedding} embedding")
+    for note in checkpoint.embeddings.notes(options.space):
+        progress.say(f"{name}: {note}")
     vocabulary = read_vocabulary(checkpoint.source, checkpoint.folder, len(E))
     if vocabulary.past_rows:
         n, some = len(vocabulary.past_rows), ", ".join(map(repr, vocabulary.past_rows[:5]))

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from paramdex_builder import counts
+from paramdex_builder.embeddings import Embeddings
 from paramdex_builder.family import Family, Stack, by_model_type, choose_norm
 from paramdex_builder.inference import counted_stacks, infer_family
 from paramdex_builder.norms import folded
@@ -73,6 +74,7 @@ class Checkpoint:
     precision: torch.dtype = torch.float32
     """What vectors are given in; weights are stored in float32 at most, but not sums of them."""
     layout: Layout = field(init=False)
+    embeddings: Embeddings = field(init=False)
     _prefix: str = ""
     _stacks: dict[str | None, Stack] = field(default_factory=dict)
     _sizes: dict[str | None, dict[str, int]] = field(default_factory=dict)
@@ -107,6 +109,8 @@ class Checkpoint:
             else:
                 counted_stacks(source, family, config, files)  # before transformers makes a list of as many
                 config = typed_config(source, folder)
+            if isinstance(data.get("tie_word_embeddings"), bool):
+                config.tie_word_embeddings = data["tie_word_embeddings"]  # transformers 5 says true of every T5
             family.check_config(config)
             return cls(source, folder, revision, config, family, inferred, fold_norm, files, precision)
 
@@ -118,8 +122,6 @@ class Checkpoint:
             )
             raise FamilyError(f"{self.source}: norms cannot be folded: {why}; build it without --fold-norm")
         self._prefix, stacks = counted_stacks(self.source, self.family, self.config, self.files)
-        rows = self._shape(self._input_name, (None, None))[0]
-        counts.check_vocabulary(self.config, self._input_name, rows)
         for stack in stacks:
             self._stacks[stack.name], self._sizes[stack.name] = stack, stack.sizes(self.config)
             for layer in range(self._sizes[stack.name]["n_layers"]):
@@ -129,6 +131,13 @@ class Checkpoint:
             self._shape(self._full_name(place, spec), spec.expected_shape(self._sizes[place[0]]))
         for sizes in self._sizes.values():
             counts.check_numbered(sizes)
+        says_tied = bool(getattr(self.config, "tie_word_embeddings", False))
+        self.embeddings = Embeddings(
+            self.source, self.family, self._prefix, list(self._stacks), self.files, self.d_model, says_tied
+        )
+        entry = self.embeddings.entry
+        counts.check_vocabulary(self.config, entry, self._shape(entry, (None, None))[0])
+        self.embeddings.alias()
         self.layout = Layout.number([run for kind in KINDS for run in self._runs(kind)])
 
     def _runs(self, kind: str) -> Iterator[Run]:
@@ -261,7 +270,7 @@ class Checkpoint:
 
     def inputs_first(self) -> dict[str, bool]:
         """Name of a matrix that the family knows -> whether it is stored as input x output, as Conv1D has it."""
-        found = dict.fromkeys(self.family.output_embeddings, False)
+        found = dict.fromkeys((*self.family.output_embeddings, *self.embeddings.outputs), False)
         for (kind, place, _), spec in self._specs.items():
             for expert in range(self._sizes[place[0]]["n_experts"] if spec.per_expert else 1):
                 found[self._full_name(place, spec, expert)] = spec.inputs_first(KINDS[kind].role)
@@ -454,12 +463,15 @@ class Checkpoint:
     def embedding(self, space: str = "output") -> tuple[torch.Tensor, str, bool]:
         """(E, which, tied): E (rows x d_model), 'output' or 'input', and whether the model ties the two.
 
-        The one that ``space`` asks for; the input embedding where the checkpoint carries no output head. One of
+        The one that ``space`` asks for; the input embedding where the checkpoint carries no output head; of an
+        encoder-decoder the decoder's (``Embeddings.notes`` says where it is not the one to expect). One of
         another width than the residual stream is given through the map between the two. Where the only map leads
         into the stream, only the input embedding passes it, so it is the input embedding that is given; where each
         has a map of its own, they are not tied, whatever table is behind both. With
         ``fold_norm`` the final norm is folded into an embedding that reads what it gives. E is
         float32, or float16 or bfloat16 where it is stored so: half the memory, and the same numbers.
+
+        Raises CheckpointError where it cannot be told which tensor it is.
         """
         E, which, tied = self._chosen_embedding(space)
         name = self.final_gains_name() if self.fold_norm and (tied or which == "output") else None
@@ -468,43 +480,19 @@ class Checkpoint:
         return self.fold(E, name, "reads", out=E), which, tied
 
     def _chosen_embedding(self, space: str) -> tuple[torch.Tensor, str, bool]:
-        tied = bool(getattr(self.config, "tie_word_embeddings", False))
-        way = self._map()
-        same = tied and way != "outward"
-        if space == "input" or way == "inward":
-            return self._in_stream(self._input_name, "inward"), "input", same
-        for name in self.family.output_embeddings:
-            if name in self.files:
-                output = self._in_stream(name, "outward")
-                if not tied or not torch.equal(output, self._in_stream(self._input_name, "outward")):
-                    return output, "output", False
-        if not tied:
-            return self._in_stream(self._input_name, "inward"), "input", False
-        return self._in_stream(self._input_name, "outward"), "output", same
-
-    @property
-    def _input_name(self) -> str:
-        return next(self._prefix + name for name in self.family.input_embeddings if self._prefix + name in self.files)
+        name, which, tied = self.embeddings.choose(space)
+        return self._in_stream(name, "inward" if which == "input" else "outward"), which, tied
 
     def _map(self) -> str | None:
-        """Which way the checkpoint's map between an embedding of another width and the stream leads: outward where
-        there is one through which the output embedding is read.
-        """
-        maps = self.family.maps
-        return next((way for way in ("outward", "inward") if self._prefix + maps.get(way, "") in self.files), None)
+        """As ``Embeddings.way``."""
+        return self.embeddings.way()
 
     def _in_stream(self, name: str, way: str) -> torch.Tensor:
         """A table of vectors (rows x d_model), through the map that leads this way where there is one."""
-        d, P_name = self.d_model, self._prefix + self.family.maps.get(way, "")
-        if P_name not in self.files:
-            return self.tensor(name, (None, d))
-        E = self.tensor(name, (None, None))
-        e = E.shape[1]
-        P = self.tensor(P_name, (d, e) if way == "inward" else (e, d)).double()
-        P = P.T if way == "inward" else P
-        table = torch.cat([(chunk.double() @ P).to(self.precision) for chunk in E.split(8192)])
-        return self._finite(table, f"tensor {name} through {P_name}")
+        table = self.embeddings.in_stream(name, way, self.tensor, self.precision)
+        through = self.embeddings.map_name(way)
+        return table if through is None else self._finite(table, f"tensor {name} through {through}")
 
     def dtype(self) -> str:
         """The dtype of the embedding as stored: float32, float16 or bfloat16."""
-        return self.files.dtype(self._input_name)
+        return self.files.dtype(self.embeddings.entry)

@@ -84,7 +84,7 @@ class Classifier:
             raise CheckpointError(
                 f"{source} is no classifier: it has neither a head for sequence classification nor {CLASSIFIER}"
             )
-        runner = Runner.open(checkpoint, load(source, origin.folder, "AutoModelForSequenceClassification"))
+        runner = Runner.open(checkpoint, load(checkpoint, "AutoModelForSequenceClassification"))
         config = runner.model.config.get_text_config()
         if getattr(config, "pad_token_id", None) is None:
             # A decoder's head then takes the last token, but of one text at a time. No token has the id -1, so that
@@ -165,7 +165,7 @@ def _own_tokenizer(source: str, folder: Path, base: Checkpoint) -> Any:
 def adapted(origin: Origin, base: Checkpoint) -> Any:
     """transformers' model of ``base`` with an adapter's products added to its weights. Raises CheckpointError."""
     source, files = origin.source, AdaptedFiles.open(origin, base)
-    model = load(base.source, base.folder)
+    model = load(base)
     parameters = dict(model.named_parameters())
     for name in {*files.factors, *files.replaced}:
         found = [each for each in parameters if same_name(each, name)]

@@ -101,6 +101,8 @@ def evaluate(
     checkpoint = Checkpoint.open(source, fold_norm=options.fold_norm)
     runner = Runner.open(checkpoint)
     E, which, tied = checkpoint.embedding(options.space)
+    for note in checkpoint.embeddings.notes(options.space):
+        progress.say(f"{source}: {note}")
     vocabulary = read_vocabulary(source, checkpoint.folder, len(E))
     E = E[: len(vocabulary)].float()
     for name in ("k", "pair_k"):

@@ -2,8 +2,10 @@
 
 A file says where each kind's vectors lie in a checkpoint (see ``tensor_spec``), and which attributes of the
 transformers config hold the model's numbers, where they are not the usual ones. It may be ``like`` another and give
-only what differs. ``experts`` and ``shared`` say what a mixture-of-experts layer has in place of a dense feed-forward
-part; ``stacks`` gives an encoder-decoder one description a stack. ``norms`` says which norm's output each kind reads:
+only what differs. ``embedding`` names the ``input`` embedding, those of single ``stacks`` where they may have their
+own, what the ``output`` embedding may be called, and ``maps`` between these and the stream. ``experts`` and ``shared``
+say what a mixture-of-experts layer has in place of a dense feed-forward part; ``stacks`` gives an encoder-decoder one
+description a stack. ``norms`` says which norm's output each kind reads:
 
     "ln_1.weight"                              of this layer
     {"previous": "ln_2.weight", "first": ...}  of the layer before; for the first layer the model's own ``first``
@@ -162,6 +164,9 @@ class Family:
     require: dict[str, Any]
     prefixes: tuple[str, ...]
     input_embeddings: tuple[str, ...]
+    """First the one of all stacks, then those of single ones."""
+    stack_embeddings: dict[str, str]
+    """Stack -> the table by which tokens enter it where it has one of its own."""
     output_embeddings: tuple[str, ...]
     maps: dict[str, str]
     """The maps between an embedding of another width, e, and the residual stream, where there are any: ``inward``
@@ -248,11 +253,11 @@ def parse(data: dict[str, Any], where: str) -> Family:
         raise FamilyError(f"{where}: unknown keys {sorted(map(str, unknown))}, missing keys {sorted(missing)}")
     if data["norm"] not in get_args(Norm):
         raise FamilyError(f"{where}: norm is {data['norm']!r}; there are {', '.join(get_args(Norm))}")
-    inputs = data["embedding"]["input"]
+    embedding = data["embedding"]
+    of_stacks = embedding.get("stacks", {})
     return Family(
         data["family"], data["about"], tuple(data["model_types"]), data.get("require", {}), tuple(data["prefixes"]),
-        (inputs,) if isinstance(inputs, str) else tuple(inputs), tuple(data["embedding"]["output"]),
-        data["embedding"].get("maps", {}),
+        (embedding["input"], *of_stacks.values()), of_stacks, tuple(embedding["output"]), embedding.get("maps", {}),
         tuple(_stack(name, {**data, **each}, data.get("config", {}), where) for name, each in described.items()),
         data["norm"], data.get("norm_offset", 0), data.get("final_norm"),
     )  # fmt: skip

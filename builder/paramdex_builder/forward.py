@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -63,7 +62,7 @@ class Runner:
         Raises CheckpointError where transformers cannot load it, FamilyError where it is no single stack of blocks.
         """
         names = checkpoint.block_names()
-        model = load(checkpoint.source, checkpoint.folder) if model is None else model
+        model = load(checkpoint) if model is None else model
         modules = dict(model.named_modules())
         starts = [name.removesuffix(names[0]) for name in modules if f".{name}".endswith(f".{names[0]}")]
         if len(starts) != 1 or any(starts[0] + name not in modules for name in names):
@@ -232,22 +231,31 @@ def _leaving(output: Any) -> torch.Tensor:
     return (output[0] if isinstance(output, (tuple, list)) else output).detach()
 
 
-def load(source: str, folder: Path, auto: str = "AutoModel") -> Any:
-    """A folder's model as one of transformers' auto classes gives it, in float32. Raises CheckpointError."""
+def load(checkpoint: Checkpoint, auto: str = "AutoModel") -> Any:
+    """The model of an opened checkpoint as one of transformers' auto classes gives it, in float32.
+
+    Raises CheckpointError where transformers cannot load it, or would read other tensors.
+    """
     import transformers
 
-    config = typed_config(source, folder)
+    checkpoint.files.check_copies()
+    config = typed_config(checkpoint.source, checkpoint.folder)
     config._attn_implementation = None  # transformers' own, not code of the hub that a config may name  # noqa: SLF001
-    with reading(source, CheckpointError, "cannot be loaded by transformers"), quiet():
+    with reading(checkpoint.source, CheckpointError, "cannot be loaded by transformers"), quiet():
         cls = getattr(transformers, auto)
         model, info = cls.from_pretrained(
-            folder, config=config, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
+            checkpoint.folder, config=config, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
         )
     # It draws what it does not find at random. Nothing that is run reads a pooler where there is no head on top.
-    drawn = sorted(name for name in info["missing_keys"] if auto != "AutoModel" or not _POOLER.search(name))
+    drawn = {name for name in info["missing_keys"] if auto != "AutoModel" or not _POOLER.search(name)}
+    if checkpoint.embeddings.of_head:  # a model without its head has nothing in place of what the head's name holds
+        table = model.get_input_embeddings().weight
+        drawn -= {name for name, each in model.named_parameters() if each is table}
+        with torch.no_grad():
+            table.copy_(checkpoint.files.tensor(checkpoint.embeddings.entry))
     if drawn:
         more = f" and {len(drawn) - 1} more" if len(drawn) > 1 else ""
-        raise CheckpointError(f"{source}: transformers does not find {drawn[0]}{more} in its weights")
+        raise CheckpointError(f"{checkpoint.source}: transformers does not find {min(drawn)}{more} in its weights")
     model.config.use_cache = False
     return model
 

@@ -9,6 +9,7 @@ from functools import cache
 from typing import Any
 
 from paramdex_builder import counts
+from paramdex_builder.embeddings import Embeddings
 from paramdex_builder.family import Family, Stack, by_model_type, families
 from paramdex_builder.tensors import TensorFiles
 from paramdex_schemas import FamilyError
@@ -27,10 +28,18 @@ _NORM = re.compile(r"norm|(^|[._])ln[._]", re.IGNORECASE)
 
 
 def find_prefix(family: Family, files: TensorFiles) -> str | None:
-    """What stands before the family's names in this checkpoint, told by where the input embedding is."""
-    return next(
-        (prefix for prefix in family.prefixes if any(prefix + name in files for name in family.input_embeddings)), None
-    )
+    """What stands before the family's names in this checkpoint, told by where the input embedding is, or where that
+    stands under the output embedding's name alone, by where the layers are.
+    """
+    for prefix in family.prefixes:
+        if any(prefix + name in files for name in family.input_embeddings):
+            return prefix
+    return next((prefix for prefix in family.prefixes if _has_layers(family, prefix, files)), None)
+
+
+def _has_layers(family: Family, prefix: str, files: TensorFiles) -> bool:
+    starts = tuple(prefix + stack.layer.format(layer=0) for stack in family.stacks)
+    return any(name.startswith(starts) for name in files.names())
 
 
 def find_stacks(family: Family, prefix: str, files: TensorFiles) -> list[Stack]:
@@ -80,7 +89,8 @@ def misfits(family: Family, config: Any, files: TensorFiles) -> list[str]:
     places: set[str] = set()
     beside: set[str] = set()
     blocks: set[str] = set()
-    for stack in find_stacks(family, prefix, files):
+    stacks = find_stacks(family, prefix, files)
+    for stack in stacks:
         excess = counts.excess(stack, prefix, config, files)
         n_layers = counts.n_layers(stack, prefix, files)
         if excess is not None and n_layers:
@@ -106,6 +116,9 @@ def misfits(family: Family, config: Any, files: TensorFiles) -> list[str]:
                     beside.add(place + bias.format(expert=expert))
     if not places:
         raise FamilyError(f"there is no layer {prefix}{family.stacks[0].layer.format(layer=0).rstrip('.')}")
+    d, names = stacks[0].sizes(config)["d_model"], [stack.name for stack in stacks]
+    if Embeddings("", family, prefix, names, files, d, bool(config.tie_word_embeddings)).find_entry() is None:
+        reasons.append(f"there is no {prefix}{family.input_embeddings[0]}")
     for name, expected in named.items():
         if name not in files:
             reasons.append(f"there is no {name}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,19 +44,29 @@ class TensorFiles:
 
     source: str
     paths: list[Path]
+    promised: dict[str, Path] = field(default_factory=dict)
+    """Tensor -> the shard in which an index says that it is."""
     _tensors: dict[str, _Stored] = field(default_factory=dict)
+    _copies: dict[str, list[_Stored]] = field(default_factory=dict)
+    """Tensor -> all that there are of it, in order of their shards, where several shards hold one of its name."""
     _mapped: dict[Path, Stamp] = field(default_factory=dict)
     """The files of which tensors are mapped, as they were then: what is no longer there must not be read."""
 
     @classmethod
     def open(cls, origin: Origin, stems: Sequence[str] = STEMS) -> TensorFiles:
         """The weight files of a model, sharded or not, of the first of these names that is there; fetched where they
-        are on the hub. Raises CheckpointError where they cannot be read.
+        are on the hub.
+
+        Of a tensor that several shards hold, the one in the shard that the index names is read; one that it does not
+        name at all is read too, as transformers does.
+
+        Raises CheckpointError where they cannot be read, or are not what the index says.
         """
         source = origin.source
-        names = choose(origin, stems).names
-        origin.fetch(names)
-        files = cls(source, [origin.folder / name for name in names])
+        chosen = choose(origin, stems)
+        origin.fetch(chosen.names)
+        promised = {_modern(name): origin.folder / shard for name, shard in chosen.index.items()}
+        files = cls(source, [origin.folder / name for name in chosen.names], promised)
         for path in files.paths:
             try:
                 path.open("rb").close()  # safe_open takes every failure for a missing file
@@ -69,17 +79,62 @@ class TensorFiles:
                 for name, tensor in load_state(path, f"{source}: {path.name}").items():
                     dtype = str(tensor.dtype).removeprefix("torch.")
                     with reading(f"{source}: tensor {name} of {path.name}", CheckpointError):
-                        files._tensors[_modern(name)] = _Stored(path, name, tuple(tensor.shape), dtype, tensor)
-        files._tensors = _unwrapped(source, files._tensors)
+                        files._add(_Stored(path, name, tuple(tensor.shape), dtype, tensor))
+        files._check_promises()
+        plain = _unwrapped(source, files._tensors)
+        files._tensors = {plain[name]: stored for name, stored in files._tensors.items()}
+        files._copies = {plain[name]: copies for name, copies in files._copies.items()}
         return files
+
+    def _add(self, stored: _Stored) -> None:
+        """List a tensor. Raises CheckpointError for one in a second shard where the index names neither."""
+        name = _modern(stored.name)
+        shard, other = self.promised.get(name), self._tensors.get(name)
+        if other is not None and other.path != stored.path:
+            self._copies.setdefault(name, [other]).append(stored)
+            if shard is None:
+                raise CheckpointError(
+                    f"{self.source}: tensor {stored.name} is in {other.path.name} and in {stored.path.name}, and the "
+                    "index does not say which counts; save the model again"
+                )
+            if stored.path != shard:
+                return
+        self._tensors[name] = stored
+
+    def _check_promises(self) -> None:
+        """Raises CheckpointError where a tensor is not in the shard that the index names."""
+        for name, shard in self.promised.items():
+            found = self._tensors.get(name)
+            if found is None or found.path != shard:
+                where = "it is not there" if found is None else f"it is in {found.path.name}"
+                raise CheckpointError(
+                    f"{self.source}: the index says that tensor {name} is in {shard.name}, but {where}; fetch both "
+                    "again, or save the model again"
+                )
+
+    def check_copies(self) -> None:
+        """Raises CheckpointError where transformers would not read the tensors that this does: of several copies it
+        takes that of the last shard.
+        """
+        for name, copies in self._copies.items():
+            read, last = self._tensors[name], copies[-1]
+            same = read.path == last.path or (read.shape, read.dtype) == (last.shape, last.dtype)
+            if not same or not torch.equal(self._read(read), self._read(last)):
+                raise CheckpointError(
+                    f"{self.source}: the index says that tensor {name} is in {read.path.name}, but transformers would "
+                    f"run the one in {last.path.name}, which is different; take that out"
+                )
+
+    def alias(self, name: str, of: str) -> None:
+        """Make a tensor be found under a second name."""
+        self._tensors[name] = self._tensors[of]
 
     def _list_safetensors(self, path: Path) -> None:
         with self._damage(path), safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118  # it is no mapping
                 part = file.get_slice(name)
                 dtype = part.get_dtype()
-                stored = _Stored(path, name, tuple(part.get_shape()), _DTYPES.get(dtype, dtype))
-                self._tensors[_modern(name)] = stored
+                self._add(_Stored(path, name, tuple(part.get_shape()), _DTYPES.get(dtype, dtype)))
 
     def _damage(self, path: Path) -> AbstractContextManager[None]:
         what = f"{self.source}: {path.name}"
@@ -108,10 +163,13 @@ class TensorFiles:
             raise CheckpointError(
                 f"{self.source}: tensor {name} is {stored.dtype}; paramdex reads float32, float16 and bfloat16"
             )
+        return self._read(stored, part)
+
+    def _read(self, stored: _Stored, part: int | None = None) -> torch.Tensor:
         if stored.mapped is not None:
             if stamps([stored.path]) != [self._mapped[stored.path]]:  # past its end the system would stop the process
                 raise CheckpointError(f"{self.source}: {stored.path.name} changed while it was read; run it again")
-            with reading(f"{self.source}: tensor {name} of {stored.path.name}", CheckpointError):
+            with reading(f"{self.source}: tensor {stored.name} of {stored.path.name}", CheckpointError):
                 return usual(stored.mapped, part)
         with self._damage(stored.path), safe_open(stored.path, framework="pt") as file:
             if part is None:
@@ -130,12 +188,12 @@ def same_name(name: str, other: str) -> bool:
     return f".{name}".endswith(f".{other}") or f".{other}".endswith(f".{name}")
 
 
-def _unwrapped(source: str, tensors: dict[str, _Stored]) -> dict[str, _Stored]:
-    """Tensors by the names that they have in the model itself, without those of wrappers around it, or around parts.
+def _unwrapped(source: str, names: Iterable[str]) -> dict[str, str]:
+    """Name -> the name in the model itself, without those of wrappers around it, or around parts.
 
     Raises CheckpointError where that leaves two tensors with one name.
     """
-    plain = {name: ".".join(step for step in name.split(".") if step not in _WRAPPERS) for name in tensors}
+    plain = {name: ".".join(step for step in name.split(".") if step not in _WRAPPERS) for name in names}
     for start in _OUTSIDE * 2:  # one may be around the other
         if all(name.startswith(start) for name in plain.values()):
             plain = {name: each.removeprefix(start) for name, each in plain.items()}
@@ -143,7 +201,7 @@ def _unwrapped(source: str, tensors: dict[str, _Stored]) -> dict[str, _Stored]:
     for name, each in plain.items():
         if found.setdefault(each, name) != name:
             raise CheckpointError(f"{source}: {found[each]} and {name} would both be {each}; save the model unwrapped")
-    return {each: tensors[name] for each, name in found.items()}
+    return plain
 
 
 def stamps(paths: Sequence[Path]) -> list[Stamp]:
