@@ -6,10 +6,11 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -335,6 +336,67 @@ def test_broken_vocabulary_files_are_one_line(
     folder = folder_of(tmp_path, {"config.json": {"model_type": model_type}, **files})
     assert refusal(folder, 2).startswith(f"{folder}: its tokenizer cannot be read {reason}")
     assert capfd.readouterr() == ("", "")
+
+
+def test_warnings_are_not_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """tokenizers prints some on standard output, where answers go."""
+    models.word_tokenizer(60).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    config["added_tokens_decoder"] = {"0": {"content": "[UNK]", "special": True, "unheard_of": 1}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    os.write(1, b"before ")
+    assert len(read_vocabulary(str(tmp_path), tmp_path, 60)) == 60
+    os.write(1, b"after")
+    assert capfd.readouterr() == ("before after", "")
+
+
+ODD: list[Any] = [None, True, 0, -1, 2**31, 2**40, 1.5, "", "x", "▁", "ByteLevel", [], {}, [None], {"a": None}, [[]]]
+
+
+def places(node: Any, depth: int = 0) -> Iterator[tuple[Any, Any]]:
+    """(container, key) of the parts of a JSON value, of long containers the first 40."""
+    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for key, value in list(items)[:40]:
+        yield node, key
+        if depth < 5:
+            yield from places(value, depth + 1)
+
+
+def damaged(data: bytes, draw: random.Random) -> bytes:
+    """A JSON file with a part of it replaced or left out; or with other bytes, or cut short."""
+    if draw.random() < 0.7:
+        whole = json.loads(data)
+        container, key = draw.choice(list(places(whole)))
+        if isinstance(container, dict) and draw.random() < 0.2:
+            del container[key]
+        else:
+            container[key] = draw.choice(ODD)
+        return json.dumps(whole).encode()
+    changed = bytearray(data)
+    for _ in range(draw.choice([1, 3, 20])):
+        changed[draw.randrange(len(changed))] = draw.randrange(256)
+    return bytes(changed[: draw.randrange(len(changed))] if draw.random() < 0.3 else changed)
+
+
+@pytest.mark.parametrize("make", [models.metaspace_tokenizer, models.byte_level_tokenizer, models.wordpiece_tokenizer])
+def test_damaged_files_are_read_or_refused(make: Callable[[], PreTrainedTokenizerFast], tmp_path: Path) -> None:
+    draw, refusals = random.Random(7), []
+    make().save_pretrained(tmp_path)
+    files = {name: (tmp_path / name).read_bytes() for name in ("tokenizer.json", "tokenizer_config.json")}
+    rows = len(make())
+    for _ in range(60):
+        name = draw.choice(["tokenizer.json", "tokenizer.json", "tokenizer_config.json"])
+        (tmp_path / name).write_bytes(damaged(files[name], draw))
+        try:
+            vocabulary = read_vocabulary("source", tmp_path, rows)
+            assert len(vocabulary.table()) == len(vocabulary.words()) == len(vocabulary)
+        except CheckpointError as error:
+            refusals.append(str(error))
+        (tmp_path / name).write_bytes(files[name])
+    assert 20 < len(refusals) < 60
+    for message in refusals:
+        assert message.startswith("source: ")
+        assert "\n" not in message
 
 
 @pytest.mark.parametrize("part", ["unk_token", "bos_token", "pad_token"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ def special_ids(tokenizer: Any) -> set[int]:
 @contextmanager
 def reading(source: str, what: str, files: str = "") -> Iterator[None]:
     """While it is open, what a library raises becomes a CheckpointError of one line: ``what`` of a source cannot be
-    read, of which ``files``. Nothing is printed on standard error, where Rust reports its panics.
+    read, of which ``files``. Nothing is printed, as Rust prints its panics and warnings.
     """
     try:
         with _silent():
@@ -67,20 +67,20 @@ def reading(source: str, what: str, files: str = "") -> Iterator[None]:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """While it is open, file descriptor 2 leads nowhere; where it is closed, nothing is done."""
+    """While it is open, standard output and error (1 and 2) lead nowhere; one that is closed stays so."""
+    kept = {}
+    nowhere = os.open(os.devnull, os.O_WRONLY)
     try:
-        kept = os.dup(2)
-    except OSError:
-        yield
-        return
-    try:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, 2)
-        os.close(nowhere)
+        for stream in (1, 2):
+            with suppress(OSError):
+                kept[stream] = os.dup(stream)
+                os.dup2(nowhere, stream)
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        for stream, copy in kept.items():
+            os.dup2(copy, stream)
+            os.close(copy)
+        os.close(nowhere)
 
 
 def _read_json(source: str, file: Path) -> dict[str, Any]:
