@@ -179,7 +179,7 @@ BAD = {
         ["search", "A", "canada", "--layer", "2", "--in", "bert"],
         "there is no layer 2; bert has layers L0",
     ),
-    "search, nothing": (["search", "A", " "], "give at least one word"),
+    "search, nothing": (["search", "A", ""], "give at least one word"),
     "similar, layer's": (
         ["similar", "A", "bert/L1"],
         "similar takes the address of a parameter or a head, bert/L1/ff_value/0, say, ",

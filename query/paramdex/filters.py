@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
+from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +20,8 @@ import pyarrow as pa
 from paramdex.database import Database
 from paramdex.words import MARKERS, Wanted, bare, check_words, continuation, read_lines, words_of
 from paramdex_schemas import QueryError
+from paramdex_schemas.arguments import yes_or_no
+from paramdex_schemas.errors import quoted
 
 if TYPE_CHECKING:
     from paramdex.model import Model
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 Mask = npt.NDArray[np.bool_]
 ALL = 10_000
 """More tokens, or pairs, than an atlas keeps of one side."""
+_FLAGS = ("ascii", "alnum", "word_starts", "no_undertrained", "no_identical", "no_same_word")
+"""The fields of a filter that are on or off."""
 _OPTIONS = {"tokens": "--top-k", "pairs": "--pair-k"}
 """What a list is of -> the option of a build that says how many of them are kept."""
 
@@ -41,8 +45,9 @@ class TokenFilter:
     """only tokens of letters and digits"""
     word_starts: bool = False
     """only tokens that start a word"""
-    words: str | Path | Sequence[str] | None = None
-    """only these words: a file with one a line, or a sequence; each matches as a word of ``find`` does"""
+    words: str | PathLike[str] | Sequence[str] | None = None
+    """only these words: a file with one a line, or a sequence; each matches as a word of ``find`` does, but is one word
+    whatever white space it has"""
     no_undertrained: bool = False
     """no tokens that the model's training text hardly used (the table ``token_embeddings``)"""
     no_identical: bool = False
@@ -51,8 +56,10 @@ class TokenFilter:
     """no pairs of tokens that differ only in case or space, or not at all"""
 
     def __post_init__(self) -> None:
-        """Raises TokenError for words that are no texts."""
-        if self.words is not None and not isinstance(self.words, (str, Path)):
+        """Raises QueryError or TokenError for a field of another type."""
+        for name in _FLAGS:
+            object.__setattr__(self, name, yes_or_no(name, getattr(self, name)))
+        if self.words is not None and not isinstance(self.words, (str, PathLike)):
             object.__setattr__(self, "words", tuple(words_of(self.words)))
 
     def __bool__(self) -> bool:
@@ -64,10 +71,10 @@ class TokenFilter:
         """The words that may pass; None where any may. Raises QueryError for a file that cannot be read or is empty."""
         if self.words is None:
             return None
-        lines = read_lines(self.words, "word list") if isinstance(self.words, (str, Path)) else list(self.words)
+        lines = read_lines(self.words, "word list") if isinstance(self.words, (str, PathLike)) else list(self.words)
         found = list(dict.fromkeys(line for line in lines if line.strip()))
         if not found:
-            name = f" {self.words}" if isinstance(self.words, (str, Path)) else ""
+            name = f" {self.words}" if isinstance(self.words, (str, PathLike)) else ""
             raise QueryError(f"the word list{name} holds no words; write one a line")
         return found
 
@@ -85,7 +92,7 @@ class Sieve:
 
     def __post_init__(self) -> None:
         if self.filter is not None and not isinstance(self.filter, TokenFilter):
-            raise QueryError(f"filter is a paramdex.TokenFilter, not {self.filter!r}")
+            raise QueryError(f"filter is a paramdex.TokenFilter, not {quoted(self.filter)}")
 
     def __bool__(self) -> bool:
         return bool(self.filter)
