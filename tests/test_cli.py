@@ -36,7 +36,7 @@ VERBS = {
         lambda atlas: atlas.find("canada", model="gpt2-b", kind="VO", layer=1),
     ),
     "find positions": (["canada", "--kind", "position"], lambda atlas: atlas.find("canada", kind="position")),
-    "search": (["canada ottawa", "paris"], lambda atlas: atlas.search("canada ottawa paris")),
+    "search": (["canada ottawa", "paris"], lambda atlas: atlas.search(["canada ottawa", "paris"])),
     "search in": (
         ["canada", "--in", "bert", "--kind", "ff_key", "--layer", "0", "--side", "both", "-k", "2"],
         lambda atlas: atlas.search("canada", 2, model="bert", kind="ff_key", layer=0, side="both"),
@@ -304,7 +304,7 @@ def test_fold_norm_is_refused_where_one_layer_stands_for_several(run, tmp_path: 
         (["info"], "Missing argument 'ATLAS'"),
         (["info", "A", "--format", "xml"], "'xml' is not one of 'table', 'json', 'csv'"),
         (["find", "A", "canada", "-k", "0"], "0 is not in the range 1<=x<=10000"),
-        (["find", "A", "canada", "-k", "many"], "'many' is not a valid integer"),
+        (["find", "A", "canada", "-k", "many"], "'many' is not a valid whole number"),
         (["search", "A", "canada", "--side", "left"], "'left' is not one of 'top', 'bottom', 'both'"),
         (["search", "A", "canada", "--layer", "-1"], "-1 is not in the range x>=0"),
         (["nonsense", "A"], "No such command 'nonsense'"),

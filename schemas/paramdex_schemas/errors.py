@@ -58,8 +58,8 @@ class CheckpointError(BuildError):
 def quoted(value: object) -> str:
     """A value as messages name it: in one line, and no longer than is read, whatever its own ``repr`` does.
 
-    >>> quoted("a\\nb"), quoted("a" * 500)[-6:], quoted([0] * 500)
-    ("'a\\\\nb'", "aaa'...", '[0, 0, 0, 0, 0, 0, ...]')
+    >>> quoted("a\\nb"), quoted("a" * 500)[-5:], quoted([0] * 500)
+    ("'a\\\\nb'", "a'...", '[0, 0, 0, 0, 0, 0, ...]')
     """
     try:
         if isinstance(value, str):
