@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
+from datetime import datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 
@@ -90,6 +91,9 @@ WRONG: dict[str, Callable[[Atlas], object]] = {
     "bytes for SQL": lambda a: a.sql(b"SELECT 1"),
     "one value": lambda a: a.sql("SELECT ?", 1),
     "a text of values": lambda a: a.sql("SELECT ?", "x"),
+    "a value that is none": lambda a: a.sql("SELECT ?", [object()]),
+    "a value of surrogates": lambda a: a.sql("SELECT ?", ["\udc80"]),
+    "lists without an end": lambda a: a.sql("SELECT ?", [[[[[[[[[[1]]]]]]]]]]),
     "values without an order": lambda a: a.sql("SELECT ?, ?", {1, 2}),
     # results
     "a kind that was not aligned": lambda a: a.align(A, B).scores("zz"),
@@ -127,6 +131,12 @@ RIGHT: dict[str, tuple[Callable[[Atlas], object], Callable[[Atlas], object]]] = 
         lambda a: a.sql("SELECT $x", {"x": np.float32(2)}),
         lambda a: a.sql("SELECT $x", {"x": 2.0}),
     ),
+    "a value of PyTorch": (lambda a: a.sql("SELECT ?", [torch.tensor(3)]), lambda a: a.sql("SELECT ?", [3])),
+    "times of NumPy": (
+        lambda a: a.sql("SELECT ?, ?", [np.datetime64("2020-01-02T03:04:05", "ns"), np.timedelta64(5, "ns")]),
+        lambda a: a.sql("SELECT ?, ?", [datetime.fromisoformat("2020-01-02T03:04:05"), timedelta(0)]),
+    ),
+    "a list of NumPy": (lambda a: a.sql("SELECT ?", [np.array([1, 2])]), lambda a: a.sql("SELECT ?", [[1, 2]])),
     "pairs of NumPy": (lambda a: a.heads(np.array([["food", "bread"]])), lambda a: a.heads([("food", "bread")])),
 }  # fmt: skip
 

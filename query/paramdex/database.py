@@ -269,6 +269,8 @@ def _value(given: Any, levels: int = 8) -> Any:
     """
     wrong = QueryError(f"SQL has no value such as {quoted(given)}; give a number, a text, a date or a list of them")
     try:
+        if isinstance(given, (np.ndarray, np.generic)) and given.dtype.kind in "mM":
+            given = given.astype(f"{given.dtype.kind}8[us]")  # of nanoseconds Python gets bare numbers
         if hasattr(given, "tolist"):
             given = given.tolist()
         elif hasattr(given, "to_pylist") or hasattr(given, "as_py"):

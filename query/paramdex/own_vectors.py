@@ -108,6 +108,8 @@ def _plain(given: Any, levels: int = 2) -> Any:
 
     Raises QueryError for masked entries.
     """
+    if isinstance(given, (int, float)):  # most of what there is in a list
+        return given
     if np.ma.isMaskedArray(given) and np.ma.is_masked(given):
         raise QueryError("the vector has masked entries; fill them first")
     if hasattr(given, "detach") and hasattr(given, "cpu"):

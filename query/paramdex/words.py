@@ -150,10 +150,12 @@ def resolve(database: Database, vocabularies: list[str], words: list[str]) -> li
     found = {v: {word: by_vocabulary[v, word] for word in words} for v in vocabularies}
     for word in words:
         if not any(found[v][word] for v in vocabularies):
-            near = ", ".join(nearest_words(database, vocabularies, word))
             apart = word.replace(",", " ").split()
-            say = f"write {' '.join(apart)} for several words" if len(apart) > 1 else f"the nearest words are {near}"
-            raise TokenError(f"no vocabulary here has {quoted(word)}; {say}")
+            if len(apart) > 1:
+                several = " ".join(apart[:3])
+                raise TokenError(f"no vocabulary here has {quoted(word)}; write {several} for several words")
+            near = ", ".join(nearest_words(database, vocabularies, word))
+            raise TokenError(f"no vocabulary here has {quoted(word)}; the nearest words are {near}")
     return [_wanted(v, by_word) for v, by_word in found.items() if any(by_word.values())]
 
 
