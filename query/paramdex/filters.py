@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from os import PathLike
 from typing import TYPE_CHECKING, Any
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 Mask = npt.NDArray[np.bool_]
 ALL = 10_000
 """More tokens, or pairs, than an atlas keeps of one side."""
-_FLAGS = ("ascii", "alnum", "word_starts", "no_undertrained", "no_identical", "no_same_word")
-"""The fields of a filter that are on or off."""
 _OPTIONS = {"tokens": "--top-k", "pairs": "--pair-k"}
 """What a list is of -> the option of a build that says how many of them are kept."""
 
@@ -57,7 +55,7 @@ class TokenFilter:
 
     def __post_init__(self) -> None:
         """Raises QueryError or TokenError for a field of another type."""
-        for name in _FLAGS:
+        for name in (each.name for each in fields(self) if each.name != "words"):
             object.__setattr__(self, name, yes_or_no(name, getattr(self, name)))
         if self.words is not None and not isinstance(self.words, (str, PathLike)):
             object.__setattr__(self, "words", tuple(words_of(self.words)))

@@ -20,6 +20,8 @@ from paramdex_schemas.errors import AddressError, check_text, quoted, whole_numb
 
 _MOST = 999_999_999
 """The largest number in an address."""
+_LONGEST = 255
+"""Characters of a name, of which file systems take no more."""
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 STACKS = ("encoder", "decoder", "cross")
 """The stacks of an encoder-decoder; a model with one stack has no name for it."""
@@ -56,12 +58,13 @@ class Address:
                 object.__setattr__(self, name, whole_number(f"{name} of an address", number, 0, _MOST, AddressError))
         for name in ("model", "kind"):
             text = getattr(self, name)
-            if text is not None or name == "model":
-                wrong = AddressError(f"{name} of an address is a text of up to 255 characters, not {quoted(text)}")
-                if type(text) is not str or not text.isascii():
-                    object.__setattr__(self, name, check_text(text, wrong))
-                if len(text) > 255:  # no file system has longer names
-                    raise wrong
+            if (type(text) is str and text.isascii() and len(text) <= _LONGEST) or (text is None and name == "kind"):
+                continue
+            wrong = AddressError(f"{name} of an address is a text of up to {_LONGEST} characters, not {quoted(text)}")
+            text = check_text(text, wrong)
+            if len(text) > _LONGEST:
+                raise wrong
+            object.__setattr__(self, name, text)
         if self.stack is not None and not (isinstance(self.stack, str) and self.stack in STACKS):
             raise AddressError(f"stack of an address is {', '.join(STACKS)} or None, not {quoted(self.stack)}")
 
