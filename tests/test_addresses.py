@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 from itertools import groupby
+from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -176,7 +178,7 @@ def test_the_forms_that_a_message_gives_are_forms() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "", "/L1/H2", "m/", "m/l3/H5", "m/L3/H5/QK", "m/L-1/H0", "m/L3/ff_value/1/2", "m/L٣/H0", "m/L" + "9" * 5000,
+        "", "/L1/H2", "m//", "m/l3/QK/l3", "m/L3/H5/QK", "m/L-1/H0", "m/L3/ff_value/1/2", "m/L٣/H0", "m/L" + "9" * 50,
         "m/encodr/L3/H5", "m/L3/encoder/H5", "m/encoder/decoder/L3", "m/L3/H5/E7/ff_key/0", "m/E7/L3", "m/L3/E7/H5",
     ],
 )  # fmt: skip
@@ -184,6 +186,52 @@ def test_what_has_not_the_form_of_an_address(text: str) -> None:
     with pytest.raises(AddressError) as caught:
         Address.parse(text)
     assert str(caught.value) == f"{text!r} is not an address; {FORMS}"
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("m/l3", "m/L3"), ("m / L3 / H5", "m/L3/H5"), ("M/l3/h5", "M/L3/H5"), ("m/L3/FF_VALUE/7", "m/L3/ff_value/7"),
+        ("m/l3/e2/ff-value/7/", "m/L3/E2/ff_value/7"), ("m/Encoder/l0/H1/attn-query/2", "m/encoder/L0/H1/attn_query/2"),
+    ],
+)  # fmt: skip
+def test_what_only_case_tells_from_an_address(text: str, meant: str) -> None:
+    with pytest.raises(AddressError) as caught:
+        Address.parse(text)
+    assert str(caught.value) == f"{text!r} is not an address; did you mean {meant}?"
+
+
+@pytest.mark.parametrize("text", ["m/", "m/L3/", " m/L3/H5/ ", "m/L3/ff_value/7/"])
+def test_a_slash_at_the_end_changes_nothing(text: str) -> None:
+    assert Address.parse(text) == Address.parse(text.strip().rstrip("/"))
+
+
+def test_an_address_that_is_too_long_is_cut_in_the_message() -> None:
+    with pytest.raises(AddressError) as caught:
+        Address.parse("m/L" + "9" * 5000)
+    assert str(caught.value) == f"'m/L{'9' * 77}'... is not an address; {FORMS}"
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"model": 5}, "model of an address is a text of up to 255 characters, not 5"),
+        ({"model": "m", "layer": -1}, "layer of an address must be from 0 to 999,999,999, not -1"),
+        ({"model": "m", "layer": True}, "layer of an address must be a whole number, not True"),
+        ({"model": "m", "kind": ["QK"]}, r"kind of an address is a text of up to 255 characters, not \['QK'\]"),
+        ({"model": "m" * 300}, "model of an address is a text of up to 255 characters, not 'mmm"),
+        ({"model": "m", "stack": "enc"}, "stack of an address is encoder, decoder, cross or None, not 'enc'"),
+    ],
+)
+def test_an_address_made_of_wrong_parts(parts: dict[str, Any], message: str) -> None:
+    with pytest.raises(AddressError, match=message):
+        Address(**parts)
+
+
+def test_an_address_made_of_numbers_of_numpy() -> None:
+    made = Address("m", np.int64(3), np.uint8(5))
+    assert made == Address.parse("m/L3/H5")
+    assert (type(made.layer), str(made)) == (int, "m/L3/H5")
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
+from datetime import datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 
@@ -54,7 +55,9 @@ WRONG: dict[str, Callable[[Atlas], object]] = {
     # words and pairs
     "no words": lambda a: a.search(None),
     "bytes for words": lambda a: a.find(b"food"),
-    "numbers for words": lambda a: a.find([1, 2]),
+    "half a word": lambda a: a.find([0.5]),
+    "whether a word": lambda a: a.find([True]),
+    "a missing word": lambda a: a.find(pd.Series([1, None])),
     "a word that is none": lambda a: a.search(["food", None]),
     "a table of words": lambda a: a.find(pd.DataFrame({"food": [1]})),
     "a mapping of words": lambda a: a.find({"food": 1}),
@@ -68,12 +71,17 @@ WRONG: dict[str, Callable[[Atlas], object]] = {
     "a filter as a dictionary": lambda a: a.show(PARAMETER, filter={"ascii": True}),
     "a filter that is off": lambda a: a.show(PARAMETER, filter=False),
     "a filter's class": lambda a: a.search("food", filter=TokenFilter),
-    "numbers as a word list": lambda a: a.show(PARAMETER, filter=TokenFilter(words=[1])),
+    "a missing word in a list": lambda a: a.show(PARAMETER, filter=TokenFilter(words=[float("nan")])),
+    "what is neither on nor off": lambda a: a.show(PARAMETER, filter=TokenFilter(ascii="yes")),
     # vectors
     "a masked vector": lambda a: a.lens(np.ma.masked_array(np.ones(24), [0] * 23 + [1]), A),
     "a ragged vector": lambda a: a.lens([[1.0], [1.0, 2.0]], A),
-    "a tensor that learns": lambda a: a.lens(torch.ones(24, requires_grad=True), A),
-    "a tensor of bfloat16": lambda a: a.lens(torch.ones(24, dtype=torch.bfloat16), A),
+    "a masked vector in a list": lambda a: a.lens([np.ma.masked_array(np.ones(24), [0] * 23 + [1])], A),
+    "a vector without data": lambda a: a.lens(torch.ones(24, device="meta"), A),
+    "a sparse vector": lambda a: a.lens(torch.eye(24).to_sparse()[0], A),
+    "a complex vector": lambda a: a.lens(torch.ones(24, dtype=torch.complex64), A),
+    "a missing entry": lambda a: a.lens(pd.Series([1, None] * 12, dtype="Int64"), A),
+    "texts for a vector": lambda a: a.lens(["1"] * 24, A),
     "half a row": lambda a: a.lens(np.ones((2, 24)), A, row=0.5),
     "whether a row": lambda a: a.lens(np.ones((2, 24)), A, row=True),
     "a row's name": lambda a: a.lens(np.ones((2, 24)), A, row="1"),
@@ -83,6 +91,9 @@ WRONG: dict[str, Callable[[Atlas], object]] = {
     "bytes for SQL": lambda a: a.sql(b"SELECT 1"),
     "one value": lambda a: a.sql("SELECT ?", 1),
     "a text of values": lambda a: a.sql("SELECT ?", "x"),
+    "a value that is none": lambda a: a.sql("SELECT ?", [object()]),
+    "a value of surrogates": lambda a: a.sql("SELECT ?", ["\udc80"]),
+    "lists without an end": lambda a: a.sql("SELECT ?", [[[[[[[[[[1]]]]]]]]]]),
     "values without an order": lambda a: a.sql("SELECT ?, ?", {1, 2}),
     # results
     "a kind that was not aligned": lambda a: a.align(A, B).scores("zz"),
@@ -120,6 +131,12 @@ RIGHT: dict[str, tuple[Callable[[Atlas], object], Callable[[Atlas], object]]] = 
         lambda a: a.sql("SELECT $x", {"x": np.float32(2)}),
         lambda a: a.sql("SELECT $x", {"x": 2.0}),
     ),
+    "a value of PyTorch": (lambda a: a.sql("SELECT ?", [torch.tensor(3)]), lambda a: a.sql("SELECT ?", [3])),
+    "times of NumPy": (
+        lambda a: a.sql("SELECT ?, ?", [np.datetime64("2020-01-02T03:04:05", "ns"), np.timedelta64(5, "ns")]),
+        lambda a: a.sql("SELECT ?, ?", [datetime.fromisoformat("2020-01-02T03:04:05"), timedelta(0)]),
+    ),
+    "a list of NumPy": (lambda a: a.sql("SELECT ?", [np.array([1, 2])]), lambda a: a.sql("SELECT ?", [[1, 2]])),
     "pairs of NumPy": (lambda a: a.heads(np.array([["food", "bread"]])), lambda a: a.heads([("food", "bread")])),
 }  # fmt: skip
 

@@ -36,7 +36,7 @@ VERBS = {
         lambda atlas: atlas.find("canada", model="gpt2-b", kind="VO", layer=1),
     ),
     "find positions": (["canada", "--kind", "position"], lambda atlas: atlas.find("canada", kind="position")),
-    "search": (["canada ottawa", "paris"], lambda atlas: atlas.search("canada ottawa paris")),
+    "search": (["canada ottawa", "paris"], lambda atlas: atlas.search(["canada ottawa", "paris"])),
     "search in": (
         ["canada", "--in", "bert", "--kind", "ff_key", "--layer", "0", "--side", "both", "-k", "2"],
         lambda atlas: atlas.search("canada", 2, model="bert", kind="ff_key", layer=0, side="both"),
@@ -304,7 +304,7 @@ def test_fold_norm_is_refused_where_one_layer_stands_for_several(run, tmp_path: 
         (["info"], "Missing argument 'ATLAS'"),
         (["info", "A", "--format", "xml"], "'xml' is not one of 'table', 'json', 'csv'"),
         (["find", "A", "canada", "-k", "0"], "0 is not in the range 1<=x<=10000"),
-        (["find", "A", "canada", "-k", "many"], "'many' is not a valid integer"),
+        (["find", "A", "canada", "-k", "many"], "'many' is not a valid whole number"),
         (["search", "A", "canada", "--side", "left"], "'left' is not one of 'top', 'bottom', 'both'"),
         (["search", "A", "canada", "--layer", "-1"], "-1 is not in the range x>=0"),
         (["nonsense", "A"], "No such command 'nonsense'"),
@@ -402,3 +402,27 @@ def test_closed_output_is_no_error(small_atlas: Path, closed: str) -> None:
     command = shlex.join([sys.executable, "-m", "paramdex", "show", str(small_atlas), ADDRESS])
     ran = subprocess.run(["sh", "-c", f"{command} {closed}"], capture_output=True, text=True, check=False)
     assert (ran.returncode, ran.stderr) == (0, "")
+
+
+def test_slips_of_a_hand_that_are_understood(run, small_atlas: Path) -> None:
+    meant = run("find", small_atlas, "canada", "--in", "bert", "--layer", "1", "-k", "2").out
+    assert meant.startswith("address")
+    assert run("find", small_atlas, "canada", "--model", "bert", "--layer", "L1", "--k", "2").out == meant
+    assert run("show", small_atlas, f"{ADDRESS}/").out == run("show", small_atlas, ADDRESS).out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["show", "A", "gpt2-a/l0/h1"], "'gpt2-a/l0/h1' is not an address; did you mean gpt2-a/L0/H1?"),
+        (["show", "A", "gpt2-a/L0/FF-key/3"], "did you mean gpt2-a/L0/ff_key/3?"),
+        (["find", "A", "food,bread"], "no vocabulary here has 'food,bread'; write food bread for several words"),
+        (["find", "A", "x" * 100_000], f"no vocabulary here has '{'x' * 80}'...; the nearest words are "),
+        (["build", "org/name=./folder", "-o", "x.atlas"], "write org-name=./folder (and there is no folder "),
+    ],
+)
+def test_slips_of_a_hand_that_are_named(run, small_atlas: Path, arguments: list[str], message: str) -> None:
+    ran = run(*(str(small_atlas) if each == "A" else each for each in arguments))
+    assert (ran.code, ran.out) == (2, "")
+    assert message in ran.err
+    assert ran.err.count("\n") == 1

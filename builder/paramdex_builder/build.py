@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from paramdex_builder.displacement import Displacement
 from paramdex_builder.finite import check_lengths, check_table
 from paramdex_builder.head_units import ATTENTION, Kept, head_units
 from paramdex_builder.hub import own_name
-from paramdex_builder.options import Options, given, source_texts
+from paramdex_builder.options import Options, given, source_text, source_texts
 from paramdex_builder.output import check_space, check_writable, estimate, find_place, staging_folder
 from paramdex_builder.pairs import same_words
 from paramdex_builder.progress import Progress
@@ -34,6 +36,8 @@ from paramdex_builder.vocabulary import Vocabulary, read_vocabulary
 from paramdex_builder.workers import Workers
 from paramdex_schemas import FORMAT_VERSION, AtlasError, BuildError, CheckpointError, atlas_files
 from paramdex_schemas.addresses import MODEL_NAME
+from paramdex_schemas.arguments import given_path
+from paramdex_schemas.errors import quoted
 from paramdex_schemas.layout import Place
 
 
@@ -49,10 +53,9 @@ def build(
 
     Raises BuildError, CheckpointError, FamilyError or AtlasError; nothing is left behind for bad input.
     """
-    options, progress = given(options, Options).check(), progress or Progress()
+    options, progress = given(options, Options).check(), given(progress, Progress)
     device = pick_device(options.device)
-    atlas = Path(output)
-    atlas_files.check_path(atlas)
+    atlas = given_path(output, "an atlas", AtlasError)
     named = _names(source_texts(sources), options.base)
     if not named:
         raise BuildError("give at least one model to build")
@@ -106,20 +109,25 @@ def _open(source: str, options: Options) -> Checkpoint | Displacement:
     return Displacement.open(source, str(options.base), fold_norm=options.fold_norm)
 
 
-def _names(sources: Sequence[str], base: str | Path | None = None) -> dict[str, str]:
+def _names(sources: Sequence[str], base: str | PathLike[str] | None = None) -> dict[str, str]:
     """name -> source. What moved between two models is neither of them, and both may stand in the atlas beside it, so
     without a name it is called TUNED-minus-BASE. Raises BuildError for a name that cannot be or stands twice.
     """
     named: dict[str, str] = {}
     for text in sources:
         name, equals, source = text.partition("=")
-        if not equals or "/" in name:  # a path, which may have = in it
+        if not equals or ("/" in name and (name[0] in "./" or Path(text).exists())):  # a path, which may have = in it
             source, name = text, own_name(text)
             if base is not None:
                 name += f"-minus-{own_name(str(base))}"
-        (source,) = source_texts(source)
+        source = source_text(source)
         if not MODEL_NAME.fullmatch(name):
-            raise BuildError(f"{name!r} cannot name a model; write NAME={source} with letters, digits, . _ + or -")
+            better = re.sub(r"[^A-Za-z0-9._+-]+", "-", name).strip("-._+") or "NAME"
+            no_path = f" (and there is no folder {text})" if "/" in name else ""
+            raise BuildError(
+                f"{quoted(name)} cannot name a model, which letters, digits, . _ + and - can; "
+                f"write {better}={source}{no_path}"
+            )
         if name == "all":
             raise BuildError(f"a model cannot be called all, which stands for every model; write NAME={source}")
         if name in named:

@@ -16,6 +16,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from paramdex_builder.tensors import TensorFiles, same_name
 from paramdex_builder.tokenizer import load_tokenizer
 from paramdex_builder.vocabulary import read_vocabulary
 from paramdex_schemas import BuildError, CheckpointError
+from paramdex_schemas.arguments import given_path
 from paramdex_schemas.errors import check_text
 from paramdex_schemas.foreign import reading
 
@@ -194,12 +196,13 @@ def _weights(origin: Origin, d: int) -> torch.Tensor:
     return weights
 
 
-def read_labelled(path: Path, *, words: int | None = None, limit: int | None = None) -> Labelled:
+def read_labelled(path: str | PathLike[str], *, words: int | None = None, limit: int | None = None) -> Labelled:
     """Labelled texts of a file of JSON lines with ``text`` and ``label``, plain or compressed with xz.
 
     Of every text the last ``words`` words; of the texts ``limit``, as evenly over the file as can be. A label is a
     name or a whole number. Raises BuildError where the file is none, or a line lacks something.
     """
+    path = given_path(path, "the file of texts", BuildError)
     texts, labels = [], []
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from os import PathLike
 from typing import Any
 
 import pyarrow as pa
@@ -14,13 +14,14 @@ from paramdex_builder import measures
 from paramdex_builder.checkpoint import Checkpoint
 from paramdex_builder.forward import Runner, watched
 from paramdex_builder.measures import KEPT, Measured
-from paramdex_builder.options import check_choices, given, source_texts
+from paramdex_builder.options import check_choices, given, source_text
 from paramdex_builder.progress import Progress
 from paramdex_builder.source import read_text
 from paramdex_builder.tokenizer import special_ids
 from paramdex_builder.vocabulary import read_vocabulary
 from paramdex_schemas import BuildError, FamilyError
-from paramdex_schemas.errors import whole_number
+from paramdex_schemas.arguments import given_path
+from paramdex_schemas.errors import check_text, quoted, whole_number
 
 _SPREAD = 4
 """Tokens that are run for each one that is looked at, so that those come from many places of the text."""
@@ -84,20 +85,20 @@ class Seen:
 
 
 def evaluate(
-    source: str | Path, text: str | Path, options: EvaluateOptions | None = None, progress: Progress | None = None
-) -> pa.Table:
+    source: str | PathLike[str], text: str | PathLike[str], options: EvaluateOptions | None = None,
+    progress: Progress | None = None,
+) -> pa.Table:  # fmt: skip
     """The paper's measures of one model, a row a measure, kind, layer, k and baseline.
 
     ``text`` is what the model is run on, or the path of a file of it (a Path, not text), plain or compressed with xz.
 
     Raises BuildError for a text of too few tokens or options that cannot be met, CheckpointError or FamilyError.
     """
-    options, progress = given(options, EvaluateOptions).check(), progress or Progress()
-    (source,) = source_texts(source)
-    if isinstance(text, Path):
+    options, progress = given(options, EvaluateOptions).check(), given(progress, Progress)
+    source = source_text(source)
+    if isinstance(text, PathLike):
         text = read_words(text)
-    if not isinstance(text, str):
-        raise BuildError(f"text is text or the Path of a file, not {text!r}")
+    text = check_text(text, BuildError(f"text is valid UTF-8 text, or the Path of a file, not {quoted(text)}"))
     checkpoint = Checkpoint.open(source, fold_norm=options.fold_norm)
     runner = Runner.open(checkpoint)
     E, which, tied = checkpoint.embedding(options.space)
@@ -271,8 +272,9 @@ def _vectors(
     yield "states", some(torch.cat(seen.states))
 
 
-def read_words(path: Path) -> str:
+def read_words(path: str | PathLike[str]) -> str:
     """A text to run a model on, as ``read_text``. Raises BuildError where it cannot be read or is empty."""
+    path = given_path(path, "the text", BuildError)
     text = read_text(path)
     if not text.strip():
         raise BuildError(f"{path} is empty; give a text of some hundred words or more")

@@ -26,19 +26,20 @@ from paramdex_builder.project import projection_held, projection_shared
 from paramdex_builder.screening import precision_of
 from paramdex_builder.units import parameters_held, pieces
 from paramdex_schemas import BuildError
+from paramdex_schemas.errors import quoted
 
 LIBRARIES = 576 << 20
 """Bytes for the libraries, and for what is small."""
 _DUCKDB = 512 << 20, 1 << 30
 """Least and most bytes that DuckDB may hold; what it sorts beyond that goes to files."""
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT])(?:i?B)?", re.IGNORECASE)
+_SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,15})?)\s*([KMGT])(?:i?B)?", re.IGNORECASE)
 
 
 def parse(text: str) -> int:
     """The bytes of a size such as 8G, 1.5G or 800M. Raises BuildError where it is none."""
     match = _SIZE.fullmatch(text.strip()) if isinstance(text, str) else None
     if not match:
-        raise BuildError(f"memory must be a size such as 8G or 800M, not {text!r}")
+        raise BuildError(f"memory must be a size such as 8G or 800M, not {quoted(text)}")
     return int(float(match[1]) * 1024 ** ("KMGT".index(match[2].upper()) + 1))
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from pathlib import Path
+from os import PathLike
 from typing import Any, TypeVar
 
 from paramdex_builder import memory
 from paramdex_schemas import BuildError
-from paramdex_schemas.errors import check_text, whole_number
+from paramdex_schemas.arguments import given_items, path_text, yes_or_no
+from paramdex_schemas.errors import quoted, whole_number
 
 Kind = TypeVar("Kind")
 
@@ -24,7 +24,7 @@ class Options:
     """strongest token pairs kept for each head and matrix, on each side"""
     neighbor_k: int = 5
     """nearest parameters kept for each parameter, in each other model of its vocabulary, or of nearly the same"""
-    base: str | Path | None = None
+    base: str | PathLike[str] | None = None
     """the model that every source was tuned from, to keep what moved in place of the models themselves"""
     fold_norm: bool = False
     """fold norms into the vectors beside them, and the final norm into the embedding: gains, and LayerNorm's means"""
@@ -48,39 +48,43 @@ class Options:
         check_choices(self)
         if self.memory is not None:
             memory.parse(self.memory)
-        return replace(self, base=None if self.base is None else _source_text(self.base), **whole)
+        return replace(self, base=None if self.base is None else source_text(self.base), **whole)
 
 
-def given(options: Any, kind: type[Kind]) -> Kind:
-    """The options that a function was given, or the defaults where it got None. Raises BuildError for anything else."""
-    if options is None:
+def given(value: Any, kind: type[Kind]) -> Kind:
+    """The options, or progress, that a function was given; the default where it got None.
+
+    Raises BuildError for anything else.
+    """
+    if value is None:
         return kind()
-    if not isinstance(options, kind):
-        raise BuildError(f"options must be {kind.__name__}(...), not {options!r}")
-    return options
+    if not isinstance(value, kind):
+        raise BuildError(f"expected {kind.__name__}(...) or None, not {quoted(value)}")
+    return value
 
 
 def check_choices(options: Any) -> None:
     """Raises BuildError for options that have no such ``space`` or ``fold_norm``."""
-    if options.space not in ("output", "input"):
-        raise BuildError(f"space is output or input, not {options.space!r}")
-    if type(options.fold_norm) is not bool:
-        raise BuildError(f"fold_norm is True or False, not {options.fold_norm!r}")
+    check_space_name(options.space)
+    yes_or_no("fold_norm", options.fold_norm, BuildError)
+
+
+def check_space_name(space: Any) -> None:
+    """Raises BuildError for a ``space`` that there is not."""
+    if not isinstance(space, str) or space not in ("output", "input"):
+        raise BuildError(f"space is output or input, not {quoted(space)}")
 
 
 def source_texts(sources: Any) -> list[str]:
     """One source or several, each as text: a folder or a name on the hub. Raises BuildError for what is none."""
-    several = [sources] if isinstance(sources, (str, Path)) else sources
-    if not isinstance(several, Iterable):
-        raise BuildError(f"a source is text or a path, not {several!r}")
-    return [_source_text(each) for each in several]
+    if isinstance(sources, (str, PathLike)):
+        return [source_text(sources)]
+    wrong = BuildError(f"sources are texts or paths, not {quoted(sources)}")
+    return [source_text(each) for each in given_items(sources, wrong)]
 
 
-def _source_text(source: Any) -> str:
-    text = str(source) if isinstance(source, Path) else source
-    if not isinstance(text, str):
-        raise BuildError(f"a source is text or a path, not {source!r}")
-    if not text.strip():
+def source_text(source: Any) -> str:
+    """As ``source_texts``, of one."""
+    if isinstance(source, str) and not source.strip():
         raise BuildError("a source cannot be empty; give a folder or a Hugging Face name")
-    check_text(text, BuildError(f"the source {text!r} is not valid UTF-8 text; give another"))
-    return text
+    return path_text(source, "a source", BuildError)

@@ -12,6 +12,7 @@ import torch
 
 from paramdex_builder.progress import Advance
 from paramdex_schemas import BuildError, isometry
+from paramdex_schemas.errors import quoted
 
 _CHUNK = 2048
 """Rows of E that are held in float64 at a time."""
@@ -124,7 +125,7 @@ def pick_device(name: str) -> torch.device:
     """
     if not isinstance(name, str) or not _DEVICE.fullmatch(name):
         reason = "there are auto, cpu, cuda and cuda:N"
-        raise BuildError(f"device {name!r} cannot be used here ({reason}); try --device cpu")
+        raise BuildError(f"device {quoted(name)} cannot be used here ({reason}); try --device cpu")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:

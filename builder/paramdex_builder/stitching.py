@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 import torch
@@ -24,11 +24,12 @@ import torch
 from paramdex_builder.checkpoint import Checkpoint
 from paramdex_builder.classifier import Classifier, Labelled
 from paramdex_builder.forward import Batch, Runner, replaced
-from paramdex_builder.options import given, source_texts
+from paramdex_builder.options import check_space_name, given, source_text, source_texts
 from paramdex_builder.progress import Advance, Progress
 from paramdex_builder.vocabulary import read_vocabulary
 from paramdex_schemas import BuildError
-from paramdex_schemas.errors import whole_number
+from paramdex_schemas.arguments import given_items
+from paramdex_schemas.errors import quoted, whole_number
 
 STATES = ("raw", "scaled", "normed")
 _BATCH = 16
@@ -55,18 +56,20 @@ class StitchOptions:
     base: str | None = None
     """the model that the tuned ones were tuned from: needed for an adapter, and measured beside them"""
 
-    def check(self) -> None:
-        """Raises BuildError where an option cannot be met."""
-        if self.state not in STATES:
-            raise BuildError(f"state is {', '.join(STATES)}, not {self.state!r}")
-        if self.space not in ("output", "input"):
-            raise BuildError(f"space is output or input, not {self.space!r}")
-        if self.base is not None:
-            source_texts(self.base)
-        if self.last is not None and (not isinstance(self.last, (tuple, list)) or not self.last):
-            raise BuildError(f"last must be whole numbers, (1, 3), say, or None for all, not {self.last!r}")
-        for number in self.last or ():
-            whole_number("each number of last", number, 0, None, BuildError)
+    def check(self) -> StitchOptions:
+        """These options, numbers and base as they are stored. Raises BuildError where one cannot be met."""
+        if not isinstance(self.state, str) or self.state not in STATES:
+            raise BuildError(f"state is {', '.join(STATES)}, not {quoted(self.state)}")
+        check_space_name(self.space)
+        base = None if self.base is None else source_text(self.base)
+        wrong = BuildError(f"last must be whole numbers, (1, 3), say, or None for all, not {quoted(self.last)}")
+        last = None
+        if self.last is not None:
+            numbers = given_items(self.last, wrong)
+            if not numbers:
+                raise wrong
+            last = tuple(whole_number("each number of last", number, 0, None, BuildError) for number in numbers)
+        return replace(self, base=base, last=last)
 
 
 def kernel(E_a: torch.Tensor, E_b: torch.Tensor) -> torch.Tensor:
@@ -112,9 +115,10 @@ def stitch(
 
     Raises BuildError, CheckpointError or FamilyError: other vocabularies, more layers than there are, other classes.
     """
-    options, progress = given(options, StitchOptions), progress or Progress()
-    options.check()
-    (pretrained,), tuned = source_texts(pretrained), source_texts(tuned)
+    options, progress = given(options, StitchOptions).check(), given(progress, Progress)
+    pretrained, tuned = source_text(pretrained), source_texts(tuned)
+    if not isinstance(texts, Labelled):
+        raise BuildError(f"texts are what paramdex_builder.classifier.labelled gives, not {quoted(texts)}")
     A = Runner.open(Checkpoint.open(pretrained))
     norm = _final_norm(A) if options.state == "normed" else None
     classifiers = [Classifier.open(source, options.base) for source in tuned]

@@ -22,7 +22,8 @@ from paramdex.common import common, shared_note
 from paramdex.relations import related_on
 from paramdex.result import Drawn, Result, table_of
 from paramdex_schemas import KINDS, QueryError, isometry
-from paramdex_schemas.errors import check_text, nearest
+from paramdex_schemas.arguments import yes_or_no
+from paramdex_schemas.errors import check_text, nearest, quoted
 from paramdex_schemas.isometry import Array
 from paramdex_schemas.layout import place_name
 
@@ -60,7 +61,7 @@ class Alignment(Drawn):
 
     def scores(self, kind: str, *, feature: bool = False) -> np.ndarray:
         """The scores of one kind as a matrix, places of the first model x places of the second. Raises QueryError."""
-        name = "feature_score" if feature else "score"
+        name = "feature_score" if yes_or_no("feature", feature) else "score"
         rows = self._of(kind)
         values = [np.nan if row[name] is None else row[name] for row in rows]
         return np.array(values).reshape(len(self.places(kind, "a")), -1)
@@ -70,17 +71,17 @@ class Alignment(Drawn):
 
         Raises QueryError.
         """
-        if side not in ("a", "b"):
-            raise QueryError(f"side is a or b, the first model or the second, not {side!r}")
+        if not isinstance(side, str) or side not in ("a", "b"):
+            raise QueryError(f"side is a or b, the first model or the second, not {quoted(side)}")
         rows = self._of(kind)
         return list(dict.fromkeys(place_name((row[f"stack_{side}"], row[f"layer_{side}"])) for row in rows))
 
     def _of(self, kind: str) -> list[dict[str, Any]]:
         """The rows of one kind. Raises QueryError where there are none."""
-        check_text(kind, QueryError(f"kind is text, not {kind!r}"))
+        kind = check_text(kind, QueryError(f"kind is text, not {quoted(kind)}"))
         rows = [row for row in self.table.to_pylist() if row["kind"] == kind]
         if not rows:
-            raise QueryError(f"this alignment has no kind {kind!r}; {nearest(kind, self.kinds)}")
+            raise QueryError(f"this alignment has no kind {quoted(kind)}; {nearest(kind, self.kinds)}")
         return rows
 
     @property

@@ -30,16 +30,20 @@ from paramdex.relations import unrelated
 from paramdex.result import Result, visible
 from paramdex.show import show_head, show_parameter
 from paramdex.vectors import Vectors
-from paramdex.words import Wanted, resolve, words_of
+from paramdex.words import Wanted, resolve, separated, words_of
 from paramdex_schemas import KINDS, Address, AddressError, AtlasError, Layout, QueryError, Run
-from paramdex_schemas.errors import check_text, nearest, whole_number
+from paramdex_schemas.arguments import given_path, yes_or_no
+from paramdex_schemas.errors import check_text, nearest, quoted, whole_number
 
 _MOST = 2**31 - 1
 """What a larger k is taken for."""
 
 
 def open(path: str | Path) -> Atlas:  # noqa: A001  # `paramdex.open` reads as `gzip.open` does
-    """Open an atlas for reading. Raises AtlasError where it is none, is damaged or is of a newer format."""
+    """Open an atlas for reading; ``~`` at the beginning of a path, here as everywhere, is the home folder.
+
+    Raises AtlasError where it is none, is damaged or is of a newer format.
+    """
     return Atlas(path)
 
 
@@ -50,9 +54,7 @@ class Atlas:
     """
 
     def __init__(self, path: str | Path) -> None:
-        if not isinstance(path, (str, Path)) or not str(path):
-            raise AtlasError(f"an atlas is a folder, not {path!r}")
-        self.path = Path(path)
+        self.path = given_path(path, "an atlas", AtlasError)
         self._database = Database(self.path)
         models = self._database.rows(
             "SELECT model_id, model, vocabulary, vocabulary_size, first_param_id, first_head_id "
@@ -108,9 +110,10 @@ class Atlas:
 
     def owner(self, param_id: int) -> Model:
         """The model of a parameter. Raises QueryError where there is none."""
-        found = next((one for one in self.models.values() if one.span[0] <= param_id < one.span[1]), None)
+        number = whole_number("the number of a parameter", param_id, 0)
+        found = next((one for one in self.models.values() if one.span[0] <= number < one.span[1]), None)
         if found is None:
-            raise QueryError(f"there is no parameter of the number {param_id}")
+            raise QueryError(f"there is no parameter of the number {quoted(number)}")
         return found
 
     # ---- the verbs
@@ -156,12 +159,12 @@ class Atlas:
         Raises AddressError.
         """
         where = self.address(address)
-        k = _how_many(k)
+        k, distinct = _how_many(k), yes_or_no("distinct", distinct)
         model = self.models[where.model]
         if where.is_parameter:
             return show_parameter(self, model, where, k, Sieve(self._database, filter))
         if where.is_head:
-            return show_head(self, model, where, k, Sieve(self._database, filter), distinct=bool(distinct))
+            return show_head(self, model, where, k, Sieve(self._database, filter), distinct=distinct)
         if where != Address(where.model):
             what = "an expert" if where.expert is not None else "a layer" if where.layer is not None else "a stack"
             example = model.layout.example(where)
@@ -178,24 +181,24 @@ class Atlas:
         layer: int | None = None, filter: TokenFilter | None = None,
     ) -> Result:  # fmt: skip
         """Parameters and heads that have these tokens among their strongest: k of each, those with most of them first.
+        ``tokens`` are words, or one; what has white space inside and is no word of any vocabulary is split there.
 
         ``kind`` is a parameter kind, QK or VO. ``z`` is how many standard deviations of all the vector's (or
         matrix's) scores the tokens (or the strongest pair) lie from their mean towards the side, averaged over the
         words. With a ``filter`` only tokens and pairs that pass count. Raises TokenError for a word that no vocabulary
         has.
         """
-        k = _how_many(k)
+        k, layer = _how_many(k), _layer(layer)
         chosen = self._with_layer(self._choose(model), layer)
         self._check_kind(kind, chosen, layer, matrices=True)
-        wanted = self._resolve(chosen, [tokens] if isinstance(tokens, str) else words_of(tokens))
-        return find(self._database, wanted, chosen, self._missing(wanted, chosen), k, kind, layer, filter)
+        wanted, notes = self._resolve(chosen, tokens)
+        return find(self._database, wanted, chosen, notes, k, kind, layer, filter)
 
     def search(
         self, words: str | Iterable[str], k: int = 10, *, model: str | None = None, kind: str | None = None,
         layer: int | None = None, side: str = "top", filter: TokenFilter | None = None,
     ) -> Result:  # fmt: skip
-        """The k parameters nearest to a set of words, exactly. A string is split at white space, but one of white space
-        alone is one word.
+        """The k parameters nearest to a set of words, exactly. ``words`` are read as those of ``find``.
 
         ``similarity`` is the Pearson correlation of a parameter's V scores with the indicator of the words' m tokens,
         ``z`` how many standard deviations those lie above the mean of the scores, on average. In one vocabulary both
@@ -214,13 +217,12 @@ class Atlas:
         layer: int | None = None, side: str = "top",
     ) -> tuple[list[WordHit], list[str]]:  # fmt: skip
         """What ``search`` finds, and its notes."""
-        k = _how_many(k)
+        k, layer = _how_many(k), _layer(layer)
         chosen = self._with_layer(self._choose(model), layer)
         self._check_kind(kind, chosen, layer)
-        wanted = self._resolve(chosen, (words.split() or [words]) if isinstance(words, str) else words_of(words))
-        notes = self._missing(wanted, chosen)
+        wanted, notes = self._resolve(chosen, words)
         if len({item.known for item in wanted}) > 1:
-            notes.append("parameters of models that have more of the words come first")
+            notes = [*notes, "parameters of models that have more of the words come first"]
         return hits_of_words(self, wanted, chosen, k, kind, layer, side), notes
 
     def similar(
@@ -237,6 +239,7 @@ class Atlas:
         ``side`` and ``filter`` as in search. Raises AddressError.
         """
         where = self.address(address)
+        layer = _layer(layer)
         if where.is_head:
             k = _how_many(k)
             chosen = self._beside(where, model, layer)
@@ -251,7 +254,7 @@ class Atlas:
     ) -> tuple[list[Hit], list[str]]:  # fmt: skip
         """What ``similar`` finds of a parameter, each a (similarity, param_id), and its notes."""
         where = self.address(address)
-        k = _how_many(k)
+        k, layer = _how_many(k), _layer(layer)
         if where.kind is None:
             example = self.models[where.model].layout.example(where)
             raise AddressError(f"similar takes the address of a parameter or a head, {example}, say, not {where}")
@@ -267,12 +270,13 @@ class Atlas:
         """What a vector of a model's residual stream says: its k strongest tokens, both sides, and the k parameters
         nearest to it by the Pearson correlation of their V scores. Both are exact.
 
-        ``vector`` is an array or a .npy or .safetensors file (``name`` is the tensor's); of a matrix ``row`` chooses a
+        ``vector`` is an array of any library, a tensor with a gradient or of bfloat16 too, a list of numbers or of
+        arrays, or a .npy or .safetensors file (``name`` is the tensor's); of a matrix ``row`` chooses a
         row, and without one each has a line: five tokens a side and the nearest parameter, whatever k is. ``kind``,
         ``layer`` and ``side`` are of the parameters, as in search.
         Raises QueryError for what is no vector of the model's width, is zero, or holds NaN; AddressError.
         """
-        k = _how_many(k)
+        k, layer = _how_many(k), _layer(layer)
         (chosen,) = self._with_layer([self._model(model)], layer)
         self._check_kind(kind, [chosen], layer)
         return lens(self, vector, chosen, k, row, name, kind, layer, side, filter)
@@ -304,7 +308,7 @@ class Atlas:
         Raises QueryError, AddressError, and TokenError where no pair is known.
         """
         k = _how_many(k)
-        top = whole_number("top", top, 0)
+        top = min(whole_number("top", top, 0), _MOST)
         return heads(self, pairs, self._choose(model), model is not None, matrix, k, top, side)
 
     def diff(
@@ -318,7 +322,7 @@ class Atlas:
         given at the build; the displacement's own name alone does as well. ``norm`` is that of the difference,
         ``relative`` in parts of the base's own where the atlas has the base. Raises QueryError or AddressError.
         """
-        k = _how_many(k)
+        k, layer = _how_many(k), _layer(layer)
         return diff(self, base, tuned, k, kind, layer, filter)
 
     def align(self, model_a: str, model_b: str, kind: str | None = None) -> Alignment:
@@ -343,22 +347,22 @@ class Atlas:
         ``side`` both counts a large negative correlation as near; ``filter`` says by which tokens they are described.
         Raises AddressError or QueryError.
         """
-        k = _how_many(k)
+        k, layers = _how_many(k), (_layer(layer_a), _layer(layer_b))
         a, b = self._model(model_a), self._model(model_b)
-        return match(self, a, b, kind, (layer_a, layer_b), k, signed=_one_or_both(side), filter=filter)
+        return match(self, a, b, kind, layers, k, signed=_one_or_both(side), filter=filter)
 
     # ---- what they are made of
 
     def address(self, text: str | Address) -> Address:
         """Read an address and check that the atlas has it. Raises AddressError, naming the nearest there are."""
-        where = text if isinstance(text, Address) else Address.parse(text)
+        where = Address.parse(text)
         self._model(where.model).layout.check(where)
         return where
 
     def _model(self, name: str) -> Model:
-        check_text(name, AddressError(f"a model's name is text, not {name!r}"))
+        name = check_text(name, AddressError(f"a model's name is text, not {quoted(name)}"))
         if name not in self.models:
-            raise AddressError(f"{self.path} has no model {name!r}; {nearest(name, self.models)}")
+            raise AddressError(f"{self.path} has no model {quoted(name)}; {nearest(name, self.models)}")
         return self.models[name]
 
     def _choose(self, name: str | None) -> list[Model]:
@@ -369,34 +373,40 @@ class Atlas:
     ) -> None:
         """Raises QueryError where no model has such a kind, or a layer is asked for that it cannot have."""
         if kind is not None:
-            check_text(kind, QueryError(f"kind is text, not {kind!r}"))
+            check_text(kind, QueryError(f"kind is text, not {quoted(kind)}"))
         known = [each for each in KINDS if any(each in model.layout.kinds for model in models)]
         known += ["QK", "VO"] if matrices else []
         if kind is not None and kind not in known:
             where = f"{models[0].name} has no parameters of" if len(models) == 1 else "there is no"
-            raise QueryError(f"{where} kind {kind!r}; {nearest(kind, known)}")
+            raise QueryError(f"{where} kind {quoted(kind)}; {nearest(kind, known)}")
         if kind in KINDS and KINDS[kind].owner == "model" and layer is not None:
             raise QueryError(f"{kind} belongs to no layer; ask without layer {layer}")
 
     def _beside(self, where: Address, model: str | None, layer: int | None) -> list[Model]:
         """The models in which to look for what is like a thing: its own, another one, or "all"."""
-        models = [self.models[where.model]] if model is None else self._choose(None if model == "all" else model)
+        every = isinstance(model, str) and model == "all"
+        models = [self.models[where.model]] if model is None else self._choose(None if every else model)
         return self._with_layer(models, layer)
 
     def _with_layer(self, models: list[Model], layer: int | None) -> list[Model]:
         """The models that have this layer. Raises AddressError where none has."""
         if layer is None:
             return models
-        layer = whole_number("layer", layer, -sys.maxsize)
         found = [model for model in models if 0 <= layer < model.layout.n_layers()]
         if not found:
             most = max(models, key=lambda model: model.layout.n_layers())
             last = most.layout.n_layers() - 1
-            raise AddressError(f"there is no layer {layer}; {most.name} has layers L0 to L{last}")
+            raise AddressError(f"there is no layer {quoted(layer)}; {most.name} has layers L0 to L{last}")
         return found
 
-    def _resolve(self, models: list[Model], words: list[str]) -> list[Wanted]:
-        return resolve(self._database, list(dict.fromkeys(model.vocabulary for model in models)), words)
+    def _resolve(self, models: list[Model], given: object) -> tuple[list[Wanted], list[str]]:
+        """The items of the models' vocabularies that are asked for, and what a reader has to know of them."""
+        vocabularies = list(dict.fromkeys(model.vocabulary for model in models))
+        read = separated(self._database, vocabularies, words_of(given))
+        wanted = resolve(self._database, vocabularies, [word for words in read.values() for word in words])
+        split = [item for item, words in read.items() if len(words) > 1] if len(read) > 1 else []
+        notes = [f"{quoted(item)} is no word here; read as {', '.join(map(visible, read[item]))}" for item in split]
+        return wanted, [*notes, *self._missing(wanted, models)]
 
     def _missing(self, wanted: list[Wanted], models: list[Model]) -> list[str]:
         notes = []
@@ -413,13 +423,18 @@ class Atlas:
 def _one_or_both(side: str) -> bool:
     """Whether only large correlations count, not their size. Raises QueryError for a side that is neither."""
     if not isinstance(side, str) or side not in ("top", "both"):
-        raise QueryError(f"side is one of top, both, not {side!r}")
+        raise QueryError(f"side is one of top, both, not {quoted(side)}")
     return side == "top"
 
 
 def _how_many(k: Any) -> int:
     """k, as a number that all libraries take. Raises QueryError for no whole number, and for less than 1."""
     return min(whole_number("k", k, 1), _MOST)
+
+
+def _layer(number: Any) -> int | None:
+    """The number of a layer, which there may not be, or None. Raises QueryError for no whole number."""
+    return None if number is None else whole_number("layer", number, -sys.maxsize)
 
 
 def _text(value: Any) -> str:

@@ -7,13 +7,13 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import click
 
-from paramdex.filter_options import FilePath, filtered
+from paramdex.filter_options import FilePath, LayerNumber, Whole, filtered
 from paramdex_schemas import ParamdexError, QueryError
+from paramdex_schemas.arguments import given_path
 from paramdex_schemas.errors import escaped
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -31,11 +31,11 @@ class _Group(click.Group):
             return None
 
 
-_ATLAS = click.argument("atlas", type=FilePath(path_type=Path))
-_K = click.option("-k", "k", type=click.IntRange(1, 10_000), default=10, show_default=True, help="how many to give")
-_MODEL = click.option("--in", "model", metavar="MODEL", help="only in this model")
+_ATLAS = click.argument("atlas", type=FilePath())
+_K = click.option("-k", "--k", "k", type=Whole(1, 10_000), default=10, show_default=True, help="how many to give")
+_MODEL = click.option("--in", "--model", "model", metavar="MODEL", help="only in this model")
 _KIND = click.option("--kind", help="only of this kind: ff_key, ff_value, attn_query, ...")
-_LAYER = click.option("--layer", type=click.IntRange(0), help="only in this layer")
+_LAYER = click.option("--layer", type=LayerNumber(0), metavar="N", help="only in this layer")
 _SIDE = click.option(
     "--side", type=click.Choice(["top", "bottom", "both"]), default="top", show_default=True,
     help="largest correlations, most negative ones, or largest in size",
@@ -72,7 +72,7 @@ def _say(text: str, *, err: bool = False) -> None:
     click.echo(escaped(text, but="\n\t"), err=err)
 
 
-def _print_and_plot(result: Any, output: str, plot: Path | None, printed: Any = None) -> None:
+def _print_and_plot(result: Any, output: str, plot: str | None, printed: Any = None) -> None:
     """Print a result, or what is to be ``printed`` in its place, and draw its picture where there is a file for it."""
     if plot is not None:
         result.plot(plot)
@@ -81,12 +81,12 @@ def _print_and_plot(result: Any, output: str, plot: Path | None, printed: Any = 
         _say(f"picture: {plot}", err=output != "table")
 
 
-def _check_plot(plot: Path | None) -> None:
+def _check_plot(plot: str | None) -> None:
     """Raises QueryError where ``plot`` cannot be drawn, before the work of which it is to be the picture."""
     if plot is not None:
         from paramdex.plot import picture_format
 
-        picture_format(plot)
+        picture_format(given_path(plot, "a picture's file", QueryError))
 
 
 @contextmanager
@@ -100,7 +100,7 @@ def _builder(what: str) -> Iterator[None]:
         ) from error
 
 
-def _open(path: Path) -> Any:
+def _open(path: str) -> Any:
     from paramdex.atlas import Atlas
 
     return Atlas(path)
@@ -108,7 +108,7 @@ def _open(path: Path) -> Any:
 
 @cli.command()
 @click.argument("sources", nargs=-1, required=True, metavar="[NAME=]SOURCE...")
-@click.option("-o", "--output", required=True, type=FilePath(path_type=Path), help="the atlas to make or add to")
+@click.option("-o", "--output", required=True, type=FilePath(), help="the atlas to make or add to")
 @click.option("--top-k", type=int, default=50, show_default=True, help="strongest tokens kept a parameter and side")
 @click.option("--pair-k", type=int, default=200, show_default=True, help="strongest pairs kept a head, matrix and side")
 @click.option("--neighbor-k", type=int, default=5, show_default=True, help="nearest kept a parameter and other model")
@@ -121,7 +121,7 @@ def _open(path: Path) -> Any:
               help="singular directions kept a head and matrix")  # fmt: skip
 @click.option("--memory", help="the most it may take, such as 8G  [default: half of what is free, or what it needs]")
 def build(
-    sources: tuple[str, ...], output: Path, top_k: int, pair_k: int, neighbor_k: int, space: str,
+    sources: tuple[str, ...], output: str, top_k: int, pair_k: int, neighbor_k: int, space: str,
     base: str | None, fold_norm: bool, device: str, directions_k: int = 8, memory: str | None = None,
 ) -> None:  # fmt: skip
     """Build an atlas of models, or add models to one. Interrupted, the same command goes on where it was.
@@ -154,7 +154,7 @@ def build(
 @cli.command()
 @_ATLAS
 @_FORMAT
-def info(atlas: Path, output: str) -> None:
+def info(atlas: str, output: str) -> None:
     """The models of an atlas.
 
     \b
@@ -169,11 +169,11 @@ def info(atlas: Path, output: str) -> None:
 @_K
 @click.option("--same-word", is_flag=True, help="for a head: keep pairs of one word with itself")
 @filtered(pairs=True)
-@click.option("--plot", type=FilePath(path_type=Path),
+@click.option("--plot", type=FilePath(),
               help="draw a parameter's tokens into this file (.png, .svg, .html)")  # fmt: skip
 @_FORMAT
 def show(
-    atlas: Path, address: str, k: int, same_word: bool, filter: Any, plot: Path | None, output: str
+    atlas: str, address: str, k: int, same_word: bool, filter: Any, plot: str | None, output: str
 ) -> None:
     """The strongest tokens of a parameter, or the strongest token pairs of a head, both sides.
 
@@ -199,11 +199,12 @@ def show(
 @filtered(pairs=True)
 @_FORMAT
 def find(
-    atlas: Path, tokens: tuple[str, ...], k: int, model: str, kind: str, layer: int, filter: Any, output: str
+    atlas: str, tokens: tuple[str, ...], k: int, model: str, kind: str, layer: int, filter: Any, output: str
 ) -> None:
     """Parameters and heads that have these tokens among their strongest.
 
     A bare word finds every spelling of it; a word with a mark of its own (" Canada", Ġcanada, ##ing) just that one.
+    Several words in one argument are several words, unless a vocabulary has them as one.
 
     \b
     paramdex find demo.atlas soup bread wine
@@ -223,7 +224,7 @@ def find(
 @filtered()
 @_FORMAT
 def search(
-    atlas: Path, words: tuple[str, ...], k: int, model: str, kind: str, layer: int, side: str, filter: Any, output: str
+    atlas: str, words: tuple[str, ...], k: int, model: str, kind: str, layer: int, side: str, filter: Any, output: str
 ) -> None:
     """The parameters nearest to a set of words, over the whole vocabulary: by the mean z of their tokens, which in one
     vocabulary is by correlation.
@@ -232,23 +233,21 @@ def search(
     paramdex search demo.atlas "canada ottawa toronto"
     paramdex search demo.atlas "crime murder" --kind ff_value --side both
     """
-    # a word with a space of its own, or of nothing else, is one item, as for find; any other is split at white space
-    parts = [part for word in words for part in ([word] if word != word.strip() else word.split())]
-    _print(_open(atlas).search(parts, k, model=model, kind=kind, layer=layer, side=side, filter=filter), output)
+    _print(_open(atlas).search(words, k, model=model, kind=kind, layer=layer, side=side, filter=filter), output)
 
 
 @cli.command()
 @_ATLAS
 @click.argument("address")
 @_K
-@click.option("--in", "model", metavar="MODEL", help='in this model, or "all"; by default in its own')
+@click.option("--in", "--model", "model", metavar="MODEL", help='in this model, or "all"; by default in its own')
 @click.option("--kind", help="of this kind, by default of its own; for a head QK or VO, by default both")
 @_LAYER
 @_SIDE
 @filtered(pairs=True)
 @_FORMAT
 def similar(
-    atlas: Path, address: str, k: int, model: str, kind: str, layer: int, side: str, filter: Any, output: str
+    atlas: str, address: str, k: int, model: str, kind: str, layer: int, side: str, filter: Any, output: str
 ) -> None:
     """The parameters or heads nearest to one, in its own or another model.
 
@@ -265,8 +264,8 @@ def similar(
 
 @cli.command()
 @_ATLAS
-@click.argument("vectors", metavar="FILE", type=FilePath(path_type=Path))
-@click.option("--model", required=True, help="the model of whose residual stream they are")
+@click.argument("vectors", metavar="FILE", type=FilePath())
+@click.option("--model", "--in", "model", required=True, help="the model of whose residual stream they are")
 @click.option("--row", type=click.IntRange(0), help="this row of a matrix, counted from 0")
 @click.option("--name", help="this tensor of a .safetensors file")
 @_K
@@ -276,7 +275,7 @@ def similar(
 @filtered()
 @_FORMAT
 def lens(
-    atlas: Path, vectors: Path, model: str, row: int | None, name: str | None, k: int, kind: str, layer: int,
+    atlas: str, vectors: str, model: str, row: int | None, name: str | None, k: int, kind: str, layer: int,
     side: str, filter: Any, output: str,
 ) -> None:  # fmt: skip
     """What a vector of your own says: its tokens, and the parameters nearest to it.
@@ -297,11 +296,11 @@ def lens(
 @cli.command()
 @_ATLAS
 @click.argument("address")
-@click.option("-k", "k", type=click.IntRange(1, 10_000), default=4, show_default=True, help="how many of each matrix")
+@click.option("-k", "--k", "k", type=Whole(1, 10_000), default=4, show_default=True, help="how many of each matrix")
 @click.option("--matrix", type=click.Choice(["QK", "VO"]), help="of this matrix alone")
 @filtered()
 @_FORMAT
-def directions(atlas: Path, address: str, k: int, matrix: str | None, filter: Any, output: str) -> None:
+def directions(atlas: str, address: str, k: int, matrix: str | None, filter: Any, output: str) -> None:
     """What a head reads and what it writes for it: the singular directions of its matrices.
 
     \b
@@ -313,7 +312,7 @@ def directions(atlas: Path, address: str, k: int, matrix: str | None, filter: An
 
 @cli.command()
 @_ATLAS
-@click.option("--pairs", required=True, type=FilePath(path_type=Path), help="a file: SOURCE, a tab and TARGET a line")
+@click.option("--pairs", required=True, type=FilePath(), help="a file: SOURCE, a tab and TARGET a line")
 @_K
 @_MODEL
 @click.option("--matrix", type=click.Choice(["VO", "QK"]), default="VO", show_default=True,
@@ -324,7 +323,7 @@ def directions(atlas: Path, address: str, k: int, matrix: str | None, filter: An
               help="largest z, most negative, or largest in size")  # fmt: skip
 @_FORMAT
 def heads(
-    atlas: Path, pairs: Path, k: int, model: str, matrix: str, top: int, side: str, output: str
+    atlas: str, pairs: str, k: int, model: str, matrix: str, top: int, side: str, output: str
 ) -> None:  # fmt: skip
     """Which heads do what your pairs of words do: a country and its capital, a verb and its past.
 
@@ -340,11 +339,11 @@ def heads(
 @click.argument("model_a")
 @click.argument("model_b")
 @_KIND
-@click.option("--plot", type=FilePath(path_type=Path), help="draw heat maps into this file (.png, .svg, .html)")
+@click.option("--plot", type=FilePath(), help="draw heat maps into this file (.png, .svg, .html)")
 @click.option("--summary", is_flag=True, help="with json and csv: a row a kind, not a row a pair of layers")
 @_FORMAT
 def align(
-    atlas: Path, model_a: str, model_b: str, kind: str, plot: Path | None, summary: bool, output: str
+    atlas: str, model_a: str, model_b: str, kind: str, plot: str | None, summary: bool, output: str
 ) -> None:  # fmt: skip
     """Which layers of two models do the same: mean |correlation| of their parameters, the best matching, and how
     diagonal it is.
@@ -363,15 +362,15 @@ def align(
 @click.argument("model_a")
 @click.argument("model_b")
 @click.option("--kind", default="ff_value", show_default=True, help="of this kind: ff_key, ff_value, ...")
-@click.option("--layer-a", type=click.IntRange(0), help="only of this layer of the first model")
-@click.option("--layer-b", type=click.IntRange(0), help="only of this layer of the second model")
+@click.option("--layer-a", type=LayerNumber(0), metavar="N", help="only of this layer of the first model")
+@click.option("--layer-b", type=LayerNumber(0), metavar="N", help="only of this layer of the second model")
 @_K
 @click.option("--side", type=click.Choice(["top", "both"]), default="top", show_default=True,
               help="both: a large negative correlation is near, too")  # fmt: skip
 @filtered()
 @_FORMAT
 def match(
-    atlas: Path, model_a: str, model_b: str, kind: str, layer_a: int, layer_b: int, k: int, side: str, filter: Any,
+    atlas: str, model_a: str, model_b: str, kind: str, layer_a: int, layer_b: int, k: int, side: str, filter: Any,
     output: str,
 ) -> None:  # fmt: skip
     """Which parameter of another model does the job of each of one model's: nearest, mutual, and one to one.
@@ -396,10 +395,10 @@ def match(
 @click.option("--kind", help="only of this kind: ff_key, ff_value, ..., or QK or VO for heads")
 @_LAYER
 @filtered(pairs=True)
-@click.option("--plot", type=FilePath(path_type=Path), help="draw what moved most into this file (.png, .svg, .html)")
+@click.option("--plot", type=FilePath(), help="draw what moved most into this file (.png, .svg, .html)")
 @_FORMAT
 def diff(
-    atlas: Path, base: str, tuned: str | None, k: int, kind: str, layer: int, filter: Any, plot: Path | None,
+    atlas: str, base: str, tuned: str | None, k: int, kind: str, layer: int, filter: Any, plot: str | None,
     output: str,
 ) -> None:  # fmt: skip
     """What training moved most: neurons and heads, with the tokens they moved toward and away from.
@@ -415,7 +414,7 @@ def diff(
 
 @cli.command()
 @click.argument("source")
-@click.option("--text", required=True, type=FilePath(path_type=Path), help="a text file, plain or .xz, to run it on")
+@click.option("--text", required=True, type=FilePath(), help="a text file, plain or .xz, to run it on")
 @click.option("--space", type=click.Choice(["output", "input"]), default="output", show_default=True,
               help="the embedding whose rows the scores belong to")  # fmt: skip
 @click.option("--fold-norm", is_flag=True, help="fold norms into the vectors beside them")
@@ -427,11 +426,11 @@ def diff(
 @click.option("--draws", type=click.IntRange(1), default=40, show_default=True,
               help="draws of each baseline; of fewer than 19 no p-value is as small as 0.05")  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True, help="seed of all that is drawn at random")
-@click.option("--plot", type=FilePath(path_type=Path), help="draw all measures into this file (.png, .svg, .html)")
+@click.option("--plot", type=FilePath(), help="draw all measures into this file (.png, .svg, .html)")
 @_FORMAT
 def evaluate(
-    source: str, text: Path, space: str, fold_norm: bool, k: int, pair_k: int, samples: int, draws: int, seed: int,
-    plot: Path | None, output: str,
+    source: str, text: str, space: str, fold_norm: bool, k: int, pair_k: int, samples: int, draws: int, seed: int,
+    plot: str | None, output: str,
 ) -> None:  # fmt: skip
     """Can a model's parameters be read as tokens? The measures of Dar et al., beside their baselines.
 
@@ -459,7 +458,7 @@ def evaluate(
 @cli.command()
 @click.argument("pretrained")
 @click.argument("tuned", nargs=-1, required=True)
-@click.option("--reviews", required=True, type=FilePath(path_type=Path),
+@click.option("--reviews", required=True, type=FilePath(),
               help="texts to judge: JSON lines with text and label, plain or .xz")  # fmt: skip
 @click.option("--base", help="the model that TUNED was tuned from: measured too, and needed for an adapter")
 @click.option("--last", type=click.IntRange(0), multiple=True,
@@ -470,11 +469,11 @@ def evaluate(
               help="the embeddings that the map leads through")  # fmt: skip
 @click.option("--words", type=click.IntRange(1), help="take the last so many words of every text")
 @click.option("--limit", type=click.IntRange(1), help="take so many texts, evenly from the file")
-@click.option("--plot", type=FilePath(path_type=Path), help="draw accuracies into this file (.png, .svg, .html)")
+@click.option("--plot", type=FilePath(), help="draw accuracies into this file (.png, .svg, .html)")
 @_FORMAT
 def stitch(
-    pretrained: str, tuned: tuple[str, ...], reviews: Path, base: str | None, last: tuple[int, ...], state: str,
-    space: str, words: int | None, limit: int | None, plot: Path | None, output: str,
+    pretrained: str, tuned: tuple[str, ...], reviews: str, base: str | None, last: tuple[int, ...], state: str,
+    space: str, words: int | None, limit: int | None, plot: str | None, output: str,
 ) -> None:  # fmt: skip
     """The first layers of one model under the last layers and the classifier of another, without training.
 
@@ -508,7 +507,7 @@ def stitch(
 @_ATLAS
 @click.argument("query")
 @_FORMAT
-def sql(atlas: Path, query: str, output: str) -> None:
+def sql(atlas: str, query: str, output: str) -> None:
     """The rows of one SELECT over the atlas's tables (README lists them).
 
     \b
@@ -521,7 +520,7 @@ def sql(atlas: Path, query: str, output: str) -> None:
 @cli.command()
 @_ATLAS
 @_FORMAT
-def check(atlas: Path, output: str) -> None:
+def check(atlas: str, output: str) -> None:
     """Read a whole atlas and compare it with its checksums.
 
     \b
@@ -538,7 +537,7 @@ def check(atlas: Path, output: str) -> None:
               help="seconds until a visitor's SQL is stopped")  # fmt: skip
 @click.option("--sql-memory", type=click.IntRange(64), default=512, show_default=True,
               help="megabytes that a visitor's SQL may hold")  # fmt: skip
-def serve(atlas: Path, host: str, port: int, sql_seconds: float, sql_memory: int) -> None:
+def serve(atlas: str, host: str, port: int, sql_seconds: float, sql_memory: int) -> None:
     """Explore an atlas in the browser: a page for every model, head and parameter, and its data as JSON.
 
     \b
@@ -556,11 +555,11 @@ def serve(atlas: Path, host: str, port: int, sql_seconds: float, sql_memory: int
 
 
 @cli.command()
-@click.option("--models", default="data/models", show_default=True, type=FilePath(path_type=Path),
+@click.option("--models", default="data/models", show_default=True, type=FilePath(),
               help="folder of the demo models")  # fmt: skip
-@click.option("-o", "--output", default="demo.atlas", show_default=True, type=FilePath(path_type=Path),
+@click.option("-o", "--output", default="demo.atlas", show_default=True, type=FilePath(),
               help="the atlas to make")  # fmt: skip
-def demo(models: Path, output: Path) -> None:
+def demo(models: str, output: str) -> None:
     """Build an atlas of the demo models, and of all-MiniLM-L6-v2 where it is installed, and take the tour.
 
     \b

@@ -6,13 +6,16 @@ import copy
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import ExitStack, contextmanager, suppress
+from datetime import date, time, timedelta
+from decimal import Decimal
 from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 from weakref import WeakSet
 
 import duckdb
@@ -21,7 +24,8 @@ import pyarrow as pa
 
 from paramdex.interrupts import AGAIN, Question, stoppable
 from paramdex_schemas import FORMAT_VERSION, AtlasError, QueryError, atlas_files
-from paramdex_schemas.errors import check_text
+from paramdex_schemas.arguments import given_items
+from paramdex_schemas.errors import check_text, quoted
 
 _READING = {duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN}
 _DAMAGE = (duckdb.IOException, duckdb.InternalException, duckdb.FatalException, duckdb.SerializationException)
@@ -31,6 +35,10 @@ _UNCLEAR = {"CALL", "LOAD", "MULTI", "PRAGMA", "SET"}
 """Statement types under which DuckDB gathers several statements."""
 
 
+_PLAIN = (bool, int, float, bytes, bytearray, memoryview, Decimal, date, time, timedelta, UUID)
+"""What DuckDB takes for one value beside text; pandas has values of its own for what is missing."""
+_LONGEST = 500
+"""Characters of a line in which DuckDB repeats what it was given."""
 _NOT_IN_ARROW = re.compile(r"\b(UHUGEINT|BIT|BIGNUM|TIME WITH TIME ZONE)\b")
 
 
@@ -51,7 +59,6 @@ class Database:
 
         Raises AtlasError where ``atlas`` is no atlas, is damaged or is of a newer format.
         """
-        atlas_files.check_path(atlas)
         self.atlas = atlas
         self._kept: dict[tuple[str, ...], pa.Table] = {}
         self._statements: dict[str, duckdb.Statement] = {}
@@ -252,7 +259,7 @@ class Database:
                 raise self._failed(error) from error
             if isinstance(error, duckdb.PermissionException):
                 raise QueryError("SQL reads the atlas's own tables and nothing else: no files, no settings") from error
-            lines = [line for line in str(error).strip().splitlines() if line.strip()]
+            lines = [line[:_LONGEST] for line in str(error).strip().splitlines() if line.strip()]
             raise QueryError("\n".join(lines) if lines else type(error).__name__) from error
         return table.rename_columns(_distinct(table.column_names))
 
@@ -278,15 +285,44 @@ def _check_types(relation: duckdb.DuckDBPyRelation) -> None:
 
 
 def _values(given: Any) -> list[Any] | dict[str, Any] | None:
-    """What fills ``?`` or ``$name``, NumPy's numbers as Python's. Raises QueryError for what has no order or items."""
-    plain = lambda value: value.item() if isinstance(value, np.generic) else value  # noqa: E731
+    """What fills ``?`` or ``$name``, as plain Python. Raises QueryError for what has no order or items."""
     if given is None:
         return None
     if isinstance(given, Mapping):
-        return {name: plain(value) for name, value in given.items()}
-    if isinstance(given, (str, bytes, AbstractSet)) or not isinstance(given, Iterable):
-        raise QueryError(f"values are a sequence, one for each ?, or a dictionary of names, not {given!r}")
-    return [plain(value) for value in given]
+        pairs = given_items(given.items(), QueryError(f"values cannot be read from {quoted(given)}"))
+        unnamed = "values are named by text, not"
+        return {check_text(name, QueryError(f"{unnamed} {quoted(name)}")): _value(each) for name, each in pairs}
+    wrong = QueryError(f"values are a sequence, one per ?, or a dictionary of names, not {quoted(given)}")
+    if isinstance(given, AbstractSet):
+        raise wrong
+    return [_value(each) for each in given_items(given, wrong)]
+
+
+def _value(given: Any, levels: int = 8) -> Any:
+    """A value as DuckDB takes it: one number of NumPy's or PyTorch's as Python's own, arrays as lists; items of lists
+    and dictionaries, in few enough ``levels``, likewise. Raises QueryError for what no column can hold.
+    """
+    wrong = QueryError(f"SQL has no value such as {quoted(given)}; give a number, a text, a date or a list of them")
+    try:
+        if isinstance(given, (np.ndarray, np.generic)) and given.dtype.kind in "mM":
+            given = given.astype(f"{given.dtype.kind}8[us]")  # of nanoseconds Python gets bare numbers
+        if hasattr(given, "tolist"):
+            given = given.tolist()
+        elif hasattr(given, "to_pylist") or hasattr(given, "as_py"):
+            given = given.to_pylist() if hasattr(given, "to_pylist") else given.as_py()
+    except Exception as cause:  # the value's own
+        raise wrong from cause
+    if isinstance(given, str):
+        return check_text(given, wrong)
+    if isinstance(given, (list, tuple, dict)):
+        if not levels:
+            raise wrong
+        if isinstance(given, dict):
+            return {_value(name, 0): _value(each, levels - 1) for name, each in given.items()}
+        return [_value(each, levels - 1) for each in given]
+    if given is None or isinstance(given, _PLAIN) or type(given).__module__.partition(".")[0] == "pandas":
+        return given
+    raise wrong
 
 
 def _is_damage(error: duckdb.Error) -> bool:
@@ -303,7 +339,7 @@ def _statement_name(statement: duckdb.Statement) -> str:
 
 def reading_statement(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.Statement:
     """The one statement of a user's SQL. Raises QueryError unless it is one, and reads; duckdb.Error for no SQL."""
-    check_text(sql, QueryError(f"this SQL is not valid UTF-8 text: {sql!r}"))
+    check_text(sql, QueryError(f"this SQL is not valid UTF-8 text: {quoted(sql)}"))
     statements = connection.extract_statements(sql)  # duckdb.extract_statements opens a database of its own
     if len(statements) != 1:
         raise QueryError(f"give one SQL statement, not {len(statements)}")

@@ -16,7 +16,8 @@ from paramdex.filters import ALL, Sieve, TokenFilter
 from paramdex.hits import tokens_of
 from paramdex.result import Drawn, arrow, table_of
 from paramdex_schemas import KINDS, MATRICES, AddressError, QueryError
-from paramdex_schemas.errors import check_text, nearest
+from paramdex_schemas.arguments import path_text
+from paramdex_schemas.errors import nearest, quoted
 
 if TYPE_CHECKING:
     from paramdex.atlas import Atlas
@@ -63,8 +64,8 @@ def diff(
     filter: TokenFilter | None = None,
 ) -> Moved:  # fmt: skip
     """See ``Atlas.diff``."""
-    for given in (base,) if tuned is None else (base, tuned):
-        check_text(given, AddressError(f"a model's name or source is text, not {given!r}"))
+    base = path_text(base, "a model's name or source", AddressError)
+    tuned = None if tuned is None else path_text(tuned, "a model's name or source", AddressError)
     rows = _models(atlas)
     row = _displacement(atlas, rows, base, tuned)
     (model,) = atlas._with_layer([atlas.models[row.model]], layer)  # noqa: SLF001
@@ -119,7 +120,7 @@ def _displacement(atlas: Atlas, rows: list[_Row], base: str, tuned: str | None) 
         named = [row for row in rows if row.model == base]
         if not named:
             say = nearest(base, [row.model for row in moved]) if moved else _how("BASE", "TUNED", "ATLAS")
-            raise AddressError(f"{atlas.path} has no displacement {base!r}; {say}")
+            raise AddressError(f"{atlas.path} has no displacement {quoted(base)}; {say}")
         if named[0].base is None:
             raise QueryError(f"{base} is a model as it is; give two, BASE TUNED, or a displacement's name{have}")
         return named[0]

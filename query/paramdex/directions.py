@@ -9,6 +9,7 @@ import pyarrow as pa
 from paramdex.filters import Sieve, TokenFilter
 from paramdex.result import Result, table_of
 from paramdex_schemas import MATRICES, Address, AddressError, QueryError
+from paramdex_schemas.errors import quoted
 
 if TYPE_CHECKING:
     from paramdex.atlas import Atlas
@@ -31,7 +32,7 @@ def directions(
         head = Address(where.model, example.layer, 0, stack=example.stack)
         raise AddressError(f"directions takes a head, {head}, say, not {where}")
     if matrix is not None and not (isinstance(matrix, str) and matrix in MATRICES):
-        raise QueryError(f"matrix is {' or '.join(MATRICES)}, not {matrix!r}")
+        raise QueryError(f"matrix is {' or '.join(MATRICES)}, not {quoted(matrix)}")
     sieve = Sieve(atlas.database, filter)
     texts = atlas.database.tokens(model.vocabulary, "text")
     values = {"head_id": model.head_id(where), "k": k, "matrix": matrix}

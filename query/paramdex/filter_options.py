@@ -1,17 +1,16 @@
-"""The options of a filter, for every command that shows tokens; and what an option that is a path takes."""
+"""The options of a filter, for every command that shows tokens; and how paths and numbers are typed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from pathlib import Path
 from typing import Any
 
 import click
 
 
 class FilePath(click.Path):
-    """A path that is not empty: Python takes that for the current folder."""
+    """A path as it was typed, for what is called to read; not empty, which Python takes for the current folder."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if value == "":
@@ -19,11 +18,25 @@ class FilePath(click.Path):
         return super().convert(value, param, ctx)
 
 
+class Whole(click.IntRange):
+    """A whole number in a range."""
+
+    name = "whole number"
+
+
+class LayerNumber(Whole):
+    """The number of a layer, with or without the L that it has in an address."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number: Any = value[1:] if isinstance(value, str) and value[:1] in "lL" and value[1:].isdecimal() else value
+        return super().convert(number, param, ctx)
+
+
 _OPTIONS = [
     click.option("--ascii", is_flag=True, help="show only tokens of ASCII characters"),
     click.option("--alnum", is_flag=True, help="show only tokens of letters and digits"),
     click.option("--word-starts", is_flag=True, help="show only tokens that start a word"),
-    click.option("--words", "word_file", type=FilePath(path_type=Path), metavar="FILE",
+    click.option("--words", "word_file", type=FilePath(), metavar="FILE",
                  help="show only the words of this file, one a line"),
     click.option("--no-undertrained", is_flag=True, help="show no tokens that training hardly used"),
 ]  # fmt: skip

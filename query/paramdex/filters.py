@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from pathlib import Path
+from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +20,8 @@ import pyarrow as pa
 from paramdex.database import Database
 from paramdex.words import Wanted, bare, check_words, continuation, is_marked, read_lines, words_of
 from paramdex_schemas import QueryError
+from paramdex_schemas.arguments import yes_or_no
+from paramdex_schemas.errors import quoted
 
 if TYPE_CHECKING:
     from paramdex.model import Model
@@ -41,8 +43,9 @@ class TokenFilter:
     """only tokens of letters and digits"""
     word_starts: bool = False
     """only tokens that start a word"""
-    words: str | Path | Sequence[str] | None = None
-    """only these words: a file with one a line, or a sequence; each matches as a word of ``find`` does"""
+    words: str | PathLike[str] | Sequence[str] | None = None
+    """only these words: a file with one a line, or a sequence; each matches as a word of ``find`` does, but is one word
+    whatever white space it has"""
     no_undertrained: bool = False
     """no tokens that the model's training text hardly used (the table ``token_embeddings``)"""
     no_identical: bool = False
@@ -51,8 +54,10 @@ class TokenFilter:
     """no pairs of tokens that differ only in case or space, or not at all"""
 
     def __post_init__(self) -> None:
-        """Raises TokenError for words that are no texts."""
-        if self.words is not None and not isinstance(self.words, (str, Path)):
+        """Raises QueryError or TokenError for a field of another type."""
+        for name in (each.name for each in fields(self) if each.name != "words"):
+            object.__setattr__(self, name, yes_or_no(name, getattr(self, name)))
+        if self.words is not None and not isinstance(self.words, (str, PathLike)):
             object.__setattr__(self, "words", tuple(words_of(self.words)))
 
     def __bool__(self) -> bool:
@@ -64,13 +69,13 @@ class TokenFilter:
         """The words that may pass; None where any may. Raises QueryError for a file that cannot be read or is empty."""
         if self.words is None:
             return None
-        if isinstance(self.words, (str, Path)):
+        if isinstance(self.words, (str, PathLike)):
             lines = [line for line in read_lines(self.words, "word list") if line.strip()]
         else:
             lines = [word for word in self.words if word]  # of white space alone, it is an item of just that
         found = list(dict.fromkeys(lines))
         if not found:
-            name = f" {self.words}" if isinstance(self.words, (str, Path)) else ""
+            name = f" {self.words}" if isinstance(self.words, (str, PathLike)) else ""
             raise QueryError(f"the word list{name} holds no words; write one a line")
         return found
 
@@ -88,7 +93,7 @@ class Sieve:
 
     def __post_init__(self) -> None:
         if self.filter is not None and not isinstance(self.filter, TokenFilter):
-            raise QueryError(f"filter is a paramdex.TokenFilter, not {self.filter!r}")
+            raise QueryError(f"filter is a paramdex.TokenFilter, not {quoted(self.filter)}")
 
     def __bool__(self) -> bool:
         return bool(self.filter)

@@ -11,10 +11,10 @@ for every token: p' is p but for what is the same to all tokens. The numbers are
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from pathlib import Path
+from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,9 +22,11 @@ import pyarrow as pa
 
 from paramdex.head_factors import coordinates, displacements, owners
 from paramdex.nearest import signs_of
-from paramdex.result import Result, table_of
-from paramdex.words import items, nearest_words, read_lines
+from paramdex.result import Result, table_of, visible
+from paramdex.words import items, nearest_words, read_lines, word_of
 from paramdex_schemas import MATRICES, QueryError, TokenError
+from paramdex_schemas.arguments import given_items
+from paramdex_schemas.errors import quoted
 from paramdex_schemas.isometry import Array
 
 if TYPE_CHECKING:
@@ -32,9 +34,7 @@ if TYPE_CHECKING:
     from paramdex.model import Model
     from paramdex_schemas.layout import Place
 
-Pairs = str | Path | Iterable[tuple[str, str]]
-_NO_PAIR = (str, bytes, AbstractSet, Mapping)
-"""What has two items, perhaps, but no first and second one."""
+Pairs = str | PathLike[str] | Iterable[tuple[str, str]]
 _SCHEMA = pa.schema(
     [("rank", pa.int32()), ("z", pa.float32()), ("score", pa.float32()), ("share", pa.float32()),
      ("share_bottom", pa.float32()), ("pairs", pa.int32()), ("address", pa.string()), ("matrix", pa.string())]
@@ -62,29 +62,36 @@ class _Tokens:
 
 
 def read_pairs(pairs: Pairs) -> list[tuple[str, str]]:
-    """The pairs of a file with a source, a tab and a target on each line, or of a sequence. Raises QueryError."""
-    if not isinstance(pairs, (str, Path)):
-        if isinstance(pairs, Mapping) or hasattr(pairs, "columns") or not isinstance(pairs, Iterable):
-            raise QueryError(f"pairs are a file or a sequence of (source, target), not {type(pairs).__name__}")
-        given = list(pairs)
-        if any(isinstance(pair, _NO_PAIR) or not isinstance(pair, Iterable) for pair in given):
-            raise QueryError("pairs are (source, target) of two words each; write [(source, target)] for one")
-        found = [tuple(pair) for pair in given]
-        if any(len(pair) != 2 or not all(isinstance(word, str) and word for word in pair) for pair in found):
-            raise QueryError("pairs are (source, target) of two words each")
+    """The pairs of a file with a source, a tab and a target on each line, or of a sequence.
+
+    Raises QueryError, and TokenError for what is no word.
+    """
+    if not isinstance(pairs, (str, PathLike)):
+        wrong = f"pairs are a file or a sequence of (source, target), not {quoted(pairs)}"
+        found = [_pair(each) for each in given_items(pairs, QueryError(wrong))]
         if not found:
             raise QueryError("give at least one pair of words")
-        return [(pair[0], pair[1]) for pair in found]
+        return found
     read: list[tuple[str, str]] = []
     for number, line in enumerate(read_lines(pairs, "pairs"), start=1):
         if line.strip():
             source, tab, target = line.partition("\t")
             if not tab or "\t" in target or not source or not target:
-                raise QueryError(f"line {number} of {pairs} is {line!r}; write SOURCE, a tab and TARGET")
+                raise QueryError(f"line {number} of {pairs} is {quoted(line)}; write SOURCE, a tab and TARGET")
             read.append((source, target))
     if not read:
         raise QueryError(f"{pairs} holds no pairs; write one a line: SOURCE, a tab and TARGET")
     return read
+
+
+def _pair(given: object) -> tuple[str, str]:
+    wrong = QueryError(f"pairs are (source, target) of two words each, not {quoted(given)}; write [(source, target)]")
+    if isinstance(given, AbstractSet):
+        raise wrong
+    words = [word_of(each) for each in given_items(given, wrong)]
+    if len(words) != 2 or not all(words):
+        raise wrong
+    return words[0], words[1]
 
 
 def heads(
@@ -92,7 +99,7 @@ def heads(
 ) -> Result:
     """See ``Atlas.heads``; ``named`` says that the user named the model."""
     if not isinstance(matrix, str) or matrix not in MATRICES:
-        raise QueryError(f"matrix is {' or '.join(MATRICES)}, not {matrix!r}")
+        raise QueryError(f"matrix is {' or '.join(MATRICES)}, not {quoted(matrix)}")
     signs = signs_of(side)
     wanted = read_pairs(pairs)
     models, notes = _without_displacements(atlas, models, named)
@@ -101,7 +108,7 @@ def heads(
         missing = next(iter(known.values()))[1]
         near = ", ".join(nearest_words(atlas.database, list(known), missing[0]))
         raise TokenError(
-            f"no vocabulary here has both words of any pair; the words nearest to {missing[0]!r} are {near}"
+            f"no vocabulary here has both words of any pair; the words nearest to {quoted(missing[0])} are {near}"
         )
     rows: list[dict[str, Any]] = []
     for vocabulary, (tokens, missing) in known.items():
@@ -128,7 +135,7 @@ def heads(
 def _some(words: list[str]) -> str:
     """Words for a note, which names ten of them."""
     more = f" and {len(words) - 10} more" if len(words) > 10 else ""
-    return ", ".join(words[:10]) + more
+    return ", ".join(visible(word) if len(word) < 80 else quoted(word) for word in words[:10]) + more
 
 
 def _without_displacements(atlas: Atlas, models: list[Model], named: bool) -> tuple[list[Model], list[str]]:

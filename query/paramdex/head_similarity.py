@@ -22,7 +22,7 @@ from paramdex.filters import ALL, Sieve, TokenFilter
 from paramdex.head_factors import coordinates, displacements, heads, owners
 from paramdex.result import Result, arrow, table_of
 from paramdex_schemas import MATRICES, Address, QueryError
-from paramdex_schemas.errors import check_text, nearest
+from paramdex_schemas.errors import check_text, nearest, quoted
 from paramdex_schemas.isometry import Array
 from paramdex_schemas.layout import Place
 
@@ -45,9 +45,9 @@ def similar_heads(
 ) -> Result:  # fmt: skip
     """See ``Atlas.similar``. Models that cannot be compared are left out with a note, unless ``strict``."""
     if matrix is not None:
-        check_text(matrix, QueryError(f"kind is text, not {matrix!r}"))
+        matrix = check_text(matrix, QueryError(f"kind is text, not {quoted(matrix)}"))
     if matrix is not None and matrix not in MATRICES:
-        raise QueryError(f"a head has no matrix {matrix!r}; {nearest(matrix, MATRICES)}")
+        raise QueryError(f"a head has no matrix {quoted(matrix)}; {nearest(matrix, MATRICES)}")
     own = atlas.models[where.model]
     own_id = own.head_id(where)
     found: list[dict[str, Any]] = []

@@ -20,7 +20,7 @@ from paramdex.filters import Sieve, TokenFilter
 from paramdex.hits import tokens_of
 from paramdex.result import Result, table_of, visible
 from paramdex_schemas import KINDS, QueryError
-from paramdex_schemas.errors import check_text, nearest
+from paramdex_schemas.errors import check_text, nearest, quoted
 from paramdex_schemas.isometry import Array
 from paramdex_schemas.layout import Place, place_name
 
@@ -86,7 +86,7 @@ def match(
     """See ``Atlas.match``."""
     if a is b:
         raise QueryError(f"match takes two different models, not {a.name} twice")
-    check_text(kind, QueryError(f"kind is text, not {kind!r}"))
+    kind = check_text(kind, QueryError(f"kind is text, not {quoted(kind)}"))
     atlas._check_kind(kind, [a, b])  # noqa: SLF001
     for model in (a, b):
         if kind not in model.layout.kinds:

@@ -37,6 +37,7 @@ import numpy as np
 import numpy.typing as npt
 
 from paramdex_schemas import AtlasError, QueryError
+from paramdex_schemas.errors import quoted
 from paramdex_schemas.isometry import Array, times_vector
 
 Ids = npt.NDArray[np.int64]
@@ -56,7 +57,7 @@ SIDES = {"top": (1,), "bottom": (-1,), "both": (1, -1)}
 def signs_of(side: str) -> tuple[int, ...]:
     """Raises QueryError for a side that there is not."""
     if not isinstance(side, str) or side not in SIDES:
-        raise QueryError(f"side is one of {', '.join(SIDES)}, not {side!r}")
+        raise QueryError(f"side is one of {', '.join(SIDES)}, not {quoted(side)}")
     return SIDES[side]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import numpy as np
 from safetensors import safe_open
 
 from paramdex_schemas import QueryError
-from paramdex_schemas.errors import nearest, whole_number
-from paramdex_schemas.foreign import reading
+from paramdex_schemas.arguments import given_path
+from paramdex_schemas.errors import check_text, nearest, quoted, whole_number
+from paramdex_schemas.foreign import reading, reason
 from paramdex_schemas.isometry import Array
 
 ENDINGS = (".npy", ".safetensors")
@@ -40,9 +42,12 @@ def own_vectors(given: Any, width: int, model: str, row: int | None = None, name
     ``name`` chooses a tensor of a safetensors file, ``row`` one row of a matrix. Raises QueryError where a vector has
     not the ``width`` of ``model``, is zero or has entries that are no finite numbers.
     """
-    if isinstance(given, (str, Path)):
-        path = Path(given)
-        says, values = (str(path) if name is None else f"{name} of {path}"), _read(path, name)
+    if name is not None:
+        name = check_text(name, QueryError(f"the name of a tensor is text, not {quoted(name)}"))
+    if isinstance(given, (str, PathLike)):
+        path = given_path(given, "the file of the vector", QueryError)
+        values = _read(path, name)
+        says = str(path) if name is None else f"{name} of {path}"
     elif name is not None:
         raise QueryError("a name chooses a tensor of a .safetensors file; an array has none")
     else:
@@ -64,7 +69,7 @@ def own_vectors(given: Any, width: int, model: str, row: int | None = None, name
             raise QueryError(f"{says} is one vector; ask for it without a row")
         row = whole_number("row", row, 0)
         if row >= len(values):
-            raise QueryError(f"{says} has no row {row}; its rows are 0 to {len(values) - 1}")
+            raise QueryError(f"{says} has no row {quoted(row)}; its rows are 0 to {len(values) - 1}")
     numbers = [0] if single else list(range(len(values))) if row is None else [row]
     rows = np.atleast_2d(values)[numbers].astype(np.float64)
     for number, vector in zip(numbers, rows, strict=True):
@@ -84,14 +89,39 @@ def own_vectors(given: Any, width: int, model: str, row: int | None = None, name
 
 
 def _array(given: Any) -> np.ndarray:
-    """What NumPy makes of an array-like. Raises QueryError."""
+    """What NumPy makes of an array-like of any library. Raises QueryError."""
+    try:
+        values = np.asarray(_plain(given))
+        if values.dtype.kind == "O":  # a column of lists or arrays, or of numbers that may be missing
+            values = np.asarray(_plain(values.tolist()))
+        numbers = values.dtype.kind == "V" and np.can_cast(values.dtype, np.float64)  # bfloat16 of ml_dtypes, say
+        return values.astype(np.float64) if numbers else values
+    except QueryError:
+        raise
+    except Exception as error:  # ragged lists; tensors without data; whatever the value itself raises
+        raise QueryError(
+            f"the vector is nothing that NumPy reads ({reason(error)}); give an array of numbers"
+        ) from error
+
+
+def _plain(given: Any, levels: int = 2) -> Any:
+    """An array, or a list of arrays, as one that NumPy takes: PyTorch's without their gradient, in the memory of the
+    processor, and real ones in float64, which holds all that NumPy does not have.
+
+    Raises QueryError for masked entries.
+    """
+    if isinstance(given, (int, float)):  # most of what there is in a list
+        return given
     if np.ma.isMaskedArray(given) and np.ma.is_masked(given):
         raise QueryError("the vector has masked entries; fill them first")
-    try:
-        return np.asarray(given)
-    except (ValueError, TypeError, RuntimeError) as error:  # ragged lists; tensors with a gradient, or of bfloat16
-        reason = str(error).strip().partition("\n")[0]
-        raise QueryError(f"the vector is nothing that NumPy reads ({reason}); give an array of numbers") from error
+    if hasattr(given, "detach") and hasattr(given, "cpu"):
+        tensor = given.detach().cpu()
+        return (tensor.double() if tensor.is_floating_point() else tensor).numpy()
+    if hasattr(given, "to_pylist") and not hasattr(given, "columns"):  # Arrow's, whose lists NumPy takes for objects
+        given = given.to_pylist()
+    if levels and isinstance(given, (list, tuple)):
+        return [_plain(each, levels - 1) for each in given]
+    return given
 
 
 def _read(path: Path, name: str | None) -> np.ndarray:
@@ -126,7 +156,7 @@ def _read_tensor(path: Path, name: str | None) -> np.ndarray:
                 raise QueryError(f"{path} has {len(names)} tensors; choose one by its name: {nearest('', names)}")
             name = names[0]
         if name not in names:
-            raise QueryError(f"{path} has no tensor {name!r}; {nearest(str(name), names)}")
+            raise QueryError(f"{path} has no tensor {quoted(name)}; {nearest(name, names)}")
         if file.get_slice(name).get_dtype() != "BF16":
             return file.get_tensor(name)
     with path.open("rb") as raw:

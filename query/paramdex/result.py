@@ -16,7 +16,8 @@ import numpy as np
 import pyarrow as pa
 
 from paramdex_schemas import QueryError
-from paramdex_schemas.errors import escaped
+from paramdex_schemas.arguments import given_items, given_path
+from paramdex_schemas.errors import check_text, escaped, quoted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,6 +49,15 @@ class Result:
     """What is printed in place of ``table``, where rows and columns read better in another shape; what is made of
     ``table`` alone is made when it is printed.
     """
+
+    def __post_init__(self) -> None:
+        """Raises QueryError for a field of another type."""
+        tables = (self.table,) if self.shown is None else (self.table, self.shown)
+        if not all(isinstance(table, pa.Table) for table in tables):
+            raise QueryError(f"a result is of pyarrow tables, not of {', '.join(map(quoted, tables))}")
+        texts = given_items(self.notes, QueryError(f"notes are a sequence of texts, not {quoted(self.notes)}"))
+        for text in texts if self.title is None else [self.title, *texts]:
+            check_text(text, QueryError(f"titles and notes are valid UTF-8 text, not {quoted(text)}"))
 
     @property
     def _printed(self) -> pa.Table:
@@ -99,13 +109,11 @@ class Result:
 
     def render(self, output: str) -> str:
         """The result as ``table``, ``json`` or ``csv`` text. Raises QueryError for another format."""
-        if output == "json":
-            return self.to_json()
-        if output == "csv":
-            return self.to_csv()
-        if output != "table":
-            raise QueryError(f"a result is rendered as table, json or csv, not {output!r}")
-        return str(self)
+        if not isinstance(output, str) or output not in ("table", "json", "csv"):
+            raise QueryError(f"a result is rendered as table, json or csv, not {quoted(output)}")
+        if output == "table":
+            return str(self)
+        return self.to_json() if output == "json" else self.to_csv()
 
     def _rich(self) -> Group:
         from rich import box
@@ -186,7 +194,10 @@ class Drawn(Result):
         """
         from paramdex.plot import Picture, save
 
-        return Picture(self.figure()) if path is None else save(self.figure(), Path(path))
+        if path is None:
+            return Picture(self.figure())
+        place = given_path(path, "a picture's file", QueryError)
+        return save(self.figure(), place)
 
 
 def _is_number(column: pa.Field) -> bool:

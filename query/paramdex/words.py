@@ -5,19 +5,24 @@ a space comes before it. A WordPiece continuation it finds where no item of the 
 ``ium``, as lists print it, but ``##s`` is no ``s``), unless whole words are meant. A word typed with a marker of its
 own (white space before it, ``Ġ``, ``▁`` or ``##``) finds just that item where there is one. White space alone, and
 markers that stand for spaces, find the item of just so much of it: two spaces are not one.
+
+What is typed as one item and has white space inside is one word where a vocabulary reads so (``new york``), and else as
+many words as there are.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
+from os import PathLike
 
 from paramdex.database import Database
 from paramdex.result import visible
 from paramdex_schemas import QueryError, TokenError
-from paramdex_schemas.errors import check_text
+from paramdex_schemas.arguments import given_items, given_path
+from paramdex_schemas.errors import as_whole, check_text, quoted
 from paramdex_schemas.folding import fold
 from paramdex_schemas.foreign import reading
 
@@ -25,6 +30,8 @@ _SPACES = " Ġ▁"
 """A space, and what tokenizers write for one."""
 _CONTINUES = "##"
 """What WordPiece writes before a continuation."""
+_LONGEST = 100
+"""Characters of a word that its nearest are found by."""
 
 
 @dataclass(frozen=True)
@@ -80,20 +87,27 @@ def continuation(word: str) -> str:
 
 
 def words_of(given: object) -> list[str]:
-    """A list of words from any sequence of them. Raises TokenError where it is none."""
-    if hasattr(given, "to_pylist"):  # Arrow's, whose items are scalars of its own
-        given = given.to_pylist()
-    if isinstance(given, (str, bytes, Mapping)) or hasattr(given, "columns") or not isinstance(given, Iterable):
-        raise TokenError(f"words are a sequence of texts, not {type(given).__name__}")
-    words = list(given)
-    check_words(words)
-    return words
+    """A list of words from one, or from any sequence of them. Raises TokenError for what is none."""
+    if isinstance(given, str) or as_whole(given) is not None:
+        return [word_of(given)]
+    wrong = TokenError(f"words are a sequence of texts, not {quoted(given)}")
+    return [word_of(each) for each in given_items(given, wrong)]
+
+
+def word_of(given: object) -> str:
+    """One word as text, a whole number as it is written. Raises TokenError for anything else."""
+    if isinstance(given, str):
+        return check_text(given, TokenError(f"{quoted(given)} is not valid UTF-8 text; type the word again"))
+    with suppress(ValueError):  # of more digits than Python writes
+        if (number := as_whole(given)) is not None:
+            return str(number)
+    raise TokenError(f"{quoted(given)} is no word; write it as text (of numbers, whole ones will do)")
 
 
 def check_words(words: Iterable[str]) -> None:
     """Raises TokenError for a word that is no text."""
     for word in words:
-        check_text(word, TokenError(f"{word!r} is not valid UTF-8 text; type the word again"))
+        word_of(word)
 
 
 def items(
@@ -131,9 +145,22 @@ def nearest_words(database: Database, vocabularies: list[str], word: str) -> lis
         "WHERE vocabulary IN (SELECT unnest($vocabularies)) AND NOT is_special AND length(folded) > 1 "
         "AND NOT starts_with(folded, '##') "
         "GROUP BY folded ORDER BY likeness DESC, folded LIMIT 5",
-        {"bare": bare(word), "vocabularies": vocabularies},
+        {"bare": bare(word[:_LONGEST]), "vocabularies": vocabularies},
     )
     return [visible(folded) for folded, _ in rows]
+
+
+def separated(database: Database, vocabularies: list[str], typed: list[str]) -> dict[str, list[str]]:
+    """Each item that was typed -> the words that it stands for: itself, unless it has white space inside and no
+    vocabulary knows it so. A space before the first word stays with it, as its marker.
+    """
+    parts = {item: item.split() for item in typed}
+    several = [item for item, words in parts.items() if len(words) > 1]
+    known = {item for (_, item), ids in items(database, vocabularies, several).items() if ids}
+    return {
+        item: [" " * item.startswith(" ") + words[0], *words[1:]] if len(words) > 1 and item not in known else [item]
+        for item, words in parts.items()
+    }
 
 
 def resolve(database: Database, vocabularies: list[str], words: list[str]) -> list[Wanted]:
@@ -148,8 +175,12 @@ def resolve(database: Database, vocabularies: list[str], words: list[str]) -> li
     found = {v: {word: by_vocabulary[v, word] for word in words} for v in vocabularies}
     for word in words:
         if not any(found[v][word] for v in vocabularies):
+            apart = word.replace(",", " ").split()
+            if len(apart) > 1:
+                several = " ".join(apart[:3])
+                raise TokenError(f"no vocabulary here has {quoted(word)}; write {several} for several words")
             near = ", ".join(nearest_words(database, vocabularies, word))
-            raise TokenError(f"no vocabulary here has {word!r}; the nearest words are {near}")
+            raise TokenError(f"no vocabulary here has {quoted(word)}; the nearest words are {near}")
     return [_wanted(v, by_word) for v, by_word in found.items() if any(by_word.values())]
 
 
@@ -163,10 +194,11 @@ def _wanted(vocabulary: str, by_word: dict[str, list[int]]) -> Wanted:
     return Wanted(vocabulary, list(owner), list(owner.values()), missing, len(by_word) - len(missing))
 
 
-def read_lines(path: str | Path, what: str) -> list[str]:
+def read_lines(path: str | PathLike[str], what: str) -> list[str]:
     """The lines of a file of words. Raises QueryError, which calls it ``what``, where it cannot be read."""
+    path = given_path(path, f"the {what}", QueryError)
     with reading(f"the {what} {path}", QueryError):
-        raw = Path(path).read_bytes()
+        raw = path.read_bytes()
         try:
             return raw.decode("utf-8-sig").splitlines()
         except UnicodeDecodeError as error:

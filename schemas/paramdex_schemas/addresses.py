@@ -16,8 +16,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from paramdex_schemas.errors import AddressError
+from paramdex_schemas.errors import AddressError, check_text, quoted, whole_number
 
+_MOST = 999_999_999
+"""The largest number in an address."""
+_LONGEST = 255
+"""Characters of a name, of which file systems take no more."""
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 STACKS = ("encoder", "decoder", "cross")
 """The stacks of an encoder-decoder; a model with one stack has no name for it."""
@@ -37,7 +41,7 @@ FORMS = (
 
 @dataclass(frozen=True)
 class Address:
-    """The parts of an address; a part that is not given is None."""
+    """The parts of an address; a part that is not given is None. Raises AddressError for a part of another type."""
 
     model: str
     layer: int | None = None
@@ -47,29 +51,50 @@ class Address:
     stack: str | None = None
     expert: int | None = None
 
-    @classmethod
-    def parse(cls, text: str) -> Address:
-        """Read an address.
+    def __post_init__(self) -> None:
+        for name in ("layer", "head", "idx", "expert"):
+            number = getattr(self, name)
+            if number is not None and not (type(number) is int and 0 <= number <= _MOST):
+                object.__setattr__(self, name, whole_number(f"{name} of an address", number, 0, _MOST, AddressError))
+        for name in ("model", "kind"):
+            text = getattr(self, name)
+            if (type(text) is str and text.isascii() and len(text) <= _LONGEST) or (text is None and name == "kind"):
+                continue
+            wrong = AddressError(f"{name} of an address is a text of up to {_LONGEST} characters, not {quoted(text)}")
+            text = check_text(text, wrong)
+            if len(text) > _LONGEST:
+                raise wrong
+            object.__setattr__(self, name, text)
+        if self.stack is not None and not (isinstance(self.stack, str) and self.stack in STACKS):
+            raise AddressError(f"stack of an address is {', '.join(STACKS)} or None, not {quoted(self.stack)}")
 
-        >>> str(Address.parse("tiny-a/L03/H5/attn_query/17"))
+    @classmethod
+    def parse(cls, text: str | Address) -> Address:
+        """Read an address; what is one is given back.
+
+        >>> str(Address.parse("tiny-a/L03/H5/attn_query/17/"))
         'tiny-a/L3/H5/attn_query/17'
 
         Raises AddressError where ``text`` has not the form of an address.
         """
-        if not isinstance(text, str):
-            raise AddressError(f"an address is text, not {text!r}; write {FORMS}")
-        match = _GRAMMAR.fullmatch(text.strip())
+        if isinstance(text, Address):
+            return text
+        text = check_text(text, AddressError(f"an address is text, not {quoted(text)}; write {FORMS}"))
+        typed = text.strip().removesuffix("/")
+        match = _GRAMMAR.fullmatch(typed)
         if match is None:
-            raise AddressError(f"{text!r} is not an address; write {FORMS}")
+            meant = _as_addresses_are_written(typed)
+            say = f"write {FORMS}" if meant is None else f"did you mean {meant}?"
+            raise AddressError(f"{quoted(text)} is not an address; {say}")
         parts = match.groupdict()
         numbers = {
             name: None if parts[name] is None else int(parts[name]) for name in ("layer", "head", "idx", "expert")
         }
         address = cls(parts["model"], kind=parts["kind"], stack=parts["stack"], **numbers)
         if address.layer is None and (address.head is not None or address.expert is not None):
-            raise AddressError(f"{text!r} names no layer; write {FORMS}")
+            raise AddressError(f"{quoted(text)} names no layer; write {FORMS}")
         if address.kind is not None and address.idx is None:
-            raise AddressError(f"{text!r} names no number within {address.kind}; write {text.strip()}/0, say")
+            raise AddressError(f"{quoted(text)} names no number within {address.kind}; write {typed}/0, say")
         return address
 
     def __str__(self) -> str:
@@ -90,3 +115,17 @@ class Address:
     @property
     def is_parameter(self) -> bool:
         return self.kind is not None
+
+
+def _as_addresses_are_written(text: str) -> str | None:
+    """An address that differs from ``text`` in nothing but case, spaces and ``-`` for ``_``; None where there is none.
+
+    >>> _as_addresses_are_written("tiny-a/l3/FF-value/7")
+    'tiny-a/L3/ff_value/7'
+    """
+    model, *parts = text.replace(" ", "").split("/")
+    written = [part.upper() if re.fullmatch(r"[lhe][0-9]+", part) else part for part in parts]
+    written = [part if re.fullmatch(r"[LHE][0-9]+", part) else part.lower().replace("-", "_") for part in written]
+    meant = "/".join([model, *written])
+    match = _GRAMMAR.fullmatch(meant)
+    return meant if match is not None and (match["kind"] is None) == (match["idx"] is None) else None

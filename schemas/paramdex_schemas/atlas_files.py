@@ -19,18 +19,13 @@ from functools import cache
 from importlib import resources
 from pathlib import Path
 
-from paramdex_schemas.errors import AtlasError, ParamdexError, check_text
+from paramdex_schemas.errors import AtlasError
 
 DATABASE = "atlas.duckdb"
 SPACE = "space.safetensors"
 TRANSFER = "transfer.safetensors"
 STORAGE_VERSION = "v1.2.0"
 """DuckDB's storage version: clients from 1.2 on can read the file."""
-
-
-def check_path(path: Path, kind: type[ParamdexError] = AtlasError) -> None:
-    """Raises an error of a kind for a path that is no text: bytes that are no UTF-8, which DuckDB cannot be given."""
-    check_text(str(path), kind(f"the path {str(path)!r} is not valid UTF-8 text; give another"))
 
 
 def database(atlas: Path) -> Path:

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable, Sequence
 from operator import index
+
+_LONGEST = 80
+"""Characters of a value that a message shows."""
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = _LONGEST
 
 
 class ParamdexError(Exception):
@@ -41,7 +47,7 @@ class BuildError(ParamdexError):
     """An atlas cannot be built. The message is one line that can be printed, whatever a model calls its tensors."""
 
     def __init__(self, message: object = "") -> None:
-        super().__init__(printable(str(message)))
+        super().__init__(escaped(str(message)))
 
 
 class FamilyError(BuildError):
@@ -52,13 +58,19 @@ class CheckpointError(BuildError):
     """The model's files are missing, damaged or hold bad numbers."""
 
 
-def printable(text: str) -> str:
-    r"""``text`` with escapes in place of what controls a terminal, breaks a line or is no character at all.
+def quoted(value: object) -> str:
+    """A value as messages name it: in one line, and no longer than is read, whatever its own ``repr`` does.
 
-    >>> printable("wte\nweight")
-    'wte\\nweight'
+    >>> quoted("a\\nb"), quoted("a" * 500)[-5:], quoted([0] * 500)
+    ("'a\\\\nb'", "a'...", '[0, 0, 0, 0, 0, 0, ...]')
     """
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+    try:
+        if isinstance(value, str):
+            return repr(str.__getitem__(value, slice(_LONGEST))) + ("..." if str.__len__(value) > _LONGEST else "")
+        text = " ".join(_SHORT.repr(value).split())
+    except Exception:  # noqa: BLE001  # the value's own
+        text = f"a value of type {type(value).__name__}"
+    return text if len(text) <= 2 * _LONGEST else f"{text[: 2 * _LONGEST]}..."
 
 
 def nearest(word: str, choices: Iterable[str], n: int = 3) -> str:
@@ -69,7 +81,8 @@ def nearest(word: str, choices: Iterable[str], n: int = 3) -> str:
     """
     names = list(dict.fromkeys(choices))
     by_reading = {name.casefold(): name for name in names}
-    close = [by_reading[each] for each in difflib.get_close_matches(word.casefold(), by_reading, n=n, cutoff=0.6)]
+    reads = word[:_LONGEST].casefold()  # more would take long, and no name is that long
+    close = [by_reading[each] for each in difflib.get_close_matches(reads, by_reading, n=n, cutoff=0.6)]
     if close:
         return f"did you mean {' or '.join(close)}?"
     return listing(names)
@@ -86,15 +99,12 @@ def whole_number(
     name: str, value: object, least: int, most: int | None = None, error: type[ParamdexError] = QueryError
 ) -> int:
     """``value`` as an int, be it Python's or NumPy's. Raises ``error`` for what is none, or is out of range."""
-    try:
-        number = None if isinstance(value, bool) else index(value)  # type: ignore[arg-type]  # refused here
-    except TypeError:
-        number = None
+    number = as_whole(value)
     if number is None:
-        raise error(f"{name} must be a whole number, not {value!r}")
+        raise error(f"{name} must be a whole number, not {quoted(value)}")
     if number < least or (most is not None and number > most):
         wanted = f"at least {least}" if most is None else f"from {least} to {most:,}"
-        raise error(f"{name} must be {wanted}, not {number}")
+        raise error(f"{name} must be {wanted}, not {quoted(number)}")
     return number
 
 
@@ -112,11 +122,22 @@ def escaped(text: str, but: str = "") -> str:
     )
 
 
-def check_text(text: object, error: ParamdexError) -> None:
-    """Raises ``error`` unless ``text`` is a str and UTF-8: of other bytes arguments and paths have lone surrogates."""
+def as_whole(value: object) -> int | None:
+    """A whole number as Python's int; None where ``value`` is none, which True and False are not either."""
+    try:
+        return None if isinstance(value, bool) else index(value)  # type: ignore[arg-type]  # answered with None
+    except Exception:  # noqa: BLE001  # TypeError, or the value's own
+        return None
+
+
+def check_text(text: object, error: ParamdexError) -> str:
+    """``text`` as Python's own str. Raises ``error`` unless it is one and UTF-8: of other bytes arguments and paths
+    have lone surrogates.
+    """
     if not isinstance(text, str):
         raise error
     try:
         text.encode()
     except UnicodeEncodeError as cause:
         raise error from cause
+    return str.__str__(text)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from paramdex_schemas.errors import ParamdexError, printable
+from paramdex_schemas.errors import ParamdexError, escaped
 
 _PASSING = (ParamdexError, KeyboardInterrupt, SystemExit, GeneratorExit, CancelledError)
 """What is raised on purpose, and no word on the file that is read."""
@@ -50,7 +50,7 @@ def reason(error: BaseException) -> str:
         return f"there is no {error}"
     said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     first, *more = said.strip().splitlines() or [type(error).__name__]
-    line = printable(f"{first} {more[0].strip()}" if more and first.endswith(":") else first)
+    line = escaped(f"{first} {more[0].strip()}" if more and first.endswith(":") else first)
     return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}..."
 
 

@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import Literal, NoReturn
 
 from paramdex_schemas.addresses import STACKS, Address
-from paramdex_schemas.errors import AddressError, nearest
+from paramdex_schemas.errors import AddressError, nearest, quoted
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ class Layout:
         return sum(run.n_rows for run in self.runs)
 
     def of(self, kind: str) -> list[Run]:
-        return self._by_kind.get(kind, [])
+        return self._by_kind.get(kind, []) if isinstance(kind, str) else []
 
     def places(self, kind: str) -> dict[Place, tuple[int, int]]:
         """The places that have parameters of a kind, with the rows of the kind's block that each has (start, end)."""
@@ -192,7 +192,7 @@ class Layout:
 
     def n_layers(self, stack: str | None = None) -> int:
         """How many layers a stack has; without one, how many the largest stack has."""
-        return self._layers.get(stack, 0)
+        return self._layers.get(stack, 0) if stack is None or isinstance(stack, str) else 0
 
     @cached_property
     def _layers(self) -> dict[str | None, int]:
@@ -211,6 +211,7 @@ class Layout:
 
         Raises AddressError where the model has no such stack, layer or head.
         """
+        address = Address.parse(address)
         self._check_layer(address)
         place = (address.stack, address.layer)
         if place not in self._heads:
@@ -223,11 +224,12 @@ class Layout:
 
         Raises AddressError where the model has no such kind, stack, layer, head, expert or index.
         """
+        address = Address.parse(address)
         if address.kind is None or address.idx is None:
             raise AddressError(f"{address} is not the address of a parameter")
         if address.kind not in self.kinds:
             raise AddressError(
-                f"{address.model} has no parameters of kind {address.kind!r}; {nearest(address.kind, self.kinds)}"
+                f"{address.model} has no parameters of kind {quoted(address.kind)}; {nearest(address.kind, self.kinds)}"
             )
         run = self._run(address)
         owner = _owner(address, run)
@@ -257,6 +259,7 @@ class Layout:
 
     def check(self, address: Address) -> None:
         """Raises AddressError where the model has nothing of this name."""
+        address = Address.parse(address)
         if address.is_parameter:
             self.row(address)
         elif address.is_head:
@@ -273,7 +276,12 @@ class Layout:
             self._check_stack(address)
 
     def example(self, within: Address) -> Address:
-        """The address of a parameter in what ``within`` names, for a message: of a neuron, where it has neurons."""
+        """The address of a parameter in what ``within`` names, for a message: of a neuron, where it has neurons.
+
+        Raises AddressError where the model has nothing of this name.
+        """
+        within = Address.parse(within)
+        self.check(within)
         runs = [
             run
             for run in self.runs
