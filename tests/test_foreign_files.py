@@ -158,10 +158,7 @@ REFUSED: dict[str, tuple[Callable[[State], Any], str]] = {
         "pytorch_model.bin holds no state dict but model, ema; save the model's state dict alone",
     ),
     "nothing": (lambda _: [0], "pytorch_model.bin holds no state dict"),
-    "wrapped in part": (
-        wrapped("module.", only="wte"),
-        "there is no tensor transformer.wte.weight, but module.transformer.wte.weight; save it with names as",
-    ),
+    "wrapped in part": (wrapped("module.", only="wte"), "there is no tensor transformer.wte.weight"),
     "within another module": (
         wrapped("net."), "there is no tensor transformer.wte.weight, but net.transformer.wte.weight; save it with names"
     ),

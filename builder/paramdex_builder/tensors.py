@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,7 +70,8 @@ class TensorFiles:
                     dtype = str(tensor.dtype).removeprefix("torch.")
                     with reading(f"{source}: tensor {name} of {path.name}", CheckpointError):
                         files._tensors[_modern(name)] = _Stored(path, name, tuple(tensor.shape), dtype, tensor)
-        files._tensors = _unwrapped(source, files._tensors)
+        plain = _unwrapped(source, files._tensors)
+        files._tensors = {plain[name]: stored for name, stored in files._tensors.items()}
         return files
 
     def _list_safetensors(self, path: Path) -> None:
@@ -130,12 +131,12 @@ def same_name(name: str, other: str) -> bool:
     return f".{name}".endswith(f".{other}") or f".{other}".endswith(f".{name}")
 
 
-def _unwrapped(source: str, tensors: dict[str, _Stored]) -> dict[str, _Stored]:
-    """Tensors by the names that they have in the model itself, without those of wrappers around it, or around parts.
+def _unwrapped(source: str, names: Iterable[str]) -> dict[str, str]:
+    """Name of a tensor -> what the model itself calls it, without the steps of wrappers around it, or around parts.
 
     Raises CheckpointError where that leaves two tensors with one name.
     """
-    plain = {name: ".".join(step for step in name.split(".") if step not in _WRAPPERS) for name in tensors}
+    plain = {name: ".".join(step for step in name.split(".") if step not in _WRAPPERS) for name in names}
     for start in _OUTSIDE * 2:  # one may be around the other
         if all(name.startswith(start) for name in plain.values()):
             plain = {name: each.removeprefix(start) for name, each in plain.items()}
@@ -143,7 +144,7 @@ def _unwrapped(source: str, tensors: dict[str, _Stored]) -> dict[str, _Stored]:
     for name, each in plain.items():
         if found.setdefault(each, name) != name:
             raise CheckpointError(f"{source}: {found[each]} and {name} would both be {each}; save the model unwrapped")
-    return {each: tensors[name] for each, name in found.items()}
+    return plain
 
 
 def stamps(paths: Sequence[Path]) -> list[Stamp]:
