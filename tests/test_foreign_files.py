@@ -21,7 +21,7 @@ from paramdex.words import read_lines
 from paramdex_builder import build
 from paramdex_builder.checkpoint import Checkpoint
 from paramdex_builder.classifier import Classifier, read_labelled
-from paramdex_builder.forward import Runner, load, read_tokenizer
+from paramdex_builder.forward import Runner, read_tokenizer
 from paramdex_schemas import BuildError, CheckpointError, FamilyError, ParamdexError, QueryError
 from paramdex_schemas.foreign import reading
 
@@ -158,10 +158,7 @@ REFUSED: dict[str, tuple[Callable[[State], Any], str]] = {
         "pytorch_model.bin holds no state dict but model, ema; save the model's state dict alone",
     ),
     "nothing": (lambda _: [0], "pytorch_model.bin holds no state dict"),
-    "wrapped in part": (
-        wrapped("module.", only="wte"),
-        "there is no tensor transformer.wte.weight, but module.transformer.wte.weight; save it with names as",
-    ),
+    "wrapped in part": (wrapped("module.", only="wte"), "there is no tensor transformer.wte.weight"),
     "within another module": (
         wrapped("net."), "there is no tensor transformer.wte.weight, but net.transformer.wte.weight; save it with names"
     ),
@@ -227,7 +224,7 @@ def test_a_head_that_transformers_would_draw_at_random_is_no_classifier(word_mod
 READS: list[tuple[str, Callable[[Path], Any]]] = [
     ("paramdex_builder.tensors.safe_open", lambda folder: Checkpoint.open(str(folder))),
     ("transformers.AutoConfig.from_pretrained", lambda folder: Checkpoint.open(str(folder))),
-    ("transformers.AutoModel.from_pretrained", lambda folder: load(str(folder), folder)),
+    ("transformers.AutoModel.from_pretrained", lambda folder: Runner.open(Checkpoint.open(str(folder)))),
     ("transformers.AutoTokenizer.from_pretrained", lambda folder: read_tokenizer(str(folder), folder)),
     ("paramdex.own_vectors.safe_open", lambda folder: own_vectors(folder / "model.safetensors", 4, "m")),
 ]
@@ -487,6 +484,9 @@ def test_several_arrays_are_no_vector(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", np.ones(4))
     (tmp_path / "x.npz").rename(tmp_path / "x.npy")
     with pytest.raises(QueryError, match=r"x\.npy is a \.npz file, which holds several arrays"):
+        own_vectors(tmp_path / "x.npy", 4, "m")
+    (tmp_path / "x.npy").write_bytes(b"PK\x03\x04 and no more")
+    with pytest.raises(QueryError, match=r"x\.npy cannot be read: File is not a zip file"):
         own_vectors(tmp_path / "x.npy", 4, "m")
 
 

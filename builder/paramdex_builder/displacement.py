@@ -167,7 +167,7 @@ class AdaptedFiles:
             elif not lora:
                 adapted.replaced[target] = files.tensor(name).double()
             elif part in ("A.weight", "embedding_A"):
-                B, A = _counterpart(source, name, "A", "B", files), files.tensor(name)
+                A, B = files.tensor(name), files.tensor(_counterpart(source, name, "A", "B", files))
                 # Of all modules' fan_in_fan_out only the last one's is saved; the family says it of each tensor.
                 flip = part == "embedding_A" or inputs_first.get(target, bool(config.get("fan_in_fan_out")))
                 alpha = _alpha(source, config, module)
@@ -204,12 +204,14 @@ class AdaptedFiles:
         return whole if part is None else whole[part : part + 1]
 
 
-def _counterpart(source: str, name: str, own: str, other: str, files: TensorFiles) -> torch.Tensor:
-    """The factor B that belongs to a factor A, or the other way round. Raises CheckpointError where there is none."""
+def _counterpart(source: str, name: str, own: str, other: str, files: TensorFiles) -> str:
+    """The name of the factor B that belongs to a factor A, or the other way round. Raises CheckpointError where there
+    is none.
+    """
     found = re.sub(rf"(\.lora_|\.lora_embedding_){own}(?=\.|$)", rf"\g<1>{other}", name)
     if found not in files:
         raise CheckpointError(f"{source}: {name} has no lora_{other} beside it; save the adapter again")
-    return files.tensor(found)
+    return found
 
 
 def _read_config(origin: Origin) -> dict[str, Any]:

@@ -189,7 +189,7 @@ def same_name(name: str, other: str) -> bool:
 
 
 def _unwrapped(source: str, names: Iterable[str]) -> dict[str, str]:
-    """Name -> the name in the model itself, without those of wrappers around it, or around parts.
+    """Name of a tensor -> what the model itself calls it, without the steps of wrappers around it, or around parts.
 
     Raises CheckpointError where that leaves two tensors with one name.
     """

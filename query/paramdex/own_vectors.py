@@ -140,9 +140,9 @@ def _read(path: Path, name: str | None) -> np.ndarray:
 
 def _read_array(path: Path) -> np.ndarray:
     """The array of a .npy file."""
-    array = np.load(path, allow_pickle=False)
+    with path.open("rb") as file:
+        array = np.load(file, allow_pickle=False)
     if not isinstance(array, np.ndarray):
-        array.close()
         raise QueryError(f"{path} is a .npz file, which holds several arrays; save the one that is meant as .npy")
     return array
 
