@@ -19,16 +19,11 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
+from paramdex.statements import reading
 from paramdex_schemas import FORMAT_VERSION, AtlasError, QueryError, atlas_files
-from paramdex_schemas.errors import check_text
 
-_READING = {duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN}
 _DAMAGE = (duckdb.IOException, duckdb.InternalException, duckdb.FatalException, duckdb.SerializationException)
 """Errors that no SQL causes on an undamaged file."""
-_UNCLEAR = {"CALL", "LOAD", "MULTI", "PRAGMA", "SET"}
-"""Statement types under which DuckDB gathers several statements."""
-
-
 _NOT_IN_ARROW = re.compile(r"\b(UHUGEINT|BIT|BIGNUM|TIME WITH TIME ZONE)\b")
 
 
@@ -191,11 +186,11 @@ class Database:
         values = _values(values)
         try:
             with self._lock:
-                reading_statement(self.connection, sql)
+                text = reading(self.connection, sql).text
                 # EXPLAIN ANALYZE runs what it explains; so not even the scratch database beside the atlas changes
                 self.connection.execute("BEGIN TRANSACTION READ ONLY")
                 try:
-                    table = _stoppable(self.connection, lambda: _arrow(self.connection, sql, values, _check_types))
+                    table = _stoppable(self.connection, lambda: _arrow(self.connection, text, values, check_types))
                 finally:
                     with suppress(duckdb.Error):  # after damage there is none left to roll back
                         self.connection.execute("ROLLBACK")
@@ -233,7 +228,7 @@ def _arrow(
     return relation.to_arrow_table()
 
 
-def _check_types(relation: duckdb.DuckDBPyRelation) -> None:
+def check_types(relation: duckdb.DuckDBPyRelation) -> None:
     """Raises QueryError for a type of which Arrow would hold another value, or bytes that mean nothing."""
     for name, of in zip(relation.columns, relation.types, strict=True):
         found = _NOT_IN_ARROW.search(str(of))
@@ -257,25 +252,6 @@ def _values(given: Any) -> list[Any] | dict[str, Any] | None:
 def _is_damage(error: duckdb.Error) -> bool:
     """Whether the file is to blame, not the SQL. DuckDB 2.0 raises a bad checksum as a bare Error."""
     return isinstance(error, _DAMAGE) or (type(error) is duckdb.Error and "corrupt" in str(error).lower())
-
-
-def _statement_name(statement: duckdb.Statement) -> str:
-    """What a person calls a statement: INSERT, COPY, INSTALL, ..."""
-    kind = str(statement.type).rsplit(".", 1)[-1]
-    word = re.match(r"\s*([A-Za-z]+)", statement.query)
-    return word[1].upper() if kind in _UNCLEAR and word else kind.replace("_", " ")
-
-
-def reading_statement(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.Statement:
-    """The one statement of a user's SQL. Raises QueryError unless it is one, and reads; duckdb.Error for no SQL."""
-    check_text(sql, QueryError(f"this SQL is not valid UTF-8 text: {sql!r}"))
-    statements = connection.extract_statements(sql)  # duckdb.extract_statements opens a database of its own
-    if len(statements) != 1:
-        raise QueryError(f"give one SQL statement, not {len(statements)}")
-    if statements[0].type not in _READING:
-        kind = _statement_name(statements[0])
-        raise QueryError(f"an atlas is read-only: {kind} is not allowed, only SELECT and EXPLAIN are")
-    return statements[0]
 
 
 def _distinct(names: list[str]) -> list[str]:

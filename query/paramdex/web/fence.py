@@ -8,19 +8,21 @@ import os
 import subprocess
 import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from time import perf_counter
 
-import pyarrow as pa
-
+from paramdex.web.rendering import Form, Rendered
 from paramdex.web.sql_worker import read_message, write_message
+from paramdex.web.turns import Share
 from paramdex_schemas import QueryError
 
 _GRACE = 0.5
 """Seconds that a worker has to notice that its time is up, before it is ended."""
+
+_PAGES = Share(running=6, waiting=64, seconds=10)
+_LOOKUPS = Share(running=2, waiting=16, seconds=30)
 
 
 class BusyError(QueryError):
@@ -29,7 +31,7 @@ class BusyError(QueryError):
 
 @dataclass(frozen=True)
 class Limits:
-    """What one SQL question may take."""
+    """What one SQL question may take, and how many questions of each sort are answered at a time."""
 
     rows: int = 10_000
     """rows in an answer"""
@@ -38,20 +40,27 @@ class Limits:
     memory_mb: int = 512
     """megabytes that a query may hold"""
     answer_bytes: int = 32 << 20
-    """bytes in an answer"""
+    """bytes in an answer, as they are sent"""
+    page_bytes: int = 256 << 10
+    """bytes of JSON that a page shows"""
     workers: int = 4
     """queries that run at a time"""
     waiting: int = 16
     """queries that wait for them before others are turned away"""
+    pages: Share = _PAGES
+    """pages of one thing"""
+    lookups: Share = _LOOKUPS
+    """look-ups over whole models"""
 
 
 @dataclass(frozen=True)
-class Rows:
-    """The first rows of an answer, whether there are more, and how long it took."""
+class Asked:
+    """A visitor's SQL, and what he takes of its answer."""
 
-    table: pa.Table
-    truncated: bool
-    seconds: float
+    sql: str
+    form: Form
+    rows: int
+    n_bytes: int
 
 
 class Worker:
@@ -84,7 +93,7 @@ class Worker:
             with suppress(OSError):
                 stream.close()
 
-    def ask(self, sql: str, rows: int) -> Rows:
+    def ask(self, asked: Asked) -> Rendered:
         """Raises QueryError for SQL that fails, or takes too much time or memory."""
         limits = self._limits
         late = threading.Event()
@@ -93,10 +102,10 @@ class Worker:
             late.set()
             self.process.kill()
 
-        question = {"sql": sql, "rows": rows, "seconds": limits.seconds, "bytes": limits.answer_bytes}
+        question = {"sql": asked.sql, "form": asked.form, "rows": asked.rows, "bytes": asked.n_bytes}
+        question["seconds"] = limits.seconds
         timer = threading.Timer(limits.seconds + _GRACE, stop)
         timer.daemon = True
-        started = perf_counter()
         timer.start()
         try:
             write_message(self._in, json.dumps(question).encode())
@@ -114,12 +123,12 @@ class Worker:
         head, _, body = answer.partition(b"\n")
         said = json.loads(head)
         if "error" in said:
-            if said["error"] == "memory":
+            if said["error"] in ("memory", "panic"):
                 self.end()  # what it holds is best given back at once
             raise QueryError(
                 said["message"].replace(str(self._atlas), self._atlas.name) or self._too_much(said["error"])
             )
-        return Rows(pa.ipc.open_stream(body).read_all(), said["truncated"], perf_counter() - started)
+        return Rendered(body, said["truncated"])
 
     def _too_much(self, what: str) -> str:
         if what == "time":
@@ -136,34 +145,35 @@ class Fence:
         self._threads = ThreadPoolExecutor(limits.workers, thread_name_prefix="sql")
         self._own = threading.local()
         self._workers: set[Worker] = set()
-        self._asked = 0
+        self._asked: set[Future[Rendered]] = set()
 
-    def _run(self, sql: str, rows: int) -> Rows:
+    def _run(self, asked: Asked) -> Rendered:
         worker: Worker | None = getattr(self._own, "worker", None)
         if worker is None or not worker.alive:
             if worker is not None:
                 self._workers.discard(worker)
             worker = self._own.worker = Worker(self._atlas, self.limits)
             self._workers.add(worker)
-        return worker.ask(sql, rows)
+        return worker.ask(asked)
 
     def warm(self) -> None:
         """Start the first worker, so that nobody waits for it."""
-        self._threads.submit(self._run, "SELECT 1", 1)
+        self._threads.submit(self._run, Asked("SELECT 1", "json", 1, 1 << 20))
 
-    async def ask(self, sql: str, rows: int) -> Rows:
-        """Raises QueryError, BusyError."""
+    async def ask(self, sql: str, form: Form, rows: int) -> Rendered:
+        """The first rows, as they are sent. Who goes away while he waits for a worker leaves his place to others.
+
+        Raises QueryError, BusyError.
+        """
         if any("\ud800" <= character <= "\udfff" for character in sql):
             raise QueryError("this SQL is not valid UTF-8 text")
-        if self._asked >= self.limits.workers + self.limits.waiting:
+        if len(self._asked) >= self.limits.workers + self.limits.waiting:
             raise BusyError("too many queries are waiting; try again in some seconds")
-        self._asked += 1
-        try:
-            # shielded: who asked may be gone, and the worker must still be read to its answer
-            future = asyncio.wrap_future(self._threads.submit(self._run, sql, min(rows, self.limits.rows)))
-            return await asyncio.shield(future)
-        finally:
-            self._asked -= 1
+        n_bytes = self.limits.page_bytes if form == "page" else self.limits.answer_bytes
+        future = self._threads.submit(self._run, Asked(sql, form, min(rows, self.limits.rows), n_bytes))
+        self._asked.add(future)
+        future.add_done_callback(self._asked.discard)
+        return await asyncio.wrap_future(future)  # cancelled with it, unless a worker has begun
 
     def close(self) -> None:
         """End all workers."""
