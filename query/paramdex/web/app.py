@@ -23,6 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from paramdex import Atlas, __version__
 from paramdex.web.errors import fault
 from paramdex.web.fence import Fence, Limits
+from paramdex.web.lookup_worker import Lookups
 from paramdex.web.pages import STATIC, Pages
 from paramdex.web.routes import Moved, router
 from paramdex.web.shapes import Fault, Problem
@@ -42,8 +43,8 @@ _HEADERS = [
     (b"cross-origin-resource-policy", b"same-origin"),
 ]
 _CHANGING = re.compile(rf"{STATIC}/|/sql(\.\w+)?$")
-_LOOKUPS = frozenset({"find", "search", "similar", "align", "ask"})
-"""First parts of the paths that ask about whole models."""
+_QUEUED = re.compile(r"/(sql(\.\w+)?|(find|search|similar|ask)(\.json)?|align(/.*)?)")
+"""Paths whose questions processes answer, which have queues of their own."""
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]"})
 
 
@@ -124,14 +125,6 @@ def _name(host: str) -> str:
     return name if port.isdigit() and name else host.lower()
 
 
-def _sort(path: str) -> str | None:
-    """Which queue a path belongs to; SQL has its own, and files need none."""
-    first = path.split("/")[1].partition(".")[0] if "/" in path else ""
-    if first == "sql":
-        return None
-    return "" if path.startswith(f"{STATIC}/") else "lookups" if first in _LOOKUPS else "pages"
-
-
 def _json(said: Fault, headers: dict[str, str] | None = None) -> JSONResponse:
     return JSONResponse(Problem(error=said).model_dump(), said.status, headers)
 
@@ -144,14 +137,17 @@ def make_app(atlas: Atlas, limits: Limits | None = None, hosts: frozenset[str] |
     """
     limits = limits or Limits()
     fence = Fence(atlas.path, limits)
-    pool = Pool(atlas, limits.pages.running + limits.lookups.running)  # who has a turn finds one
+    lookups = Lookups(atlas.path, limits.lookups)
+    pool = Pool(atlas, limits.pages.running)  # who has a turn finds one
     pages = Pages(atlas)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         fence.warm()
+        lookups.warm()
         yield
         fence.close()
+        lookups.close()
 
     app = FastAPI(
         title="paramdex", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan,
@@ -160,16 +156,14 @@ def make_app(atlas: Atlas, limits: Limits | None = None, hosts: frozenset[str] |
     )  # fmt: skip
     app.state.fence = fence
     app.mount(STATIC, Assets(directory=str(resources.files("paramdex.web") / "static")), name="static")
-    routers = [sql_router(fence, pages), router(pool, pages, app)]
+    routers = [sql_router(fence, pages), router(pool, lookups, pages, app)]
     _check_names(atlas, [*app.routes, *(route for each in routers for route in each.routes)])
     for each in routers:
         app.include_router(each)
     respond = _responder(pages)
     _add_errors(app, atlas, respond)
-    app.add_middleware(
-        Turns, shares={"pages": limits.pages, "lookups": limits.lookups}, sort=_sort, respond=respond,
-        seconds=(limits.seconds + 1) * (2 + limits.waiting / limits.workers),  # more than SQL waits at worst
-    )  # fmt: skip
+    longest = 2 * max(limits.seconds, limits.lookups.seconds)  # as long in the queue as at work
+    app.add_middleware(Turns, share=limits.pages, queued=_QUEUED, seconds=longest, files=STATIC, respond=respond)
     app.add_middleware(Unchanged)
     app.add_middleware(Guard, hosts=hosts)  # the last is asked first
     return app

@@ -10,8 +10,9 @@ from fastapi.responses import HTMLResponse, Response
 from starlette.concurrency import run_in_threadpool
 
 from paramdex.web.examples import EXAMPLES
-from paramdex.web.fence import BusyError, Fence
+from paramdex.web.fence import Fence
 from paramdex.web.pages import Pages
+from paramdex.web.processes import BusyError
 from paramdex.web.rendering import Form
 from paramdex.web.shapes import Problem, SqlAnswer
 from paramdex_schemas import QueryError

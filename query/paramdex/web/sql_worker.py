@@ -7,10 +7,9 @@ question.
 
     python -m paramdex.web.sql_worker ATLAS MEMORY_MB
 
-reads messages from standard input and writes one to standard output for each. A message is its length (8 bytes) and
-its bytes. A question is JSON: sql, form, rows, seconds, bytes. An answer is the line "more" or "last" (the process
-ends), a line of JSON (error, or truncated) and what is sent to the visitor: its rows are written here, in the time and
-the memory of the question.
+reads messages from standard input and writes one to standard output for each (see processes). A question is JSON: sql,
+form, rows, seconds, bytes. An answer is the line "more" or "last" (the process ends), a line of JSON (error, or
+truncated) and what is sent to the visitor: its rows are written here, in the time and the memory of the question.
 """
 
 from __future__ import annotations
@@ -23,30 +22,16 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 from time import monotonic
-from typing import IO, Any, get_args
+from typing import Any, get_args
 
 import duckdb
 
 from paramdex.database import Database
+from paramdex.web.processes import read_message, write_message
 from paramdex.web.rendering import Form, Question, render
 from paramdex.web.sources import public_source
 from paramdex.web.visitors import first_rows, internal_views, readable
 from paramdex_schemas import QueryError
-
-
-def read_message(stream: IO[bytes]) -> bytes | None:
-    """The next message, or None where the other side is gone."""
-    head = stream.read(8)
-    if len(head) < 8:
-        return None
-    size = int.from_bytes(head, "big")
-    body = stream.read(size)
-    return body if len(body) == size else None
-
-
-def write_message(stream: IO[bytes], body: bytes) -> None:
-    stream.write(len(body).to_bytes(8, "big") + body)
-    stream.flush()
 
 
 def data_bytes() -> int:

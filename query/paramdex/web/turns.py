@@ -1,15 +1,15 @@
-"""Everyone in turn: look-ups over whole models queue apart from pages, and no answer is waited for without end.
+"""Everyone in turn, and no answer is waited for without end.
 
-A thread that multiplies matrices cannot be stopped. So who has waited too long is told so, and the turn is taken until
-its thread has ended; who goes away while he queues leaves his place at once. An answer is sent after its turn: a reader
-who takes it slowly holds up nobody.
+A page is made in a thread, which cannot be stopped. So who has waited too long is told so, and the turn is taken until
+its thread has ended; who goes away while he queues leaves his place at once. SQL and look-ups are answered by processes
+that have queues of their own (see processes). An answer is sent after its turn: who reads it slowly holds up nobody.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from contextlib import suppress
+import re
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from starlette.requests import Request
@@ -28,11 +28,11 @@ class Share:
     waiting: int
     """waiting for them before others are turned away"""
     seconds: float
-    """seconds that one may wait for its turn, and take once it has it"""
+    """seconds that one may take once it has its turn"""
 
 
 class Queue:
-    """Turns of one sort. A place is held from ``enter`` to ``leave``."""
+    """Turns, and who waits for them. A place is held from ``enter`` to ``leave``."""
 
     def __init__(self, share: Share) -> None:
         self.share = share
@@ -58,29 +58,31 @@ class Queue:
 
 
 class Turns:
-    """Gives every question its turn in the queue of its sort, if it has one, and an answer in time.
+    """Gives every page its turn, and every question an answer in time.
 
-    ``sort`` says which queue a path belongs to; None for what has a queue of its own, and "" for what is sent at once.
+    Paths that ``queued`` matches have queues of their own, and are stopped after ``seconds``; those that begin with
+    ``files`` are files.
     """
 
     def __init__(
-        self, app: ASGIApp, shares: dict[str, Share], sort: Callable[[str], str | None], seconds: float,
+        self, app: ASGIApp, share: Share, queued: re.Pattern[str], seconds: float, files: str,
         respond: Callable[[Request, Fault, dict[str, str]], Response],
     ) -> None:  # fmt: skip
         self.app = app
-        self._queues = {name: Queue(share) for name, share in shares.items()}
-        self._sort = sort
+        self._pages = Queue(share)
+        self._queued = queued
         self._seconds = seconds
+        self._files = files
         self._respond = respond
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        sort = self._sort(scope["path"]) if scope["type"] == "http" else ""
-        if sort == "":
+        if scope["type"] != "http" or scope["path"].startswith(self._files):
             await self.app(scope, receive, send)
             return
         gone = asyncio.create_task(_gone(receive))
         try:
-            answer = await self._answer(scope, self._queues[sort] if sort else None, gone)
+            queued = self._queued.fullmatch(scope["path"]) is not None
+            answer = await (self._asked(scope, gone) if queued else self._page(scope, gone))
         finally:
             gone.cancel()
         if isinstance(answer, Fault):
@@ -89,44 +91,52 @@ class Turns:
         for message in answer:
             await send(message)
 
-    async def _answer(self, scope: Scope, queue: Queue | None, gone: asyncio.Task[None]) -> list[Message] | Fault:
-        """The messages of an answer, none where nobody waits for them; or why there are none."""
-        if queue is not None:
-            if queue.full:
-                return _busy("too many questions are waiting")
-            entered = asyncio.create_task(queue.enter())
-            mine = False
-            try:
-                mine = await _first(entered, gone, queue.share.seconds)
-            finally:
-                if not mine and not entered.cancel():
-                    queue.leave()
-            if not mine:
-                return [] if gone.done() else _busy("too many questions are before this one")
+    async def _page(self, scope: Scope, gone: asyncio.Task[None]) -> list[Message] | Fault:
+        """The messages of a page, none where nobody waits for them; or why there are none."""
+        if self._pages.full:
+            return _busy("too many pages are waited for")
+        seconds = self._pages.share.seconds
+        entered = asyncio.create_task(self._pages.enter())
+        mine = False
+        try:
+            mine = await _first(entered, gone, seconds)
+        finally:
+            if not mine and not entered.cancel():
+                self._pages.leave()
+        if not mine:
+            return [] if gone.done() else _busy("too many pages are before this one")
+        answer, making = self._answer(scope, gone)
+        making.add_done_callback(lambda _: self._pages.leave())
+        if await _first(making, gone, seconds):
+            making.result()
+            return answer
+        return [] if gone.done() else _late(seconds)
+
+    async def _asked(self, scope: Scope, gone: asyncio.Task[None]) -> list[Message] | Fault:
+        """As ``_page``, of what leaves its queue where it is cancelled."""
+        answer, asking = self._answer(scope, gone)
+        try:
+            if await _first(asking, gone, self._seconds):
+                asking.result()
+                return answer
+        finally:
+            asking.cancel()
+        return [] if gone.done() else _late(self._seconds)
+
+    def _answer(self, scope: Scope, gone: asyncio.Task[None]) -> tuple[list[Message], asyncio.Task[None]]:
+        """The application at work, and the messages that it has sent when it is done."""
         answer: list[Message] = []
 
         async def collect(message: Message) -> None:
             answer.append(message)
 
-        async def nothing() -> Message:
-            with suppress(asyncio.CancelledError):
-                await asyncio.shield(gone)
+        async def no_body() -> Message:
+            await asyncio.wait((gone,))
             return {"type": "http.disconnect"}
 
-        running = asyncio.create_task(_sound(self.app(scope, nothing, collect)))
-        if queue is not None:
-            running.add_done_callback(lambda _: queue.leave())
-        seconds = self._seconds if queue is None else queue.share.seconds
-        try:
-            if await _first(running, gone, seconds):
-                running.result()
-                return answer
-        finally:
-            running.add_done_callback(_heard)
-            if queue is None:
-                running.cancel()
-        said = f"this takes longer than {seconds:g} seconds; ask for less, in one model say, or try again"
-        return [] if gone.done() else Fault(status=503, kind="busy", message=said)
+        task = asyncio.create_task(_sound(self.app(scope, no_body, collect)))
+        task.add_done_callback(_heard)
+        return answer, task
 
 
 async def _gone(receive: Receive) -> None:
@@ -141,10 +151,10 @@ async def _first(task: asyncio.Task[None], gone: asyncio.Task[None], seconds: fl
     return task.done()
 
 
-async def _sound(answering: object) -> None:
+async def _sound(answering: Awaitable[None]) -> None:
     """A library that panics fails this question alone: what it raises is no Exception, and would end the server."""
     try:
-        await answering  # type: ignore[misc]
+        await answering
     except (Exception, asyncio.CancelledError, KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:
@@ -155,6 +165,11 @@ def _heard(task: asyncio.Task[None]) -> None:
     """An error of an answer that nobody waits for is no news."""
     if not task.cancelled():
         task.exception()
+
+
+def _late(seconds: float) -> Fault:
+    said = f"this takes longer than {seconds:g} seconds; ask for less, in one model say, or try again"
+    return Fault(status=503, kind="busy", message=said)
 
 
 def _busy(why: str) -> Fault:
