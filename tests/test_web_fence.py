@@ -84,6 +84,7 @@ ESCAPES = [
     "SELECT pg_conf_load_time()",
     "FROM read_text('/etc/passwd')", "FROM glob('/*')", "FROM sniff_csv('/etc/passwd')", "FROM '/etc/passwd'",
     "FROM parquet_metadata('x')", "FROM read_duckdb('x')", "FROM summary((FROM models))",
+    f"SELECT {'1 + ' * 900} {SETTING}", "SELECT " + "-(" * 330 + SETTING + ")" * 330,
     "WITH x AS (DELETE FROM store.models RETURNING *) FROM x",
     "WITH x AS (INSERT INTO store.models SELECT * FROM store.models RETURNING *) FROM x",
     "WITH x AS (UPDATE store.models SET source = 'x' RETURNING *) FROM x",
@@ -105,6 +106,7 @@ READS = {
     "SELECT column_name FROM (DESCRIBE SELECT 1 AS x)": [{"column_name": "x"}],
     "SELECT 'é'.upper() AS x, 1 BETWEEN 0 AND 2 AS y, 'ab' LIKE 'a%' AS z": [{"x": "É", "y": True, "z": True}],
     "SELECT regexp_replace('abc', 'b', 'x') AS x, 5 // 2 AS y, [1, 2][1] AS z": [{"x": "axc", "y": 2, "z": 1}],
+    "SELECT " + "+".join(["1"] * 900) + " AS x": [{"x": 900}],
     "SELECT count(*) AS n FROM heads WHERE model = 'gpt2-a' AND layer IN (FROM range(1))": [{"n": 2}],
 }  # fmt: skip
 
@@ -138,7 +140,7 @@ def test_an_explained_query_counts_no_hidden_row(client: TestClient, small_atlas
             assert said[0] == said[1]
 
 
-@pytest.mark.parametrize("query", READS)
+@pytest.mark.parametrize("query", READS, ids=[query[:40] for query in READS])
 def test_what_only_reads_is_answered(client: TestClient, query: str) -> None:
     assert data(client, "/sql.json", q=query)["rows"] == READS[query]
 

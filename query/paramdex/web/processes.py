@@ -113,6 +113,7 @@ class Crew:
         self._own = threading.local()
         self._processes: set[Process] = set()
         self._asked: set[Future[Any]] = set()
+        self._closed = False
 
     def _run(self, work: Callable[[Process], T]) -> T:
         process: Process | None = getattr(self._own, "process", None)
@@ -121,6 +122,9 @@ class Crew:
                 self._processes.discard(process)
             process = self._own.process = self._start()
             self._processes.add(process)
+            if self._closed:
+                process.end()
+                raise QueryError("this server is ending")
         return work(process)
 
     def warm(self) -> None:
@@ -140,6 +144,7 @@ class Crew:
 
     def close(self) -> None:
         """End all processes."""
+        self._closed = True
         for process in list(self._processes):
             process.end()
         self._processes.clear()

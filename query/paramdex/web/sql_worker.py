@@ -130,6 +130,7 @@ def main() -> None:
     os.environ.clear()  # nothing here is anyone's to read
     os.environ["HOME"] = "/"
     os.chdir("/")
+    sys.setrecursionlimit(20_000)  # of the trees of statements, a thousand expressions deep
     connection = connect(atlas, memory_mb)
     hidden = internal_views(connection)
     # one of each, so that what the libraries take for themselves is not held against anybody's question

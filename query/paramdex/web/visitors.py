@@ -7,6 +7,7 @@ not for visitors until it stands there.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from functools import cache
 from importlib import resources
@@ -28,7 +29,7 @@ _TABLE_FUNCTIONS = frozenset(
 )
 """Those that read neither files nor what is named to them as text."""
 _QUERIES = {"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"}
-_SHOWN = {"", '"databases"', '"tables"', "__show_tables_expanded", '"variables"'}
+_SHOWN = {"", '"databases"', '"schemas"', '"tables"', '"variables"', "__show_tables_expanded"}
 """What SHOW gives beside the columns of a query."""
 
 
@@ -66,9 +67,13 @@ def _function(node: dict[str, Any]) -> str | None:
     return None if name in known else name
 
 
-def check(tree: Any, hidden: frozenset[str]) -> None:
+def check(tree: str, hidden: frozenset[str]) -> None:
     """Raises QueryError unless all that a syntax tree names is for visitors; ``hidden`` are the views that are not."""
-    for node in _nodes(tree):
+    try:
+        read = json.loads(tree)
+    except RecursionError:
+        raise QueryError("this is nested too deeply for SQL here; take it apart by WITH") from None
+    for node in _nodes(read):
         kind = str(node.get("type", ""))
         if kind.endswith("_NODE") and kind not in _QUERIES:
             raise QueryError("an atlas is read-only: only SELECT, and EXPLAIN of a SELECT, are allowed")
