@@ -47,7 +47,9 @@ Sides = Literal["top", "bottom", "both"]
 AddressPath = Annotated[str, Path(max_length=500, description="MODEL, MODEL/L3/H5, MODEL/L3/ff_value/1024, ...")]
 AddressQuery = Annotated[str, Query(max_length=500, description="the address of a parameter or a head")]
 PlaceQuery = Annotated[str, Query(max_length=40, description="a layer: L3, or encoder/L3")]
-PROBLEMS: dict[int | str, dict[str, Any]] = {status: {"model": Problem} for status in (400, 404, 422)}
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    status: {"model": Problem} for status in (400, 404, 422, 429, 503)
+}
 
 
 class Moved(Exception):  # noqa: N818  # not an error: the thing is elsewhere
@@ -114,8 +116,7 @@ def router(pool: Pool, lookups: Lookups, pages: Pages, app: FastAPI) -> APIRoute
         return found
 
     def understand(q: Q) -> Understood:
-        with pool.lend() as atlas:
-            return questions.understand(atlas, q)
+        return questions.understand(pool.atlas, q)  # asks for nothing but the models' names
 
     def thing(
         request: Request, address: AddressPath, choice: Annotated[PairChoice, Depends()], k: K = 20,

@@ -21,7 +21,7 @@ SHOWN = 200
 """Rows on the page; downloads give more."""
 Sql = Annotated[str, Query(max_length=20_000, description="one SELECT over the atlas's tables")]
 Most = Annotated[int, Query(ge=1, le=10_000, description="at most this many rows")]
-_PROBLEMS: dict[int | str, dict[str, Any]] = {status: {"model": Problem} for status in (400, 422, 429)}
+_PROBLEMS: dict[int | str, dict[str, Any]] = {status: {"model": Problem} for status in (400, 422, 429, 503)}
 
 
 def sql_router(fence: Fence, pages: Pages) -> APIRouter:
