@@ -7,6 +7,7 @@ import re
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ from paramdex.web.processes import BusyError, Crew, LateError, Process
 from paramdex.web.shapes import Fault
 from paramdex.web.turns import Share, Turns
 from paramdex_schemas import QueryError
+from web_helpers import LIMITS, server
+
+pytest_plugins = ["query_fixtures"]
 
 
 class Panic(BaseException):
@@ -192,8 +196,30 @@ def test_which_paths_have_queues_of_their_own(path: str, queued: bool) -> None:
     assert (_QUEUED.fullmatch(path) is not None) == queued
 
 
+def test_a_look_up_that_takes_too_long_is_stopped(small_atlas: Path) -> None:
+    """Whichever it is; the server says so in the shape of its errors, and its pages are as they were."""
+    with server(small_atlas, replace(LIMITS, lookups=Share(1, 2, 0.001))) as client:
+        for path in ("/search.json?q=canada", "/find.json?q=canada", "/align/gpt2-a/bert.json",
+                     "/similar.json?address=gpt2-a/L0/ff_key/1&model=all"):  # fmt: skip
+            answer = client.get(path)
+            assert (answer.status_code, answer.headers["retry-after"]) == (503, "5"), answer.text
+            assert answer.json()["error"]["kind"] == "busy"
+            assert "took longer than 0.001 seconds" in answer.json()["error"]["message"]
+        assert "took longer than" in client.get("/search?q=canada").text
+        assert client.get("/gpt2-a/L0/ff_value/1.json").status_code == 200
+    with server(small_atlas, replace(LIMITS, lookups=Share(1, 2, 60))) as client:
+        assert client.get("/search.json?q=canada").status_code == 200
+
+
+def test_a_page_that_takes_too_long_is_given_up(small_atlas: Path) -> None:
+    with server(small_atlas, replace(LIMITS, pages=Share(1, 2, 0.0))) as client:
+        answer = client.get("/gpt2-a.json")
+        assert (answer.status_code, answer.json()["error"]["kind"]) in ((503, "busy"), (429, "busy"))
+        assert client.get("/-/static/style.css").status_code == 200
+
+
 @pytest.fixture
-def crew(monkeypatch: pytest.MonkeyPatch) -> Iterator[Crew]:
+def crew() -> Iterator[Crew]:
     path = str(Path(__file__).parent)
     crew = Crew(lambda: Process("slow_worker", environment={"PYTHONPATH": path}), Share(1, 2, 1))
     yield crew
