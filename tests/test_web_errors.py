@@ -120,3 +120,28 @@ def test_the_server_answers_to_its_own_names_only(client: TestClient, host: str,
     answer = client.get("/.json", headers={"host": host})
     assert answer.status_code == status
     assert json.loads(answer.text).get("error", {}).get("status", 200) == status
+
+
+@pytest.mark.parametrize(
+    ("site", "dest", "status"),
+    [
+        ("cross-site", "document", 200),  # a link from elsewhere
+        ("cross-site", "image", 403),
+        ("cross-site", "script", 403),
+        ("cross-site", "empty", 403),  # fetch
+        ("cross-site", "iframe", 403),
+        ("cross-site", "", 403),
+        ("same-origin", "empty", 200),
+        ("same-site", "image", 200),
+        ("none", "document", 200),  # typed by hand
+        ("", "", 200),  # no browser
+    ],
+)
+@pytest.mark.parametrize("path", ["/gpt2-a", "/similar.json?address=gpt2-a/L0/ff_key/1", "/-/static/style.css"])
+def test_pages_elsewhere_have_no_answer(client: TestClient, path: str, site: str, dest: str, status: int) -> None:
+    headers = {name: value for name, value in (("sec-fetch-site", site), ("sec-fetch-dest", dest)) if value}
+    answer = client.get(path, headers=headers)
+    assert answer.status_code == status
+    if status == 403:
+        assert answer.json()["error"]["message"] == "a page of another site has no answer from this server"
+        assert "content-security-policy" in answer.headers

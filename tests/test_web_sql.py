@@ -152,7 +152,7 @@ SLOW = [
     "SELECT range(1000000000)", "SELECT string_agg(repeat('x', 1000000), '') FROM range(100000)",
     "SELECT list(repeat('x', 1000000) || i) FROM range(10000) AS t(i)", "SELECT rpad('x', 2000000000, 'y')",
     "SELECT x, count(*) FROM range(100000000) AS t(x) GROUP BY x ORDER BY 2", "SELECT repeat([1], 1000000000)",
-    "SELECT bitstring('1', 2000000000)",
+    "SELECT bitstring('1', 2000000000)::VARCHAR",
     "SELECT sum(n) FROM (SELECT row_number() OVER (ORDER BY hash(x)) AS n FROM range(100000000) AS t(x))",
     "SELECT histogram(x) FROM range(100000000) AS t(x)",
     # time

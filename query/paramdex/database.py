@@ -23,18 +23,14 @@ import numpy as np
 import pyarrow as pa
 
 from paramdex.interrupts import AGAIN, Question, stoppable
+from paramdex.statements import reading
 from paramdex_schemas import FORMAT_VERSION, AtlasError, QueryError, atlas_files
 from paramdex_schemas.arguments import given_items
 from paramdex_schemas.errors import check_text, quoted
 
-_READING = {duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN}
 _DAMAGE = (duckdb.IOException, duckdb.InternalException, duckdb.FatalException, duckdb.SerializationException)
 """Errors that no SQL causes on an undamaged file."""
 _STOPPED = "interrupted: another thread stopped this question, or closed the atlas; ask again"
-_UNCLEAR = {"CALL", "LOAD", "MULTI", "PRAGMA", "SET"}
-"""Statement types under which DuckDB gathers several statements."""
-
-
 _PLAIN = (bool, int, float, bytes, bytearray, memoryview, Decimal, date, time, timedelta, UUID)
 """What DuckDB takes for one value beside text; pandas has values of its own for what is missing."""
 _LONGEST = 500
@@ -242,11 +238,11 @@ class Database:
             with self._lock:
                 try:
                     with self._turn() as question:
-                        reading_statement(self.connection, sql)
+                        text = reading(self.connection, sql).text
                         # EXPLAIN ANALYZE runs what it explains; so not even the scratch database beside the atlas
                         # changes
                         self.connection.execute("BEGIN TRANSACTION READ ONLY")
-                        table = stoppable(question, lambda: _arrow(self.connection, sql, values, _check_types))
+                        table = stoppable(question, lambda: _arrow(self.connection, text, values, check_types))
                 finally:  # outside of the turn, so that no interrupt leaves the transaction open
                     with suppress(duckdb.Error):  # none was begun, or after damage none is left
                         self.connection.execute("ROLLBACK")
@@ -275,7 +271,7 @@ def _arrow(
     return relation.to_arrow_table()
 
 
-def _check_types(relation: duckdb.DuckDBPyRelation) -> None:
+def check_types(relation: duckdb.DuckDBPyRelation) -> None:
     """Raises QueryError for a type of which Arrow would hold another value, or bytes that mean nothing."""
     for name, of in zip(relation.columns, relation.types, strict=True):
         found = _NOT_IN_ARROW.search(str(of))
@@ -328,25 +324,6 @@ def _value(given: Any, levels: int = 8) -> Any:
 def _is_damage(error: duckdb.Error) -> bool:
     """Whether the file is to blame, not the SQL. DuckDB 2.0 raises a bad checksum as a bare Error."""
     return isinstance(error, _DAMAGE) or (type(error) is duckdb.Error and "corrupt" in str(error).lower())
-
-
-def _statement_name(statement: duckdb.Statement) -> str:
-    """What a person calls a statement: INSERT, COPY, INSTALL, ..."""
-    kind = str(statement.type).rsplit(".", 1)[-1]
-    word = re.match(r"\s*([A-Za-z]+)", statement.query)
-    return word[1].upper() if kind in _UNCLEAR and word else kind.replace("_", " ")
-
-
-def reading_statement(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.Statement:
-    """The one statement of a user's SQL. Raises QueryError unless it is one, and reads; duckdb.Error for no SQL."""
-    check_text(sql, QueryError(f"this SQL is not valid UTF-8 text: {quoted(sql)}"))
-    statements = connection.extract_statements(sql)  # duckdb.extract_statements opens a database of its own
-    if len(statements) != 1:
-        raise QueryError(f"give one SQL statement, not {len(statements)}")
-    if statements[0].type not in _READING:
-        kind = _statement_name(statements[0])
-        raise QueryError(f"an atlas is read-only: {kind} is not allowed, only SELECT and EXPLAIN are")
-    return statements[0]
 
 
 def _distinct(names: list[str]) -> list[str]:

@@ -6,7 +6,7 @@ import io
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
@@ -97,15 +97,7 @@ class Result:
 
     def to_csv(self) -> str:
         """Comma-separated values with a header; a list or a struct is written as JSON."""
-        import csv
-
-        lines = []
-        for row in [self.columns, *([*row.values()] for row in self.to_rows())]:
-            line = io.StringIO()  # a line each: csv quotes only those line ends that it writes itself
-            cells = [_json(value) if isinstance(value, (list, dict)) else value for value in row]
-            csv.writer(line, lineterminator="\r\n").writerow(cells)
-            lines.append(line.getvalue()[:-2])
-        return "\n".join(lines)
+        return "\n".join(map(csv_line, [self.columns, *(row.values() for row in self.to_rows())]))
 
     def render(self, output: str) -> str:
         """The result as ``table``, ``json`` or ``csv`` text. Raises QueryError for another format."""
@@ -259,6 +251,20 @@ def _plain_decimal(value: Decimal) -> int | float | Decimal:
 
 def _json(value: Any) -> str:
     return json.dumps(_finite(value), ensure_ascii=False, default=str)
+
+
+def csv_line(row: Iterable[Any]) -> str:
+    """A row of comma-separated values, without a line end.
+
+    >>> csv_line([1, 'a,"b', None, ["x"]])
+    '1,"a,""b",,"[""x""]"'
+    """
+    import csv
+
+    line = io.StringIO()  # a line each: csv quotes only those line ends that it writes itself
+    cells = [_json(value) if isinstance(value, (list, dict)) else value for value in row]
+    csv.writer(line, lineterminator="\r\n").writerow(cells)
+    return line.getvalue()[:-2]
 
 
 def _finite(value: Any) -> Any:

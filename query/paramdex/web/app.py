@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from hashlib import blake2b
 from importlib import resources
@@ -23,11 +23,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from paramdex import Atlas, __version__
 from paramdex.web.errors import fault
 from paramdex.web.fence import Fence, Limits
+from paramdex.web.lookup_worker import Lookups
 from paramdex.web.pages import STATIC, Pages
 from paramdex.web.routes import Moved, router
 from paramdex.web.shapes import Fault, Problem
 from paramdex.web.sql_routes import sql_router
 from paramdex.web.store import Pool
+from paramdex.web.turns import Turns
 from paramdex_schemas import ParamdexError, QueryError
 
 POLICY = (
@@ -41,6 +43,8 @@ _HEADERS = [
     (b"cross-origin-resource-policy", b"same-origin"),
 ]
 _CHANGING = re.compile(rf"{STATIC}/|/sql(\.\w+)?$")
+_QUEUED = re.compile(r"/(sql(\.\w+)?|(find|search|similar|ask)(\.json)?|align(/.*)?)")
+"""Paths whose questions processes answer, which have queues of their own."""
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]"})
 
 
@@ -55,7 +59,8 @@ class Assets(StaticFiles):
 
 class Guard:
     """Puts the security headers on every answer, and answers only to the names that the server goes by: a page
-    elsewhere whose name is made to resolve to this machine cannot read the atlas.
+    elsewhere whose name is made to resolve to this machine cannot read the atlas. Nor can a page elsewhere have a
+    browser ask in its stead, for a picture, a script or data; a link from there leads here.
     """
 
     def __init__(self, app: ASGIApp, hosts: frozenset[str] | None) -> None:
@@ -72,9 +77,14 @@ class Guard:
                 message["headers"] = [*message["headers"], *_HEADERS]
             await send(message)
 
-        host = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
+        headers = dict(scope["headers"])
+        host = headers.get(b"host", b"").decode("latin-1")
         if self.hosts is not None and _name(host) not in self.hosts:
             said = Fault(status=400, kind="request", message="this server does not go by that name")
+            await _json(said)(scope, receive, guarded)
+            return
+        if headers.get(b"sec-fetch-site") == b"cross-site" and headers.get(b"sec-fetch-dest") != b"document":
+            said = Fault(status=403, kind="request", message="a page of another site has no answer from this server")
             await _json(said)(scope, receive, guarded)
             return
         await self.app(scope, receive, guarded)
@@ -125,15 +135,19 @@ def make_app(atlas: Atlas, limits: Limits | None = None, hosts: frozenset[str] |
     The atlas stays the caller's to close; the processes that run SQL start when first asked and end with the server.
     Raises QueryError where a model has the name of a page.
     """
-    fence = Fence(atlas.path, limits or Limits())
-    pool = Pool(atlas)
+    limits = limits or Limits()
+    fence = Fence(atlas.path, limits)
+    lookups = Lookups(atlas.path, limits.lookups)
+    pool = Pool(atlas, limits.pages.running)  # who has a turn finds one
     pages = Pages(atlas)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         fence.warm()
+        lookups.warm()
         yield
         fence.close()
+        lookups.close()
 
     app = FastAPI(
         title="paramdex", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan,
@@ -142,11 +156,14 @@ def make_app(atlas: Atlas, limits: Limits | None = None, hosts: frozenset[str] |
     )  # fmt: skip
     app.state.fence = fence
     app.mount(STATIC, Assets(directory=str(resources.files("paramdex.web") / "static")), name="static")
-    routers = [sql_router(fence, pages), router(pool, pages, app)]
+    routers = [sql_router(fence, pages), router(pool, lookups, pages, app)]
     _check_names(atlas, [*app.routes, *(route for each in routers for route in each.routes)])
     for each in routers:
         app.include_router(each)
-    _add_errors(app, atlas, pages)
+    respond = _responder(pages)
+    _add_errors(app, atlas, respond)
+    longest = 2 * max(limits.seconds, limits.lookups.seconds)  # as long in the queue as at work
+    app.add_middleware(Turns, share=limits.pages, queued=_QUEUED, seconds=longest, files=STATIC, respond=respond)
     app.add_middleware(Unchanged)
     app.add_middleware(Guard, hosts=hosts)  # the last is asked first
     return app
@@ -164,15 +181,24 @@ def _check_names(atlas: Atlas, routes: Iterable[BaseRoute]) -> None:
             )
 
 
-def _add_errors(app: FastAPI, atlas: Atlas, pages: Pages) -> None:
+Respond = Callable[[Request, Fault, dict[str, str] | None], Response]
+
+
+def _responder(pages: Pages) -> Respond:
     """One shape for every error: a page for people, Problem for programs."""
 
-    def respond(request: Request, said: Fault, headers: dict[str, str] | None = None) -> Response:
+    def respond(request: Request, said: Fault, headers: dict[str, str] | None) -> Response:
         path = request.url.path
         for_program = path.rpartition("/")[2].rpartition(".")[2] in ("json", "csv", "parquet")
         if for_program or path.startswith(STATIC):
             return _json(said, headers)
         return HTMLResponse(pages.render("error.html", request, fault=said), said.status, headers)
+
+    return respond
+
+
+def _add_errors(app: FastAPI, atlas: Atlas, respond: Respond) -> None:
+    """What is raised is told as ``respond`` tells it."""
 
     async def ours(request: Request, error: Exception) -> Response:
         assert isinstance(error, ParamdexError)
@@ -190,7 +216,7 @@ def _add_errors(app: FastAPI, atlas: Atlas, pages: Pages) -> None:
     async def invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
         wrong = [f"{item['loc'][-1]}: {item['msg'][:1].lower()}{item['msg'][1:]}" for item in error.errors()]
-        return respond(request, Fault(status=422, kind="request", message="; ".join(wrong)))
+        return respond(request, Fault(status=422, kind="request", message="; ".join(wrong)), None)
 
     async def http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
@@ -198,7 +224,7 @@ def _add_errors(app: FastAPI, atlas: Atlas, pages: Pages) -> None:
         return respond(request, said, dict(error.headers or {}))
 
     async def unknown(request: Request, _: Exception) -> Response:
-        return respond(request, Fault(status=500, kind="server", message="this is a fault of the server's own"))
+        return respond(request, Fault(status=500, kind="server", message="this is a fault of the server's own"), None)
 
     handlers: dict[Any, Any] = {
         ParamdexError: ours, Moved: moved, RequestValidationError: invalid, HTTPException: http, Exception: unknown,

@@ -2,34 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import os
-import subprocess
-import sys
-import threading
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from time import perf_counter
 
-import pyarrow as pa
-
-from paramdex.web.sql_worker import read_message, write_message
+from paramdex.web.processes import GRACE, Crew, LateError, Process
+from paramdex.web.rendering import Form, Rendered
+from paramdex.web.turns import Share
 from paramdex_schemas import QueryError
 
-_GRACE = 0.5
-"""Seconds that a worker has to notice that its time is up, before it is ended."""
-
-
-class BusyError(QueryError):
-    """All workers are taken and enough questions wait."""
+_PAGES = Share(running=6, waiting=64, seconds=10)
+_LOOKUPS = Share(running=2, waiting=16, seconds=60)
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one SQL question may take."""
+    """What one SQL question may take, and how many questions of each sort are answered at a time."""
 
     rows: int = 10_000
     """rows in an answer"""
@@ -38,93 +26,17 @@ class Limits:
     memory_mb: int = 512
     """megabytes that a query may hold"""
     answer_bytes: int = 32 << 20
-    """bytes in an answer"""
+    """bytes in an answer, as they are sent"""
+    page_bytes: int = 256 << 10
+    """bytes of JSON that a page shows"""
     workers: int = 4
     """queries that run at a time"""
     waiting: int = 16
     """queries that wait for them before others are turned away"""
-
-
-@dataclass(frozen=True)
-class Rows:
-    """The first rows of an answer, whether there are more, and how long it took."""
-
-    table: pa.Table
-    truncated: bool
-    seconds: float
-
-
-class Worker:
-    """One process; it is started again where it had to be ended."""
-
-    def __init__(self, atlas: Path, limits: Limits) -> None:
-        self._limits = limits
-        self._atlas = atlas
-        command = [sys.executable, "-m", "paramdex.web.sql_worker", str(atlas), str(limits.memory_mb)]
-        # Arrow's own allocator takes a gigabyte of addresses at once, which no limit could tell from memory in use
-        environment = os.environ | {"ARROW_DEFAULT_MEMORY_POOL": "system", "MALLOC_ARENA_MAX": "2"}
-        self.process = subprocess.Popen(  # noqa: S603  # this program's own
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
-        )
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self._in, self._out = self.process.stdin, self.process.stdout
-        if read_message(self._out) != b"ready":
-            self.end()
-            raise QueryError("SQL cannot be asked now: its process did not start")
-
-    @property
-    def alive(self) -> bool:
-        return self.process.poll() is None
-
-    def end(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        for stream in (self._in, self._out):
-            with suppress(OSError):
-                stream.close()
-
-    def ask(self, sql: str, rows: int) -> Rows:
-        """Raises QueryError for SQL that fails, or takes too much time or memory."""
-        limits = self._limits
-        late = threading.Event()
-
-        def stop() -> None:
-            late.set()
-            self.process.kill()
-
-        question = {"sql": sql, "rows": rows, "seconds": limits.seconds, "bytes": limits.answer_bytes}
-        timer = threading.Timer(limits.seconds + _GRACE, stop)
-        timer.daemon = True
-        started = perf_counter()
-        timer.start()
-        try:
-            write_message(self._in, json.dumps(question).encode())
-            message = read_message(self._out)
-        except OSError:
-            message = None
-        finally:
-            timer.cancel()
-        if message is None:
-            self.end()
-            raise QueryError(self._too_much("time" if late.is_set() else "memory"))
-        rest, _, answer = message.partition(b"\n")
-        if rest == b"last":
-            self.end()
-        head, _, body = answer.partition(b"\n")
-        said = json.loads(head)
-        if "error" in said:
-            if said["error"] == "memory":
-                self.end()  # what it holds is best given back at once
-            raise QueryError(
-                said["message"].replace(str(self._atlas), self._atlas.name) or self._too_much(said["error"])
-            )
-        return Rows(pa.ipc.open_stream(body).read_all(), said["truncated"], perf_counter() - started)
-
-    def _too_much(self, what: str) -> str:
-        if what == "time":
-            return f"this took longer than {self._limits.seconds:g} seconds and was stopped; ask for less"
-        return f"this takes more memory than the {self._limits.memory_mb} MB that a query may have; ask for less"
+    pages: Share = _PAGES
+    """pages of one thing"""
+    lookups: Share = _LOOKUPS
+    """look-ups over whole models"""
 
 
 class Fence:
@@ -133,41 +45,50 @@ class Fence:
     def __init__(self, atlas: Path, limits: Limits) -> None:
         self.limits = limits
         self._atlas = atlas.resolve()
-        self._threads = ThreadPoolExecutor(limits.workers, thread_name_prefix="sql")
-        self._own = threading.local()
-        self._workers: set[Worker] = set()
-        self._asked = 0
+        self._crew = Crew(self._start, Share(limits.workers, limits.waiting, limits.seconds))
+        self.warm = self._crew.warm
+        self.close = self._crew.close
 
-    def _run(self, sql: str, rows: int) -> Rows:
-        worker: Worker | None = getattr(self._own, "worker", None)
-        if worker is None or not worker.alive:
-            if worker is not None:
-                self._workers.discard(worker)
-            worker = self._own.worker = Worker(self._atlas, self.limits)
-            self._workers.add(worker)
-        return worker.ask(sql, rows)
+    def _start(self) -> Process:
+        # Arrow's own allocator takes a gigabyte of addresses at once, which no limit could tell from memory in use
+        environment = {"ARROW_DEFAULT_MEMORY_POOL": "system", "MALLOC_ARENA_MAX": "2"}
+        module = "paramdex.web.sql_worker"
+        return Process(module, str(self._atlas), str(self.limits.memory_mb), environment=environment)
 
-    def warm(self) -> None:
-        """Start the first worker, so that nobody waits for it."""
-        self._threads.submit(self._run, "SELECT 1", 1)
-
-    async def ask(self, sql: str, rows: int) -> Rows:
-        """Raises QueryError, BusyError."""
+    async def ask(self, sql: str, form: Form, rows: int) -> Rendered:
+        """The first rows, as they are sent. Raises QueryError for SQL that fails, or takes too much time or memory;
+        BusyError.
+        """
         if any("\ud800" <= character <= "\udfff" for character in sql):
             raise QueryError("this SQL is not valid UTF-8 text")
-        if self._asked >= self.limits.workers + self.limits.waiting:
-            raise BusyError("too many queries are waiting; try again in some seconds")
-        self._asked += 1
-        try:
-            # shielded: who asked may be gone, and the worker must still be read to its answer
-            future = asyncio.wrap_future(self._threads.submit(self._run, sql, min(rows, self.limits.rows)))
-            return await asyncio.shield(future)
-        finally:
-            self._asked -= 1
+        limits = self.limits
+        n_bytes = limits.page_bytes if form == "page" else limits.answer_bytes
+        question = {
+            "sql": sql, "form": form, "rows": min(rows, limits.rows), "bytes": n_bytes, "seconds": limits.seconds
+        }  # fmt: skip
+        return await self._crew.ask(lambda worker: self._answer(worker, json.dumps(question).encode()))
 
-    def close(self) -> None:
-        """End all workers."""
-        for worker in list(self._workers):
+    def _answer(self, worker: Process, question: bytes) -> Rendered:
+        try:
+            message = worker.exchange(question, self.limits.seconds + GRACE)
+        except LateError as error:
+            raise QueryError(self._too_much("time")) from error
+        if message is None:
+            raise QueryError(self._too_much("memory"))
+        rest, _, answer = message.partition(b"\n")
+        if rest == b"last":
             worker.end()
-        self._workers.clear()
-        self._threads.shutdown(wait=True, cancel_futures=True)
+        head, _, body = answer.partition(b"\n")
+        said = json.loads(head)
+        if "error" in said:
+            if said["error"] in ("memory", "panic"):
+                worker.end()  # what it holds is best given back at once
+            raise QueryError(
+                said["message"].replace(str(self._atlas), self._atlas.name) or self._too_much(said["error"])
+            )
+        return Rendered(body, said["truncated"])
+
+    def _too_much(self, what: str) -> str:
+        if what == "time":
+            return f"this took longer than {self.limits.seconds:g} seconds and was stopped; ask for less"
+        return f"this takes more memory than the {self.limits.memory_mb} MB that a query may have; ask for less"

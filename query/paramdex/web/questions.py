@@ -147,16 +147,22 @@ def similar(
     )  # fmt: skip
 
 
+def check_heads(atlas: Atlas, address: str, model: str | None) -> None:
+    """Raises QueryError where an address is a head's and a model has too many to compare while a reader waits."""
+    where = atlas.address(address)
+    for one in atlas.models.values():
+        if where.is_head and (model or where.model) in (one.name, "all") and too_many_heads(one):
+            raise QueryError(
+                f"{one.name} has too many heads to compare while you wait; "
+                f"paramdex similar ATLAS {where} --in {model or where.model} does it"
+            )
+
+
 def _similar_heads(
     atlas: Atlas, where: Address, k: int, model: str, kind: str | None, side: str
 ) -> SimilarHeads:
     """Raises QueryError where a model has too many heads to compare while a reader waits."""
-    for one in atlas.models.values():
-        if model in (one.name, "all") and too_many_heads(one):
-            raise QueryError(
-                f"{one.name} has too many heads to compare while you wait; "
-                f"paramdex similar ATLAS {where} --in {model} does it"
-            )
+    check_heads(atlas, str(where), model)
     result = atlas.similar(str(where), k, model=model, kind=kind, side=side)
     rows = [
         NearHead(pairs=row.pop("top"), **row | {"similarity": short(row["similarity"])}) for row in result.to_rows()

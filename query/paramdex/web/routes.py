@@ -5,15 +5,16 @@ FastAPI reads annotations, and these name local functions: so they are not postp
 
 import copy
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, FastAPI, Path, Query, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
+from starlette.concurrency import run_in_threadpool
 
-from paramdex.web import compare, overview, questions
+from paramdex.web import overview, questions
 from paramdex.web.choices import PairChoice
 from paramdex.web.head_cards import head_card
+from paramdex.web.lookup_worker import Lookups
 from paramdex.web.pages import Pages
 from paramdex.web.parameter_cards import parameter_card
 from paramdex.web.shapes import (
@@ -46,7 +47,9 @@ Sides = Literal["top", "bottom", "both"]
 AddressPath = Annotated[str, Path(max_length=500, description="MODEL, MODEL/L3/H5, MODEL/L3/ff_value/1024, ...")]
 AddressQuery = Annotated[str, Query(max_length=500, description="the address of a parameter or a head")]
 PlaceQuery = Annotated[str, Query(max_length=40, description="a layer: L3, or encoder/L3")]
-PROBLEMS: dict[int | str, dict[str, Any]] = {status: {"model": Problem} for status in (400, 404, 422)}
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    status: {"model": Problem} for status in (400, 404, 422, 429, 503)
+}
 
 
 class Moved(Exception):  # noqa: N818  # not an error: the thing is elsewhere
@@ -62,7 +65,7 @@ def json_response(answer: Shape) -> Response:
     return Response(answer.model_dump_json(), media_type="application/json")
 
 
-def router(pool: Pool, pages: Pages, app: FastAPI) -> APIRouter:
+def router(pool: Pool, lookups: Lookups, pages: Pages, app: FastAPI) -> APIRouter:
     """All routes; the last of them takes every path that is an address."""
     routes = APIRouter()
 
@@ -82,48 +85,38 @@ def router(pool: Pool, pages: Pages, app: FastAPI) -> APIRouter:
         with pool.lend() as atlas:
             return overview.home(atlas)
 
-    def find(
+    async def find(
         q: Q, k: K = 10, model: ModelName = None, kind: KindName = None, layer: LayerNumber = None,
         side: Side | None = None,
     ) -> Found:  # fmt: skip
-        with pool.lend() as atlas:
-            return questions.find(atlas, q, k, model=model, kind=kind, layer=layer, side=side)
+        found: Found = await lookups.ask("find", q, k, model=model, kind=kind, layer=layer, side=side)
+        return found
 
-    def search(
+    async def search(
         q: Q, k: K = 10, model: ModelName = None, kind: KindName = None, layer: LayerNumber = None, side: Sides = "top"
     ) -> Searched:
-        with pool.lend() as atlas:
-            return questions.search(atlas, q, k, model=model, kind=kind, layer=layer, side=side)
+        found: Searched = await lookups.ask("search", q, k, model=model, kind=kind, layer=layer, side=side)
+        return found
 
-    def similar(
+    async def similar(
         address: AddressQuery, k: K = 5, model: ModelName = None, kind: KindName = None, side: Sides = "top"
     ) -> Similar | SimilarHeads:
-        with pool.lend() as atlas:
-            return questions.similar(atlas, address, k, model=model, kind=kind, side=side)
+        questions.check_heads(pool.atlas, address, model)  # needs no turn
+        found: Similar | SimilarHeads = await lookups.ask("similar", address, k, model=model, kind=kind, side=side)
+        return found
 
-    @lru_cache(maxsize=64)
-    def compared(a: str, b: str) -> Comparison:
-        with pool.lend() as atlas:
-            return compare.comparison(atlas, a, b)
+    async def align(a: str, b: str, kind: KindName = None) -> Comparison:
+        found: Comparison = await lookups.ask("align", a, b, kind)
+        return found
 
-    def align(a: str, b: str, kind: KindName = None) -> Comparison:
-        whole = compared(a, b)
-        if kind is None:
-            return whole
-        with pool.lend() as atlas:
-            if kind not in compare.comparable_kinds(atlas, a, b):
-                return compare.comparison(atlas, a, b, kind)
-        return whole.model_copy(update={"maps": [each for each in whole.maps if each.kind == kind]})
-
-    def pairs(
+    async def pairs(
         a: str, b: str, kind: Annotated[str, Query(max_length=40)], layer_a: PlaceQuery, layer_b: PlaceQuery, k: K = 20
     ) -> LayerPairs:
-        with pool.lend() as atlas:
-            return compare.layer_pairs(atlas, a, b, kind, (layer_a, layer_b), k)
+        found: LayerPairs = await lookups.ask("pairs", a, b, kind, (layer_a, layer_b), k)
+        return found
 
     def understand(q: Q) -> Understood:
-        with pool.lend() as atlas:
-            return questions.understand(atlas, q)
+        return questions.understand(pool.atlas, q)  # asks for nothing but the models' names
 
     def thing(
         request: Request, address: AddressPath, choice: Annotated[PairChoice, Depends()], k: K = 20,
@@ -147,12 +140,13 @@ def router(pool: Pool, pages: Pages, app: FastAPI) -> APIRouter:
         return card
 
     @routes.get("/ask", include_in_schema=False)
-    def ask(request: Request, meant: Annotated[Any, Depends(understand)]) -> Response:
+    async def ask(request: Request, meant: Annotated[Any, Depends(understand)]) -> Response:
         """The search box: an address leads to its page, words to both meanings side by side."""
         if meant.address is not None:
             return RedirectResponse(f"/{meant.address}?asked=address", 303)
-        found, searched = find(meant.q, 6), search(meant.q, 6)
-        return HTMLResponse(pages.render("ask.html", request, meant=meant, found=found, searched=searched))
+        answers = {"found": await find(meant.q, 6), "searched": await search(meant.q, 6)}
+        text = await run_in_threadpool(pages.render, "ask.html", request, meant=meant, **answers)
+        return HTMLResponse(text)
 
     @routes.get(
         "/ask.json", response_model=Understood, responses=PROBLEMS, summary="What a search box would understand"

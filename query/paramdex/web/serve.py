@@ -10,6 +10,7 @@ import uvicorn
 
 from paramdex import Atlas
 from paramdex.web.app import LOOPBACK, make_app
+from paramdex.web.connections import Connection
 from paramdex.web.fence import Limits
 from paramdex_schemas import QueryError
 
@@ -37,6 +38,6 @@ def serve(atlas: Atlas, host: str, port: int, limits: Limits, say: Callable[[str
         hosts = LOOPBACK if host.lower() in ("127.0.0.1", "localhost", "::1") else None
         app = make_app(atlas, limits, hosts)
         say(f"http://{name}:{bound.getsockname()[1]}/")
-        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3)
+        config = uvicorn.Config(app, http=Connection, ws="none", log_level="warning", timeout_graceful_shutdown=3)
         with suppress(KeyboardInterrupt):  # uvicorn has ended in good order by then
             uvicorn.Server(config).run(sockets=[bound])

@@ -7,58 +7,31 @@ question.
 
     python -m paramdex.web.sql_worker ATLAS MEMORY_MB
 
-reads messages from standard input and writes one to standard output for each. A message is its length (8 bytes) and
-its bytes. A question is JSON: sql, rows, seconds, bytes. An answer is the line "more" or "last" (the process ends), a
-line of JSON (error, or truncated) and the Arrow table.
+reads messages from standard input and writes one to standard output for each (see processes). A question is JSON: sql,
+form, rows, seconds, bytes. An answer is the line "more" or "last" (the process ends), a line of JSON (error, or
+truncated) and what is sent to the visitor: its rows are written here, in the time and the memory of the question.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
 import sys
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from time import monotonic
+from typing import Any, get_args
 
 import duckdb
-import pyarrow as pa
 
-from paramdex.database import Database, reading_statement
+from paramdex.database import Database
 from paramdex.interrupts import time_limit
+from paramdex.web.processes import read_message, write_message
+from paramdex.web.rendering import Form, Question, render
 from paramdex.web.sources import public_source
+from paramdex.web.visitors import first_rows, internal_views, readable
 from paramdex_schemas import QueryError
-
-_EXPLAIN = re.compile(r"\s*EXPLAIN\b\s*(ANALYZE\b\s*)?(\([^()]*\)\s*)?", re.IGNORECASE)
-_ACCOUNTS = {
-    "duckdb_columns", "duckdb_functions", "duckdb_keywords", "duckdb_tables", "duckdb_types", "duckdb_views",
-    "pragma_version",
-}  # fmt: skip
-"""Of DuckDB's accounts of itself those that hold no path of the machine."""
-_TABLE_FUNCTIONS = _ACCOUNTS | {"generate_series", "json_each", "json_tree", "range", "repeat", "repeat_row", "unnest"}
-"""Those that read neither files nor what is named to them as text."""
-_HIDDEN = re.compile(
-    r"(duckdb|pragma)_.*|pg_settings|current_setting|getenv|which_secret|write_log|json_(execute|serialize_plan).*"
-)
-"""Tables and other functions that would tell of the machine, or run what is given to them as text."""
-
-
-def read_message(stream: IO[bytes]) -> bytes | None:
-    """The next message, or None where the other side is gone."""
-    head = stream.read(8)
-    if len(head) < 8:
-        return None
-    size = int.from_bytes(head, "big")
-    body = stream.read(size)
-    return body if len(body) == size else None
-
-
-def write_message(stream: IO[bytes], body: bytes) -> None:
-    stream.write(len(body).to_bytes(8, "big") + body)
-    stream.flush()
 
 
 def data_bytes() -> int:
@@ -113,60 +86,23 @@ def connect(atlas: Path, memory_mb: int) -> duckdb.DuckDBPyConnection:
     return connection
 
 
-def _nodes(tree: Any) -> Iterator[dict[str, Any]]:
-    """All nodes of a syntax tree."""
-    if isinstance(tree, dict):
-        yield tree
-    for child in tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ():
-        yield from _nodes(child)
-
-
-def check(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
-    """Raises QueryError unless ``sql`` is one statement that reads and asks nothing about the machine."""
-    statement = reading_statement(connection, sql)
-    query = statement.query
-    if statement.type == duckdb.StatementType.EXPLAIN:
-        query = _EXPLAIN.sub("", query, count=1)
-    ((text,),) = connection.execute("SELECT json_serialize_sql(?)", [query]).fetchall()
-    tree = json.loads(text)
-    if tree["error"]:
-        raise QueryError("an atlas is read-only: only SELECT, and EXPLAIN of a SELECT, are allowed")
-    for node in _nodes(tree):
-        name = str(node.get("function_name") or node.get("table_name") or "").lower()
-        called = node["function"]["function_name"].lower() if node.get("type") == "TABLE_FUNCTION" else None
-        if (_HIDDEN.fullmatch(name) and name not in _ACCOUNTS) or called not in (None, *_TABLE_FUNCTIONS):
-            raise QueryError(f"{called or name} is not for visitors: SQL here reads the atlas's own tables")
-        if "table_name" in node and "atlas" in (str(node.get(at)).lower() for at in ("catalog_name", "schema_name")):
-            raise QueryError(f"write the name of the table {node['table_name']} without atlas before it")
-
-
-def run(connection: duckdb.DuckDBPyConnection, sql: str, rows: int, n_bytes: int) -> tuple[pa.Table, bool]:
-    """The first rows of a query, as many as ``rows`` and ``n_bytes`` allow, and whether there are more."""
-    check(connection, sql)
-    connection.execute("USE memory")
-    connection.execute("BEGIN TRANSACTION READ ONLY")  # EXPLAIN ANALYZE runs what it explains
-    table = connection.sql(sql).limit(rows + 1).to_arrow_table()
-    kept = table.slice(0, rows)
-    while kept.nbytes > n_bytes and kept.num_rows:
-        kept = kept.slice(0, kept.num_rows // 2)
-    if not kept.num_rows and table.num_rows:
-        raise QueryError(f"one row of this is larger than {n_bytes >> 20} MB; ask for less in a row")
-    return kept, kept.num_rows < table.num_rows
-
-
-def answer(database: duckdb.DuckDBPyConnection, question: dict[str, Any]) -> bytes:
+def answer(database: duckdb.DuckDBPyConnection, asked: dict[str, Any], hidden: frozenset[str]) -> bytes:
     """The bytes that answer one question, asked on a connection that ends with it."""
+    started = monotonic()
+    question = Question(
+        asked["sql"], asked["form"], asked["rows"], asked["bytes"], started, started + asked["seconds"]
+    )
     connection = database.cursor()
     try:
-        with time_limit(connection, question["seconds"]):
-            table, truncated = run(connection, question["sql"], question["rows"], question["bytes"])
-        sink = io.BytesIO()
-        with pa.ipc.new_stream(sink, table.schema) as writer:
-            writer.write_table(table)
-        return json.dumps({"truncated": truncated}).encode() + b"\n" + sink.getvalue()
-    except duckdb.InterruptException:
+        with time_limit(connection, asked["seconds"]):
+            connection.execute("USE memory")
+            connection.execute("BEGIN TRANSACTION READ ONLY")  # EXPLAIN ANALYZE runs what it explains
+            reads = readable(connection, question.sql, hidden)
+            found = render(question, first_rows(connection, reads, question.rows + 1, hidden).to_arrow_table())
+        return json.dumps({"truncated": found.truncated}).encode() + b"\n" + found.body
+    except (duckdb.InterruptException, TimeoutError):
         return _error("time", "")
-    except (MemoryError, duckdb.OutOfMemoryException, pa.ArrowMemoryError):
+    except (MemoryError, duckdb.OutOfMemoryException):
         return _error("memory", "")
     except duckdb.PermissionException:
         return _error("query", "SQL reads the atlas's own tables and nothing else: no files, no settings")
@@ -175,6 +111,10 @@ def answer(database: duckdb.DuckDBPyConnection, question: dict[str, Any]) -> byt
     except Exception as error:  # noqa: BLE001  # whatever it is, it was the question's doing, and the next is welcome
         lines = [line for line in str(error).strip().splitlines() if line.strip()]
         return _error("query", "\n".join(lines) or type(error).__name__)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # noqa: BLE001  # a library's panic, after which this process is not to be trusted
+        return _error("panic", f"this answer cannot be written: {error}")
     finally:
         connection.close()
 
@@ -188,16 +128,20 @@ def main() -> None:
     os.environ.clear()  # nothing here is anyone's to read
     os.environ["HOME"] = "/"
     os.chdir("/")
+    sys.setrecursionlimit(20_000)  # of the trees of statements, a thousand expressions deep
     connection = connect(atlas, memory_mb)
+    hidden = internal_views(connection)
     # one of each, so that what the libraries take for themselves is not held against anybody's question
-    for sql in ("SELECT * FROM models", "SELECT token, count(*) FROM tokens GROUP BY token ORDER BY 2 LIMIT 1000"):
-        answer(connection, {"sql": sql, "rows": 1000, "seconds": 60, "bytes": 1 << 20})
+    first = {"rows": 1000, "seconds": 60, "bytes": 1 << 20}
+    for form in get_args(Form):
+        for sql in ("SELECT * FROM models", "SELECT token, count(*) FROM tokens GROUP BY token ORDER BY 2 LIMIT 1000"):
+            answer(connection, {"sql": sql, "form": form, **first}, hidden)
     start, share = data_bytes(), memory_mb << 20
     confine(start + 5 * share // 2)
     write_message(sys.stdout.buffer, b"ready")
     tired = False
     while not tired and (message := read_message(sys.stdin.buffer)) is not None:
-        reply = answer(connection, json.loads(message))
+        reply = answer(connection, json.loads(message), hidden)
         tired = data_bytes() > start + 1.5 * share  # more than DuckDB's buffers; the next question starts afresh
         write_message(sys.stdout.buffer, (b"last\n" if tired else b"more\n") + reply)
 

@@ -43,7 +43,7 @@ def too_many_heads(model: Model) -> bool:
 class Pool:
     """Forks of one atlas, lent to one thread at a time."""
 
-    def __init__(self, atlas: Atlas, n: int = 4) -> None:
+    def __init__(self, atlas: Atlas, n: int) -> None:
         self.atlas = atlas
         self._free: queue.LifoQueue[Atlas] = queue.LifoQueue()
         for _ in range(n):
