@@ -24,8 +24,7 @@ from paramdex.words import items
 from paramdex_builder import Options, build
 from paramdex_schemas.folding import fold
 from test_decoded_texts import STYLES
-from web_fixtures import hostile_tokenizer
-from web_helpers import data, page, server
+from web_helpers import data, hostile_tokenizer, page, server
 
 COMPOSED, DECOMPOSED = "café", "cafe\u0301"
 ADDED = [
@@ -202,5 +201,6 @@ def test_folding_is_of_the_words_that_are_paired(atlas: Atlas) -> None:
     from paramdex_builder.vocabulary import Vocabulary
 
     texts = [COMPOSED, DECOMPOSED, " Café", "cafe", "  ", " "]
-    vocabulary = Vocabulary(texts, texts, [fold(text) for text in texts], [False] * 6, [False] * 6, "")
+    never = [False] * 6
+    vocabulary = Vocabulary(texts, texts, [fold(text) for text in texts], never, never, never, never, "")
     assert vocabulary.words().tolist() == [0, 0, 0, 1, 2, 3]

@@ -49,12 +49,12 @@ def test_sources_and_base_as_paths(word_model: Path, tmp_path: Path, sources: Ca
         (["model"], "", EMPTY),
         (["model"], " ", EMPTY),
         ([3], None, "^a source is text or a path, not 3$"),
-        (None, None, "^a source is text or a path, not None$"),
+        (None, None, "^sources are texts or paths, not None$"),
         (["model"], 3, "^a source is text or a path, not 3$"),
         ([], None, "^give at least one model to build$"),
-        (["a b=m1"], None, r"^'a b' cannot name a model; write NAME=m1 with letters, digits, \. _ \+ or -$"),
-        (["./runs/a b=1"], None, r"^'a b=1' cannot name a model; write NAME=\./runs/a b=1 with letters"),
-        (["m\udce9"], None, r"^the source 'm\\udce9' is not valid UTF-8 text; give another$"),
+        (["a b=m1"], None, r"^'a b' cannot name a model, which letters, digits, \. _ \+ and - can; write a-b=m1$"),
+        (["./runs/a b=1"], None, r"^'a b=1' cannot name a model, which .* can; write a-b-1=\./runs/a b=1$"),
+        (["m\udce9"], None, r"^the path 'm\\udce9' is not valid UTF-8 text; give another$"),
     ],
 )
 def test_sources_that_are_none(tmp_path: Path, sources: Any, base: Any, message: str) -> None:
@@ -67,7 +67,7 @@ def test_sources_that_are_none(tmp_path: Path, sources: Any, base: Any, message:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, r"^options must be Options\(\.\.\.\), not \{\}$"),
+        ({}, r"^expected Options\(\.\.\.\) or None, not \{\}$"),
         (Options(memory=8), "^memory must be a size such as 8G or 800M, not 8$"),
         (Options(device=None), "^device None cannot be used here .*; try --device cpu$"),
         (Options(device="meta"), "^device 'meta' cannot be used here .*, cuda and cuda:N.; try --device cpu$"),
@@ -94,7 +94,7 @@ def test_numbers_of_numpy(word_model: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"samples": 2}, r"^options must be EvaluateOptions\(\.\.\.\), not "),
+        ({"samples": 2}, r"^expected EvaluateOptions\(\.\.\.\) or None, not "),
         (EvaluateOptions(samples=1), "^samples must be at least 2, not 1$"),
         (EvaluateOptions(k=2.0), "^k must be a whole number, not 2.0$"),
         (EvaluateOptions(seed=2**70), "^seed must be from 0 to 9,223,372,036,854,775,807, not 1180591620717411303424$"),
@@ -112,7 +112,7 @@ def test_evaluate_takes_paths(word_model: Path, tmp_path: Path) -> None:
     options = EvaluateOptions(k=np.int32(3), pair_k=3, samples=20, draws=2)
     table = evaluate(word_model, tmp_path / "text", options)
     assert table.equals(evaluate(str(word_model), (tmp_path / "text").read_text(), options))
-    with pytest.raises(BuildError, match=r"^text is text or the Path of a file, not 3$"):
+    with pytest.raises(BuildError, match=r"^text is valid UTF-8 text, or the Path of a file, not 3$"):
         evaluate(word_model, 3, options)
 
 

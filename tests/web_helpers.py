@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from starlette.testclient import TestClient
+from tokenizers import Tokenizer
+from tokenizers import models as tokenizer_models
+from transformers import PreTrainedTokenizerFast
 
 import paramdex
 from paramdex.web.app import make_app
@@ -26,6 +29,12 @@ LIMITS = Limits(memory_mb=128, workers=2)
 
 def server(atlas: Path, limits: Limits = LIMITS) -> TestClient:
     return TestClient(make_app(paramdex.open(atlas), limits), base_url="http://127.0.0.1:8642")
+
+
+def hostile_tokenizer() -> PreTrainedTokenizerFast:
+    tokens = ["[UNK]", *HOSTILE, *(f"word{i}" for i in range(59 - len(HOSTILE)))]
+    tokenizer = Tokenizer(tokenizer_models.WordLevel({token: i for i, token in enumerate(tokens)}, unk_token="[UNK]"))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]")
 
 
 class Page(html.parser.HTMLParser):

@@ -147,8 +147,9 @@ def _present(atlas: Path) -> dict[str, str]:
         # Attached to a connection of its own: DuckDB gives every other one in this process the file as a reader that
         # opened it earlier still sees it, and refuses where that reader has other settings.
         with database(file, read_only=True) as connection:
-            found = [row[0] for row in connection.execute("SELECT format_version FROM store.atlas").fetchall()]
-            if found != [FORMAT_VERSION]:
+            rows = connection.execute("SELECT format_version FROM store.atlas").fetchall()
+            found = rows[0][0] if rows else "unknown"
+            if found != FORMAT_VERSION:
                 raise AtlasError(
                     f"{atlas} has format {found}, this paramdex writes format {FORMAT_VERSION}; build into a new atlas"
                 )

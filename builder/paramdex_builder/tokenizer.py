@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from paramdex_schemas import CheckpointError, ParamdexError
+from paramdex_schemas import CheckpointError, foreign
 
 FILE = "tokenizer.json"
 CONFIG = "tokenizer_config.json"
@@ -31,7 +31,7 @@ def load_tokenizer(source: str, folder: Path) -> Any:
     if not any(file.name in _VOCABULARIES or file.suffix == ".model" for file in folder.iterdir()):
         raise CheckpointError(f"{source} has no tokenizer; save it with tokenizer.save_pretrained(folder)")
     parts = {name: _read_json(source, folder / name) for name in _JSON if (folder / name).is_file()}
-    with reading(source, "tokenizer", ", ".join(parts if FILE in parts else [*_vocabularies(folder), *parts])):
+    with reading(source, ", ".join(parts if FILE in parts else [*_vocabularies(folder), *parts])):
         if FILE in parts:
             return PreTrainedTokenizerFast.from_pretrained(folder, trust_remote_code=False)
         _check_class(source, folder, parts.get(CONFIG, {}))
@@ -50,19 +50,13 @@ def special_ids(tokenizer: Any) -> set[int]:
 
 
 @contextmanager
-def reading(source: str, what: str, files: str = "") -> Iterator[None]:
-    """While it is open, what a library raises becomes a CheckpointError of one line: ``what`` of a source cannot be
-    read, of which ``files``. Nothing is printed, as Rust prints its panics and warnings.
+def reading(source: str, files: str = "") -> Iterator[None]:
+    """Around what reads a source's tokenizer, of which ``files``: what a library raises becomes a CheckpointError of
+    one line. Nothing is printed, as Rust prints its panics and warnings.
     """
-    try:
-        with _silent():
-            yield
-    except (ParamdexError, KeyboardInterrupt, SystemExit, GeneratorExit):
-        raise
-    except BaseException as error:  # a panic of Rust's is no Exception
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        reason = f"{files}: {lines[0].strip()}" if files else lines[0].strip()
-        raise CheckpointError(f"{source}: its {what} cannot be read ({reason})") from error
+    what = f"{source}: its tokenizer{f' ({files})' if files else ''}"
+    with foreign.reading(what, CheckpointError), _silent():
+        yield
 
 
 @contextmanager
@@ -85,7 +79,7 @@ def _silent() -> Iterator[None]:
 
 def _read_json(source: str, file: Path) -> dict[str, Any]:
     """A file that holds a JSON object. Raises CheckpointError."""
-    with reading(source, "tokenizer", file.name):
+    with reading(source, file.name):
         data = json.loads(file.read_text("utf-8"))
         if not isinstance(data, dict):
             raise TypeError("it holds no JSON object")

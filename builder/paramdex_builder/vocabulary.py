@@ -177,7 +177,7 @@ def read_vocabulary(source: str, folder: Path, embedding_rows: int) -> Vocabular
     own past the last row, special tokens alone, or so few that most rows have none.
     """
     tokenizer = load_tokenizer(source, folder)
-    with reading(source, "tokenizer"):
+    with reading(source):
         whole = tokenizer.backend_tokenizer.to_str()
         style = Style.of(json.loads(whole))
         ids = tokenizer.get_vocab()
