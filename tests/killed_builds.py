@@ -88,7 +88,7 @@ def run(job: dict[str, Any]) -> None:
 def warm_up(source: str) -> None:
     """Read one model, so that the forks need not import what reading takes."""
     checkpoint = Checkpoint.open(source)
-    read_vocabulary(source, checkpoint.folder, 1 << 20)
+    read_vocabulary(source, checkpoint.folder, len(checkpoint.embedding()[0]))
 
 
 def main() -> None:
