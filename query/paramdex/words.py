@@ -23,13 +23,11 @@ from paramdex.result import visible
 from paramdex_schemas import QueryError, TokenError
 from paramdex_schemas.arguments import given_items, given_path
 from paramdex_schemas.errors import as_whole, check_text, quoted
-from paramdex_schemas.folding import fold
+from paramdex_schemas.folding import CONTINUES, fold
 from paramdex_schemas.foreign import reading
 
 _SPACES = " Ġ▁"
 """A space, and what tokenizers write for one."""
-_CONTINUES = "##"
-"""What WordPiece writes before a continuation."""
 _LONGEST = 100
 """Characters of a word that its nearest are found by."""
 
@@ -49,7 +47,7 @@ class Wanted:
 
 def is_marked(word: str) -> bool:
     """Whether a typed word has a marker of its own."""
-    return word[:1].isspace() or word.startswith((*_SPACES, _CONTINUES))
+    return word[:1].isspace() or word.startswith((*_SPACES, CONTINUES))
 
 
 def bare(word: str) -> str:
@@ -59,8 +57,8 @@ def bare(word: str) -> str:
     >>> bare("▁Canada"), bare("##ium"), bare("##"), bare("▁▁")
     ('canada', 'ium', '##', '  ')
     """
-    if word.startswith(_CONTINUES):
-        return fold(word.removeprefix(_CONTINUES) or word)
+    if word.startswith(CONTINUES):
+        return fold(word.removeprefix(CONTINUES) or word)
     rest = word.lstrip(_SPACES)
     return fold(" " * (len(word) - len(rest)) + rest)
 
@@ -83,7 +81,7 @@ def _reading(database: Database, vocabulary: str, column: str, text: str) -> lis
 
 def continuation(word: str) -> str:
     """What ``store.tokens.folded`` has of the WordPiece continuation that is printed as ``word``."""
-    return f"{_CONTINUES}{bare(word)}"
+    return f"{CONTINUES}{bare(word)}"
 
 
 def words_of(given: object) -> list[str]:
@@ -143,9 +141,9 @@ def nearest_words(database: Database, vocabularies: list[str], word: str) -> lis
     rows = database.rows(
         "SELECT folded, max(jaro_winkler_similarity(folded, $bare)) AS likeness FROM store.tokens "
         "WHERE vocabulary IN (SELECT unnest($vocabularies)) AND NOT is_special AND length(folded) > 1 "
-        "AND NOT starts_with(folded, '##') "
+        "AND NOT starts_with(folded, $continues) "
         "GROUP BY folded ORDER BY likeness DESC, folded LIMIT 5",
-        {"bare": bare(word[:_LONGEST]), "vocabularies": vocabularies},
+        {"bare": bare(word[:_LONGEST]), "vocabularies": vocabularies, "continues": CONTINUES},
     )
     return [visible(folded) for folded, _ in rows]
 
