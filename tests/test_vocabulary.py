@@ -242,10 +242,13 @@ def test_table_columns(tmp_path: Path) -> None:
     assert len({row["vocabulary"] for row in table}) == 1
 
 
-def test_name_is_of_the_list_alone(tmp_path: Path) -> None:
-    """The same list from two folders has one name; one more or other token, another."""
-    names = [read(models.word_tokenizer(n), tmp_path / str(i)).name for i, n in enumerate((60, 60, 61))]
-    assert names[0] == names[1] != names[2]
+def test_name_is_of_the_list_and_how_it_reads(tmp_path: Path) -> None:
+    """The same list from two folders has one name; one more or other token, another, and so has another decoder."""
+    tokenizers = [models.word_tokenizer(n) for n in (60, 60, 61, 60)]
+    tokenizers[3].backend_tokenizer.decoder = decoders.Replace("e", " ")
+    names = [read(each, tmp_path / str(i)).name for i, each in enumerate(tokenizers)]
+    assert names[0] == names[1]
+    assert len(set(names)) == 3
     assert len(names[0]) == 16
 
 
