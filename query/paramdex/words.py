@@ -12,6 +12,7 @@ many words as there are.
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left
 from collections.abc import Iterable
 from contextlib import suppress
@@ -30,6 +31,10 @@ _SPACES = " Ġ▁"
 """A space, and what tokenizers write for one."""
 _LONGEST = 100
 """Characters of a word that its nearest are found by."""
+_BETWEEN = re.compile(r"[\s,;|/]+")
+"""What people write between words."""
+_AROUND = re.compile(r"^\W+|\W+$")
+"""What people write around a word: quotation marks, full stops."""
 
 
 @dataclass(frozen=True)
@@ -137,12 +142,12 @@ def _exactly(database: Database, vocabulary: str, word: str) -> list[int]:
 
 
 def nearest_words(database: Database, vocabularies: list[str], word: str) -> list[str]:
-    """The five words of some vocabularies that read most like ``word``."""
+    """The five words, or fewer, of some vocabularies that read most like ``word``."""
     rows = database.rows(
         "SELECT folded, max(jaro_winkler_similarity(folded, $bare)) AS likeness FROM store.tokens "
         "WHERE vocabulary IN (SELECT unnest($vocabularies)) AND NOT is_special AND length(folded) > 1 "
         "AND NOT starts_with(folded, $continues) "
-        "GROUP BY folded ORDER BY likeness DESC, folded LIMIT 5",
+        "GROUP BY folded HAVING likeness > 0 ORDER BY likeness DESC, folded LIMIT 5",
         {"bare": bare(word[:_LONGEST]), "vocabularies": vocabularies, "continues": CONTINUES},
     )
     return [visible(folded) for folded, _ in rows]
@@ -173,13 +178,20 @@ def resolve(database: Database, vocabularies: list[str], words: list[str]) -> li
     found = {v: {word: by_vocabulary[v, word] for word in words} for v in vocabularies}
     for word in words:
         if not any(found[v][word] for v in vocabularies):
-            apart = word.replace(",", " ").split()
-            if len(apart) > 1:
-                several = " ".join(apart[:3])
-                raise TokenError(f"no vocabulary here has {quoted(word)}; write {several} for several words")
-            near = ", ".join(nearest_words(database, vocabularies, word))
-            raise TokenError(f"no vocabulary here has {quoted(word)}; the nearest words are {near}")
+            raise TokenError(f"no vocabulary here has {quoted(word)}{_instead(database, vocabularies, word)}")
     return [_wanted(v, by_word) for v, by_word in found.items() if any(by_word.values())]
+
+
+def _instead(database: Database, vocabularies: list[str], word: str) -> str:
+    """What to write for a word that no vocabulary has: the words that commas and the like stand between and around,
+    where there are such, or else the nearest.
+    """
+    apart = [part for each in _BETWEEN.split(word[:_LONGEST]) if (part := _AROUND.sub("", each))]
+    known = {part for (_, part), ids in items(database, vocabularies, apart).items() if ids}
+    if apart and apart != [word] and len(word) <= _LONGEST and known.issuperset(apart):
+        return f"; write {' '.join(map(visible, apart))}" + (" for several words" if len(apart) > 1 else "")
+    near = nearest_words(database, vocabularies, word)
+    return f"; the nearest words are {', '.join(near)}" if near else ", nor one that is like it"
 
 
 def _wanted(vocabulary: str, by_word: dict[str, list[int]]) -> Wanted:
