@@ -24,8 +24,7 @@ from paramdex.words import items
 from paramdex_builder import Options, build
 from paramdex_schemas.folding import fold
 from test_decoded_texts import STYLES
-from web_fixtures import hostile_tokenizer
-from web_helpers import data, page, server
+from web_helpers import data, hostile_tokenizer, page, server
 
 COMPOSED, DECOMPOSED = "café", "cafe\u0301"
 ADDED = [
@@ -36,7 +35,8 @@ STYLE_OF = {
     "bytes": "byte-level BPE", "gemma": "Gemma's BPE", "unigram": "Unigram", "wordpiece": "WordPiece",
     "ends": "ends of words",
 }  # fmt: skip
-MAKERS = {name: STYLES[style][0] for name, style in STYLE_OF.items()} | {"hostile": hostile_tokenizer}
+OTHERS = {"underscores": "underscores", "replacements": "replacements", "prefix": "another prefix"}
+MAKERS = {name: STYLES[style][0] for name, style in (STYLE_OF | OTHERS).items()} | {"hostile": hostile_tokenizer}
 
 
 @pytest.fixture(scope="module")

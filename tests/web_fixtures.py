@@ -11,26 +11,17 @@ from pathlib import Path
 
 import pytest
 from starlette.testclient import TestClient
-from tokenizers import Tokenizer
-from tokenizers import models as tokenizer_models
-from transformers import PreTrainedTokenizerFast
 
 import models
 from conftest import _shared
 from paramdex_builder import Options, build
-from web_helpers import HOSTILE, server
+from web_helpers import hostile_tokenizer, server
 
 
 @pytest.fixture(scope="session")
 def client(small_atlas: Path) -> Iterator[TestClient]:
     with server(small_atlas) as client:
         yield client
-
-
-def hostile_tokenizer() -> PreTrainedTokenizerFast:
-    tokens = ["[UNK]", *HOSTILE, *(f"word{i}" for i in range(59 - len(HOSTILE)))]
-    tokenizer = Tokenizer(tokenizer_models.WordLevel({token: i for i, token in enumerate(tokens)}, unk_token="[UNK]"))
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]")
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from starlette.testclient import TestClient
+from tokenizers import Tokenizer
+from tokenizers import models as tokenizer_models
+from transformers import PreTrainedTokenizerFast
 
 import paramdex
 from paramdex.web.app import make_app
@@ -22,6 +25,12 @@ HOSTILE = [
 """Tokens that would break out of a page that did not escape them, and some that cannot be seen."""
 LIMITS = Limits(memory_mb=128, workers=2)
 """Seconds as they are: on a busy machine what is quick may take one."""
+
+
+def hostile_tokenizer() -> PreTrainedTokenizerFast:
+    tokens = ["[UNK]", *HOSTILE, *(f"word{i}" for i in range(59 - len(HOSTILE)))]
+    tokenizer = Tokenizer(tokenizer_models.WordLevel({token: i for i, token in enumerate(tokens)}, unk_token="[UNK]"))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]")
 
 
 def server(atlas: Path, limits: Limits = LIMITS) -> TestClient:
