@@ -202,5 +202,6 @@ def test_folding_is_of_the_words_that_are_paired(atlas: Atlas) -> None:
     from paramdex_builder.vocabulary import Vocabulary
 
     texts = [COMPOSED, DECOMPOSED, " Café", "cafe", "  ", " "]
-    vocabulary = Vocabulary(texts, texts, [fold(text) for text in texts], *[[False] * 6] * 4, "")
+    never = [False] * 6
+    vocabulary = Vocabulary(texts, texts, [fold(text) for text in texts], never, never, never, never, "")
     assert vocabulary.words().tolist() == [0, 0, 0, 1, 2, 3]

@@ -27,14 +27,14 @@ LIMITS = Limits(memory_mb=128, workers=2)
 """Seconds as they are: on a busy machine what is quick may take one."""
 
 
+def server(atlas: Path, limits: Limits = LIMITS) -> TestClient:
+    return TestClient(make_app(paramdex.open(atlas), limits), base_url="http://127.0.0.1:8642")
+
+
 def hostile_tokenizer() -> PreTrainedTokenizerFast:
     tokens = ["[UNK]", *HOSTILE, *(f"word{i}" for i in range(59 - len(HOSTILE)))]
     tokenizer = Tokenizer(tokenizer_models.WordLevel({token: i for i, token in enumerate(tokens)}, unk_token="[UNK]"))
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]")
-
-
-def server(atlas: Path, limits: Limits = LIMITS) -> TestClient:
-    return TestClient(make_app(paramdex.open(atlas), limits), base_url="http://127.0.0.1:8642")
 
 
 class Page(html.parser.HTMLParser):
