@@ -171,9 +171,10 @@ class Vocabulary:
 
     @property
     def name(self) -> str:
-        """A hash of the id -> token list and of how its tokens are read, which is the decoder's."""
-        read = [self.tokens, self.texts, self.word_start, self.byte]
-        return hashlib.sha256(json.dumps(read).encode()).hexdigest()[:16]
+        """A hash of the id -> token list and of what its tokens read as, which is the decoder's; a token may be special
+        to one of two tokenizers of one vocabulary.
+        """
+        return hashlib.sha256(json.dumps([self.tokens, self.texts]).encode()).hexdigest()[:16]
 
     def __len__(self) -> int:
         return len(self.tokens)
