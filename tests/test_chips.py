@@ -35,7 +35,8 @@ STYLE_OF = {
     "bytes": "byte-level BPE", "gemma": "Gemma's BPE", "unigram": "Unigram", "wordpiece": "WordPiece",
     "ends": "ends of words",
 }  # fmt: skip
-MAKERS = {name: STYLES[style][0] for name, style in STYLE_OF.items()} | {"hostile": hostile_tokenizer}
+OTHERS = {"underscores": "underscores", "replacements": "replacements", "prefix": "another prefix"}
+MAKERS = {name: STYLES[style][0] for name, style in (STYLE_OF | OTHERS).items()} | {"hostile": hostile_tokenizer}
 
 
 @pytest.fixture(scope="module")

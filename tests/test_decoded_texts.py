@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers import models as tokenizer_models
 from transformers import AddedToken, PreTrainedTokenizerFast
 
@@ -44,6 +44,32 @@ def unigram_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
+def underscore_tokenizer() -> PreTrainedTokenizerFast:
+    """Metaspace with ``_`` for a space: ``▁`` is a character as any other."""
+    tokens = ["<unk>", "_", "_the", "the", "__", "a_b", "▁", "▁x", "a▁b"]
+    backend = Tokenizer(tokenizer_models.BPE({token: i for i, token in enumerate(tokens)}, [], unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(replacement="_")
+    backend.decoder = decoders.Metaspace(replacement="_")
+    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>")
+
+
+def replacing_tokenizer() -> PreTrainedTokenizerFast:
+    """BPE whose decoder puts several things in the place of others, by regular expressions too."""
+    tokens = ["<unk>", "Ġthe", "the", "Ċ", "ĠĠ", "a@@", "@@", "▁x", "x~12", "##y"]
+    backend = Tokenizer(tokenizer_models.BPE({token: i for i, token in enumerate(tokens)}, [], unk_token="<unk>"))
+    steps = [decoders.Replace("Ġ", " "), decoders.Replace("Ċ", "\n"), decoders.Replace("@@", "")]
+    backend.decoder = decoders.Sequence([*steps, decoders.Replace(Regex("~[0-9]"), "-"), decoders.Fuse()])
+    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>")
+
+
+def other_prefix_tokenizer() -> PreTrainedTokenizerFast:
+    """Words of which the decoder alone says what continues them."""
+    tokens = ["[UNK]", "the", "@@y", "##y", "y@@", "@@", "▁x"]
+    backend = Tokenizer(tokenizer_models.WordLevel({token: i for i, token in enumerate(tokens)}, unk_token="[UNK]"))
+    backend.decoder = decoders.WordPiece(prefix="@@", cleanup=False)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]")
+
+
 STYLES: dict[str, tuple[Callable[[], PreTrainedTokenizerFast], str]] = {
     "byte-level BPE": (models.byte_level_tokenizer, "bread"),
     "Gemma's BPE": (gemma_tokenizer, "the"),
@@ -52,9 +78,12 @@ STYLES: dict[str, tuple[Callable[[], PreTrainedTokenizerFast], str]] = {
     "WordPiece": (models.wordpiece_tokenizer, "bread"),
     "word-level": (models.word_tokenizer, "bread"),
     "ends of words": (word_end_tokenizer, "bread</w>"),
+    "underscores": (underscore_tokenizer, "the"),
+    "replacements": (replacing_tokenizer, "the"),
+    "another prefix": (other_prefix_tokenizer, "the"),
 }
 """A maker, and an ordinary token that others are decoded between."""
-WORDS_APART = {"WordPiece", "word-level"}
+WORDS_APART = {"WordPiece", "word-level", "another prefix"}
 """Their decoders put a space between any two words, which is no part of a token."""
 
 
@@ -99,6 +128,8 @@ RUNS = {
     "Unigram": {"▁▁": "  ", "▁▁▁": "   ", "▁▁▁▁": "    ", " \n": " \n"},
     "WordPiece": {"  ": "  ", "▁▁": "▁▁", "##y": "y"},
     "ends of words": {"  ": "  ", "▁▁": "▁▁"},
+    "underscores": {"__": "  ", "▁": "▁", "  ": "  "},
+    "replacements": {"ĠĠ": "  ", "Ċ": "\n", "▁▁": "▁▁"},
 }
 
 
@@ -114,3 +145,48 @@ def test_runs_of_white_space(style: str, tmp_path: Path) -> None:
     for token, text in RUNS[style].items():
         if text.isspace():
             assert folded[token] == text
+
+
+CLIP = {
+    "<unk>": ("<unk>", False, "<unk>"),
+    "the": ("the", None, "the"),
+    "the</w>": ("the ", None, "the"),
+    "Ã©</w>": ("é ", None, "é"),
+    "Ã</w>": ("\\xc3 ", None, "\\xc3"),
+    "Ġ": (" ", None, " "),
+}
+
+
+def test_ends_of_words_in_bytes(tmp_path: Path) -> None:
+    """As CLIP has them; its own class puts a space in the place of ``</w>``, of which its decoder knows nothing."""
+    ids = {token: i for i, token in enumerate(CLIP)}
+    backend = Tokenizer(tokenizer_models.BPE(ids, [], unk_token="<unk>", end_of_word_suffix="</w>"))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    read_as = read(PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>"), tmp_path)
+    found = zip(read_as.tokens, zip(read_as.texts, read_as.word_start, read_as.folded, strict=True), strict=True)
+    assert dict(found) == CLIP
+
+
+def test_underscores_start_words(tmp_path: Path) -> None:
+    read_as = read(underscore_tokenizer(), tmp_path)
+    starts = dict(zip(read_as.tokens, read_as.word_start, strict=True))
+    assert {token for token, start in starts.items() if start} == {"_", "_the", "__"}
+
+
+@pytest.mark.parametrize("step", ["pre-tokenizer", "normalizer", "neither"])
+def test_spaces_without_a_decoder(step: str, tmp_path: Path) -> None:
+    """Where there is no decoder, what the tokenizer writes for a space is one; what stands for another thing is not."""
+    backend = Tokenizer(tokenizer_models.BPE({"<unk>": 0, "▁the": 1, "_x": 2}, [], unk_token="<unk>"))
+    if step == "pre-tokenizer":
+        backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    rule = normalizers.Replace(" ", "▁") if step == "normalizer" else normalizers.Replace("▁", "x")
+    backend.normalizer = normalizers.Sequence([rule, normalizers.Lowercase()])
+    read_as = read(PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>"), tmp_path)
+    assert read_as.texts == ["<unk>", "▁the" if step == "neither" else " the", "_x"]
+
+
+def test_continuations_are_found_whatever_their_prefix(tmp_path: Path) -> None:
+    read_as = read(other_prefix_tokenizer(), tmp_path)
+    folded = dict(zip(read_as.tokens, read_as.folded, strict=True))
+    assert {token: folded[token] for token in ("the", "@@y", "y@@")} == {"the": "the", "@@y": "##y", "y@@": "y@@"}

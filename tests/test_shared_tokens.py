@@ -110,6 +110,13 @@ def test_a_byte_is_a_byte_in_both_and_no_text() -> None:
     assert found(fallback, byte_level) == [(3, 1), (4, 2)]
 
 
+def test_forms_of_unicode_are_texts_of_their_own() -> None:
+    """A tokenizer that has both gives them rows of their own; one that normalizes never uses the other."""
+    a = [item(0, "é"), item(1, "e\u0301"), item(2, "a"), item(3, "b")]
+    assert found(a, [item(0, "e\u0301"), item(1, "a"), item(2, "b")]) == [(1, 0), (2, 1), (3, 2)]
+    assert found(a[:1] + a[2:], [item(0, "e\u0301"), item(1, "a"), item(2, "b")]) == [(2, 1), (3, 2)]
+
+
 @pytest.fixture
 def unsaid(small_atlas: Path, tmp_path: Path) -> Path:
     """A copy of the shared atlas in which bert's vocabulary does not say what begins a word."""

@@ -88,8 +88,27 @@ def test_one_of_several_items_that_is_split_is_said(opened: Atlas) -> None:
 def test_a_part_that_no_vocabulary_has_is_named(opened: Atlas) -> None:
     with pytest.raises(TokenError, match="no vocabulary here has 'chese'; the nearest words are cheese"):
         opened.search("wine chese")
-    with pytest.raises(TokenError, match="no vocabulary here has 'wine,cheese'; write wine cheese for several words"):
-        opened.find("wine,cheese")
+
+
+@pytest.mark.parametrize(
+    ("given", "instead"),
+    [
+        ("wine,cheese", "; write wine cheese for several words"),
+        ("wine;cheese|wine", "; write wine cheese wine for several words"),
+        ("wine,", "; write wine"),
+        ('"wine"', "; write wine"),
+        ("“wine”", "; write wine"),
+        ("wine,chese", "; the nearest words are wine"),
+        ("😀", ", nor one that is like it"),
+        (",;" * 500, ", nor one that is like it"),
+    ],
+)
+def test_what_to_write_instead_is_known(opened: Atlas, given: str, instead: str) -> None:
+    for verb in (opened.find, opened.search):
+        with pytest.raises(TokenError) as refused:
+            verb([given])
+        message = str(refused.value)
+        assert instead in message if "nearest" in instead else message.endswith(instead)
 
 
 @pytest.mark.parametrize("verb", ["find", "search"])

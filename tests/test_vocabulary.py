@@ -242,10 +242,18 @@ def test_table_columns(tmp_path: Path) -> None:
     assert len({row["vocabulary"] for row in table}) == 1
 
 
-def test_name_is_of_the_list_alone(tmp_path: Path) -> None:
-    """The same list from two folders has one name; one more or other token, another."""
-    names = [read(models.word_tokenizer(n), tmp_path / str(i)).name for i, n in enumerate((60, 60, 61))]
-    assert names[0] == names[1] != names[2]
+def test_name_is_of_the_list_and_how_it_reads(tmp_path: Path) -> None:
+    """The same list from two folders has one name, whatever is special; one more or other token, another, and so has
+    another decoder.
+    """
+    tokenizers = [models.word_tokenizer(n) for n in (60, 60, 60, 61, 60)]
+    tokenizers[2].pad_token = tokenizers[2].convert_ids_to_tokens(7)
+    tokenizers[4].backend_tokenizer.decoder = decoders.Replace("e", " ")
+    read_as = [read(each, tmp_path / str(i)) for i, each in enumerate(tokenizers)]
+    assert [vocabulary.special[7] for vocabulary in read_as] == [False, False, True, False, False]
+    names = [vocabulary.name for vocabulary in read_as]
+    assert names[0] == names[1] == names[2]
+    assert len(set(names)) == 3
     assert len(names[0]) == 16
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,12 @@ import pyarrow as pa
 
 from paramdex_builder.tokenizer import load_tokenizer, reading, special_ids
 from paramdex_schemas import CheckpointError
-from paramdex_schemas.folding import fold
+from paramdex_schemas.folding import CONTINUES, fold
 
 _ROUNDED_TO = (8, 16, 32, 64, 128, 256)
 """Multiples to which models round up the rows of their embedding."""
+Replaced = tuple[str, str, bool]
+"""A part of a token, what it stands for, and whether the part is a regular expression."""
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
@@ -37,16 +39,37 @@ def readable(data: bytes) -> str:
     return data.decode("utf-8", errors="backslashreplace")
 
 
-def _types(node: Any) -> Iterator[str]:
-    """Every ``type`` in a part of a tokenizer.json."""
+def _steps(node: Any) -> Iterator[dict[str, Any]]:
+    """Every step, a part that has a ``type``, of a part of a tokenizer.json, in order."""
     if isinstance(node, dict):
         if isinstance(node.get("type"), str):
-            yield node["type"]
+            yield node
         for value in node.values():
-            yield from _types(value)
+            yield from _steps(value)
     elif isinstance(node, list):
         for value in node:
-            yield from _types(value)
+            yield from _steps(value)
+
+
+def _written(spec: dict[str, Any]) -> tuple[Replaced, ...]:
+    """What a tokenizer's decoder puts in the place of parts of a token, in order; of a tokenizer that has no decoder
+    what stands for a space by its other steps.
+    """
+    found: list[Replaced] = []
+    if spec.get("decoder") is not None:
+        for step in _steps(spec["decoder"]):
+            if step["type"] == "Metaspace":
+                found.append((step["replacement"], " ", False))
+            elif step["type"] == "Replace":
+                (kind, pattern), *_ = step["pattern"].items()
+                found.append((pattern, step["content"], kind == "Regex"))
+        return tuple(found)
+    for step in (*_steps(spec.get("pre_tokenizer")), *_steps(spec.get("normalizer"))):
+        if step["type"] == "Metaspace":
+            found.append((step["replacement"], " ", False))
+        elif step["type"] == "Replace" and step["pattern"] == {"String": " "} and step["content"]:
+            found.append((step["content"], " ", False))
+    return tuple(dict.fromkeys(found))
 
 
 @dataclass(frozen=True)
@@ -54,9 +77,10 @@ class Style:
     """How a tokenizer writes word boundaries and bytes."""
 
     byte_level: bool
-    metaspace: bool
-    continuation: str | None
-    word_end: str | None
+    written: tuple[Replaced, ...] = ()
+    """What parts of a token stand for: ``▁`` for a space."""
+    continuation: str | None = None
+    word_end: str | None = None
     byte_fallback: bool = False
     """What has no piece is written as bytes, ``<0x41>``."""
 
@@ -64,16 +88,21 @@ class Style:
     def of(cls, spec: dict[str, Any]) -> Style:
         """From a parsed tokenizer.json."""
         model = spec["model"]
-        outside = {*_types(spec.get("decoder")), *_types(spec.get("pre_tokenizer"))}
+        decoder = {step["type"]: step for step in _steps(spec.get("decoder"))}
+        outside = {*decoder, *(step["type"] for step in _steps(spec.get("pre_tokenizer")))}
         byte_level = "ByteLevel" in outside
-        metaspace = not byte_level and (
-            "Metaspace" in outside
-            or "▁" in json.dumps([spec.get("normalizer"), spec.get("decoder")], ensure_ascii=False)
-        )
-        continuation = model.get("continuing_subword_prefix") or None
+        continuation = decoder.get("WordPiece", {}).get("prefix") or model.get("continuing_subword_prefix") or None
         word_end = model.get("end_of_word_suffix") or None
         byte_fallback = bool(model.get("byte_fallback")) or "ByteFallback" in outside
-        return cls(byte_level, metaspace, continuation, word_end, byte_fallback)
+        return cls(byte_level, () if byte_level else _written(spec), continuation, word_end, byte_fallback)
+
+    @cached_property
+    def _rewrite(self) -> Callable[[str], str]:
+        """Puts what parts of a token stand for in their place, as the decoder does."""
+        from tokenizers import Regex, normalizers
+
+        steps = [normalizers.Replace(Regex(part) if regex else part, text) for part, text, regex in self.written]
+        return normalizers.Sequence(steps).normalize_str if steps else str
 
     def byte(self, token: str) -> int | None:
         """The byte that an ordinary token stands for by fallback, None where it is no such piece."""
@@ -83,28 +112,31 @@ class Style:
     def read(self, token: str) -> tuple[str, bool | None]:
         """(text, starts a word) of one ordinary token; None where only ends of words are marked.
 
-        >>> Style(True, False, None, None).read("ĠCanada")
+        >>> Style(byte_level=True).read("ĠCanada")
         (' Canada', True)
         """
         byte = self.byte(token)
         if byte is not None:
             return readable(bytes([byte])), False
+        if self.word_end and token.endswith(self.word_end):
+            return self.read(token.removesuffix(self.word_end))[0] + " ", None
         if self.byte_level and all(character in byte_alphabet() for character in token):
             data = bytes(byte_alphabet()[character] for character in token)
-            return readable(data), data.startswith(b" ")
-        if self.metaspace:
-            return token.replace("▁", " "), token.startswith("▁")
+            return readable(data), None if self.word_end else data.startswith(b" ")
+        text = self._rewrite(token)
+        if any(stands == " " for _, stands, _ in self.written):
+            return text, text.startswith(" ")
         if self.continuation and token.startswith(self.continuation):
-            return token[len(self.continuation) :], False
+            return text.removeprefix(self.continuation), False
         if self.word_end:
-            return token.removesuffix(self.word_end) + (" " if token.endswith(self.word_end) else ""), None
-        return token, not self.byte_level or token.startswith(" ")
+            return text, None
+        return text, not self.byte_level or token.startswith(" ")
 
     def read_added(self, token: str) -> tuple[str, bool | None]:
         """As ``read``, of an added token: its decoder reads it as any other, but where that makes bytes that are no
         text (``café`` in byte-level BPE) it stands for itself. So does ``<0x41>``, which text has as it is spelled.
 
-        >>> Style(True, False, None, None).read_added("café")
+        >>> Style(byte_level=True).read_added("café")
         ('café', False)
         """
         if self.byte(token) is not None:
@@ -139,8 +171,10 @@ class Vocabulary:
 
     @property
     def name(self) -> str:
-        """A hash of the id -> token list itself."""
-        return hashlib.sha256(json.dumps(self.tokens, ensure_ascii=True).encode()).hexdigest()[:16]
+        """A hash of the id -> token list and of what its tokens read as, which is the decoder's; a token may be special
+        to one of two tokenizers of one vocabulary.
+        """
+        return hashlib.sha256(json.dumps([self.tokens, self.texts]).encode()).hexdigest()[:16]
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -202,7 +236,7 @@ def read_vocabulary(source: str, folder: Path, embedding_rows: int) -> Vocabular
         continued = style.continuation is not None and i not in special and name.startswith(style.continuation)
         tokens.append(name)
         texts.append(text)
-        folded.append(fold(name if continued else text))
+        folded.append(f"{CONTINUES}{fold(text)}" if continued else fold(text))
         word_start.append(False if i in special else starts)
         byte.append(i not in special and i not in added and style.byte(name) is not None)
     return Vocabulary(

@@ -12,6 +12,7 @@ many words as there are.
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left
 from collections.abc import Iterable
 from contextlib import suppress
@@ -23,15 +24,17 @@ from paramdex.result import visible
 from paramdex_schemas import QueryError, TokenError
 from paramdex_schemas.arguments import given_items, given_path
 from paramdex_schemas.errors import as_whole, check_text, quoted
-from paramdex_schemas.folding import fold
+from paramdex_schemas.folding import CONTINUES, fold
 from paramdex_schemas.foreign import reading
 
 _SPACES = " Ġ▁"
 """A space, and what tokenizers write for one."""
-_CONTINUES = "##"
-"""What WordPiece writes before a continuation."""
 _LONGEST = 100
 """Characters of a word that its nearest are found by."""
+_BETWEEN = re.compile(r"[\s,;|/]+")
+"""What people write between words."""
+_AROUND = re.compile(r"^\W+|\W+$")
+"""What people write around a word: quotation marks, full stops."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class Wanted:
 
 def is_marked(word: str) -> bool:
     """Whether a typed word has a marker of its own."""
-    return word[:1].isspace() or word.startswith((*_SPACES, _CONTINUES))
+    return word[:1].isspace() or word.startswith((*_SPACES, CONTINUES))
 
 
 def bare(word: str) -> str:
@@ -59,8 +62,8 @@ def bare(word: str) -> str:
     >>> bare("▁Canada"), bare("##ium"), bare("##"), bare("▁▁")
     ('canada', 'ium', '##', '  ')
     """
-    if word.startswith(_CONTINUES):
-        return fold(word.removeprefix(_CONTINUES) or word)
+    if word.startswith(CONTINUES):
+        return fold(word.removeprefix(CONTINUES) or word)
     rest = word.lstrip(_SPACES)
     return fold(" " * (len(word) - len(rest)) + rest)
 
@@ -83,7 +86,7 @@ def _reading(database: Database, vocabulary: str, column: str, text: str) -> lis
 
 def continuation(word: str) -> str:
     """What ``store.tokens.folded`` has of the WordPiece continuation that is printed as ``word``."""
-    return f"{_CONTINUES}{bare(word)}"
+    return f"{CONTINUES}{bare(word)}"
 
 
 def words_of(given: object) -> list[str]:
@@ -139,13 +142,13 @@ def _exactly(database: Database, vocabulary: str, word: str) -> list[int]:
 
 
 def nearest_words(database: Database, vocabularies: list[str], word: str) -> list[str]:
-    """The five words of some vocabularies that read most like ``word``."""
+    """The five words, or fewer, of some vocabularies that read most like ``word``."""
     rows = database.rows(
         "SELECT folded, max(jaro_winkler_similarity(folded, $bare)) AS likeness FROM store.tokens "
         "WHERE vocabulary IN (SELECT unnest($vocabularies)) AND NOT is_special AND length(folded) > 1 "
-        "AND NOT starts_with(folded, '##') "
-        "GROUP BY folded ORDER BY likeness DESC, folded LIMIT 5",
-        {"bare": bare(word[:_LONGEST]), "vocabularies": vocabularies},
+        "AND NOT starts_with(folded, $continues) "
+        "GROUP BY folded HAVING likeness > 0 ORDER BY likeness DESC, folded LIMIT 5",
+        {"bare": bare(word[:_LONGEST]), "vocabularies": vocabularies, "continues": CONTINUES},
     )
     return [visible(folded) for folded, _ in rows]
 
@@ -175,13 +178,20 @@ def resolve(database: Database, vocabularies: list[str], words: list[str]) -> li
     found = {v: {word: by_vocabulary[v, word] for word in words} for v in vocabularies}
     for word in words:
         if not any(found[v][word] for v in vocabularies):
-            apart = word.replace(",", " ").split()
-            if len(apart) > 1:
-                several = " ".join(apart[:3])
-                raise TokenError(f"no vocabulary here has {quoted(word)}; write {several} for several words")
-            near = ", ".join(nearest_words(database, vocabularies, word))
-            raise TokenError(f"no vocabulary here has {quoted(word)}; the nearest words are {near}")
+            raise TokenError(f"no vocabulary here has {quoted(word)}{_instead(database, vocabularies, word)}")
     return [_wanted(v, by_word) for v, by_word in found.items() if any(by_word.values())]
+
+
+def _instead(database: Database, vocabularies: list[str], word: str) -> str:
+    """What to write for a word that no vocabulary has: the words that commas and the like stand between and around,
+    where there are such, or else the nearest.
+    """
+    apart = [part for each in _BETWEEN.split(word[:_LONGEST]) if (part := _AROUND.sub("", each))]
+    known = {part for (_, part), ids in items(database, vocabularies, apart).items() if ids}
+    if apart and apart != [word] and len(word) <= _LONGEST and known.issuperset(apart):
+        return f"; write {' '.join(map(visible, apart))}" + (" for several words" if len(apart) > 1 else "")
+    near = nearest_words(database, vocabularies, word)
+    return f"; the nearest words are {', '.join(near)}" if near else ", nor one that is like it"
 
 
 def _wanted(vocabulary: str, by_word: dict[str, list[int]]) -> Wanted:

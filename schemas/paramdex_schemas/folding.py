@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import unicodedata
 
+CONTINUES = "##"
+"""What a continuation of a word has before its folded text, whatever its tokenizer writes there."""
+
 
 def fold(text: str) -> str:
     r"""A text without white space around it, its case folded, in Unicode's composed form (NFC); of white space alone

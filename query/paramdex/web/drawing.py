@@ -32,8 +32,8 @@ def pieces(token: Token | str) -> list[Piece]:
     """
     text = token if isinstance(token, str) else token.text
     found: list[Piece] = []
-    if isinstance(token, Token) and token.token.startswith("##") and not text.startswith("##"):
-        found.append(Piece("##", "continues", "goes on with a word"))
+    if prefix := _prefix(token):
+        found.append(Piece(prefix, "continues", "goes on with a word"))
     ends = len(text) - len(text.lstrip(" ")), len(text.rstrip(" "))
     plain = ""
     for i, character in enumerate(text):
@@ -54,14 +54,20 @@ def pieces(token: Token | str) -> list[Piece]:
     return found or [Piece("empty", "control", "no text")]
 
 
+def _prefix(token: Token | str) -> str:
+    """What a continuation is spelled with before what it reads as (``##``); nothing of other tokens."""
+    if isinstance(token, str) or not token.token.endswith(token.text):
+        return ""
+    return token.token.removesuffix(token.text)
+
+
 def ask_for(token: Token | str) -> str:
     """What to type to ask for a token.
 
     >>> ask_for(" Canada"), ask_for("wine"), ask_for(' "b')
     ('" Canada"', 'wine', '" ""b"')
     """
-    spelled = isinstance(token, Token) and token.token.startswith("##")
-    text = token if isinstance(token, str) else token.token if spelled else token.text
+    text = token if isinstance(token, str) else token.token if _prefix(token) else token.text
     plain = text and not any(character.isspace() for character in text) and not text.startswith('"')
     return text if plain else '"{}"'.format(text.replace('"', '""'))
 
