@@ -335,3 +335,11 @@ def test_null_is_no(tmp_path: Path, said: bool | None) -> None:
     """As in transformers: such a model rotates its queries and keys."""
     maker = "FalconForCausalLM, new_decoder_architecture"
     assert Checkpoint.open(str(configured(tmp_path, maker, alibi=said))).rotary() is True
+
+
+@pytest.mark.parametrize("model_type", ["llama", "brandnew"])
+@pytest.mark.parametrize("said", ["false", 0, 1, [], 0.5])
+def test_tied_is_true_or_false(tmp_path: Path, model_type: str, said: Any) -> None:
+    """Whether or not transformers knows the type: the text "false" is not taken for true."""
+    folder = configured(tmp_path, "LlamaForCausalLM", model_type=model_type, tie_word_embeddings=said)
+    assert refusal(folder) == f"config.json: tie_word_embeddings is {said!r}; it is true or false"
