@@ -376,7 +376,7 @@ def test_name_that_is_neither_folder_nor_known_model(tmp_path: Path) -> None:
         ([], "give at least one model"),
         (["{}", "{}"], "two models would be called word-model; name one of them: OTHER="),
         (["a={}", "a={}"], "two models would be called a;"),
-        (["/"], "'' cannot name a model; write NAME=/ with letters, digits"),
+        (["/"], "'' cannot name a model, which letters, digits, . _ + and - can; write NAME=/"),
         (["../-x"], "'-x' cannot name a model"),
     ],
 )
