@@ -149,7 +149,7 @@ def test_other_counts(tmp_path: Path, maker: str, name: str, number: Any, messag
         ("LlamaForCausalLM", {"vocab_size": MANY}, ""),
         ("Qwen2MoeForCausalLM", {"mlp_only_layers": 3}, "llama: there is no model.layers.1.mlp.up_proj.weight"),
         ("Qwen2MoeForCausalLM", {"decoder_sparse_step": "2"}, "llama: there is no model.layers.1.mlp.up_proj.weight"),
-        ("LlamaForCausalLM", {"intermediate_size": None}, "llama: config.json: d_ff is missing ("),
+        ("LlamaForCausalLM", {"intermediate_size": None}, "llama: config.json: intermediate_size is missing ("),
     ],
 )  # fmt: skip
 def test_counts_of_a_type_that_no_family_lists(
@@ -234,7 +234,7 @@ NOT_FOLLOWED: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "xglm": (
         lambda: models.make("XGLMForCausalLM", 60, d_model=24, num_layers=2, attention_heads=4, ffn_dim=40),
-        "nearest is phi: config.json: d_ff is missing; there is no model.layers.0.mlp.fc1.weight; ",
+        "nearest is phi: config.json: intermediate_size is missing; there is no model.layers.0.mlp.fc1.weight; ",
     ),
 }
 
@@ -245,7 +245,7 @@ def test_other_layouts_are_refused_with_what_does_not_fit(tmp_path: Path, model_
     models.save(tmp_path, make(), models.word_tokenizer(60), 1)
     found = refusal(tmp_path)
     assert message in found
-    assert "n_layers is missing" not in found
+    assert not any(name in found for name in ("n_layers is missing", "num_hidden_layers is missing"))
 
 
 @pytest.mark.parametrize(
@@ -288,3 +288,58 @@ def test_a_map_of_another_width(tmp_path: Path) -> None:
     save_file(state | {name: torch.ones(16, 28)}, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(BuildError, match=rf"tensor {name} is 16 x 28, expected 16 x 24 for family opt"):
         Checkpoint.open(str(folder)).embedding()
+
+
+@pytest.mark.parametrize("name", ["vocab_size", "decoder_vocab_size"])
+def test_each_vocabulary_of_an_encoder_decoder_is_held_against_its_own_table(tmp_path: Path, name: str) -> None:
+    """Here the encoder has 60 tokens and the decoder 48."""
+    models.save(tmp_path, models.bart(60, tie_word_embeddings=False), models.word_tokenizer(48), 1)
+    from safetensors.torch import load_file, save_file
+
+    state = load_file(tmp_path / "model.safetensors")
+    for table in ("model.decoder.embed_tokens.weight", "lm_head.weight"):
+        state[table] = state[table][:48].contiguous()
+    state["final_logits_bias"] = torch.zeros(1, 48)
+    save_file(state, tmp_path / "model.safetensors", {"format": "pt"})
+    config = tmp_path / "config.json"
+    data = json.loads(config.read_text()) | {"decoder_vocab_size": 48}
+    config.write_text(json.dumps(data))
+    E, which, _ = Checkpoint.open(str(tmp_path)).embedding()
+    assert which == "output"
+    assert torch.equal(E, state["lm_head.weight"])
+    config.write_text(json.dumps(data | {name: 61}))
+    table, rows = ("encoder", 60) if name == "vocab_size" else ("decoder", 48)
+    said = f"config.json: {name} is 61, but tensor model.{table}.embed_tokens.weight has {rows} rows"
+    assert refusal(tmp_path) == said
+
+
+@pytest.mark.parametrize("said", [1, 7, 31])
+def test_fewer_positions_than_the_table_has_are_refused(tmp_path: Path, said: int) -> None:
+    """Else the last of its rows would be taken for the first positions."""
+    found = refusal(configured(tmp_path, "BartForConditionalGeneration", max_position_embeddings=said))
+    assert found == (
+        "config.json: where the positions begin in the 34 rows of encoder.embed_positions.weight is told by "
+        f'["max_source_positions", "max_position_embeddings"], which is {said}'
+    )
+
+
+def test_a_shared_expert_that_config_json_does_not_say_is_refused(tmp_path: Path) -> None:
+    folder = configured(tmp_path, "Qwen2MoeForCausalLM", shared_expert_intermediate_size=0)
+    assert refusal(folder) == (
+        "config.json says of no shared expert, but there is a tensor model.layers.1.mlp.shared_expert_gate.weight"
+    )
+
+
+@pytest.mark.parametrize("said", [None, False])
+def test_null_is_no(tmp_path: Path, said: bool | None) -> None:
+    """As in transformers: such a model rotates its queries and keys."""
+    maker = "FalconForCausalLM, new_decoder_architecture"
+    assert Checkpoint.open(str(configured(tmp_path, maker, alibi=said))).rotary() is True
+
+
+@pytest.mark.parametrize("model_type", ["llama", "brandnew"])
+@pytest.mark.parametrize("said", ["false", 0, 1, [], 0.5])
+def test_tied_is_true_or_false(tmp_path: Path, model_type: str, said: Any) -> None:
+    """Whether or not transformers knows the type: the text "false" is not taken for true."""
+    folder = configured(tmp_path, "LlamaForCausalLM", model_type=model_type, tie_word_embeddings=said)
+    assert refusal(folder) == f"config.json: tie_word_embeddings is {said!r}; it is true or false"

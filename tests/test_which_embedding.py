@@ -85,7 +85,7 @@ NAMES = [
     ("GPTNeoXForCausalLM", "lm_head.weight", "embed_out.weight"),
     ("LlamaForCausalLM", "lm_head.weight", "output.weight"),
     ("LlamaForCausalLM", "lm_head.weight", "model.lm_head.weight"),
-    ("MixtralForCausalLM", "lm_head.weight", "model.embed_out.weight"),
+    ("GptOssForCausalLM", "lm_head.weight", "model.embed_out.weight"),
     ("GPTJForCausalLM", "lm_head.weight", "transformer.lm_head.weight"),
     ("PhiForCausalLM", "lm_head.weight", "transformer.output_layer.weight"),
     ("BertForMaskedLM", "cls.predictions.decoder.weight", "bert.cls.predictions.decoder.weight"),

@@ -127,6 +127,7 @@ class Checkpoint:
             for layer in range(self._sizes[stack.name]["n_layers"]):
                 for source in stack.sources(layer, self.config):
                     self._specs[source.kind, (stack.name, layer), source.owner] = source.spec
+                self._check_shared(stack, layer)
         for (_, place, _), spec in self._specs.items():
             self._shape(self._full_name(place, spec), spec.expected_shape(self._sizes[place[0]]))
         for sizes in self._sizes.values():
@@ -136,9 +137,18 @@ class Checkpoint:
             self.source, self.family, self._prefix, list(self._stacks), self.files, self.d_model, says_tied
         )
         entry = self.embeddings.entry
-        counts.check_vocabulary(self.config, entry, self._shape(entry, (None, None))[0])
+        of_encoder = self.embeddings.find_entry("encoder") or entry
+        for said, table in (("vocab_size", of_encoder), ("decoder_vocab_size", entry)):
+            counts.check_vocabulary(self.config, said, table, self._shape(table, (None, None))[0])
         self.embeddings.alias()
         self.layout = Layout.number([run for kind in KINDS for run in self._runs(kind)])
+
+    def _check_shared(self, stack: Stack, layer: int) -> None:
+        """Raises FamilyError where a layer has an expert that all tokens share, of which config.json says nothing."""
+        for spec in () if self._sizes[stack.name].get("d_shared") else stack.shared.values():
+            name = self._full_name((stack.name, layer), spec)
+            if name in self.files:
+                raise FamilyError(f"{self.source}: config.json says of no shared expert, but there is a tensor {name}")
 
     def _runs(self, kind: str) -> Iterator[Run]:
         """The runs of one kind, in order."""

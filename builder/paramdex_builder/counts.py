@@ -101,11 +101,11 @@ def _integers(value: Any) -> Iterator[int]:
             yield each
 
 
-def check_vocabulary(config: Any, name: str, rows: int) -> None:
-    """Raises FamilyError where the config has a larger vocabulary than the embedding, the tensor ``name``, has rows."""
-    said = getattr(config, "vocab_size", None)
+def check_vocabulary(config: Any, attribute: str, name: str, rows: int) -> None:
+    """Raises FamilyError where the config's ``attribute`` says more tokens than the tensor ``name`` has rows."""
+    said = getattr(config, attribute, None)
     if said is not None and not (_is_count(said) and said <= rows):
-        raise FamilyError(f"config.json: vocab_size is {shown(said)}, but tensor {name} has {rows} rows")
+        raise FamilyError(f"config.json: {attribute} is {shown(said)}, but tensor {name} has {rows} rows")
 
 
 def _is_count(value: Any) -> bool:

@@ -80,7 +80,8 @@ class Stack:
     shared: dict[str, TensorSpec]
     added: dict[str, dict[str, Any]]
     """position, token_type -> its tensor, and where its first rows stand for nothing the number of those to ``skip``,
-    or how many at its end are the ``last`` that count (see ``look_up``).
+    or how many at its end are the ``last`` that count (see ``look_up``); before those it has one of the numbers
+    ``before`` of rows.
     """
     norms: dict[str, Any]
 
@@ -89,7 +90,8 @@ class Stack:
         added = self.added[kind]
         number = look_up(added.get("last", added.get("skip", 0)), config)
         skipped = n_rows - number if "last" in added and isinstance(number, int) else number
-        if not isinstance(skipped, int) or not 0 <= skipped < n_rows:
+        there = added.get("before", range(n_rows))
+        if not isinstance(skipped, int) or not 0 <= skipped < n_rows or skipped not in there:
             raise FamilyError(
                 f"config.json: where the positions begin in the {n_rows} rows of {added['tensor']} is told by "
                 f"{json.dumps(added.get('last', added.get('skip')))}, which is {number}"
@@ -112,14 +114,14 @@ class Stack:
         found = {name: self.number(name, config) for name in _CONFIG}
         needed = ["n_layers", "d_model", "n_heads", "n_kv_heads"]
         for name in needed:
-            _check_number(name, found[name])
+            _check_number(name, found[name], self.config[name])
         if found["d_head"] is None:
             if found["d_model"] % found["n_heads"]:
                 raise FamilyError(
                     f"config.json: hidden size {found['d_model']} is no multiple of {found['n_heads']} attention heads"
                 )
             found["d_head"] = found["d_model"] // found["n_heads"]
-        _check_number("d_head", found["d_head"])
+        _check_number("d_head", found["d_head"], self.config["d_head"])
         if found["n_heads"] % found["n_kv_heads"]:
             raise FamilyError(
                 f"config.json: {found['n_heads']} heads cannot share {found['n_kv_heads']} key/value heads evenly"
@@ -133,7 +135,7 @@ class Stack:
             if self.shared and found["d_shared"]:
                 used.add("d_shared")
         for name in used:
-            _check_number(name, found[name])
+            _check_number(name, found[name], self.config[name])
         return {name: found[name] for name in found if name in used} | {
             "group": found["n_heads"] // found["n_kv_heads"]
         }
@@ -199,17 +201,19 @@ def shown(value: Any) -> str:
     return text if len(text) <= 40 else text[:36] + " ..."
 
 
-def _check_number(name: str, value: Any) -> None:
-    """Raises FamilyError for what cannot be the size of anything."""
+def _check_number(name: str, value: Any, rule: Any) -> None:
+    """Raises FamilyError for what cannot be the size of anything; ``rule`` says where config.json has it."""
     if value is None:
-        raise FamilyError(f"config.json: {name} is missing")
+        first = rule[0] if isinstance(rule, list) else rule
+        raise FamilyError(f"config.json: {first if isinstance(first, str) else name} is missing")
     if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**63:
         raise FamilyError(f"config.json: {name} is {shown(value)}, which no tensor has")
 
 
 def _holds(when: Any, config: Any) -> bool:
-    """Whether the config has these values, an attribute that it has not counting as null."""
-    return all(getattr(config, name, None) == value for name, value in when.items())
+    """Whether the config has these values. As transformers has it, null, 0 and what is not said are no."""
+    found = {name: getattr(config, name, None) for name in when}
+    return all((bool(found[name]) if isinstance(value, bool) else found[name]) == value for name, value in when.items())
 
 
 def look_up(rule: Any, config: Any) -> Any:

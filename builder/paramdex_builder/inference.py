@@ -116,7 +116,8 @@ def misfits(family: Family, config: Any, files: TensorFiles) -> list[str]:
                     beside.add(place + bias.format(expert=expert))
     if not places:
         raise FamilyError(f"there is no layer {prefix}{family.stacks[0].layer.format(layer=0).rstrip('.')}")
-    d, names = sizes.get("d_model", 0), [stack.name for stack in stacks]
+    d, names = stacks[0].number("d_model", config), [stack.name for stack in stacks]
+    d = d if isinstance(d, int) else 0  # one of the reasons already
     if Embeddings("", family, prefix, names, files, d, bool(config.tie_word_embeddings)).find_entry() is None:
         reasons.append(f"there is no {prefix}{family.input_embeddings[0]}")
     for name, expected in named.items():

@@ -9,8 +9,9 @@ from types import SimpleNamespace
 from typing import Any
 
 from paramdex_builder.contents import in_place_of_a_folder, without_config
+from paramdex_builder.family import shown
 from paramdex_builder.hub import ADAPTER_CONFIG, Origin, on_hub
-from paramdex_schemas import BuildError, CheckpointError
+from paramdex_schemas import BuildError, CheckpointError, FamilyError
 from paramdex_schemas.foreign import read_json, reading
 
 _TOKENIZER = re.compile(
@@ -66,8 +67,14 @@ def untyped_config(data: dict[str, Any]) -> SimpleNamespace:
 
     transformers 4 left that out where it was its default. Then it is the default of the model's type in transformers;
     of a type of nobody's there, true of a language model, as transformers 4 had it.
+
+    Raises FamilyError where it is neither true nor false.
     """
     from transformers import CONFIG_MAPPING
+
+    said = data.get("tie_word_embeddings")
+    if not (said is None or isinstance(said, bool)):
+        raise FamilyError(f"config.json: tie_word_embeddings is {shown(said)}; it is true or false")
 
     model_type = data["model_type"]
     known = CONFIG_MAPPING[model_type] if model_type in CONFIG_MAPPING else None  # noqa: SIM401  # its get is not lazy
