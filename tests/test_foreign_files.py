@@ -21,7 +21,8 @@ from paramdex.words import read_lines
 from paramdex_builder import build
 from paramdex_builder.checkpoint import Checkpoint
 from paramdex_builder.classifier import Classifier, read_labelled
-from paramdex_builder.forward import Runner, read_tokenizer
+from paramdex_builder.forward import Runner
+from paramdex_builder.tokenizer import load_tokenizer
 from paramdex_schemas import BuildError, CheckpointError, FamilyError, ParamdexError, QueryError
 from paramdex_schemas.foreign import reading
 
@@ -225,7 +226,7 @@ READS: list[tuple[str, Callable[[Path], Any]]] = [
     ("paramdex_builder.tensors.safe_open", lambda folder: Checkpoint.open(str(folder))),
     ("transformers.AutoConfig.from_pretrained", lambda folder: Checkpoint.open(str(folder))),
     ("transformers.AutoModel.from_pretrained", lambda folder: Runner.open(Checkpoint.open(str(folder)))),
-    ("transformers.AutoTokenizer.from_pretrained", lambda folder: read_tokenizer(str(folder), folder)),
+    ("transformers.PreTrainedTokenizerFast.from_pretrained", lambda folder: load_tokenizer(str(folder), folder)),
     ("paramdex.own_vectors.safe_open", lambda folder: own_vectors(folder / "model.safetensors", 4, "m")),
 ]
 

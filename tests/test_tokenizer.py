@@ -205,7 +205,7 @@ def test_a_config_names_no_code_for_attention(tmp_path: Path, key: str) -> None:
     folder = models.save_word_model(tmp_path / "model")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {key: "someone/kernel"}))
-    assert load(str(folder), folder).config._attn_implementation == "sdpa"
+    assert load(Checkpoint.open(str(folder))).config._attn_implementation == "sdpa"
 
 
 class Said(Progress):
