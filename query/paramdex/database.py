@@ -256,7 +256,7 @@ class Database:
             if isinstance(error, duckdb.PermissionException):
                 raise QueryError("SQL reads the atlas's own tables and nothing else: no files, no settings") from error
             lines = [line[:_LONGEST] for line in str(error).strip().splitlines() if line.strip()]
-            raise QueryError("\n".join(lines) if lines else type(error).__name__) from error
+            raise QueryError("\n".join(lines) or type(error).__name__, but="\n") from error
         return table.rename_columns(_distinct(table.column_names))
 
 
