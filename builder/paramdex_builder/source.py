@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import lzma
 import re
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 from paramdex_builder.contents import in_place_of_a_folder, without_config
 from paramdex_builder.hub import ADAPTER_CONFIG, Origin, on_hub
 from paramdex_schemas import BuildError, CheckpointError
-from paramdex_schemas.foreign import read_json, reading
+from paramdex_schemas.foreign import all_of, read_bytes, read_json, reading
 
 _TOKENIZER = re.compile(
     r"(tokenizer|vocab)[^/]*|merges\.txt|(special_tokens_map|added_tokens|tekken)\.json|[^/]+\.model"
@@ -87,5 +88,8 @@ def untyped_config(data: dict[str, Any]) -> SimpleNamespace:
 def read_text(path: Path) -> str:
     """A text file of the user's, plain or compressed with xz. Raises BuildError where it cannot be read as text."""
     with reading(path, BuildError, "cannot be read as text"):
-        raw = path.read_bytes()
-        return (lzma.decompress(raw) if path.suffix == ".xz" else raw).decode("utf-8-sig")
+        raw = read_bytes(path)
+        if path.suffix == ".xz":
+            with lzma.open(io.BytesIO(raw)) as file:
+                raw = all_of(file.read)
+        return raw.decode("utf-8-sig")

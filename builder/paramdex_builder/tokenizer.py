@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from paramdex_schemas import CheckpointError, ParamdexError
+from paramdex_schemas.foreign import read_bytes
 
 FILE = "tokenizer.json"
 CONFIG = "tokenizer_config.json"
@@ -86,7 +87,7 @@ def _silent() -> Iterator[None]:
 def _read_json(source: str, file: Path) -> dict[str, Any]:
     """A file that holds a JSON object. Raises CheckpointError."""
     with reading(source, "tokenizer", file.name):
-        data = json.loads(file.read_text("utf-8"))
+        data = json.loads(read_bytes(file).decode())
         if not isinstance(data, dict):
             raise TypeError("it holds no JSON object")
         if file.name == FILE and not isinstance(data.get("model"), dict):
