@@ -19,6 +19,8 @@ from paramdex_schemas.foreign import reading, reason
 from paramdex_schemas.isometry import Array
 
 ENDINGS = (".npy", ".safetensors")
+_BEGINS = (b"\x93NUMPY", b"PK")
+"""What a file of NumPy's begins with: of one array, or, in a zip file, of several."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,9 @@ def _read(path: Path, name: str | None) -> np.ndarray:
 def _read_array(path: Path) -> np.ndarray:
     """The array of a .npy file."""
     with path.open("rb") as file:
+        if not file.read(6).startswith(_BEGINS):  # NumPy would take it for a pickle, and say how to run that
+            raise ValueError("it does not begin as a .npy file does")
+        file.seek(0)
         array = np.load(file, allow_pickle=False)
     if not isinstance(array, np.ndarray):
         raise QueryError(f"{path} is a .npz file, which holds several arrays; save the one that is meant as .npy")
