@@ -16,8 +16,11 @@ import pytest
 
 import fuzz_readers
 import models
+import paramdex
 from paramdex.head_pairs import read_pairs
+from paramdex.own_vectors import own_vectors
 from paramdex.words import read_lines
+from paramdex_builder import build
 from paramdex_builder.checkpoint import Checkpoint
 from paramdex_builder.classifier import read_labelled
 from paramdex_builder.evaluate import read_words
@@ -169,8 +172,6 @@ def test_a_message_is_one_line_whatever_a_path_is_called(tmp_path: Path) -> None
     name = "two\nlines\x1b[2J\u202e"
     folder = tmp_path / name
     shown = str(tmp_path / r"two\nlines\x1b[2J\u202e")
-    import paramdex
-
     with pytest.raises(AtlasError) as caught:
         paramdex.open(folder)
     assert str(caught.value).startswith(f"{shown} is no atlas: there is no such folder")
@@ -191,3 +192,28 @@ def test_what_sql_says_keeps_its_lines() -> None:
     """DuckDB points at what it means in a line of its own."""
     assert str(QueryError("one\n  ^\x1b", but="\n")) == "one\n  ^\\x1b"
     assert str(QueryError("one\ntwo")) == r"one\ntwo"
+
+
+def test_what_may_not_be_looked_at_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a folder that may not be entered ``Path.is_file`` raises PermissionError; root, too, sees that here."""
+    locked = tmp_path / "locked"
+    locked.mkdir()
+    plain = os.stat
+
+    def refused(path: Any, *rest: Any, **options: Any) -> os.stat_result:
+        if isinstance(path, (str, os.PathLike)) and str(path).startswith(f"{locked}{os.sep}"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return plain(path, *rest, **options)
+
+    monkeypatch.setattr(os, "stat", refused)
+    asked: dict[str, Callable[[Path], Any]] = {
+        "x.atlas": paramdex.open,
+        "x.npy": lambda path: own_vectors(path, 4, "m"),
+        "model": lambda path: Checkpoint.open(str(path)),
+        "other": lambda path: build(str(path), tmp_path / "y.atlas"),
+    }
+    for name, ask in asked.items():
+        with pytest.raises(ParamdexError) as caught:
+            ask(locked / name)
+        assert str(locked / name) in str(caught.value)
+        assert str(caught.value).endswith(" cannot be read: Permission denied")

@@ -117,7 +117,8 @@ def _names(sources: Sequence[str], base: str | PathLike[str] | None = None) -> d
     named: dict[str, str] = {}
     for text in sources:
         name, equals, source = text.partition("=")
-        if not equals or ("/" in name and (name[0] in "./" or Path(text).exists())):  # a path, which may have = in it
+        # a path, which may have = in it
+        if not equals or ("/" in name and (name[0] in "./" or os.access(text, os.F_OK))):
             source, name = text, own_name(text)
             if base is not None:
                 name += f"-minus-{own_name(str(base))}"

@@ -53,7 +53,8 @@ class Origin:
 
     def has(self, name: str) -> bool:
         """Whether there is a file of this name, here or on the hub."""
-        return (self.folder / name).is_file() if self.listed is None else name in self.listed
+        with reading(f"{self.source}: {name}", CheckpointError):
+            return (self.folder / name).is_file() if self.listed is None else name in self.listed
 
     def path(self, name: str) -> Path:
         """A file in the folder, fetched where it has to be. Raises CheckpointError."""
@@ -128,7 +129,7 @@ def on_hub(source: str) -> Origin | None:
 
 def own_name(source: str) -> str:
     """What a model is called that was given no name: the last part of its source, with its revision's on the hub."""
-    match = None if Path(source).is_dir() else _REPOSITORY.fullmatch(source)
+    match = None if os.path.isdir(source) else _REPOSITORY.fullmatch(source)  # noqa: PTH112  # Path's own raises
     if match is None or match["revision"] is None:
         return Path(source.rstrip("/")).name.replace("@", "-")
     return "-".join([Path(match["repo"]).name, *match["revision"].split("/")])

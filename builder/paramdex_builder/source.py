@@ -25,10 +25,11 @@ def locate(source: str) -> Origin:
     Raises CheckpointError where there is neither such a folder nor such a model.
     """
     path = Path(source)
-    if path.is_dir():
-        return Origin(source, path)
-    if path.exists():
-        raise CheckpointError(in_place_of_a_folder(path))
+    with reading(source, CheckpointError):
+        if path.is_dir():
+            return Origin(source, path)
+        if path.exists():
+            raise CheckpointError(in_place_of_a_folder(path))
     origin = on_hub(source)
     if origin is None:
         raise CheckpointError(f"there is no folder {source}")

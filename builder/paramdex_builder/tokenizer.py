@@ -29,9 +29,10 @@ def load_tokenizer(source: str, folder: Path) -> Any:
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    if not any(file.name in _VOCABULARIES or file.suffix == ".model" for file in folder.iterdir()):
-        raise CheckpointError(f"{source} has no tokenizer; save it with tokenizer.save_pretrained(folder)")
-    parts = {name: _read_json(source, folder / name) for name in _JSON if (folder / name).is_file()}
+    with reading(source, "tokenizer"):
+        if not any(file.name in _VOCABULARIES or file.suffix == ".model" for file in folder.iterdir()):
+            raise CheckpointError(f"{source} has no tokenizer; save it with tokenizer.save_pretrained(folder)")
+        parts = {name: _read_json(source, folder / name) for name in _JSON if (folder / name).is_file()}
     with reading(source, "tokenizer", ", ".join(parts if FILE in parts else [*_vocabularies(folder), *parts])):
         if FILE in parts:
             return PreTrainedTokenizerFast.from_pretrained(folder, trust_remote_code=False)

@@ -128,9 +128,10 @@ def _plain(given: Any, levels: int = 2) -> Any:
 
 def _read(path: Path, name: str | None) -> np.ndarray:
     """The array of a file. Raises QueryError."""
-    if not path.is_file():
-        what = f"{path} is a folder" if path.is_dir() else f"there is no file {path}"
-        raise QueryError(f"{what}; give a .npy or .safetensors file")
+    with reading(path, QueryError):
+        if not path.is_file():
+            what = f"{path} is a folder" if path.is_dir() else f"there is no file {path}"
+            raise QueryError(f"{what}; give a .npy or .safetensors file")
     if path.suffix not in ENDINGS:
         raise QueryError(f"{path} is neither a .npy nor a .safetensors file; save the vector as one of these")
     if path.suffix == ".npy" and name is not None:
