@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import io
 import json
+import lzma
 import os
 import pickletools
 import random
@@ -24,6 +26,8 @@ import struct
 import sys
 import tempfile
 import time
+import warnings
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -219,7 +223,7 @@ def value(data: bytes, draw: random.Random) -> bytes:
         elif what == 2:
             node[path[-1]] = draw.choice([[old], {"x": old}, str(old), [old, old]])
         else:
-            node[path[-1]] = draw.choice(_VALUES)
+            node[path[-1]] = copy.deepcopy(draw.choice(_VALUES))  # which later changes may change
     return json.dumps(tree).encode()
 
 
@@ -240,6 +244,81 @@ def header(data: bytes, draw: random.Random) -> bytes:
     text = draw.choice([value, value, value, nested, digits])(data[8 : 8 + size], draw)
     length = len(text) if draw.random() < 0.9 else draw.choice([0, 1, len(text) - 1, len(data), 2**63, 10**8 + 1])
     return struct.pack("<Q", length) + text + data[8 + size :]
+
+
+def tensors(data: bytes, draw: random.Random) -> bytes:
+    """A safetensors file whose header is in order and says something strange of its tensors."""
+    size = int.from_bytes(data[:8], "little")
+    found = json.loads(data[8 : 8 + size])
+    found.pop("__metadata__", None)
+    name, other = draw.choice(list(found)), draw.choice(list(found))
+    start, end = found[name]["data_offsets"]
+    what = draw.randrange(8)
+    if what == 0:  # one on another, backwards, beyond the end
+        offsets = [found[other]["data_offsets"], [end, start], [start, end + 4], [2**63, 2**64 - 1], [start, start]]
+        found[name]["data_offsets"] = draw.choice(offsets)
+    elif what == 1:
+        found[name]["shape"] = draw.choice([[0], [], [2**32, 2**32], [2**63], [1] * 1000, [0, 2**62], [-1]])
+    elif what == 2:
+        types = ["F8_E4M3", "F8_E5M2", "F4", "I4", "BOOL", "U8", "I64", "C64", "F64", "F16", "BF16", "E8M0", ""]
+        found[name]["dtype"] = draw.choice(types)
+    elif what == 3:  # of no numbers at all, many
+        end = max(each["data_offsets"][1] for each in found.values())
+        empty = {"dtype": "F32", "shape": [0], "data_offsets": [end, end]}
+        found |= {f"{draw.choice(['x', name])}.{i}": empty for i in range(draw.choice([1, 100, 5000]))}
+    elif what == 4:
+        found[draw.choice(["\x00", "\ud800", "", "\n\x1b[2J", "a" * 10_000, "__metadata__"])] = found.pop(name)
+    elif what == 5:
+        found[name], found[other] = found[other], found[name]
+    text = json.dumps(found)
+    if what == 6:  # a name twice
+        text = f'{text[:-1]},"{name}":{json.dumps(found[other])}}}'
+    if what == 7:
+        text = draw.choice([" " * 8 + text, text + " " * 10_000, text + "\0" * 8, "[" + text + "]", "\ufeff" + text])
+    raw = text.encode("utf-8", "surrogatepass")
+    return struct.pack("<Q", len(raw)) + raw + data[8 + size :]
+
+
+def members(data: bytes, draw: random.Random) -> bytes:
+    """A zip file whose members are compressed, twice there, gone, empty, called otherwise, or of other bytes."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as whole, zipfile.ZipFile(out, "w") as changed, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a name that is there twice
+        chosen, what = draw.choice(whole.infolist()), draw.randrange(8)
+        for each in whole.infolist():
+            raw, name = whole.read(each), each.filename
+            if each is not chosen or what == 0:
+                changed.writestr(name, raw, zipfile.ZIP_DEFLATED if what == 0 else zipfile.ZIP_STORED)
+            elif what == 1:
+                changed.writestr(name, raw, zipfile.ZIP_DEFLATED)
+            elif what == 2:
+                changed.writestr(name, raw)
+                changed.writestr(name, draw.choice([raw, raw[::-1], b""]))
+            elif what == 3:
+                changed.writestr(name, draw.choice([b"", raw[: len(raw) // 2], raw * 2, b"\0" * (1 << 20)]))
+            elif what == 4:
+                names = [f"../{name}", "/etc/passwd", name.upper(), f"{name}/", "x" * 60_000, "\x01", f"x/{name}"]
+                changed.writestr(draw.choice(names), raw)
+            elif what == 5:
+                changed.writestr(name, draw.choice(_BYTES)(raw, draw))
+            elif what == 6:
+                changed.writestr(name, b"\0" * (1 << 26), zipfile.ZIP_DEFLATED)
+    return out.getvalue()
+
+
+def packed(data: bytes, draw: random.Random) -> bytes:
+    """What is in a file of xz, changed and packed again, or twice, or with more behind it."""
+    raw = lzma.decompress(data)
+    text = draw.choice([lines, value_of_lines, flip, cut])(raw, draw)
+    again = lzma.compress(text, draw.choice([lzma.FORMAT_XZ, lzma.FORMAT_ALONE]))
+    return draw.choice([again, again + again, again + b"\0\0\0\0", again + b"x", lzma.compress(again), text])
+
+
+def value_of_lines(data: bytes, draw: random.Random) -> bytes:
+    """JSON lines of which one has other values."""
+    parts = data.split(b"\n")
+    i = draw.randrange(len(parts))
+    return b"\n".join([*parts[:i], value(parts[i], draw), *parts[i + 1 :]])
 
 
 def lines(data: bytes, draw: random.Random) -> bytes:
@@ -264,6 +343,29 @@ def _labelled(folder: Path) -> None:
     (folder / "reviews.jsonl").write_text("\n".join(map(json.dumps, rows)))
 
 
+def _packed(folder: Path) -> None:
+    _labelled(folder)
+    (folder / "reviews.jsonl.xz").write_bytes(lzma.compress((folder / "reviews.jsonl").read_bytes()))
+
+
+def _slow_files(folder: Path) -> None:
+    """A GPT-2 with the files of a tokenizer that transformers makes a fast one of."""
+    tiny(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+    tokens = ["<|endoftext|>", *map(chr, range(ord("a"), ord("a") + ROWS - 3)), "ef"]
+    (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}), "utf-8")
+    (folder / "merges.txt").write_text("#version: 0.2\ne f\n")
+    (folder / "special_tokens_map.json").write_text(json.dumps({"unk_token": "<|endoftext|>", "pad_token": "ef"}))
+    (folder / "added_tokens.json").write_text(json.dumps({"<x>": ROWS - 1}))
+    config = {"tokenizer_class": "GPT2Tokenizer", "model_max_length": 9, "add_prefix_space": False}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+def _vocabulary(folder: Path) -> None:
+    read_vocabulary(str(folder), folder, ROWS)
+
+
 def _npy(folder: Path) -> None:
     np.save(folder / "x.npy", np.arange(8, dtype=np.float32).reshape(2, 4) + 1)
 
@@ -274,24 +376,31 @@ def _tensor(folder: Path) -> None:
 
 
 READERS = {
-    "safetensors": Reader("model.safetensors", tiny, read_checkpoint, (flip_early, *_BYTES, header, header)),
-    "pickle": Reader("pytorch_model.bin", in_pickle, read_checkpoint, (*_BYTES, opcode, opcode, opcode)),
+    "safetensors": Reader(
+        "model.safetensors", tiny, read_checkpoint, (flip_early, *_BYTES, header, header, tensors, tensors)
+    ),
+    "pickle": Reader("pytorch_model.bin", in_pickle, read_checkpoint, (*_BYTES, opcode, opcode, opcode, members)),
     "legacy": Reader(
         "pytorch_model.bin", lambda folder: in_pickle(folder, zipped=False), read_checkpoint,
         (*_BYTES, flip_early, opcode, opcode),
     ),
     "config": Reader("config.json", tiny, read_checkpoint, _JSON),
-    "tokenizer": Reader("tokenizer.json", tiny, lambda folder: read_vocabulary(str(folder), folder, ROWS), _JSON),
-    "tokenizer_config": Reader(
-        "tokenizer_config.json", tiny, lambda folder: read_vocabulary(str(folder), folder, ROWS), _JSON
-    ),
+    "tokenizer": Reader("tokenizer.json", tiny, _vocabulary, _JSON),
+    "tokenizer_config": Reader("tokenizer_config.json", tiny, _vocabulary, _JSON),
+    "vocab": Reader("vocab.json", _slow_files, _vocabulary, _JSON),
+    "merges": Reader("merges.txt", _slow_files, _vocabulary, (*_BYTES, lines, lines)),
+    "slow_config": Reader("tokenizer_config.json", _slow_files, _vocabulary, _JSON),
+    "special_tokens_map": Reader("special_tokens_map.json", _slow_files, _vocabulary, _JSON),
+    "added_tokens": Reader("added_tokens.json", _slow_files, _vocabulary, _JSON),
     "index": Reader("model.safetensors.index.json", in_shards, read_checkpoint, _JSON),
     "adapter_config": Reader("adapter_config.json", as_adapter, read_adapter, _JSON),
-    "adapter": Reader("adapter_model.safetensors", as_adapter, read_adapter, (flip_early, cut, splice, header, header)),
+    "adapter": Reader(
+        "adapter_model.safetensors", as_adapter, read_adapter, (flip_early, cut, splice, header, tensors)
+    ),
     "npy": Reader("x.npy", _npy, lambda folder: own_vectors(folder / "x.npy", 4, "m"), (flip_early, *_BYTES, digits)),
     "lens_safetensors": Reader(
         "x.safetensors", _tensor, lambda folder: own_vectors(folder / "x.safetensors", 4, "m"),
-        (flip_early, *_BYTES, header, header),
+        (flip_early, *_BYTES, header, header, tensors, tensors),
     ),
     "words": Reader(
         "words.txt", lambda folder: (folder / "words.txt").write_text("wine\ncheese\nétude\n", "utf-8"),
@@ -302,7 +411,12 @@ READERS = {
         lambda folder: read_pairs(folder / "pairs.tsv"), (*_BYTES, lines, lines),
     ),
     "reviews": Reader(
-        "reviews.jsonl", _labelled, lambda folder: read_labelled(folder / "reviews.jsonl"), (*_JSON[3:], lines, nested)
+        "reviews.jsonl", _labelled, lambda folder: read_labelled(folder / "reviews.jsonl"),
+        (value_of_lines, *_JSON[4:], lines, nested),
+    ),
+    "packed": Reader(
+        "reviews.jsonl.xz", _packed, lambda folder: read_labelled(folder / "reviews.jsonl.xz"),
+        (*_BYTES, packed, packed, packed),
     ),
 }  # fmt: skip
 

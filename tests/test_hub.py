@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
+import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -15,7 +18,7 @@ from safetensors.torch import load_file, save_file
 import models
 import paramdex
 from conftest import SMALL_OPTIONS
-from hub import Hub, commit_of
+from hub import Hub, commit_of, send
 from paramdex_builder import build
 from paramdex_builder.checkpoint import Checkpoint
 from paramdex_builder.hub import Origin, own_name
@@ -129,6 +132,77 @@ def test_just_what_is_read_is_fetched_once(
     assert client.hub.fetched == []
 
 
+def test_a_hub_that_says_nothing_is_not_waited_for(client: Client) -> None:
+    heard, end = [], threading.Event()
+
+    def silent(request: BaseHTTPRequestHandler) -> bool:
+        if end.is_set() or "/api/" not in request.path:
+            return False
+        heard.append(request.path)
+        end.wait(30)
+        return True
+
+    client.patch.setattr("paramdex_builder.hub._SECONDS", 0.2)
+    client.hub.fault = silent
+    says = "there is no folder owner/whole, and a model of that name was not found in the hub's cache or on the hub: "
+    started = time.monotonic()
+    assert client.refused("owner/whole") == f"{says}Got: ReadTimeout: timed out"
+    assert time.monotonic() - started < 20
+    assert heard
+    end.set()
+    expected = client.opened("owner/whole")
+    end.clear()
+    assert client.opened("owner/whole") == expected  # from the cache
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "where", "says"),
+    [
+        (403, "GatedRepo", "", "is not given to everybody: ask for it at {url}/owner/whole, and log in with: hf auth"),
+        (401, "GatedRepo", "config.json", "is not given to everybody: ask for it at {url}/owner/whole, and log in"),
+        (401, "", "", "in the hub's cache or on the hub: Client error '401 Unauthorized' for url"),
+        (429, "", "/api/", "in the hub's cache or on the hub: Got: HfHubHTTPError: 429 Too Many Requests"),
+        (500, "", "/api/", "in the hub's cache or on the hub: Got: HfHubHTTPError: Server error '500 Internal"),
+        (404, "EntryNotFound", "tokenizer.json", ": tokenizer.json and 1 more cannot be fetched from the hub: "),
+        (403, "GatedRepo", "model.safetensors", ": model.safetensors cannot be fetched from the hub: "),
+    ],
+)
+def test_what_the_hub_refuses_is_said(client: Client, status: int, code: str, where: str, says: str) -> None:
+    def refuse(request: BaseHTTPRequestHandler) -> bool:
+        if where in request.path:
+            send(request, status, {"X-Error-Code": code} if code else {})
+        return where in request.path
+
+    client.hub.fault = refuse
+    said = client.refused("owner/whole")
+    assert said.startswith(("owner/whole", "there is no folder owner/whole, and a model of that name was not found"))
+    assert says.format(url=client.hub.url) in said
+    client.hub.fault = lambda _: False
+    assert client.opened("owner/whole")[0] is not None
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_files_that_end_early_are_not_taken(client: Client, folders: dict[str, Path], whole: bool) -> None:
+    """Whether the hub says so of the length, or closes the connection on the way."""
+
+    def short(request: BaseHTTPRequestHandler) -> bool:
+        if request.command != "GET" or not request.path.endswith("/model.safetensors"):
+            return False
+        body = (folders["whole"] / "model.safetensors").read_bytes()
+        request.send_response(200)
+        request.send_header("Content-Length", str(1000 if whole else len(body)))
+        request.end_headers()
+        request.wfile.write(body[:1000])
+        request.close_connection = True
+        return True
+
+    client.patch.setattr("huggingface_hub.file_download.time.sleep", lambda _: None)
+    client.hub.fault = short
+    assert client.refused("owner/whole").startswith("owner/whole: model.safetensors cannot be fetched from the hub: ")
+    client.hub.fault = lambda _: False
+    assert client.opened("owner/whole")[1] == pytest.approx(sum_of(folders["whole"]), rel=1e-12)
+
+
 def test_what_is_refused_by_its_config_has_no_weights_fetched(client: Client) -> None:
     assert client.refused("owner/quantized").startswith("owner/quantized is quantized")
     says = "owner/gguf is no model: it has no config.json; it holds model-q4.gguf, llama.cpp's format"
@@ -150,7 +224,7 @@ def test_revisions(client: Client, folders: dict[str, Path]) -> None:
     step = (commit, pytest.approx(sum_of(folders["step"]), rel=1e-12))
     assert client.opened("owner/whole@step1000") == step
     assert client.opened(f"owner/whole@{commit}") == step
-    says = "and no model of that name and revision in the hub's cache or on the hub: "
+    says = "and a model of that name and revision was not found in the hub's cache or on the hub: "
     for none in ("owner/whole@step2000", "owner/none@step1000"):
         assert client.refused(none).startswith(f"there is no folder {none}, {says}")
     client.offline(is_so=True)

@@ -38,6 +38,7 @@ from paramdex_schemas import FORMAT_VERSION, AtlasError, BuildError, CheckpointE
 from paramdex_schemas.addresses import MODEL_NAME
 from paramdex_schemas.arguments import given_path
 from paramdex_schemas.errors import quoted
+from paramdex_schemas.foreign import reason
 from paramdex_schemas.layout import Place
 
 
@@ -116,7 +117,8 @@ def _names(sources: Sequence[str], base: str | PathLike[str] | None = None) -> d
     named: dict[str, str] = {}
     for text in sources:
         name, equals, source = text.partition("=")
-        if not equals or ("/" in name and (name[0] in "./" or Path(text).exists())):  # a path, which may have = in it
+        # a path, which may have = in it
+        if not equals or ("/" in name and (name[0] in "./" or os.access(text, os.F_OK))):
             source, name = text, own_name(text)
             if base is not None:
                 name += f"-minus-{own_name(str(base))}"
@@ -157,7 +159,7 @@ def _present(atlas: Path) -> dict[str, str]:
     except duckdb.Error as error:
         if "Permission denied" in str(error):
             raise AtlasError(f"{atlas} cannot be read: no permission to open {file.name}") from error
-        raise AtlasError(f"{atlas} is no atlas or is damaged ({_first_line(error)})") from error
+        raise AtlasError(f"{atlas} is no atlas or is damaged ({reason(error)})") from error
 
 
 def _plan(
@@ -217,7 +219,7 @@ def _reading() -> Iterator[None]:
         yield
     except OSError as error:
         what = error.filename or "a model's file"
-        raise CheckpointError(f"{what} cannot be read ({error.strerror or _first_line(error)})") from error
+        raise CheckpointError(f"{what} cannot be read ({reason(error)})") from error
 
 
 @contextmanager
@@ -316,10 +318,6 @@ def _make(
     return FinishedModel(name, row, layout, space, vocabulary, units)
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-
-
 def _reason(error: Exception, atlas: Path) -> str:
     """What a system's error, or the database's, means for the atlas: one line that says what to do."""
     number = getattr(error, "errno", None)
@@ -328,4 +326,4 @@ def _reason(error: Exception, atlas: Path) -> str:
         return f"no space left at {where}; free some and run the same command again: finished work is kept"
     if number in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"no permission to write at {getattr(error, 'filename', None) or where}; give another path with -o"
-    return f"cannot write {atlas}: {_first_line(error)}"
+    return f"cannot write {atlas}: {reason(error)}"

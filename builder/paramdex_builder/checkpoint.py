@@ -21,6 +21,7 @@ from paramdex_builder.source import locate, read_config, tokenizer_files, typed_
 from paramdex_builder.tensor_spec import TensorSpec
 from paramdex_builder.tensors import Stamp, TensorFiles, stamps
 from paramdex_schemas import KINDS, CheckpointError, FamilyError, Layout, Run, atlas_files
+from paramdex_schemas.errors import escaped
 from paramdex_schemas.foreign import reading
 from paramdex_schemas.layout import Place
 
@@ -40,7 +41,7 @@ def _naming(source: str) -> Iterator[None]:
     try:
         yield
     except FamilyError as error:
-        if str(error).startswith(source):
+        if str(error).startswith(escaped(source)):
             raise
         raise FamilyError(f"{source}: {error}") from error
 

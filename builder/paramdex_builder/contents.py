@@ -24,11 +24,11 @@ _OTHERS = {
 """Names of files that hold weights and are not read -> what they are, and what to do."""
 
 
-def without_weights(origin: Origin) -> str:
-    """The end of a message on a model without weights that are read: what is there, and what to do."""
+def without_weights(origin: Origin, names: Sequence[str]) -> str:
+    """The end of a message on a model without weights of one of these names: what is there, and what to do."""
     if origin.unlisted is not None:
         return f"it is not in the hub's cache, and the hub cannot be asked ({origin.unlisted})"
-    return _others(origin.names) or f"{_SAVE}, which writes one ({_listed(origin.names)})"
+    return _no_file(origin, *names) or _others(origin.names) or f"{_SAVE}, which writes one ({_listed(origin.names)})"
 
 
 def without_config(origin: Origin) -> str:
@@ -37,7 +37,7 @@ def without_config(origin: Origin) -> str:
     below = [name.partition("/")[0] for name in names if re.fullmatch(r"[^/]+/config\.json", name)]
     if below and origin.repo is None:
         return f"give a folder in it that has one: {_some(below)}"
-    return _others(names) or _listed(names)
+    return _no_file(origin, "config.json") or _others(names) or _listed(names)
 
 
 def in_place_of_a_folder(path: Path) -> str:
@@ -46,6 +46,17 @@ def in_place_of_a_folder(path: Path) -> str:
         return f"{path} is a file of {_GGUF}"
     whole = f", {path.parent}" if (path.parent / "config.json").is_file() else ""
     return f"{path} is a file; give the folder that holds config.json and the weights{whole}"
+
+
+def _no_file(origin: Origin, *names: str) -> str | None:
+    """What there is under one of these names that is no file."""
+    for name in names:
+        path = origin.folder / name
+        if path.is_symlink() and not path.exists():
+            return f"{name} in it is a link that leads nowhere; copy it again with what it links to"
+        if path.exists() and not path.is_file():
+            return f"{name} in it is {'a folder' if path.is_dir() else 'no file'}; fetch it again"
+    return None
 
 
 def _others(names: Sequence[str]) -> str | None:

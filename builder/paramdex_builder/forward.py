@@ -106,10 +106,8 @@ class Runner:
         Raises CheckpointError where it fails, BuildError for a text with a token that the embedding has no row for.
         """
         source = self.checkpoint.source
-        try:
+        with reading(source, CheckpointError, "has a tokenizer that cannot read a text"):
             ids: list[list[int]] = self.tokenizer(text, truncation=True, **options)["input_ids"]
-        except Exception as error:  # tokenizers raises many kinds of errors here
-            raise CheckpointError(f"{source}: its tokenizer cannot read a text ({_line(error)})") from error
         rows = self.n_rows
         past = next((i for each in ids for i in each if i >= rows), None)
         if past is not None:
@@ -258,11 +256,6 @@ def load(checkpoint: Checkpoint, auto: str = "AutoModel") -> Any:
         raise CheckpointError(f"{checkpoint.source}: transformers does not find {min(drawn)}{more} in its weights")
     model.config.use_cache = False
     return model
-
-
-def _line(error: Exception) -> str:
-    """The first line of what an error says."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 @contextmanager

@@ -7,11 +7,13 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from paramdex_schemas import CheckpointError
 from paramdex_schemas.foreign import reading, reason
@@ -21,6 +23,8 @@ ADAPTER_CONFIG = "adapter_config.json"
 """What a folder of PEFT's holds in place of a model's config."""
 _FIRST = ("config.json", ADAPTER_CONFIG)
 """What says whether the rest is fetched."""
+_SECONDS = 20
+"""The longest that the hub may be silent."""
 _MOST = 10_000
 """Names of a local folder that are looked at, should it be no model's."""
 
@@ -49,7 +53,8 @@ class Origin:
 
     def has(self, name: str) -> bool:
         """Whether there is a file of this name, here or on the hub."""
-        return (self.folder / name).is_file() if self.listed is None else name in self.listed
+        with reading(f"{self.source}: {name}", CheckpointError):
+            return (self.folder / name).is_file() if self.listed is None else name in self.listed
 
     def path(self, name: str) -> Path:
         """A file in the folder, fetched where it has to be. Raises CheckpointError."""
@@ -64,9 +69,26 @@ class Origin:
 
             what = f"{self.source}: {missing[0]}" + (f" and {len(missing) - 1} more" if len(missing) > 1 else "")
             then = "run the same command again: what has been fetched is kept"
-            with reading(what, CheckpointError, "cannot be fetched from the hub", then):
+            with reading(what, CheckpointError, "cannot be fetched from the hub", then), _in_time():
                 patterns = [glob.escape(name) for name in missing]
                 snapshot_download(self.repo, revision=self.revision, allow_patterns=patterns)
+
+
+@contextmanager
+def _in_time() -> Iterator[None]:
+    """While it is open, no question to the hub waits for ever, as huggingface_hub has it of most."""
+    from huggingface_hub.utils import get_session
+
+    def limit(request: Any) -> None:
+        given = request.extensions["timeout"]
+        request.extensions["timeout"] = {what: _SECONDS if most is None else most for what, most in given.items()}
+
+    before_each = get_session().event_hooks["request"]
+    before_each.append(limit)
+    try:
+        yield
+    finally:
+        before_each.remove(limit)
 
 
 def _within(folder: Path) -> Iterable[str]:
@@ -84,13 +106,22 @@ def on_hub(source: str) -> Origin | None:
     match = _REPOSITORY.fullmatch(source)
     if match is None:
         return None
-    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import HfApi, constants, snapshot_download
+    from huggingface_hub.errors import GatedRepoError
 
-    says = f"and no model of that name{' and revision' if match['revision'] else ''} in the hub's cache or on the hub"
-    with reading(f"there is no folder {source},", CheckpointError, says):
-        folder = Path(snapshot_download(match["repo"], revision=match["revision"], allow_patterns=list(_FIRST)))
+    named = f"a model of that name{' and revision' if match['revision'] else ''}"
+    says = f"and {named} was not found in the hub's cache or on the hub"
+    with reading(f"there is no folder {source},", CheckpointError, says), _in_time():
+        try:
+            folder = Path(snapshot_download(match["repo"], revision=match["revision"], allow_patterns=list(_FIRST)))
+        except GatedRepoError as error:
+            page = f"{constants.ENDPOINT}/{match['repo']}"
+            raise CheckpointError(
+                f"{source} is not given to everybody: ask for it at {page}, and log in with: hf auth login"
+            ) from error
     try:
-        listed = frozenset(HfApi().list_repo_files(match["repo"], revision=folder.name))
+        with _in_time():
+            listed = frozenset(HfApi().list_repo_files(match["repo"], revision=folder.name))
     except Exception as error:  # noqa: BLE001  # offline, or the hub is down: the cache has what it has
         return Origin(source, folder, match["repo"], folder.name, None, reason(error))
     return Origin(source, folder, match["repo"], folder.name, listed)
@@ -98,7 +129,7 @@ def on_hub(source: str) -> Origin | None:
 
 def own_name(source: str) -> str:
     """What a model is called that was given no name: the last part of its source, with its revision's on the hub."""
-    match = None if Path(source).is_dir() else _REPOSITORY.fullmatch(source)
+    match = None if os.path.isdir(source) else _REPOSITORY.fullmatch(source)  # noqa: PTH112  # Path's own raises
     if match is None or match["revision"] is None:
         return Path(source.rstrip("/")).name.replace("@", "-")
     return "-".join([Path(match["repo"]).name, *match["revision"].split("/")])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -26,11 +28,23 @@ def load_state(path: Path, what: str) -> dict[str, torch.Tensor]:
             mapped = file.read(len(_ZIP)) == _ZIP
         with warnings.catch_warnings():  # what cannot be read is an error of ours
             warnings.simplefilter("ignore")
-            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+            try:
+                loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+            except UnpicklingError as error:  # which says how to load it all the same, and run what is in it
+                raise ValueError(_refused(str(error))) from error
     if not isinstance(loaded, Mapping):
         raise CheckpointError(f"{what} holds no state dict but a {type(loaded).__name__}; save model.state_dict()")
     with reading(what, CheckpointError):
         return _state_dict(loaded, what)
+
+
+def _refused(said: str) -> str:
+    """Why PyTorch's reader without code refuses a pickle, of what it says."""
+    called = re.search(r"GLOBAL (\S+)", said)
+    why = re.search(r"WeightsUnpickler error: (.+)", said)
+    if called:
+        return f"it calls {called[1]}, and no code of a model's is run"
+    return why[1] if why else "it is no pickle of tensors"
 
 
 def _state_dict(loaded: Mapping[Any, Any], what: str) -> dict[str, torch.Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import lzma
 import re
 from pathlib import Path
@@ -12,7 +13,7 @@ from paramdex_builder.contents import in_place_of_a_folder, without_config
 from paramdex_builder.family import shown
 from paramdex_builder.hub import ADAPTER_CONFIG, Origin, on_hub
 from paramdex_schemas import BuildError, CheckpointError, FamilyError
-from paramdex_schemas.foreign import read_json, reading
+from paramdex_schemas.foreign import all_of, read_bytes, read_json, reading
 
 _TOKENIZER = re.compile(
     r"(tokenizer|vocab)[^/]*|merges\.txt|(special_tokens_map|added_tokens|tekken)\.json|[^/]+\.model"
@@ -25,10 +26,11 @@ def locate(source: str) -> Origin:
     Raises CheckpointError where there is neither such a folder nor such a model.
     """
     path = Path(source)
-    if path.is_dir():
-        return Origin(source, path)
-    if path.exists():
-        raise CheckpointError(in_place_of_a_folder(path))
+    with reading(source, CheckpointError):
+        if path.is_dir():
+            return Origin(source, path)
+        if path.exists():
+            raise CheckpointError(in_place_of_a_folder(path))
     origin = on_hub(source)
     if origin is None:
         raise CheckpointError(f"there is no folder {source}")
@@ -94,5 +96,8 @@ def untyped_config(data: dict[str, Any]) -> SimpleNamespace:
 def read_text(path: Path) -> str:
     """A text file of the user's, plain or compressed with xz. Raises BuildError where it cannot be read as text."""
     with reading(path, BuildError, "cannot be read as text"):
-        raw = path.read_bytes()
-        return (lzma.decompress(raw) if path.suffix == ".xz" else raw).decode("utf-8-sig")
+        raw = read_bytes(path)
+        if path.suffix == ".xz":
+            with lzma.open(io.BytesIO(raw)) as file:
+                raw = all_of(file.read)
+        return raw.decode("utf-8-sig")

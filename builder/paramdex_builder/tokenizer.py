@@ -28,9 +28,10 @@ def load_tokenizer(source: str, folder: Path) -> Any:
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    if not any(file.name in _VOCABULARIES or file.suffix == ".model" for file in folder.iterdir()):
-        raise CheckpointError(f"{source} has no tokenizer; save it with tokenizer.save_pretrained(folder)")
-    parts = {name: _read_json(source, folder / name) for name in _JSON if (folder / name).is_file()}
+    with reading(source):
+        if not any(file.name in _VOCABULARIES or file.suffix == ".model" for file in folder.iterdir()):
+            raise CheckpointError(f"{source} has no tokenizer; save it with tokenizer.save_pretrained(folder)")
+        parts = {name: _read_json(source, folder / name) for name in _JSON if (folder / name).is_file()}
     with reading(source, ", ".join(parts if FILE in parts else [*_vocabularies(folder), *parts])):
         if FILE in parts:
             return PreTrainedTokenizerFast.from_pretrained(folder, trust_remote_code=False)
@@ -80,7 +81,7 @@ def _silent() -> Iterator[None]:
 def _read_json(source: str, file: Path) -> dict[str, Any]:
     """A file that holds a JSON object. Raises CheckpointError."""
     with reading(source, file.name):
-        data = json.loads(file.read_text("utf-8"))
+        data = json.loads(foreign.read_bytes(file).decode())
         if not isinstance(data, dict):
             raise TypeError("it holds no JSON object")
         if file.name == FILE and not isinstance(data.get("model"), dict):

@@ -212,16 +212,17 @@ def read_vocabulary(source: str, folder: Path, embedding_rows: int) -> Vocabular
     """
     tokenizer = load_tokenizer(source, folder)
     with reading(source):
-        whole = tokenizer.backend_tokenizer.to_str()
-        style = Style.of(json.loads(whole))
         ids = tokenizer.get_vocab()
         added, special = set(tokenizer.added_tokens_decoder), special_ids(tokenizer)
         beyond = sorted(i for i in ids.values() if i >= embedding_rows)  # ids may have gaps: no count of entries
-        if any(i not in added for i in beyond):
+        too_far = beyond and beyond[-1] >= embedding_rows + len(ids)  # to write a tokenizer takes as long as its ids go
+        if too_far or any(i not in added for i in beyond):
             raise CheckpointError(
                 f"{source}: the tokenizer has ids up to {beyond[-1]} but the embedding only {embedding_rows} rows; "
                 "they do not belong together"
             )
+        whole = tokenizer.backend_tokenizer.to_str()
+        style = Style.of(json.loads(whole))
         size = max((i for i in ids.values() if i < embedding_rows), default=-1) + 1
         named = tokenizer.convert_ids_to_tokens(list(range(size)))
         past_rows = tokenizer.convert_ids_to_tokens(beyond)

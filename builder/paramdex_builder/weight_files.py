@@ -43,7 +43,7 @@ def choose(origin: Origin, stems: Sequence[str] = STEMS) -> WeightFiles:
         names = _numbered(origin, stem)
         if names:
             return WeightFiles(names)
-    raise CheckpointError(f"{origin.source} has no {stems[0]}; {without_weights(origin)}")
+    raise CheckpointError(f"{origin.source} has no {stems[0]}; {without_weights(origin, stems)}")
 
 
 def read_index(origin: Origin, name: str) -> dict[str, str]:

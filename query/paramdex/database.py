@@ -24,7 +24,7 @@ import pyarrow as pa
 
 from paramdex.interrupts import AGAIN, Question, stoppable
 from paramdex.statements import reading
-from paramdex_schemas import FORMAT_VERSION, AtlasError, QueryError, atlas_files
+from paramdex_schemas import FORMAT_VERSION, AtlasError, QueryError, atlas_files, foreign
 from paramdex_schemas.arguments import given_items
 from paramdex_schemas.errors import check_text, quoted
 
@@ -63,12 +63,13 @@ class Database:
         self._forking = threading.Lock()
         self._all: WeakSet[Database] = WeakSet([self])
         file = atlas_files.database(atlas)
-        if not file.is_file():
-            if atlas.exists() and not atlas.is_dir():
-                what = f"it is a file; give the folder that holds {atlas_files.DATABASE}"
-                raise AtlasError(f"{atlas} is no atlas: {what}")
-            what = "there is no such folder" if not atlas.exists() else f"it holds no {atlas_files.DATABASE}"
-            raise AtlasError(f"{atlas} is no atlas: {what}; make one with: paramdex build MODEL -o {atlas}")
+        with foreign.reading(atlas, AtlasError):
+            if not file.is_file():
+                if atlas.exists() and not atlas.is_dir():
+                    what = f"it is a file; give the folder that holds {atlas_files.DATABASE}"
+                    raise AtlasError(f"{atlas} is no atlas: {what}")
+                what = "there is no such folder" if not atlas.exists() else f"it holds no {atlas_files.DATABASE}"
+                raise AtlasError(f"{atlas} is no atlas: {what}; make one with: paramdex build MODEL -o {atlas}")
         # Nothing is ever fetched from the network, not even for a file that looks like another database's; and there
         # is no folder to spill to, since SQL could read whatever else lies in it.
         fenced = {"autoinstall_known_extensions": "false", "temp_directory": ""}
@@ -256,7 +257,7 @@ class Database:
             if isinstance(error, duckdb.PermissionException):
                 raise QueryError("SQL reads the atlas's own tables and nothing else: no files, no settings") from error
             lines = [line[:_LONGEST] for line in str(error).strip().splitlines() if line.strip()]
-            raise QueryError("\n".join(lines) if lines else type(error).__name__) from error
+            raise QueryError("\n".join(lines) or type(error).__name__, but="\n") from error
         return table.rename_columns(_distinct(table.column_names))
 
 

@@ -19,6 +19,8 @@ from paramdex_schemas.foreign import reading, reason
 from paramdex_schemas.isometry import Array
 
 ENDINGS = (".npy", ".safetensors")
+_BEGINS = (b"\x93NUMPY", b"PK")
+"""What a file of NumPy's begins with: of one array, or, in a zip file, of several."""
 
 
 @dataclass(frozen=True)
@@ -126,9 +128,10 @@ def _plain(given: Any, levels: int = 2) -> Any:
 
 def _read(path: Path, name: str | None) -> np.ndarray:
     """The array of a file. Raises QueryError."""
-    if not path.is_file():
-        what = f"{path} is a folder" if path.is_dir() else f"there is no file {path}"
-        raise QueryError(f"{what}; give a .npy or .safetensors file")
+    with reading(path, QueryError):
+        if not path.is_file():
+            what = f"{path} is a folder" if path.is_dir() else f"there is no file {path}"
+            raise QueryError(f"{what}; give a .npy or .safetensors file")
     if path.suffix not in ENDINGS:
         raise QueryError(f"{path} is neither a .npy nor a .safetensors file; save the vector as one of these")
     if path.suffix == ".npy" and name is not None:
@@ -141,6 +144,9 @@ def _read(path: Path, name: str | None) -> np.ndarray:
 def _read_array(path: Path) -> np.ndarray:
     """The array of a .npy file."""
     with path.open("rb") as file:
+        if not file.read(6).startswith(_BEGINS):  # NumPy would take it for a pickle, and say how to run that
+            raise ValueError("it does not begin as a .npy file does")
+        file.seek(0)
         array = np.load(file, allow_pickle=False)
     if not isinstance(array, np.ndarray):
         raise QueryError(f"{path} is a .npz file, which holds several arrays; save the one that is meant as .npy")

@@ -25,7 +25,7 @@ from paramdex_schemas import QueryError, TokenError
 from paramdex_schemas.arguments import given_items, given_path
 from paramdex_schemas.errors import as_whole, check_text, quoted
 from paramdex_schemas.folding import CONTINUES, fold
-from paramdex_schemas.foreign import reading
+from paramdex_schemas.foreign import read_bytes, reading
 
 _SPACES = " Ġ▁"
 """A space, and what tokenizers write for one."""
@@ -208,7 +208,7 @@ def read_lines(path: str | PathLike[str], what: str) -> list[str]:
     """The lines of a file of words. Raises QueryError, which calls it ``what``, where it cannot be read."""
     path = given_path(path, f"the {what}", QueryError)
     with reading(f"the {what} {path}", QueryError):
-        raw = path.read_bytes()
+        raw = read_bytes(path)
         try:
             return raw.decode("utf-8-sig").splitlines()
         except UnicodeDecodeError as error:

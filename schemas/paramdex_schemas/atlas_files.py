@@ -68,9 +68,9 @@ def check(atlas: Path, path: str, n_bytes: int, digest: str | None) -> Path:
     Raises AtlasError where the file is missing or differs.
     """
     full = atlas / path
-    if not full.is_file():
-        raise AtlasError(f"{atlas} is damaged: {path} is missing; copy the atlas again or rebuild it")
     try:
+        if not full.is_file():
+            raise AtlasError(f"{atlas} is damaged: {path} is missing; copy the atlas again or rebuild it")
         same = full.stat().st_size == n_bytes and digest in (None, sha256(full) if digest else None)
     except OSError as error:
         raise AtlasError(f"{atlas} cannot be read: {path}: {error.strerror}") from error

@@ -14,7 +14,8 @@ _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = _LONGEST
 
 
 class ParamdexError(Exception):
-    """Base of every error that paramdex raises on purpose.
+    """Base of every error that paramdex raises on purpose. The message is one line that can be printed, whatever a
+    path, a model or a tensor is called; ``but`` are characters in it that stay as they are.
 
     ParamdexError
     ├── AtlasError          the folder is no atlas, is damaged, or is of a newer format
@@ -25,6 +26,9 @@ class ParamdexError(Exception):
         ├── FamilyError     the model's family is not known, or its tensors do not fit it
         └── CheckpointError the model's files are missing, damaged or hold bad numbers
     """
+
+    def __init__(self, message: object = "", *, but: str = "") -> None:
+        super().__init__(escaped(str(message), but))
 
 
 class AtlasError(ParamdexError):
@@ -44,10 +48,7 @@ class QueryError(ParamdexError):
 
 
 class BuildError(ParamdexError):
-    """An atlas cannot be built. The message is one line that can be printed, whatever a model calls its tensors."""
-
-    def __init__(self, message: object = "") -> None:
-        super().__init__(escaped(str(message)))
+    """An atlas cannot be built."""
 
 
 class FamilyError(BuildError):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from asyncio import CancelledError
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ from paramdex_schemas.errors import ParamdexError, escaped
 
 _PASSING = (ParamdexError, KeyboardInterrupt, SystemExit, GeneratorExit, CancelledError)
 """What is raised on purpose, and no word on the file that is read."""
+MOST_BYTES = 1 << 30
+"""Bytes of a file that is read as a whole: many times more than any config, tokenizer, list of words or text has."""
+_BLOCK = 1 << 20
 _LONGEST = 300
 """Characters of a library's message that are given at most."""
 _SAYING: dict[type[BaseException], str] = {
@@ -54,12 +58,37 @@ def reason(error: BaseException) -> str:
     return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}..."
 
 
+def read_bytes(path: Path) -> bytes:
+    """All of a file, or of a pipe, within ``reading``. Raises OSError, and as ``all_of``."""
+
+    def opened(name: str, flags: int) -> int:
+        # To open a pipe that nobody writes to would wait for somebody; opened so, it is empty.
+        handle = os.open(name, flags | os.O_NONBLOCK)
+        os.set_blocking(handle, True)
+        return handle
+
+    with open(path, "rb", opener=opened) as file:  # Path's own takes no opener
+        return all_of(file.read)
+
+
+def all_of(read: Callable[[int], bytes]) -> bytes:
+    """All that ``read``, called with a number of bytes, has to give. Raises ValueError for more than anybody means: a
+    device has no end, a sparse file is of any size, and a few bytes unpack to many.
+    """
+    found = bytearray()
+    while block := read(_BLOCK):
+        found += block
+        if len(found) > MOST_BYTES:
+            raise ValueError(f"it holds more than {MOST_BYTES >> 20} MiB")
+    return bytes(found)
+
+
 def read_json(path: Path, what: str, error: type[ParamdexError], says: str = "is not a JSON object") -> dict[str, Any]:
     """The object of a JSON file, which messages call ``what``, with what they say of one that holds none. Raises
     ``error``.
     """
     with reading(path, error):
-        raw = path.read_bytes()
+        raw = read_bytes(path)
     with reading(what, error, says, "fetch it again"):
         data = json.loads(raw)
         if not isinstance(data, dict):

@@ -11,6 +11,7 @@ from paramdex import Atlas
 from paramdex.web.processes import BusyError, LateError
 from paramdex.web.shapes import Fault
 from paramdex_schemas import KINDS, Address, AddressError, AtlasError, ParamdexError, QueryError, TokenError
+from paramdex_schemas.errors import escaped
 from paramdex_schemas.layout import Layout, Run
 
 Kind = Literal["address", "token", "query", "request", "busy", "atlas", "server"]
@@ -30,7 +31,7 @@ def fault(atlas: Atlas, error: ParamdexError, asked: str) -> Fault:
     status, kind = next(((status, kind) for cls, status, kind in _KINDS if isinstance(error, cls)), (500, "server"))
     message = str(error)
     for path in (str(atlas.path.resolve()), str(atlas.path)):
-        message = message.replace(path, atlas.path.name)
+        message = message.replace(escaped(path), escaped(atlas.path.name))
     near: list[str] = []
     if kind == "address":
         near = nearest_addresses(atlas, asked)

@@ -70,12 +70,12 @@ class Fence:
 
     def _answer(self, worker: Process, question: bytes) -> Rendered:
         try:
-            message = worker.exchange(question, self.limits.seconds + GRACE)
+            reply = worker.exchange(question, self.limits.seconds + GRACE)
         except LateError as error:
             raise QueryError(self._too_much("time")) from error
-        if message is None:
+        if reply is None:
             raise QueryError(self._too_much("memory"))
-        rest, _, answer = message.partition(b"\n")
+        rest, _, answer = reply.partition(b"\n")
         if rest == b"last":
             worker.end()
         head, _, body = answer.partition(b"\n")
@@ -83,9 +83,8 @@ class Fence:
         if "error" in said:
             if said["error"] in ("memory", "panic"):
                 worker.end()  # what it holds is best given back at once
-            raise QueryError(
-                said["message"].replace(str(self._atlas), self._atlas.name) or self._too_much(said["error"])
-            )
+            message = said["message"].replace(str(self._atlas), self._atlas.name)
+            raise QueryError(message or self._too_much(said["error"]), but="\n")
         return Rendered(body, said["truncated"])
 
     def _too_much(self, what: str) -> str:

@@ -53,7 +53,7 @@ class Process:
     def __init__(self, module: str, *arguments: str, environment: Mapping[str, str] | None = None) -> None:
         """Raises QueryError where it does not start."""
         self.process = subprocess.Popen(  # noqa: S603  # this program's own
-            [sys.executable, "-m", module, *arguments],
+            [sys.executable, "-P", "-m", module, *arguments],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
             env=os.environ | dict(environment or {}),
         )  # fmt: skip
