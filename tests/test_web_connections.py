@@ -15,6 +15,7 @@ import uvicorn
 from paramdex.web import connections
 from paramdex.web.serve import bind
 
+pytestmark = pytest.mark.waits
 BODY = b"x" * (16 << 20)
 Where = tuple[str, int]
 

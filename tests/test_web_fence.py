@@ -62,7 +62,9 @@ ESCAPES = [
     f"PIVOT models ON model IN ('x'), array_to_string({SETTING}, ',')", "PIVOT atlas.store.models ON source",
     f"PIVOT models ON model || {SETTING}[1] IN ('x')", "PIVOT (FROM atlas.models) ON source USING count(*)",
     f"PIVOT models ON ({SETTING}[1]) IN ('x') USING count(*)", f"PIVOT models ON model /* IN ('x') */ || {SETTING}[1]",
-    f"PIVOT (PIVOT (SELECT {SETTING}[1] AS x) ON x) ON model",
+    f"PIVOT (PIVOT (SELECT {SETTING}[1] AS x) ON x) ON model", "SHOW threads", "SHOW allowed_paths",
+    f"PIVOT heads JOIN (SELECT {SETTING}[1] AS model) USING (model) ON layer USING count(*)",
+    f"PIVOT heads JOIN models USING (model) ON family || {SETTING}[1] USING count(*)",
     # the file's own tables by other ways
     'FROM "atlas"."main"."models"', "TABLE atlas.models", "SELECT atlas.models.source FROM atlas.models",
     "DESCRIBE atlas.models", "SUMMARIZE atlas.store.models", "SHOW TABLES FROM atlas", "SHOW atlas.models",
@@ -150,7 +152,8 @@ def test_what_only_reads_is_answered(client: TestClient, query: str) -> None:
     ["EXPLAIN SELECT 1", "EXPLAIN ANALYZE (SELECT count(*) FROM heads); -- x", "EXPLAIN (FORMAT json) FROM heads",
      "EXPLAIN PIVOT heads ON layer USING count(*)", "SHOW TABLES", "SHOW ALL TABLES", "DESCRIBE", "DESCRIBE heads",
      "SUMMARIZE heads", "FROM information_schema.columns", "FROM duckdb_views()",
-     "PIVOT heads ON layer USING count(*)"],
+     "PIVOT heads ON layer USING count(*)", "PIVOT heads JOIN models USING (model) ON family USING count(*)",
+     "EXPLAIN (FORMAT 'json') FROM heads"],
 )  # fmt: skip
 def test_what_tells_of_the_tables_is_answered(client: TestClient, query: str) -> None:
     assert data(client, "/sql.json", q=query)["rows"]

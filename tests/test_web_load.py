@@ -10,6 +10,7 @@ import pytest
 
 pytest_plugins = ["query_fixtures"]
 
+pytestmark = pytest.mark.waits
 LOAD = Path(__file__).parents[1] / "benchmarks" / "load.py"
 
 

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from starlette.testclient import TestClient
 
-from paramdex.web.rendering import Form, Question, render
+from paramdex.web.rendering import Form, RenderRequest, render
 from paramdex_schemas import QueryError
 from web_helpers import LIMITS, Page, data, server
 
@@ -121,7 +121,7 @@ def test_not_a_number_on_a_page_and_in_json(small: TestClient) -> None:
 
 
 def ask(form: Form, table: pa.Table, rows: int = 100, n_bytes: int = 1000, seconds: float = 5) -> tuple[bytes, bool]:
-    found = render(Question("SELECT", form, rows, n_bytes, monotonic(), monotonic() + seconds), table)
+    found = render(RenderRequest("SELECT", form, rows, n_bytes, monotonic(), monotonic() + seconds), table)
     return found.body, found.truncated
 
 

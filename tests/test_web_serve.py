@@ -8,7 +8,10 @@ import signal
 import socket
 import subprocess
 import sys
+import time
+import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -31,6 +34,36 @@ def test_it_serves_until_interrupted(small_atlas: Path) -> None:
             assert b'"rows":[{"x":1}]' in answer.read()
         process.send_signal(signal.SIGINT)
         assert process.wait(20) in (0, 130)
+
+
+@pytest.mark.waits
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_it_ends_at_once_whatever_it_is_asked(small_atlas: Path, stop: signal.Signals) -> None:
+    """Who waits is told so, nothing is said of it, and no process is left."""
+    endless = "sql.json?q=SELECT+count(*)+FROM+range(10000000)+a,range(10000000)+b"
+    command = [*SERVE, str(small_atlas), "--port", "0", "--sql-seconds", "60"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        url = next(word for word in process.stdout.readline().split() if word.startswith("http://127.0.0.1:"))
+        urllib.request.urlopen(f"{url}sql.json?q=SELECT+1", timeout=60).close()
+        with ThreadPoolExecutor(6) as threads:
+            asked = [threads.submit(urllib.request.urlopen, f"{url}{endless}", timeout=60) for _ in range(6)]
+            time.sleep(1)  # some are at work, some wait, and processes start
+            children = subprocess.run(
+                ["ps", "--ppid", str(process.pid), "-o", "pid="], capture_output=True, text=True, check=True
+            ).stdout.split()
+            assert len(children) >= 2
+            process.send_signal(stop)
+            began = time.monotonic()
+            _, said = process.communicate(timeout=60)
+            for each in asked:
+                with pytest.raises(urllib.error.HTTPError) as error:
+                    each.result(60)
+                assert (error.value.code, "this server is ending" in error.value.read().decode()) == (503, True)
+        assert said == ""
+        assert process.returncode in (0, 130, -stop)
+        assert time.monotonic() - began < 15
+        assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
 
 
 def test_assets_are_asked_for_once(small_atlas: Path) -> None:

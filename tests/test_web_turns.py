@@ -17,13 +17,14 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 from paramdex.web.app import _QUEUED
-from paramdex.web.processes import BusyError, Crew, LateError, Process
+from paramdex.web.processes import BusyError, Crew, EndingError, LateError, Process
 from paramdex.web.shapes import Fault
 from paramdex.web.turns import Share, Turns
 from paramdex_schemas import QueryError
 from web_helpers import LIMITS, server
 
 pytest_plugins = ["query_fixtures"]
+pytestmark = pytest.mark.waits
 
 
 class Panic(BaseException):
@@ -267,4 +268,25 @@ def test_a_crew_turns_away_and_lets_go(crew: Crew) -> None:
 
 def test_a_process_that_does_not_start() -> None:
     with pytest.raises(QueryError, match="did not start"):
-        Process("no_such_module_of_ours")
+        Process("no_such_module_of_ours").start()
+
+
+@pytest.mark.parametrize("starting", [True, False])
+def test_a_crew_ends_at_once(crew: Crew, starting: bool) -> None:
+    """What is asked and what waits is told so, whether its process is ready or starts; no other process is made."""
+
+    async def run() -> None:
+        if not starting:
+            await crew.ask(told("echo warm"))
+        asked = [asyncio.create_task(crew.ask(told("sleep 60"))) for _ in range(3)]
+        await until(lambda: len(crew._processes) == 1)
+        began = time.monotonic()
+        await asyncio.to_thread(crew.close)
+        assert [type(each) for each in await asyncio.gather(*asked, return_exceptions=True)] == [EndingError] * 3
+        with pytest.raises(EndingError):
+            await crew.ask(told("echo x"))
+        assert time.monotonic() - began < 10
+        (process,) = crew._processes
+        assert not process.alive
+
+    asyncio.run(run())

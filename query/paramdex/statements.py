@@ -18,8 +18,8 @@ from paramdex_schemas import QueryError
 from paramdex_schemas.errors import check_text, quoted
 
 _FORMATS = {"TEXT", "JSON", "HTML", "GRAPHVIZ", "YAML", "MERMAID"}
-_AFTER_PIVOT = {"USING", "GROUP", "ORDER", "LIMIT", "OFFSET", "UNION", "EXCEPT", "INTERSECT", ";"}
-"""What may follow the columns of PIVOT ... ON."""
+_AFTER_PIVOT = {"GROUP", "ORDER", "LIMIT", "OFFSET", "UNION", "EXCEPT", "INTERSECT", ";"}
+"""What may follow the columns of PIVOT ... ON, behind USING if there is one."""
 _UNCLEAR = {"CALL", "LOAD", "MULTI", "PRAGMA", "SET"}
 """Statement types under which DuckDB gathers several statements."""
 
@@ -82,8 +82,10 @@ def _pivoted(tokens: list[_Token]) -> Iterator[tuple[int, int, bool]]:
         own = [*takewhile(lambda token: token.depth >= pivot.depth, tokens[n + 1 :])]  # noqa: B023  # used at once
         level = lambda token: token.word if token.depth == pivot.depth else ""  # noqa: B023, E731
         whole = [*takewhile(lambda token: level(token) not in _AFTER_PIVOT, own)]  # noqa: B023
-        on = max((i for i, token in enumerate(whole, 1) if level(token) == "ON"), default=len(whole))  # joins have ON
-        for comma, column in groupby(whole[on:], key=lambda token: level(token) == ","):
+        # joins have ON and USING too
+        on = max((i for i, token in enumerate(whole, 1) if level(token) == "ON"), default=len(whole))
+        columns = takewhile(lambda token: level(token) != "USING", whole[on:])  # noqa: B023
+        for comma, column in groupby(columns, key=lambda token: level(token) == ","):
             if not comma:
                 words = list(column)
                 yield words[0].start, words[-1].end, any(level(token) == "IN" for token in words)
@@ -120,7 +122,7 @@ def _explained(connection: duckdb.DuckDBPyConnection, sql: str) -> tuple[str, st
         inner = sql.encode()[first.start :].decode()
         tree = syntax_tree(connection, inner)
         if tree is not None:
-            said = [token.word for token in tokens[1:n] if token.word not in ("(", ")", ",", "FORMAT")]
+            said = [token.word.strip("'\"") for token in tokens[1:n] if token.word not in ("(", ")", ",", "FORMAT")]
             if set(said) - {"ANALYZE"} - _FORMATS or len(set(said) & _FORMATS) > 1:
                 return None
             options = [f"FORMAT {each}" if each in _FORMATS else each for each in said] or ["FORMAT TEXT"]

@@ -141,13 +141,16 @@ def make_app(atlas: Atlas, limits: Limits | None = None, hosts: frozenset[str] |
     pool = Pool(atlas, limits.pages.running)  # who has a turn finds one
     pages = Pages(atlas)
 
+    def close() -> None:
+        fence.close()
+        lookups.close()
+
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         fence.warm()
         lookups.warm()
         yield
-        fence.close()
-        lookups.close()
+        close()
 
     app = FastAPI(
         title="paramdex", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan,
@@ -155,6 +158,7 @@ def make_app(atlas: Atlas, limits: Limits | None = None, hosts: frozenset[str] |
         license_info={"name": "Apache-2.0"},
     )  # fmt: skip
     app.state.fence = fence
+    app.state.close = close
     app.mount(STATIC, Assets(directory=str(resources.files("paramdex.web") / "static")), name="static")
     routers = [sql_router(fence, pages), router(pool, lookups, pages, app)]
     _check_names(atlas, [*app.routes, *(route for each in routers for route in each.routes)])

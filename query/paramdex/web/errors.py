@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Literal
 
 from paramdex import Atlas
-from paramdex.web.processes import BusyError, LateError
+from paramdex.web.processes import BusyError, EndingError, LateError
 from paramdex.web.shapes import Fault
 from paramdex_schemas import KINDS, Address, AddressError, AtlasError, ParamdexError, QueryError, TokenError
 from paramdex_schemas.errors import escaped
@@ -18,6 +18,7 @@ Kind = Literal["address", "token", "query", "request", "busy", "atlas", "server"
 _KINDS: list[tuple[type[ParamdexError], int, Kind]] = [
     (BusyError, 429, "busy"),
     (LateError, 503, "busy"),
+    (EndingError, 503, "busy"),
     (AddressError, 404, "address"),
     (TokenError, 404, "token"),
     (QueryError, 400, "query"),

@@ -32,6 +32,13 @@ class LateError(QueryError):
     """A question took longer than it may."""
 
 
+class EndingError(QueryError):
+    """The server ends before the question is answered."""
+
+    def __init__(self) -> None:
+        super().__init__("this server is ending")
+
+
 def read_message(stream: IO[bytes]) -> bytes | None:
     """The next message, or None where the other side is gone."""
     head = stream.read(8)
@@ -51,7 +58,6 @@ class Process:
     """A Python module that runs by itself: it says "ready", then answers each message by one."""
 
     def __init__(self, module: str, *arguments: str, environment: Mapping[str, str] | None = None) -> None:
-        """Raises QueryError where it does not start."""
         self.process = subprocess.Popen(  # noqa: S603  # this program's own
             [sys.executable, "-P", "-m", module, *arguments],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
@@ -60,6 +66,9 @@ class Process:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self._in, self._out = self.process.stdin, self.process.stdout
+
+    def start(self) -> None:
+        """Wait until it is ready. Raises QueryError where it does not start."""
         if read_message(self._out) != b"ready":
             self.end()
             raise QueryError("this cannot be asked now: its process did not start")
@@ -114,18 +123,29 @@ class Crew:
         self._processes: set[Process] = set()
         self._asked: set[Future[Any]] = set()
         self._closed = False
+        self._closing = threading.Lock()
 
     def _run(self, work: Callable[[Process], T]) -> T:
         process: Process | None = getattr(self._own, "process", None)
-        if process is None or not process.alive:
-            if process is not None:
-                self._processes.discard(process)
-            process = self._own.process = self._start()
-            self._processes.add(process)
+        try:
+            if process is None or not process.alive:
+                process = self._own.process = self._begun(process)
+                process.start()
+            return work(process)
+        except QueryError:
+            if self._closed:  # it was ended under the question
+                raise EndingError from None
+            raise
+
+    def _begun(self, before: Process | None) -> Process:
+        with self._closing:  # so that every process is there to be ended
             if self._closed:
-                process.end()
-                raise QueryError("this server is ending")
-        return work(process)
+                raise EndingError
+            if before is not None:
+                self._processes.discard(before)
+            process = self._start()
+            self._processes.add(process)
+            return process
 
     def warm(self) -> None:
         """Start the first process, so that nobody waits for it."""
@@ -135,6 +155,8 @@ class Crew:
         """What ``work`` gives, in a thread, of a process that is free. Who goes away while he waits for one leaves his
         place to others. Raises BusyError.
         """
+        if self._closed:
+            raise EndingError
         if len(self._asked) >= self._share.running + self._share.waiting:
             raise BusyError("too many questions are waiting; try again in some seconds")
         future = self._threads.submit(self._run, work)
@@ -143,9 +165,12 @@ class Crew:
         return await asyncio.wrap_future(future)  # cancelled with it, unless it has begun
 
     def close(self) -> None:
-        """End all processes."""
-        self._closed = True
-        for process in list(self._processes):
+        """End all processes, and with them what they are asked; those who wait are told so by EndingError."""
+        with self._closing:
+            self._closed = True
+            processes = list(self._processes)
+        for process in processes:
+            process.process.kill()
+        self._threads.shutdown(wait=True)
+        for process in processes:
             process.end()
-        self._processes.clear()
-        self._threads.shutdown(wait=True, cancel_futures=True)

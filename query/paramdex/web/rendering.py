@@ -28,7 +28,7 @@ _TAIL = 100
 
 
 @dataclass(frozen=True)
-class Question:
+class RenderRequest:
     """What is asked, and what its answer may have: rows, bytes, and seconds (of ``monotonic``'s clock)."""
 
     sql: str
@@ -47,74 +47,74 @@ class Rendered:
     truncated: bool
 
 
-def render(question: Question, table: pa.Table) -> Rendered:
+def render(asked: RenderRequest, table: pa.Table) -> Rendered:
     """The first rows of an answer.
 
     Raises QueryError for values that have no such form and for a row that is too large, TimeoutError where it takes
     too long.
     """
     try:
-        return {"csv": _csv, "parquet": _parquet}.get(question.form, _json)(question, table)
+        return {"csv": _csv, "parquet": _parquet}.get(asked.form, _json)(asked, table)
     except MemoryError:  # Arrow's too
         raise
     except (ValueError, OverflowError, TypeError, PydanticSerializationError, pa.ArrowException) as error:
-        what = {"csv": "text", "parquet": "Parquet"}.get(question.form, "JSON")
+        what = {"csv": "text", "parquet": "Parquet"}.get(asked.form, "JSON")
         raise QueryError(f"a value of this answer has no {what} form ({error}); cast it to VARCHAR") from error
 
 
-def _json(question: Question, table: pa.Table) -> Rendered:
-    constants: Literal["constants", "null"] = "constants" if question.form == "page" else "null"
+def _json(asked: RenderRequest, table: pa.Table) -> Rendered:
+    constants: Literal["constants", "null"] = "constants" if asked.form == "page" else "null"
     columns = [{"name": field.name, "type": str(field.type)} for field in table.schema]
-    head = b'{"q":%s,"columns":%s,"rows":[' % (to_json(question.sql), to_json(columns))
-    left = question.n_bytes - len(head) - _TAIL
-    rows, truncated = _fitting(question, table, left, lambda row: to_json(row, inf_nan_mode=constants))
-    said = {"truncated": truncated, "limit": question.rows, "seconds": round(monotonic() - question.started, 4)}
+    head = b'{"q":%s,"columns":%s,"rows":[' % (to_json(asked.sql), to_json(columns))
+    left = asked.n_bytes - len(head) - _TAIL
+    rows, truncated = _fitting(asked, table, left, lambda row: to_json(row, inf_nan_mode=constants))
+    said = {"truncated": truncated, "limit": asked.rows, "seconds": round(monotonic() - asked.started, 4)}
     return Rendered(head + b",".join(rows) + b"]," + to_json(said)[1:], truncated)
 
 
-def _csv(question: Question, table: pa.Table) -> Rendered:
+def _csv(asked: RenderRequest, table: pa.Table) -> Rendered:
     head = csv_line(table.schema.names).encode()
     rows, truncated = _fitting(
-        question, table, question.n_bytes - len(head), lambda row: csv_line(row.values()).encode()
+        asked, table, asked.n_bytes - len(head), lambda row: csv_line(row.values()).encode()
     )
     return Rendered(b"\n".join([head, *rows]), truncated)
 
 
 def _fitting(
-    question: Question, table: pa.Table, n_bytes: int, write: Callable[[dict[str, Any]], bytes]
+    asked: RenderRequest, table: pa.Table, n_bytes: int, write: Callable[[dict[str, Any]], bytes]
 ) -> tuple[list[bytes], bool]:
     """The first rows as they are written, as many as there are bytes for, and whether there are more."""
     kept: list[bytes] = []
     left, start, n = n_bytes, 0, 8
-    while start < min(question.rows, table.num_rows):
-        if monotonic() > question.end:
+    while start < min(asked.rows, table.num_rows):
+        if monotonic() > asked.end:
             raise TimeoutError
-        for row in Result(table.slice(start, min(n, question.rows - start))).to_rows():
+        for row in Result(table.slice(start, min(n, asked.rows - start))).to_rows():
             line = write(row)
             left -= len(line) + 1
             if left < 0:
                 if not kept:
-                    raise _too_large(question)
+                    raise _too_large(asked)
                 return kept, True
             kept.append(line)
         start += n
         n = max(1, _AT_A_TIME * len(kept) // (n_bytes - left))  # rows are about as long as those before
-    return kept, table.num_rows > question.rows
+    return kept, table.num_rows > asked.rows
 
 
-def _parquet(question: Question, table: pa.Table) -> Rendered:
-    n = min(question.rows, table.num_rows)
+def _parquet(asked: RenderRequest, table: pa.Table) -> Rendered:
+    n = min(asked.rows, table.num_rows)
     while n or not table.num_rows:
-        if monotonic() > question.end:
+        if monotonic() > asked.end:
             raise TimeoutError
         sink, kept = io.BytesIO(), table.slice(0, n)
-        if kept.nbytes <= 2 * question.n_bytes:  # Parquet is seldom half of it; what is much more is not tried
+        if kept.nbytes <= 2 * asked.n_bytes:  # Parquet is seldom half of it; what is much more is not tried
             pq.write_table(kept, sink)
-            if sink.tell() <= question.n_bytes:
+            if sink.tell() <= asked.n_bytes:
                 return Rendered(sink.getvalue(), n < table.num_rows)
         n //= 2
-    raise _too_large(question)
+    raise _too_large(asked)
 
 
-def _too_large(question: Question) -> QueryError:
-    return QueryError(f"one row of this is larger than {question.n_bytes / (1 << 20):g} MB; ask for less in a row")
+def _too_large(asked: RenderRequest) -> QueryError:
+    return QueryError(f"one row of this is larger than {asked.n_bytes / (1 << 20):g} MB; ask for less in a row")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import socket
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -13,6 +16,9 @@ from paramdex.web.app import LOOPBACK, make_app
 from paramdex.web.connections import Connection
 from paramdex.web.fence import Limits
 from paramdex_schemas import QueryError
+
+_SWITCH = 0.0005
+"""Seconds that a thread which makes a page keeps Python to itself, where the one that hears all clients wants it."""
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -31,6 +37,15 @@ def bind(host: str, port: int) -> socket.socket:
     return bound
 
 
+class Server(uvicorn.Server):
+    """uvicorn's, that does not wait for questions that processes are at, and makes no error of cutting one short."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        logging.getLogger("uvicorn.error").addFilter(lambda record: record.levelno >= logging.CRITICAL)
+        await asyncio.to_thread(self.config.app.state.close)  # type: ignore[union-attr]
+        await super().shutdown(sockets)
+
+
 def serve(atlas: Atlas, host: str, port: int, limits: Limits, say: Callable[[str], None]) -> None:
     """Serve until interrupted. ``say`` is told the address once the port is open; port 0 takes any that is free."""
     with bind(host, port) as bound:
@@ -39,5 +54,6 @@ def serve(atlas: Atlas, host: str, port: int, limits: Limits, say: Callable[[str
         app = make_app(atlas, limits, hosts)
         say(f"http://{name}:{bound.getsockname()[1]}/")
         config = uvicorn.Config(app, http=Connection, ws="none", log_level="warning", timeout_graceful_shutdown=3)
+        sys.setswitchinterval(_SWITCH)
         with suppress(KeyboardInterrupt):  # uvicorn has ended in good order by then
-            uvicorn.Server(config).run(sockets=[bound])
+            Server(config).run(sockets=[bound])

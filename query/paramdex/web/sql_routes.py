@@ -12,7 +12,7 @@ from starlette.concurrency import run_in_threadpool
 from paramdex.web.examples import EXAMPLES
 from paramdex.web.fence import Fence
 from paramdex.web.pages import Pages
-from paramdex.web.processes import BusyError
+from paramdex.web.processes import BusyError, EndingError
 from paramdex.web.rendering import Form
 from paramdex.web.shapes import Problem, SqlAnswer
 from paramdex_schemas import QueryError
@@ -34,6 +34,8 @@ def sql_router(fence: Fence, pages: Pages) -> APIRouter:
         if q.strip():
             try:
                 body = (await fence.ask(q, "page", SHOWN)).body
+            except EndingError:
+                raise
             except QueryError as failed:
                 error, status = str(failed), 429 if isinstance(failed, BusyError) else 400
 

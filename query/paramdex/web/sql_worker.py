@@ -28,7 +28,7 @@ import duckdb
 from paramdex.database import Database
 from paramdex.interrupts import time_limit
 from paramdex.web.processes import read_message, write_message
-from paramdex.web.rendering import Form, Question, render
+from paramdex.web.rendering import Form, RenderRequest, render
 from paramdex.web.sources import public_source
 from paramdex.web.visitors import first_rows, internal_views, readable
 from paramdex_schemas import QueryError
@@ -89,7 +89,7 @@ def connect(atlas: Path, memory_mb: int) -> duckdb.DuckDBPyConnection:
 def answer(database: duckdb.DuckDBPyConnection, asked: dict[str, Any], hidden: frozenset[str]) -> bytes:
     """The bytes that answer one question, asked on a connection that ends with it."""
     started = monotonic()
-    question = Question(
+    wanted = RenderRequest(
         asked["sql"], asked["form"], asked["rows"], asked["bytes"], started, started + asked["seconds"]
     )
     connection = database.cursor()
@@ -97,8 +97,8 @@ def answer(database: duckdb.DuckDBPyConnection, asked: dict[str, Any], hidden: f
         with time_limit(connection, asked["seconds"]):
             connection.execute("USE memory")
             connection.execute("BEGIN TRANSACTION READ ONLY")  # EXPLAIN ANALYZE runs what it explains
-            reads = readable(connection, question.sql, hidden)
-            found = render(question, first_rows(connection, reads, question.rows + 1, hidden).to_arrow_table())
+            reads = readable(connection, wanted.sql, hidden)
+            found = render(wanted, first_rows(connection, reads, wanted.rows + 1, hidden).to_arrow_table())
         return json.dumps({"truncated": found.truncated}).encode() + b"\n" + found.body
     except (duckdb.InterruptException, TimeoutError):
         return _error("time", "")

@@ -83,8 +83,10 @@ def check(tree: str, hidden: frozenset[str]) -> None:
             within = [node.get("catalog_name"), node.get("schema_name"), *node["qualified_name"].get("path", [])[:-1]]
             if "atlas" in (str(part).lower() for part in within):
                 raise QueryError(f"write the name of the table {name} without atlas before it")
-            if name.lower() in hidden or (kind == "SHOW_REF" and name not in _SHOWN):
+            if name.lower() in hidden:
                 refused = name
+            elif kind == "SHOW_REF" and name not in _SHOWN:  # it may be a setting
+                raise QueryError(f"SHOW gives no more than TABLES, SCHEMAS or DATABASES here; write DESCRIBE {name}")
         if refused:
             raise QueryError(f"{refused} is not for visitors: SQL here reads the atlas's own tables")
 
