@@ -202,7 +202,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], type[ParamdexError], str]] = {
     "tokenizer is no JSON": (
         lambda f: (f / "tokenizer.json").write_text("{"),
         CheckpointError,
-        "its tokenizer cannot be read",
+        "its tokenizer (tokenizer.json) cannot be read",
     ),
     "whole numbers": (
         lambda f: edit(f, lambda t: t.update({FC: (t[FC] * 100).to(torch.int8)})),

@@ -162,7 +162,7 @@ def test_a_locked_folder_is_named_without_being_root(
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        (lambda folder: (folder / "model").chmod(0o700), CheckpointError, "{folder}/model/config.json cannot be read"),
+        (lambda folder: (folder / "model").chmod(0o700), CheckpointError, "{folder}/model: config.json cannot be read"),
         (
             lambda folder: (folder / "model" / "config.json").chmod(0o600),
             CheckpointError, "{folder}/model/config.json cannot be read",

@@ -239,7 +239,8 @@ def test_layer_that_only_some_models_have(atlas: Atlas) -> None:
 @pytest.mark.parametrize(
     ("words", "options", "error", "message"),
     [
-        ("zzzz", {}, TokenError, "no vocabulary here has 'zzzz'; the nearest words are"),
+        ("fooood", {}, TokenError, "no vocabulary here has 'fooood'; the nearest words are food"),
+        ("zzzz", {}, TokenError, "no vocabulary here has 'zzzz', nor one that is like it"),
         ("canada zzzz", {}, TokenError, "no vocabulary here has 'zzzz'"),
         ("canada", {"model": "nope"}, AddressError, "has no model 'nope'; there are gpt2-a, gpt2-b"),
         ("canada", {"kind": "QK"}, QueryError, "there is no kind 'QK'; there are ff_key, ff_gate"),
