@@ -158,11 +158,19 @@ class Database:
 
     @contextmanager
     def _turn(self) -> Iterator[Question]:
-        """The connection's one question at a time, which other threads wait for and can stop."""
+        """The connection's one question at a time, which other threads wait for and can stop.
+
+        Raises KeyboardInterrupt where DuckDB hears Ctrl-C before Python does, and says so by an error of its own.
+        """
         with self._lock, Question(self.connection) as question:
             before, self._question = self._question, question
             try:
                 yield question
+            except (RuntimeError, duckdb.InterruptException) as error:
+                ctrl_c = isinstance(error, RuntimeError) or not question.interrupted
+                if ctrl_c and "interrupt" in str(error).lower():
+                    raise KeyboardInterrupt from error
+                raise
             finally:
                 self._question = before
 
@@ -181,10 +189,6 @@ class Database:
             raise QueryError(_STOPPED) from error
         except duckdb.Error as error:
             raise self._failed(error) from error
-        except RuntimeError as error:  # DuckDB heard Ctrl-C
-            if "interrupt" in str(error).lower():
-                raise KeyboardInterrupt from error
-            raise
 
     def rows(self, sql: str, values: Any = None) -> list[tuple[Any, ...]]:
         """The rows of one of paramdex's own queries. Raises AtlasError where the database cannot be read."""

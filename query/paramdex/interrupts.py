@@ -26,6 +26,7 @@ class Question:
 
     def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
         self._connection = connection
+        self.interrupted = False
         self._ending = threading.Lock()
         self._ended = threading.Event()
 
@@ -40,6 +41,7 @@ class Question:
         """Interrupt the query that the question runs now; without effect where it runs none, or has ended."""
         with self._ending:
             if not self._ended.is_set():
+                self.interrupted = True
                 self._connection.interrupt()
 
     def stop(self) -> None:
