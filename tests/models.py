@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -315,6 +316,16 @@ def save(
     randomize(model, seed).to(dtype).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def split(folder: Path) -> dict[str, str]:
+    """Put the weights of ``folder`` into two shards; an index is the caller's to write: tensor -> its shard."""
+    state = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    where = {name: f"model-{i % 2 + 1:05}-of-00002.safetensors" for i, name in enumerate(sorted(state))}
+    for shard in sorted(set(where.values())):
+        save_file({name: state[name] for name in state if where[name] == shard}, folder / shard)
+    return where
 
 
 def save_word_model(folder: Path, seed: int = 0, maker: Callable[[int], Any] = gpt2) -> Path:

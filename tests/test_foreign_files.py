@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import models
 from conftest import SMALL_OPTIONS
 from paramdex.own_vectors import own_vectors
 from paramdex.words import read_lines
@@ -250,12 +251,7 @@ DEEP = "[" * 100_000 + "]" * 100_000
 
 def shards(folder: Path, where: Any = None) -> None:
     """The weights in two shards, and an index of ``where`` each tensor is."""
-    state = load_file(folder / "model.safetensors")
-    (folder / "model.safetensors").unlink()
-    names = sorted(state)
-    right = {name: f"model-{i % 2 + 1:05}-of-00002.safetensors" for i, name in enumerate(names)}
-    for shard in sorted(set(right.values())):
-        save_file({name: state[name] for name in names if right[name] == shard}, folder / shard)
+    right = models.split(folder)
     if where is not None:
         text = where if isinstance(where, str) else json.dumps({"weight_map": where(right)})
         (folder / "model.safetensors.index.json").write_text(text)
