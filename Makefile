@@ -8,6 +8,7 @@ demo: .venv/ready  ## build an atlas of the demo models and take the tour
 
 test: .venv/ready  ## all checks: lint, types, tests
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest -n 2
 

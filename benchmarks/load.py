@@ -105,17 +105,21 @@ def pages_under_load(
             if status == "429":
                 time.sleep(0.1)
 
-    freezing = itertools.cycle(f"/sql{ending}?q={quote(each)}&limit=10000" for each in sql
-                               for ending in (".json", "", ".csv", ".parquet"))  # fmt: skip
+    freezing = itertools.cycle(
+        f"/sql{ending}?q={quote(each)}&limit=10000" for each in sql for ending in (".json", "", ".csv", ".parquet")
+    )
     asked = itertools.cycle(lookups)
     load = [
         *(threading.Thread(target=again, args=("SQL", lambda: next(freezing))) for _ in range(4)),
         *(threading.Thread(target=again, args=("look-ups", lambda: next(asked))) for _ in range(10)),
-        *(threading.Thread(target=half_open, args=(where, sends, end)) for sends in (b"", b"GET / HTTP/1.1\r\nHost: ")
-          for _ in range(20)),
+        *(
+            threading.Thread(target=half_open, args=(where, sends, end))
+            for sends in (b"", b"GET / HTTP/1.1\r\nHost: ")
+            for _ in range(20)
+        ),
         *(threading.Thread(target=unread, args=(where, pages[0], end)) for _ in range(10)),
         *(threading.Thread(target=unread, args=(where, f"/sql.json?q={quote(sql[0])}", end)) for _ in range(2)),
-    ]  # fmt: skip
+    ]
     for thread in load:
         thread.daemon = True
         thread.start()
@@ -159,11 +163,14 @@ def main() -> None:
         took, said = pages_under_load(where, pages, FREEZING, lookups, options.seconds)
     rows = [
         {
-            "page": page, "alone median s": statistics.median(alone[page]), "answers": len(took[page]),
-            "under load median s": statistics.median(took[page] or [0.0]), "slowest s": max(took[page], default=0.0),
+            "page": page,
+            "alone median s": statistics.median(alone[page]),
+            "answers": len(took[page]),
+            "under load median s": statistics.median(took[page] or [0.0]),
+            "slowest s": max(took[page], default=0.0),
         }
         for page in pages
-    ]  # fmt: skip
+    ]
     print(Result(pa.Table.from_pylist(rows)))
     for name, statuses in said.items():
         print(f"{name}: " + ", ".join(f"{n} answered {status}" for status, n in sorted(statuses.items())))

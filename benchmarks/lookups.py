@@ -56,10 +56,14 @@ def rows_of(piece: Piece, top_k: int, draw: np.random.Generator) -> pa.Table:
     n = piece.n_rows
     columns = {
         "row": range(piece.first, piece.first + n),
-        "stack": pa.nulls(n), "layer": [piece.run.layer] * n, "head": pa.nulls(n), "kv_head": pa.nulls(n),
-        "expert": pa.nulls(n), "idx": range(n),
+        "stack": pa.nulls(n),
+        "layer": [piece.run.layer] * n,
+        "head": pa.nulls(n),
+        "kv_head": pa.nulls(n),
+        "expert": pa.nulls(n),
+        "idx": range(n),
         **{name: draw.random(n, np.float32) for name in ("norm", "mean", "std", "projected_norm")},
-    }  # fmt: skip
+    }
     for side, sign in (("top", 1), ("bottom", -1)):
         ids = (V * draw.random((n, top_k)) ** 2).astype(np.int32)
         scores = sign * np.sort(draw.normal(4, 0.5, (n, top_k)).astype(np.float32), axis=1)[:, ::-1]
@@ -172,15 +176,18 @@ def main() -> None:
         for name in ("third", "fourth"):
             add_model(path, name, 24, size, 64, 50)
         opened = in_turn(
-            lambda: paramdex.open(alone).close(), lambda: attach(alone),
-            lambda: paramdex.open(path).close(), lambda: attach(path),
-        )  # fmt: skip
+            lambda: paramdex.open(alone).close(),
+            lambda: attach(alone),
+            lambda: paramdex.open(path).close(),
+            lambda: attach(path),
+        )
         for what, took, baseline in (("1 model", *opened[:2]), ("4 models", *opened[2:])):
             add(f"open, {what}", took, "50", baseline, "connect, ATTACH")
         bare, took = in_turn(
             lambda: python("-c", "import duckdb, pyarrow, rich, click"),
-            lambda: python("-m", "paramdex", "show", str(path), "main/L1/ff_value/7"), rounds=9,
-        )  # fmt: skip
+            lambda: python("-m", "paramdex", "show", str(path), "main/L1/ff_value/7"),
+            rounds=9,
+        )
         add("show from the shell", took, "600", bare, "bare imports")
         with (
             paramdex.open(alone) as one,

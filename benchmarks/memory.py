@@ -58,10 +58,14 @@ def write_model(folder: Path, shape: Shape) -> None:
     generator = torch.Generator().manual_seed(0)
     V, d, d_ff, d_head = shape.V, shape.d, shape.d_ff, shape.d_head
     shapes = {
-        "self_attn.q_proj": (shape.n_heads * d_head, d), "self_attn.k_proj": (shape.n_kv_heads * d_head, d),
-        "self_attn.v_proj": (shape.n_kv_heads * d_head, d), "self_attn.o_proj": (d, shape.n_heads * d_head),
-        "mlp.gate_proj": (d_ff, d), "mlp.up_proj": (d_ff, d), "mlp.down_proj": (d, d_ff),
-    }  # fmt: skip
+        "self_attn.q_proj": (shape.n_heads * d_head, d),
+        "self_attn.k_proj": (shape.n_kv_heads * d_head, d),
+        "self_attn.v_proj": (shape.n_kv_heads * d_head, d),
+        "self_attn.o_proj": (d, shape.n_heads * d_head),
+        "mlp.gate_proj": (d_ff, d),
+        "mlp.up_proj": (d_ff, d),
+        "mlp.down_proj": (d, d_ff),
+    }
     index: dict[str, str] = {}
 
     def shard(name: str, tensors: dict[str, torch.Tensor]) -> None:

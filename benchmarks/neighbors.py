@@ -63,11 +63,13 @@ def main() -> None:
     }
     rows = [
         {
-            "way": way, "seconds": f"{took:.2f}", "ratio": f"{ways['torch.mm, torch.topk twice'] / took:.1f}",
+            "way": way,
+            "seconds": f"{took:.2f}",
+            "ratio": f"{ways['torch.mm, torch.topk twice'] / took:.1f}",
             "two of GPT-2 medium's shape": f"{took * MEDIUM / n**2 / 60:.0f} min",
         }
         for way, took in ways.items()
-    ]  # fmt: skip
+    ]
     print(Result(pa.Table.from_pylist(rows), f"{n:,} vectors of width {WIDTH:,} with as many"))
 
 

@@ -57,9 +57,13 @@ def printed(command: str) -> str:
     environment = os.environ | {"COLUMNS": "118"}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed package has its bytecode
     done = subprocess.run(
-        [sys.executable, *str(HERE / command).split(" ")], stdout=subprocess.PIPE, text=True, check=True,
-        cwd=HERE.parent, env=environment,
-    )  # fmt: skip
+        [sys.executable, *str(HERE / command).split(" ")],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        cwd=HERE.parent,
+        env=environment,
+    )
     today = dt.datetime.now(dt.UTC).date()
     text = "\n".join(line.rstrip() for line in done.stdout.strip().splitlines())
     return f"{today}, {machine()}\n\n```console\n$ python benchmarks/{command}\n{text}\n```\n"

@@ -122,11 +122,13 @@ def first_paints(url: str, paths: dict[str, Callable[[random.Random], str]], loa
             took, served = took[2:], served[2:]
             rows.append(
                 {
-                    "page": name, "first byte median ms": statistics.median(served),
-                    "first paint median ms": statistics.median(took), "first paint p95 ms": percentile(took, 0.95),
+                    "page": name,
+                    "first byte median ms": statistics.median(served),
+                    "first paint median ms": statistics.median(took),
+                    "first paint p95 ms": percentile(took, 0.95),
                     "with nothing cached": statistics.median(new),
                 }
-            )  # fmt: skip
+            )
         browser.close()
     return rows
 
@@ -188,13 +190,17 @@ def main() -> None:
                 p95 = percentile(base, 0.95)
                 rows.append(
                     {
-                        "question": name, "in-process median ms": statistics.median(base), "in-process p95 ms": p95,
-                        "1 client p95 ms": percentile(one, 0.95), "ratio": percentile(one, 0.95) / p95,
+                        "question": name,
+                        "in-process median ms": statistics.median(base),
+                        "in-process p95 ms": p95,
+                        "1 client p95 ms": percentile(one, 0.95),
+                        "ratio": percentile(one, 0.95) / p95,
                         f"{options.clients} clients p95 ms": percentile(many, 0.95),
                         f"ratio of {options.clients}": percentile(many, 0.95) / p95,
-                        "answers/s": len(many) / options.seconds, "errors": 0,
+                        "answers/s": len(many) / options.seconds,
+                        "errors": 0,
                     }
-                )  # fmt: skip
+                )
         finally:
             server.terminate()
     for found in (paints, rows):

@@ -155,9 +155,13 @@ def splice(data: bytes, draw: random.Random) -> bytes:
     piece, place = data[start:end], draw.randrange(len(data) + 1)
     filled = draw.choice([b"\0", b"\xff", draw.randbytes(1)]) * len(piece)
     return draw.choice(
-        [data[:start] + data[end:], data[:end] + data[start:], data[:place] + piece + data[place:],
-         data[:start] + filled + data[end:]]
-    )  # fmt: skip
+        [
+            data[:start] + data[end:],
+            data[:end] + data[start:],
+            data[:place] + piece + data[place:],
+            data[:start] + filled + data[end:],
+        ]
+    )
 
 
 def number(data: bytes, draw: random.Random) -> bytes:
@@ -320,10 +324,15 @@ def lines(data: bytes, draw: random.Random) -> bytes:
     parts = data.split(b"\n")
     i = draw.randrange(len(parts))
     return draw.choice(
-        [data.replace(b"\t", b" ", 1), data.replace(b"\n", draw.choice([b"\r", b"\0", b"\x0b", b"\n\n"])),
-         b"\n".join(parts[:i] + parts[i + 1 :]), b"\xef\xbb\xbf" + data, data.decode().encode("utf-16"),
-         b"\n".join([*parts[:i], parts[i] * 50, *parts[i:]])]
-    )  # fmt: skip
+        [
+            data.replace(b"\t", b" ", 1),
+            data.replace(b"\n", draw.choice([b"\r", b"\0", b"\x0b", b"\n\n"])),
+            b"\n".join(parts[:i] + parts[i + 1 :]),
+            b"\xef\xbb\xbf" + data,
+            data.decode().encode("utf-16"),
+            b"\n".join([*parts[:i], parts[i] * 50, *parts[i:]]),
+        ]
+    )
 
 
 # ---- the readers

@@ -1,9 +1,9 @@
 """An imitation of the Hugging Face hub on this machine: of what huggingface_hub asks for, just that.
 
-    with Hub({"owner/model": {"main": folder, "step1000": other}}) as hub:
-        hub.url         # what to give huggingface_hub as its endpoint
-        hub.fetched     # the files of which the contents were asked for, in order
-        hub.fault       # called before each answer with the request; true where it has answered
+with Hub({"owner/model": {"main": folder, "step1000": other}}) as hub:
+    hub.url         # what to give huggingface_hub as its endpoint
+    hub.fetched     # the files of which the contents were asked for, in order
+    hub.fault       # called before each answer with the request; true where it has answered
 """
 
 from __future__ import annotations

@@ -59,9 +59,13 @@ def wordpiece_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]",
+        tokenizer_object=tokenizer,
+        unk_token="[UNK]",
+        pad_token="[PAD]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
         mask_token="[MASK]",
-    )  # fmt: skip
+    )
 
 
 def metaspace_tokenizer() -> PreTrainedTokenizerFast:
@@ -116,9 +120,12 @@ def gpt2(
 def encoder(rows: int, *, cls: str = "BertModel", heads: int = 3, **more: Any) -> Any:
     """A BERT shape, 24 wide; its feed-forward layer is 40 wide."""
     settings = {
-        "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": heads, "intermediate_size": 40,
+        "hidden_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": heads,
+        "intermediate_size": 40,
         "max_position_embeddings": 32,
-    }  # fmt: skip
+    }
     return make(cls, rows, **(settings | more))
 
 
@@ -147,9 +154,13 @@ def falcon(rows: int, **more: Any) -> Any:
 def opt(rows: int, cls: str = "OPTForCausalLM", **more: Any) -> Any:
     """OPT, 24 wide; word_embed_proj_dim in ``more`` gives its embedding another width."""
     settings = {
-        "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "ffn_dim": 40,
-        "max_position_embeddings": 32, "word_embed_proj_dim": 24,
-    }  # fmt: skip
+        "hidden_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "ffn_dim": 40,
+        "max_position_embeddings": 32,
+        "word_embed_proj_dim": 24,
+    }
     return make(cls, rows, **(settings | more))
 
 

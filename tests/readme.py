@@ -37,9 +37,13 @@ class Step:
         if words[0] != "paramdex":
             return self.output
         done = subprocess.run(
-            [sys.executable, "-m", *words], cwd=folder, capture_output=True, text=True, check=False,
+            [sys.executable, "-m", *words],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=False,
             env={**os.environ, "COLUMNS": "100"},
-        )  # fmt: skip
+        )
         if words[1] == "build":  # what it says of its progress goes to standard error, and holds times
             assert done.returncode == 0, done.stderr
             return self.output

@@ -191,10 +191,14 @@ def test_what_has_not_the_form_of_an_address(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "meant"),
     [
-        ("m/l3", "m/L3"), ("m / L3 / H5", "m/L3/H5"), ("M/l3/h5", "M/L3/H5"), ("m/L3/FF_VALUE/7", "m/L3/ff_value/7"),
-        ("m/l3/e2/ff-value/7/", "m/L3/E2/ff_value/7"), ("m/Encoder/l0/H1/attn-query/2", "m/encoder/L0/H1/attn_query/2"),
+        ("m/l3", "m/L3"),
+        ("m / L3 / H5", "m/L3/H5"),
+        ("M/l3/h5", "M/L3/H5"),
+        ("m/L3/FF_VALUE/7", "m/L3/ff_value/7"),
+        ("m/l3/e2/ff-value/7/", "m/L3/E2/ff_value/7"),
+        ("m/Encoder/l0/H1/attn-query/2", "m/encoder/L0/H1/attn_query/2"),
     ],
-)  # fmt: skip
+)
 def test_what_only_case_tells_from_an_address(text: str, meant: str) -> None:
     with pytest.raises(AddressError) as caught:
         Address.parse(text)

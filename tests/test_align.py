@@ -22,9 +22,12 @@ from query_helpers import GPT2, shared_ids
 pytest_plugins = ["query_fixtures"]
 
 PAIRS = [
-    ("gpt2-a", "gpt2-b"), ("gpt2-b", "gpt2-wide"), ("gpt2-a", "bert"), ("gpt2-wide", "llama-gqa"),
+    ("gpt2-a", "gpt2-b"),
+    ("gpt2-b", "gpt2-wide"),
+    ("gpt2-a", "bert"),
+    ("gpt2-wide", "llama-gqa"),
     ("llama-gqa", "bert"),
-]  # fmt: skip
+]
 """One vocabulary; one vocabulary and other widths; different vocabularies. Each is asked in both orders."""
 
 

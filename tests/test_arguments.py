@@ -138,7 +138,7 @@ RIGHT: dict[str, tuple[Callable[[Atlas], object], Callable[[Atlas], object]]] = 
     ),
     "a list of NumPy": (lambda a: a.sql("SELECT ?", [np.array([1, 2])]), lambda a: a.sql("SELECT ?", [[1, 2]])),
     "pairs of NumPy": (lambda a: a.heads(np.array([["food", "bread"]])), lambda a: a.heads([("food", "bread")])),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", RIGHT)

@@ -77,9 +77,12 @@ def exact(a: torch.Tensor, b: torch.Tensor, d: int) -> list[list[float]]:
 
 @needs_kernel
 @given(
-    st.integers(1, 11), st.integers(1, 70) | st.sampled_from([16, 32, 48, 96]),
-    st.integers(1, 50) | st.sampled_from([130, 200, 384]), st.sampled_from([16, 32, 48, 64]), st.integers(0, 2**32 - 1),
-)  # fmt: skip
+    st.integers(1, 11),
+    st.integers(1, 70) | st.sampled_from([16, 32, 48, 96]),
+    st.integers(1, 50) | st.sampled_from([130, 200, 384]),
+    st.sampled_from([16, 32, 48, 64]),
+    st.integers(0, 2**32 - 1),
+)
 def test_kernel_is_exact(n: int, m: int, d: int, group: int, seed: int) -> None:
     """Every score, with any number of rows, columns and terms, also where some are left of 4, 16 and 4, and groups that
     are all in the cache or not.
@@ -244,8 +247,12 @@ def build(tree: Path, compiler: str) -> tuple[str, list[str], str]:
     """The name of the wheel that is built as pip does it, its files, and what was said."""
     done = subprocess.run(
         [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tree.parent)],
-        cwd=tree, env=os.environ | {"CC": compiler}, capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        cwd=tree,
+        env=os.environ | {"CC": compiler},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     (wheel,) = tree.parent.glob("*.whl")
     files = zipfile.ZipFile(wheel).namelist()
     wheel.unlink()

@@ -248,9 +248,7 @@ def test_good_arguments_are_answered(atlas: Atlas, moved: Atlas, tmp_path: Path)
             target.call(**target.good)
 
 
-def test_a_closed_atlas_raises_errors_of_paramdex(
-    small_atlas: Path, moved: Atlas, tmp_path: Path
-) -> None:
+def test_a_closed_atlas_raises_errors_of_paramdex(small_atlas: Path, moved: Atlas, tmp_path: Path) -> None:
     atlas = paramdex.open(small_atlas)
     those = targets(atlas, moved, tmp_path)
     fork = atlas.fork()

@@ -96,10 +96,12 @@ def assert_changed(
 @pytest.mark.parametrize(
     ("change", "when"),
     [
-        (renamed_over, "projecting parameters"), (renamed_over, "pairing tokens"),
-        (overwritten, "pairing tokens"), (deleted, "projecting parameters"),
+        (renamed_over, "projecting parameters"),
+        (renamed_over, "pairing tokens"),
+        (overwritten, "pairing tokens"),
+        (deleted, "projecting parameters"),
     ],
-)  # fmt: skip
+)
 def test_of_a_model(word_model: Path, tmp_path: Path, change: Callable[[Path, Path], None], when: str) -> None:
     other = models.save_word_model(tmp_path / "other", 9) / WEIGHTS
     act = lambda: change(word_model / WEIGHTS, other)  # noqa: E731

@@ -32,9 +32,12 @@ ADDED = [
     DECOMPOSED, 'say "no"', '"', ' "b', "Straße", "İstanbul", "\u0131s\u0131", "ﬁn", "x²", "x2",
 ]  # fmt: skip
 STYLE_OF = {
-    "bytes": "byte-level BPE", "gemma": "Gemma's BPE", "unigram": "Unigram", "wordpiece": "WordPiece",
+    "bytes": "byte-level BPE",
+    "gemma": "Gemma's BPE",
+    "unigram": "Unigram",
+    "wordpiece": "WordPiece",
     "ends": "ends of words",
-}  # fmt: skip
+}
 OTHERS = {"underscores": "underscores", "replacements": "replacements", "prefix": "another prefix"}
 MAKERS = {name: STYLES[style][0] for name, style in (STYLE_OF | OTHERS).items()} | {"hostile": hostile_tokenizer}
 

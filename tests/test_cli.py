@@ -254,10 +254,13 @@ def test_bad_sql_is_one_message_with_the_place(run, small_atlas: Path) -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["show", "A", "gpt2-a/L9/H0"], ["find", "A", "zebra"], ["sql", "A", "DROP VIEW models"],
-        ["info", "nowhere.atlas"], ["build", "nowhere", "-o", "x.atlas"],
+        ["show", "A", "gpt2-a/L9/H0"],
+        ["find", "A", "zebra"],
+        ["sql", "A", "DROP VIEW models"],
+        ["info", "nowhere.atlas"],
+        ["build", "nowhere", "-o", "x.atlas"],
     ],
-)  # fmt: skip
+)
 def test_the_real_program_fails_without_a_traceback(
     small_atlas: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
 ) -> None:
@@ -369,8 +372,10 @@ def test_reader_that_goes_away_is_no_error(small_atlas: Path) -> None:
     query = "SELECT i, repeat('x', 100) AS x FROM range(20000) AS t(i)"
     process = subprocess.Popen(
         [sys.executable, "-m", "paramdex", "sql", str(small_atlas), query, "--format", "csv"],
-        stdout=write, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     os.close(write)
     with os.fdopen(read, "rb") as pipe:
         assert pipe.readline() == b"i,x\n"

@@ -104,9 +104,7 @@ def test_z_is_towards_the_side_of_the_list(word_model_folder: Path, tmp_path: Pa
     with paramdex.open(build([f"m={word_model_folder}"], tmp_path / "a.atlas", options)) as atlas:
         word = atlas.sql("SELECT text FROM tokens WHERE token_id = 17").to_rows()[0]["text"].strip()
         found = atlas.find(word, 10_000, kind="ff_value").to_rows()
-        moments = {
-            row["address"]: row for row in atlas.sql("SELECT address, mean, std FROM parameters").to_rows()
-        }
+        moments = {row["address"]: row for row in atlas.sql("SELECT address, mean, std FROM parameters").to_rows()}
         scores = {
             (row["address"], row["side"]): row["score"]
             for row in atlas.sql("SELECT address, side, score FROM parameter_tokens WHERE token_id = 17").to_rows()

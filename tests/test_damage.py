@@ -50,9 +50,12 @@ def flipped(atlas: Path, flips: list[tuple[str, int, int]]) -> list[dict]:
     """What every question says after each flip, asked in processes of their own."""
     done = subprocess.run(
         [sys.executable, str(Path(__file__).with_name("damage_worker.py"))],
-        input=json.dumps({"atlas": str(atlas), "flips": flips}), capture_output=True, text=True, check=True,
+        input=json.dumps({"atlas": str(atlas), "flips": flips}),
+        capture_output=True,
+        text=True,
+        check=True,
         env=os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    )
     report = json.loads(done.stdout)
     assert set(report["answers"]) == set(QUESTIONS)
     assert not [answer for answer in report["answers"].values() if answer.startswith(("AtlasError", "CRASH"))]

@@ -153,8 +153,9 @@ def test_displaced_heads_are_the_difference_of_two_matrices(tmp_path: Path) -> N
         with open_atlas(tmp_path / "x.atlas") as atlas:
             found = atlas.sql(
                 "SELECT singular_value FROM head_directions WHERE address = 'moved/L1/H0' AND matrix = ? "
-                "ORDER BY direction", [matrix]
-            ).to_rows()  # fmt: skip
+                "ORDER BY direction",
+                [matrix],
+            ).to_rows()
         np.testing.assert_allclose([row["singular_value"] for row in found], values, rtol=1e-6)
 
 

@@ -237,17 +237,20 @@ LORAS: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "one layer alone": ("bert", AutoModel, BERT | {"layers_to_transform": [1]}),
     "rank-stabilized": ("bert", AutoModel, BERT | {"use_rslora": True}),
     "ranks and scales by pattern": (
-        "bert", AutoModel,
+        "bert",
+        AutoModel,
         BERT | {"rank_pattern": {"attention.self.query": 2}, "alpha_pattern": {"layer.1.output.dense": 40, "key": 3}},
     ),
     "trained biases": ("bert", AutoModel, BERT | {"bias": "lora_only"}),
     "a classifier beside it": ("bert", AutoModelForSequenceClassification, BERT | {"modules_to_save": ["classifier"]}),
     "positions": ("bert", AutoModel, BERT | {"target_modules": ["query", "position_embeddings"]}),
     "weights of both orders": (
-        "gpt2-a", AutoModelForCausalLM, {"r": 3, "target_modules": ["c_fc", "attn.c_proj", "lm_head"]}
+        "gpt2-a",
+        AutoModelForCausalLM,
+        {"r": 3, "target_modules": ["c_fc", "attn.c_proj", "lm_head"]},
     ),
     "every linear layer": ("llama-gqa", AutoModelForCausalLM, {"r": 2, "target_modules": "all-linear"}),
-}  # fmt: skip
+}
 
 
 def all_rows(moved: Displacement) -> dict[Any, np.ndarray]:
@@ -358,11 +361,13 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
         r"product for encoder.layer.0.attention.self.query.weight is 24 x 23, the base's tensor 24 x 24",
     ),
     "two ranks": (
-        weighted(lambda state: state.update({f"{QUERY}.lora_A.weight": torch.ones(3, 24)})), "are no LoRA of a linear"
+        weighted(lambda state: state.update({f"{QUERY}.lora_A.weight": torch.ones(3, 24)})),
+        "are no LoRA of a linear",
     ),
     "half of one": (weighted(lambda state: state.pop(f"{QUERY}.lora_B.weight")), "has no lora_B beside it"),
     "a magnitude": (
-        weighted(lambda state: state.update({f"{QUERY}.lora_magnitude_vector": torch.ones(24)})), "_vector are not read"
+        weighted(lambda state: state.update({f"{QUERY}.lora_magnitude_vector": torch.ones(24)})),
+        "_vector are not read",
     ),
     "more layers": (
         weighted(lambda state: state.update({f"{QUERY.replace('.0.', '.7.')}.lora_A.weight": torch.ones(4, 24)})),
@@ -370,9 +375,10 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "nothing": (weighted(lambda state: state.clear()), "its adapter holds nothing of the base"),
     "not finite": (
-        weighted(lambda state: state[f"{QUERY}.lora_B.weight"].fill_(float("nan"))), "values that are NaN or infinite"
+        weighted(lambda state: state[f"{QUERY}.lora_B.weight"].fill_(float("nan"))),
+        "values that are NaN or infinite",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", REFUSED)

@@ -32,9 +32,7 @@ transformers_logging.disable_progress_bar()
 TEXT = "Canada Ottawa bread butter music violin river ocean nurse seven eight green yellow winter summer canada butter"
 """Short enough to be one window of every model, so that all of its tokens are looked at."""
 OPTIONS = EvaluateOptions(k=10, pair_k=20, active=5, samples=1000, draws=60)
-PAIRS = [
-    ("ff_key", "ff_value"), ("ff_gate", "ff_value"), ("attn_value", "attn_output"), ("attn_query", "attn_key")
-]  # fmt: skip
+PAIRS = [("ff_key", "ff_value"), ("ff_gate", "ff_value"), ("attn_value", "attn_output"), ("attn_query", "attn_key")]
 FAMILIES = ["gpt2-a", "llama-gqa", "bert"]
 
 

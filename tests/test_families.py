@@ -128,10 +128,11 @@ _BART = Modules("encoder.layers", ("fc1", "fc2"), "activation_fn", "self_attn", 
                 patterns="encoder_attentions", added={"position": "encoder.embed_positions"})  # fmt: skip
 _BART_STACKS = {
     "encoder": _BART,
-    "decoder": replace(_BART, layers="decoder.layers", patterns="decoder_attentions",
-                       added={"position": "decoder.embed_positions"}),
+    "decoder": replace(
+        _BART, layers="decoder.layers", patterns="decoder_attentions", added={"position": "decoder.embed_positions"}
+    ),
     "cross": replace(_BART, layers="decoder.layers", attention="encoder_attn", patterns="cross_attentions", added={}),
-}  # fmt: skip
+}
 
 
 def gated(stacks: dict[str, Modules]) -> dict[str | None, Modules]:

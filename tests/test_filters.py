@@ -33,7 +33,7 @@ RULES = {
         ),
     ),
     "two": (TokenFilter(ascii=True, alnum=True), lambda row: row["text"].isascii() and row["text"].strip().isalnum()),
-}  # fmt: skip
+}
 
 
 def passing(atlas: Atlas, model: str, rule: str) -> set[int]:
@@ -134,9 +134,7 @@ def test_find_counts_only_what_passes(atlas: Atlas, db: duckdb.DuckDBPyConnectio
         pairs = db.execute(
             "SELECT DISTINCT address, matrix, side, source_id, target_id FROM head_pairs WHERE model = ?", [model]
         ).fetchall()
-        good = {
-            (a, m, s) for a, m, s, i, j in pairs if i in left and j in left and (i in wanted or j in wanted)
-        }  # fmt: skip
+        good = {(a, m, s) for a, m, s, i, j in pairs if i in left and j in left and (i in wanted or j in wanted)}
         heads = {(r["address"], r["kind"], r["side"]) for r in result.to_rows() if r["kind"] in ("QK", "VO")}
         assert heads == good
 
@@ -153,8 +151,9 @@ def test_find_without_pairs_of_one_word(atlas: Atlas, db: duckdb.DuckDBPyConnect
                "WHERE model = ? AND lower(trim(text)) = 'bread'", [model]).fetchall()]  # fmt: skip
         expected = db.execute(
             "SELECT DISTINCT address, side FROM head_pairs WHERE model = ? AND matrix = 'VO' AND NOT same_word AND "
-            "(list_contains($2, source_id) OR list_contains($2, target_id))".replace("?", "$1"), [model, ids]
-        ).fetchall()  # fmt: skip
+            "(list_contains($2, source_id) OR list_contains($2, target_id))".replace("?", "$1"),
+            [model, ids],
+        ).fetchall()
         assert {(row["address"], row["side"]) for row in rows} == set(expected)
 
 

@@ -57,19 +57,29 @@ def heads(
         pair = [token_words[model].get(source_id), token_words[model].get(target_id)]
         if model in models and kind in (None, matrix) and layer in (None, at) and pair != [None, None]:
             hits[address, matrix, side].append(
-                {"words": {word for word in pair if word}, "linked": None not in pair and pair[0] != pair[1],
-                 "rank": rank, "z": abs((score - mean) / std), "text": f"{source} → {target}"}
-            )  # fmt: skip
+                {
+                    "words": {word for word in pair if word},
+                    "linked": None not in pair and pair[0] != pair[1],
+                    "rank": rank,
+                    "z": abs((score - mean) / std),
+                    "text": f"{source} → {target}",
+                }
+            )
     rows = []
     for (address, matrix, side), found in hits.items():
         first = sorted(found, key=lambda hit: (-hit["linked"], -hit["z"]))[:3]
         rows.append(
-            {"address": address, "kind": matrix, "side": side,
-             "words": len(set().union(*(hit["words"] for hit in found))),
-             "rank": min((hit["rank"] for hit in found if hit["rank"]), default=None),
-             "z": max(hit["z"] for hit in found),
-             "tokens": [hit["text"] for hit in first], "linked": sum(hit["linked"] for hit in found)}
-        )  # fmt: skip
+            {
+                "address": address,
+                "kind": matrix,
+                "side": side,
+                "words": len(set().union(*(hit["words"] for hit in found))),
+                "rank": min((hit["rank"] for hit in found if hit["rank"]), default=None),
+                "z": max(hit["z"] for hit in found),
+                "tokens": [hit["text"] for hit in first],
+                "linked": sum(hit["linked"] for hit in found),
+            }
+        )
     rows.sort(key=lambda row: (-row["words"], -row["linked"], -row["z"]))
     return [{name: value for name, value in row.items() if name != "linked"} for row in rows]
 

@@ -118,7 +118,7 @@ SAME: dict[str, Callable[[State], Any]] = {
     "of layers wrapped by FSDP": inside("_fsdp_wrapped_module"),
     "of layers that are compiled": inside("_orig_mod"),
     "of the stack that is compiled": lambda state: {n.replace("mer.", "mer._orig_mod."): v for n, v in state.items()},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("what", SAME)
@@ -150,7 +150,8 @@ REFUSED: dict[str, tuple[Callable[[State], Any], str]] = {
         f"tensor {FC} is qint8; paramdex reads float32",
     ),
     "a sparse matrix that is not finite": (
-        put(FC, lambda value: (value * torch.inf).to_sparse()), f"tensor {FC} has 2304 values that are NaN or infinite"
+        put(FC, lambda value: (value * torch.inf).to_sparse()),
+        f"tensor {FC} has 2304 values that are NaN or infinite",
     ),
     "a tensor": (lambda state: state[FC], "pytorch_model.bin holds no state dict but a Tensor"),
     "a list": (lambda state: [*state.values()], "pytorch_model.bin holds no state dict but a list"),
@@ -162,10 +163,12 @@ REFUSED: dict[str, tuple[Callable[[State], Any], str]] = {
     "nothing": (lambda _: [0], "pytorch_model.bin holds no state dict"),
     "wrapped in part": (wrapped("module.", only="wte"), "there is no tensor transformer.wte.weight"),
     "within another module": (
-        wrapped("net."), "there is no tensor transformer.wte.weight, but net.transformer.wte.weight; save it with names"
+        wrapped("net."),
+        "there is no tensor transformer.wte.weight, but net.transformer.wte.weight; save it with names",
     ),
     "wrapped and not": (
-        lambda state: state.update({f"_orig_mod.{FC}": state[FC]}), f"{FC} and _orig_mod.{FC} would both be {FC}"
+        lambda state: state.update({f"_orig_mod.{FC}": state[FC]}),
+        f"{FC} and _orig_mod.{FC} would both be {FC}",
     ),
     "an adapter that is not merged": (
         lambda state: {
@@ -174,7 +177,7 @@ REFUSED: dict[str, tuple[Callable[[State], Any], str]] = {
         },
         "model.merge_and_unload()",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
@@ -275,7 +278,7 @@ INDEXES: dict[str, tuple[Any, str]] = {
     "a null character": (lambda where: where | {FC: "x\0.bin"}, r"leads out of the folder, to x\x00.bin"),
     "a long name": (lambda where: where | {FC: "x" * 300}, "index.json is damaged: File name too long; fetch it again"),
     "half a character": (lambda where: where | {FC: "\ud800"}, r"the shard \ud800 is missing"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("what", INDEXES)
@@ -371,9 +374,10 @@ THERE: dict[str, tuple[Callable[[Path], Any], str]] = {
         "holds 2 of 3 shards of model.safetensors, and not number 2",
     ),
     "shards of two models": (
-        holding("model-00001-of-00001.safetensors", "model-00001-of-00002.safetensors"), "holds shards of two models"
+        holding("model-00001-of-00001.safetensors", "model-00001-of-00002.safetensors"),
+        "holds shards of two models",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("what", THERE)
@@ -516,7 +520,7 @@ def test_word_lists_and_texts(tmp_path: Path) -> None:
         ('{"text": "bread", "label": null}', "line 2: text must be a text that is not empty, label a name or a number"),
         ('{"text": "bread \\ud800", "label": 1}', r"line 2: 'bread \ud800' is not valid UTF-8 text"),
     ],
-)  # fmt: skip
+)
 def test_labelled_texts_are_checked(tmp_path: Path, line: str, says: str) -> None:
     path = tmp_path / "reviews.jsonl"
     path.write_text('{"text": "butter", "label": 0}\n' + line)

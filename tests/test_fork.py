@@ -37,11 +37,13 @@ def test_threads_that_share_an_atlas_wait_for_each_other(small_atlas: Path) -> N
     """What was found of one question is not taken for another's, and nothing is called damaged."""
     with paramdex.open(small_atlas) as atlas:
         asks = [
-            lambda one: one.show("gpt2-a/L0/ff_value/1"), lambda one: one.show("gpt2-a/L0/H1"),
-            lambda one: one.find("food"), lambda one: one.search("food"),
+            lambda one: one.show("gpt2-a/L0/ff_value/1"),
+            lambda one: one.show("gpt2-a/L0/H1"),
+            lambda one: one.find("food"),
+            lambda one: one.search("food"),
             lambda one: one.similar("gpt2-a/L0/ff_key/1", model="all"),
             lambda one: one.sql("SELECT address, rank, score FROM parameter_tokens ORDER BY ALL LIMIT 500"),
-        ]  # fmt: skip
+        ]
         expected = [ask(atlas).to_rows() for ask in asks]
         with ThreadPoolExecutor(6) as threads:
             found = [threads.submit(lambda ask: ask(atlas).to_rows(), ask) for _ in range(10) for ask in asks]

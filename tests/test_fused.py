@@ -300,15 +300,21 @@ for kernel, given, types, warps in (
 def test_kernels_are_made_for_a_gpu_that_is_not_here(tmp_path: Path) -> None:
     """They compile down to a Hopper's machine code, its tensor cores in use, within its shared memory."""
     found = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", COMPILE], capture_output=True, text=True, timeout=240, check=False,
+        [sys.executable, "-W", "ignore", "-c", COMPILE],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
         env=os.environ
         | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)},
-    )  # fmt: skip
+    )
     if "No module named" in found.stderr or "ptxas" in found.stderr:
         pytest.skip("this Triton has no compiler for NVIDIA's GPUs")
     assert found.returncode == 0, found.stderr
     lines = [line.split() for line in found.stdout.splitlines()]
     assert [(name, uses, made) for name, _, uses, made in lines] == [
-        ("_token_kernel", "True", "True"), ("_pair_kernel", "True", "True"), ("_dot_kernel", "False", "True"),
-    ]  # fmt: skip
+        ("_token_kernel", "True", "True"),
+        ("_pair_kernel", "True", "True"),
+        ("_dot_kernel", "False", "True"),
+    ]
     assert all(int(shared) <= 227 << 10 for _, shared, _, _ in lines)

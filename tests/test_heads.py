@@ -50,9 +50,13 @@ def brute_force(
 @pytest.mark.parametrize("matrix", ["VO", "QK"])
 @pytest.mark.parametrize("model", MODELS)
 def test_every_head_is_scored(
-    atlas: Atlas, db: duckdb.DuckDBPyConnection, truths: dict[str, oracle.Truth], draw: random.Random, model: str,
+    atlas: Atlas,
+    db: duckdb.DuckDBPyConnection,
+    truths: dict[str, oracle.Truth],
+    draw: random.Random,
+    model: str,
     matrix: str,
-) -> None:  # fmt: skip
+) -> None:
     pairs = some_pairs(draw)
     spellings = ids_of_words(db, model, WORDS)
     truth = brute_force(truths[model], spellings, pairs, matrix, 40)

@@ -72,8 +72,9 @@ def test_builds_and_differences_read_it(home: Path, word_model: Path) -> None:
     assert not list(Path().iterdir())
     with paramdex.open("~/new.atlas") as opened:
         assert opened.sql("SELECT source, base FROM models ORDER BY model").to_rows() == [
-            {"source": str(home / "base"), "base": None}, {"source": str(home / "tuned"), "base": str(home / "base")},
-        ]  # fmt: skip
+            {"source": str(home / "base"), "base": None},
+            {"source": str(home / "tuned"), "base": str(home / "base")},
+        ]
         assert opened.diff("~/base", "~/tuned").to_rows() == opened.diff("moved").to_rows()
 
 

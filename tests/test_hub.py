@@ -91,9 +91,14 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     gguf.mkdir()
     (gguf / "model-q4.gguf").write_text("GGUF")
     return {
-        "whole": twice, "step": step, "quantized": quantized, "sharded": sharded, "pickled": pickled, "gguf": gguf,
+        "whole": twice,
+        "step": step,
+        "quantized": quantized,
+        "sharded": sharded,
+        "pickled": pickled,
+        "gguf": gguf,
         "outside": outside,
-    }  # fmt: skip
+    }
 
 
 @pytest.fixture

@@ -37,9 +37,12 @@ with paramdex.open(sys.argv[1]) as atlas:
 def python(program: str, *arguments: str | Path, check: bool = True) -> subprocess.CompletedProcess:
     """Run a program in a Python of its own."""
     return subprocess.run(
-        [sys.executable, "-c", program, *map(str, arguments)], capture_output=True, text=True, check=check,
+        [sys.executable, "-c", program, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=check,
         env=os.environ | {"PYTHONWARNINGS": "error::ImportWarning"},
-    )  # fmt: skip
+    )
 
 
 def imported_names(path: Path) -> set[str]:

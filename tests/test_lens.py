@@ -25,9 +25,7 @@ def vectors(width: int, draw: random.Random, n: int = 3) -> np.ndarray:
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_tokens_are_exact(
-    atlas: Atlas, truths: dict[str, oracle.Truth], draw: random.Random, model: str
-) -> None:  # fmt: skip
+def test_tokens_are_exact(atlas: Atlas, truths: dict[str, oracle.Truth], draw: random.Random, model: str) -> None:
     E = truths[model].E
     for w in vectors(E.shape[1], draw):
         scores = E @ w
@@ -45,9 +43,13 @@ def test_tokens_are_exact(
 @pytest.mark.parametrize("side", ["top", "bottom", "both"])
 @pytest.mark.parametrize("model", MODELS)
 def test_nearest_parameters_are_exact(
-    atlas: Atlas, truths: dict[str, oracle.Truth], wholes: dict[str, Everything], draw: random.Random, model: str,
+    atlas: Atlas,
+    truths: dict[str, oracle.Truth],
+    wholes: dict[str, Everything],
+    draw: random.Random,
+    model: str,
     side: str,
-) -> None:  # fmt: skip
+) -> None:
     """Of all kinds, by the Pearson correlation of whole score vectors; and of one kind in one layer."""
     whole = wholes[model]
     (w,) = vectors(truths[model].E.shape[1], draw, 1)
@@ -168,7 +170,7 @@ def test_what_is_no_vector_is_refused(atlas: Atlas, tmp_path: Path) -> None:
         (tmp_path / "sae.safetensors", {}, "has 2 tensors; choose one by its name: there are W_dec, W_enc"),
         (tmp_path / "sae.safetensors", {"name": "W_decc"}, "has no tensor 'W_decc'; did you mean W_dec"),
         (tmp_path / "sae.safetensors", {"name": "W_enc"}, "W_enc of .* transpose it"),
-    ]  # fmt: skip
+    ]
     for given, more, message in cases:
         with pytest.raises(QueryError, match=message):
             atlas.lens(given, "gpt2-a", **more)

@@ -27,9 +27,14 @@ def similarities(db: duckdb.DuckDBPyConnection, a: Everything, b: Everything, ki
 @pytest.mark.parametrize("signed", [True, False])
 @pytest.mark.parametrize(
     ("a", "b", "kind"),
-    [("gpt2-a", "gpt2-b", "ff_value"), ("gpt2-wide", "gpt2-a", "attn_key"), ("gpt2-b", "bert", "ff_key"),
-     ("bert", "llama-gqa", "attn_output"), ("gpt2-a", "gpt2-b", "position")],
-)  # fmt: skip
+    [
+        ("gpt2-a", "gpt2-b", "ff_value"),
+        ("gpt2-wide", "gpt2-a", "attn_key"),
+        ("gpt2-b", "bert", "ff_key"),
+        ("bert", "llama-gqa", "attn_output"),
+        ("gpt2-a", "gpt2-b", "position"),
+    ],
+)
 def test_agrees_with_brute_force(
     atlas: Atlas, db: duckdb.DuckDBPyConnection, wholes: dict[str, Everything], a: str, b: str, kind: str, signed: bool
 ) -> None:
@@ -46,9 +51,11 @@ def test_agrees_with_brute_force(
         if clear[nearest[i]]:
             assert row["mutual"] == (strength[:, nearest[i]].argmax() == i)
     layers = [np.array([wholes[model].layers[i] or 0 for i in wholes[model].chosen(kind)]) for model in (a, b)]
-    pairs = [(0, 0)] if kind == "position" else [
-        (row["layer_a"], row["layer_b"]) for row in atlas.align(a, b, kind) if row["matched"]
-    ]  # fmt: skip
+    pairs = (
+        [(0, 0)]
+        if kind == "position"
+        else [(row["layer_a"], row["layer_b"]) for row in atlas.align(a, b, kind) if row["matched"]]
+    )
     for i, j in pairs:
         ours, theirs = np.flatnonzero(layers[0] == i), np.flatnonzero(layers[1] == j)
         best = strength[np.ix_(ours, theirs)]

@@ -34,9 +34,13 @@ AUTOS = [
     "AutoProcessor", "AutoImageProcessor", "AutoFeatureExtractor",
 ]  # fmt: skip
 CONFIGS = [
-    "config.json", "tokenizer_config.json", "generation_config.json", "processor_config.json", "adapter_config.json",
+    "config.json",
+    "tokenizer_config.json",
+    "generation_config.json",
+    "processor_config.json",
+    "adapter_config.json",
     "preprocessor_config.json",
-]  # fmt: skip
+]
 MODULES = ["evil", "custom_generate/generate", "sitecustomize", "torch", "duckdb", "numpy", "paramdex", "transformers"]
 ALL = [*by_model_type(), "evil", "clip", "whisper"]
 
@@ -57,10 +61,13 @@ def ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def poisoned(folder: Path, ran: Path, **config: Any) -> Path:
     """A folder whose files all name code that lies beside them."""
     said = {
-        "auto_map": dict.fromkeys(AUTOS, "evil.Evil"), "trust_remote_code": True, "_attn_implementation": "evil/kernel",
-        "custom_generate": "evil/evil", "custom_pipelines": {"x": {"impl": "evil.Evil", "pt": ["AutoModel"]}},
+        "auto_map": dict.fromkeys(AUTOS, "evil.Evil"),
+        "trust_remote_code": True,
+        "_attn_implementation": "evil/kernel",
+        "custom_generate": "evil/evil",
+        "custom_pipelines": {"x": {"impl": "evil.Evil", "pt": ["AutoModel"]}},
         "chat_template": "{{ cycler.__init__.__globals__.os.system('touch " + str(ran) + "') }}",
-    }  # fmt: skip
+    }
     for name in CONFIGS:
         file = folder / name
         if file.is_file() or not name.startswith("adapter"):
@@ -131,10 +138,15 @@ class Calls:
 @pytest.mark.parametrize(
     ("function", "called"),
     [
-        (eval, "eval"), (os.system, "posix.system"), (subprocess.call, "commands.call"), (getattr, "getattr"),
-        (functools.partial, "functools.partial"), (torch.load, "torch.serialization.load"), (open, "io.open"),
+        (eval, "eval"),
+        (os.system, "posix.system"),
+        (subprocess.call, "commands.call"),
+        (getattr, "getattr"),
+        (functools.partial, "functools.partial"),
+        (torch.load, "torch.serialization.load"),
+        (open, "io.open"),
     ],
-)  # fmt: skip
+)
 def test_pickles(tmp_path: Path, ran: Path, function: Any, called: str, zipped: bool) -> None:
     folder = tmp_path / "model"
     fuzz_readers.in_pickle(folder)

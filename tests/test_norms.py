@@ -131,8 +131,13 @@ def test_scores_follow_the_logits(tmp_path: Path, name: str) -> None:
 
 
 def row_family(name: str) -> str:
-    return {"GPT2LMHeadModel": "gpt2", "GPTJForCausalLM": "gptj", "CohereForCausalLM": "cohere",
-            "Starcoder2ForCausalLM": "starcoder2", "Gemma2ForCausalLM": "gemma2"}[name]  # fmt: skip
+    return {
+        "GPT2LMHeadModel": "gpt2",
+        "GPTJForCausalLM": "gptj",
+        "CohereForCausalLM": "cohere",
+        "Starcoder2ForCausalLM": "starcoder2",
+        "Gemma2ForCausalLM": "gemma2",
+    }[name]
 
 
 def number(address: str) -> int:

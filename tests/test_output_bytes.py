@@ -57,10 +57,15 @@ def hostile(strange_atlas: Path) -> Iterator[paramdex.Atlas]:
 
 @pytest.mark.parametrize(
     "environment",
-    [{}, {"PYTHONIOENCODING": "ascii"}, {"PYTHONIOENCODING": "latin-1"}, {"PYTHONIOENCODING": "utf-16"},
-     {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}],
+    [
+        {},
+        {"PYTHONIOENCODING": "ascii"},
+        {"PYTHONIOENCODING": "latin-1"},
+        {"PYTHONIOENCODING": "utf-16"},
+        {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"},
+    ],
     ids=str,
-)  # fmt: skip
+)
 def test_programs_get_what_there_is_in_utf8_whatever_the_locale(small_atlas: Path, environment: dict) -> None:
     done = program("sql", small_atlas, SQL, "--format", "csv", **environment)
     assert (done.returncode, done.stderr) == (0, b"")

@@ -111,9 +111,7 @@ def test_space_runs_out_on_the_way(word_model: Path, disk: Path, monkeypatch: py
     monkeypatch.setattr(import_module("paramdex_builder.build"), "check_space", lambda *_: None)
     subprocess.run(["mount", "-o", "remount,size=300k", str(disk)], check=True)
     atlas = disk / "x.atlas"
-    with pytest.raises(
-        BuildError, match=f"^no space left at {disk}; free some and run the same command again[^\n]*$"
-    ):
+    with pytest.raises(BuildError, match=f"^no space left at {disk}; free some and run the same command again[^\n]*$"):
         build([str(word_model)], atlas, OPTIONS)
     assert [path.name for path in disk.iterdir()] == ["x.atlas.building"]
     subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)

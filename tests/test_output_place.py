@@ -103,9 +103,7 @@ def test_a_link_to_where_nothing_can_be(tmp_path: Path, target: str, message: st
         build(["some-model"], tmp_path / "link.atlas", OPTIONS)
 
 
-def test_an_atlas_is_added_to_from_within(
-    word_model: Path, link: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_atlas_is_added_to_from_within(word_model: Path, link: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(link.resolve())
     build([f"two={word_model}"], ".", OPTIONS)
     assert models_of(link.resolve()) == ["one", "two"]
@@ -165,15 +163,17 @@ def test_a_locked_folder_is_named_without_being_root(
         (lambda folder: (folder / "model").chmod(0o700), CheckpointError, "{folder}/model: config.json cannot be read"),
         (
             lambda folder: (folder / "model" / "config.json").chmod(0o600),
-            CheckpointError, "{folder}/model/config.json cannot be read",
+            CheckpointError,
+            "{folder}/model/config.json cannot be read",
         ),
         (
             lambda folder: atlas_files.database(folder / "x.atlas").chmod(0o600),
-            AtlasError, "{folder}/x.atlas cannot be read: no permission to open atlas.duckdb",
+            AtlasError,
+            "{folder}/x.atlas cannot be read: no permission to open atlas.duckdb",
         ),
     ],
     ids=["model", "config", "database"],
-)  # fmt: skip
+)
 def test_a_locked_file_is_named(
     word_model: Path, open_folder: Path, change: Callable[[Path], None], error: type[ParamdexError], message: str
 ) -> None:

@@ -95,7 +95,7 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     "ragged": (lambda: [[1.0], [1.0, 2.0]], "nothing that NumPy reads .*inhomogeneous"),
     "structured": (lambda: np.zeros(24, [("x", "f8")]), "expected real numbers"),
     "times": (lambda: np.array(["2020"] * 24, "M8[D]"), "expected real numbers"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", ONE)

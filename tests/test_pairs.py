@@ -164,11 +164,12 @@ def test_random_to_float32_rounding(k: int, seed: int) -> None:
         ),
         pytest.param(
             on_grid(16, 40, 4) * np.where(np.arange(40)[:, None] == 3, 2.0**20, 1),
-            on_grid(17, 40, 4) * np.where(np.arange(40)[:, None] == 38, 2.0**20, 2.0**-20), id="huge beside tiny",
+            on_grid(17, 40, 4) * np.where(np.arange(40)[:, None] == 38, 2.0**20, 2.0**-20),
+            id="huge beside tiny",
         ),
         pytest.param(np.eye(40), np.eye(40), id="identity"),
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("n_words", [1, 4, 1000])
 def test_adversarial(A: np.ndarray, B: np.ndarray, k: int, n_words: int) -> None:
     """With all tokens one word (no distinct pairs at all), a few words, and every token its own."""
@@ -397,8 +398,10 @@ def test_same_bytes_from_any_threads_tiles_and_precision(monkeypatch: pytest.Mon
 def test_balanced_terms(m: int, d: int, seed: int) -> None:
     """Every product of two entries stays as it is, and rows beside zeros go."""
     draw = np.random.default_rng(seed)
-    P, Q = (draw.normal(size=(m, d)) * np.exp(9 * draw.normal(size=(m, 1))) * draw.choice([0, 1], (m, 1), p=[0.2, 0.8])
-            for _ in range(2))  # fmt: skip
+    P, Q = (
+        draw.normal(size=(m, d)) * np.exp(9 * draw.normal(size=(m, 1))) * draw.choice([0, 1], (m, 1), p=[0.2, 0.8])
+        for _ in range(2)
+    )
     left, right = (factor.numpy() for factor in balanced(torch.from_numpy(P), torch.from_numpy(Q)))
     assert (left[:, :, None] * right[:, None, :] == P[:, :, None] * Q[:, None, :]).all()
     p, q = np.linalg.norm(left, axis=1), np.linalg.norm(right, axis=1)

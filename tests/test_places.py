@@ -133,8 +133,11 @@ def test_models_say_what_they_have(atlas: Atlas) -> None:
     ]
     shown = {row["model"]: (row["neurons"], row["experts"], row["stacks"]) for row in atlas.info()}
     assert shown == {
-        "t5": (40, None, three), "bart": (40, None, three), "mixed": (40, 4, None), "sparse": (40, 3, None),
-    }  # fmt: skip
+        "t5": (40, None, three),
+        "bart": (40, None, three),
+        "mixed": (40, 4, None),
+        "sparse": (40, 3, None),
+    }
     assert "stacks            ['encoder', 'decoder', 'cross']" in str(atlas.show("t5"))
 
 
@@ -145,13 +148,20 @@ def test_layout_of_a_layer_of_experts(atlas: Atlas) -> None:
         "ORDER BY first_param_id"
     ).to_rows()
     assert [tuple(row.values()) for row in rows] == [
-        (0, None, 1, 40, 40), (1, None, 1, 20, 20), (1, "expert", 4, 12, 48),
-        (2, None, 1, 40, 40), (3, None, 1, 20, 20), (3, "expert", 4, 12, 48),
-    ]  # fmt: skip
+        (0, None, 1, 40, 40),
+        (1, None, 1, 20, 20),
+        (1, "expert", 4, 12, 48),
+        (2, None, 1, 40, 40),
+        (3, None, 1, 20, 20),
+        (3, "expert", 4, 12, 48),
+    ]
     rows = atlas.sql("SELECT layer, owner, n_owners, size FROM layout WHERE kind = 'router' AND model = 'mixed'")
     assert [tuple(row.values()) for row in rows] == [
-        (1, None, 1, 1), (1, "expert", 4, 1), (3, None, 1, 1), (3, "expert", 4, 1),
-    ]  # fmt: skip
+        (1, None, 1, 1),
+        (1, "expert", 4, 1),
+        (3, None, 1, 1),
+        (3, "expert", 4, 1),
+    ]
 
 
 def test_layout_of_stacks(atlas: Atlas) -> None:
@@ -160,11 +170,14 @@ def test_layout_of_stacks(atlas: Atlas) -> None:
         "AND kind IN ('ff_value', 'attn_key_bias', 'position') GROUP BY ALL ORDER BY min(first_param_id)"
     ).to_rows()
     assert [tuple(row.values()) for row in rows] == [
-        ("ff_value", "encoder", [0, 1]), ("ff_value", "decoder", [0, 1, 2]),
-        ("attn_key_bias", "encoder", [0, 1]), ("attn_key_bias", "decoder", [0, 1, 2]),
+        ("ff_value", "encoder", [0, 1]),
+        ("ff_value", "decoder", [0, 1, 2]),
+        ("attn_key_bias", "encoder", [0, 1]),
+        ("attn_key_bias", "decoder", [0, 1, 2]),
         ("attn_key_bias", "cross", [0, 1, 2]),
-        ("position", "encoder", [None]), ("position", "decoder", [None]),
-    ]  # fmt: skip
+        ("position", "encoder", [None]),
+        ("position", "decoder", [None]),
+    ]
 
 
 @pytest.mark.parametrize("model", MAKERS)

@@ -90,10 +90,13 @@ def test_correlations_as_in_float64(n: int, m: int, k: int, seed: int, block_byt
         assert all(len(set(ids)) == len(ids) for ids in side.ids.tolist())
     np.testing.assert_allclose(found.layers, mean_absolute(S, layers_a, layers_b), atol=1e-6)
     pairs = [
-        {(i, j): score for i, (ids, scores) in enumerate(zip(side.ids, side.scores, strict=True))
-         for j, score in zip(ids, scores, strict=True)}
+        {
+            (i, j): score
+            for i, (ids, scores) in enumerate(zip(side.ids, side.scores, strict=True))
+            for j, score in zip(ids, scores, strict=True)
+        }
         for side in (found.of_a, found.of_b)
-    ]  # fmt: skip
+    ]
     for (i, j), score in pairs[0].items():
         assert pairs[1].get((j, i), score) == score
 

@@ -167,8 +167,10 @@ def test_numbers_that_json_does_not_have_are_null() -> None:
         raise AssertionError(name)
 
     assert json.loads(text, parse_constant=refuse) == [
-        {"x": None, "y": [None], "z": None}, {"x": None, "y": [1.0], "z": 0.5}, {"x": 1.5, "y": None, "z": None},
-    ]  # fmt: skip
+        {"x": None, "y": [None], "z": None},
+        {"x": None, "y": [1.0], "z": 0.5},
+        {"x": 1.5, "y": None, "z": None},
+    ]
 
 
 def test_other_types(atlas: Atlas) -> None:

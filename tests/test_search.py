@@ -29,9 +29,13 @@ def correlations(whole: Everything, ids: list[int]) -> np.ndarray:
 
 
 def truth_of(
-    db: duckdb.DuckDBPyConnection, wholes: dict[str, Everything], words: list[str], models: list[str],
-    kind: str | None, layer: int | None,
-) -> dict[str, float]:  # fmt: skip
+    db: duckdb.DuckDBPyConnection,
+    wholes: dict[str, Everything],
+    words: list[str],
+    models: list[str],
+    kind: str | None,
+    layer: int | None,
+) -> dict[str, float]:
     truth = {}
     for model in models:
         ids = [i for spellings in ids_of_words(db, model, words).values() for i in spellings]
@@ -46,9 +50,13 @@ Truth = dict[str, tuple[int, float, float, float]]
 
 
 def by_z_of(
-    db: duckdb.DuckDBPyConnection, wholes: dict[str, Everything], words: list[str], asked: list[str],
-    kind: str | None = None, layer: int | None = None,
-) -> Truth:  # fmt: skip
+    db: duckdb.DuckDBPyConnection,
+    wholes: dict[str, Everything],
+    words: list[str],
+    asked: list[str],
+    kind: str | None = None,
+    layer: int | None = None,
+) -> Truth:
     truth: Truth = {}
     for model in asked:
         spelled = ids_of_words(db, model, words)

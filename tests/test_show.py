@@ -125,8 +125,9 @@ def test_head_counts_its_pairs_of_one_word(atlas: Atlas) -> None:
 def test_k_beyond_what_is_kept_gives_what_is_kept_and_says_so(atlas: Atlas) -> None:
     """The shared atlas keeps 12 tokens a side and 30 pairs a matrix and side."""
     for address, kept, what, option in (
-        ("gpt2-a/L0/ff_key/0", 12, "tokens", "--top-k"), ("gpt2-a/L0/H0", 30, "pairs", "--pair-k")
-    ):  # fmt: skip
+        ("gpt2-a/L0/ff_key/0", 12, "tokens", "--top-k"),
+        ("gpt2-a/L0/H0", 30, "pairs", "--pair-k"),
+    ):
         found = atlas.show(address, k=10_000, distinct=False)
         assert [row["rank"] for row in found.to_rows()] == [*range(1, kept + 1)] * (2 if what == "tokens" else 4)
         assert f"the atlas keeps {kept} {what} a side; build with a larger {option} to keep more" in found.notes

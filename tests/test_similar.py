@@ -19,9 +19,13 @@ pytest_plugins = ["query_fixtures"]
 
 
 def truth_of(
-    db: duckdb.DuckDBPyConnection, wholes: dict[str, Everything], address: str, model: str, kind: str,
+    db: duckdb.DuckDBPyConnection,
+    wholes: dict[str, Everything],
+    address: str,
+    model: str,
+    kind: str,
     layer: int | None = None,
-) -> dict[str, float]:  # fmt: skip
+) -> dict[str, float]:
     """Of one parameter with every parameter of a kind in a model, itself left out."""
     own, whole = wholes[address.split("/", maxsplit=1)[0]], wholes[model]
     mine, theirs = own.row(address)[None, :], whole.scores
@@ -35,9 +39,13 @@ def truth_of(
 @pytest.mark.parametrize("side", ["top", "bottom", "both"])
 @pytest.mark.parametrize("model", MODELS)
 def test_within_a_model(
-    atlas: Atlas, db: duckdb.DuckDBPyConnection, wholes: dict[str, Everything], draw: random.Random, model: str,
+    atlas: Atlas,
+    db: duckdb.DuckDBPyConnection,
+    wholes: dict[str, Everything],
+    draw: random.Random,
+    model: str,
     side: str,
-) -> None:  # fmt: skip
+) -> None:
     """The nearest of its own kind and of another, for parameters drawn anew, of every kind."""
     whole = wholes[model]
     for i in whole.some(draw, 4):
@@ -55,9 +63,14 @@ def test_within_a_model(
     [("gpt2-a", "gpt2-b"), ("gpt2-b", "gpt2-a"), ("gpt2-a", "gpt2-wide"), ("gpt2-wide", "gpt2-b")],
 )
 def test_across_models_of_one_vocabulary(
-    atlas: Atlas, db: duckdb.DuckDBPyConnection, wholes: dict[str, Everything], draw: random.Random, model: str,
-    other: str, side: str,
-) -> None:  # fmt: skip
+    atlas: Atlas,
+    db: duckdb.DuckDBPyConnection,
+    wholes: dict[str, Everything],
+    draw: random.Random,
+    model: str,
+    other: str,
+    side: str,
+) -> None:
     """Of the same width and of another, both ways."""
     whole = wholes[model]
     for i in whole.some(draw, 2):
@@ -71,9 +84,13 @@ def test_across_models_of_one_vocabulary(
     [("gpt2-a", "bert"), ("bert", "gpt2-a"), ("gpt2-wide", "llama-gqa"), ("llama-gqa", "bert"), ("bert", "llama-gqa")],
 )
 def test_across_vocabularies(
-    atlas: Atlas, db: duckdb.DuckDBPyConnection, wholes: dict[str, Everything], draw: random.Random, model: str,
+    atlas: Atlas,
+    db: duckdb.DuckDBPyConnection,
+    wholes: dict[str, Everything],
+    draw: random.Random,
+    model: str,
     other: str,
-) -> None:  # fmt: skip
+) -> None:
     """Of its own kind, or of neurons where the other model has none of that kind."""
     whole = wholes[model]
     ids, _ = shared_ids(db, model, other)

@@ -57,8 +57,10 @@ def test_bare(sql: str, word: str) -> None:
         ("PIVOT t ON upper(b), a + 1 USING sum(a) GROUP BY a", {"upper", "+", "sum"}),
         ("PIVOT t ON b || lower('x') IN ('xx') USING count(*); -- x", {"||", "lower", "count_star"}),
         ("PIVOT t JOIN (SELECT abs(1) AS a) USING (a) ON lower(b) USING count(*)", {"abs", "lower", "count_star"}),
-        ("PIVOT t JOIN t AS u ON sqrt(t.a) = 1 JOIN t AS v USING (a) ON upper(b), a USING sum(a) ORDER BY sin(1)",
-         {"sqrt", "upper", "sum", "sin"}),
+        (
+            "PIVOT t JOIN t AS u ON sqrt(t.a) = 1 JOIN t AS v USING (a) ON upper(b), a USING sum(a) ORDER BY sin(1)",
+            {"sqrt", "upper", "sum", "sin"},
+        ),
         ("PIVOT (FROM t WHERE abs(a) > 1) ON CASE WHEN a = 1 THEN 'q' END USING count(*)", {"abs", "count_star"}),
         ('WITH p AS (PIVOT t ON a) SELECT sqrt("1") FROM p', {"sqrt"}),
         ("PIVOT (PIVOT t ON a USING count(*) GROUP BY b) ON lower(b)", {"count_star", "lower"}),
@@ -66,7 +68,7 @@ def test_bare(sql: str, word: str) -> None:
         ("PIVOT t ON [a, 2] USING count(*) UNION ALL PIVOT t ON b USING count(*)", {"list_value", "count_star"}),
         ("PIVOT t ON b IN ('x') USING count(*)", {"count_star"}),
     ],
-)  # fmt: skip
+)
 def test_a_pivot_has_a_tree(connection: duckdb.DuckDBPyConnection, sql: str, functions: set[str]) -> None:
     assert functions <= called(json.loads(syntax_tree(connection, sql) or ""))
     assert reading(connection, sql).text == sql
@@ -74,13 +76,20 @@ def test_a_pivot_has_a_tree(connection: duckdb.DuckDBPyConnection, sql: str, fun
 
 def test_pivots_read(atlas: Atlas) -> None:
     """The same numbers as by GROUP BY; nothing is left behind of the types that DuckDB makes for them."""
-    counts = {(row["model"], row["layer"]): row["n"] for row in atlas.sql(
-        "SELECT model, layer, count(*) AS n FROM heads GROUP BY ALL"
-    )}  # fmt: skip
-    for sql in ("PIVOT heads ON layer USING count(*) GROUP BY model",
-                "FROM (PIVOT (SELECT model, layer FROM heads) ON layer USING count(*)) -- x"):  # fmt: skip
-        found = {(row["model"], int(layer)): n for row in atlas.sql(sql) for layer, n in row.items()
-                 if layer != "model" and n}  # fmt: skip
+    counts = {
+        (row["model"], row["layer"]): row["n"]
+        for row in atlas.sql("SELECT model, layer, count(*) AS n FROM heads GROUP BY ALL")
+    }
+    for sql in (
+        "PIVOT heads ON layer USING count(*) GROUP BY model",
+        "FROM (PIVOT (SELECT model, layer FROM heads) ON layer USING count(*)) -- x",
+    ):
+        found = {
+            (row["model"], int(layer)): n
+            for row in atlas.sql(sql)
+            for layer, n in row.items()
+            if layer != "model" and n
+        }
         assert found == counts
     assert atlas.sql("SELECT count(*) AS n FROM duckdb_types() WHERE type_name LIKE '%pivot%'").to_rows() == [{"n": 0}]
 
@@ -122,8 +131,11 @@ def test_what_does_not_read_is_refused(connection: duckdb.DuckDBPyConnection, sq
 
 @pytest.mark.parametrize(
     ("sql", "value"),
-    [("SELECT " + "+".join(["1"] * 900) + " AS x", 900), ("SELECT " + "-(" * 300 + "1" + ")" * 300 + " AS x", 1),
-     ("SELECT x FROM " + "(SELECT x FROM " * 150 + "range(7, 8) AS t(x)" + ")" * 150, 7)],
-)  # fmt: skip
+    [
+        ("SELECT " + "+".join(["1"] * 900) + " AS x", 900),
+        ("SELECT " + "-(" * 300 + "1" + ")" * 300 + " AS x", 1),
+        ("SELECT x FROM " + "(SELECT x FROM " * 150 + "range(7, 8) AS t(x)" + ")" * 150, 7),
+    ],
+)
 def test_what_is_nested_deeply_is_read(atlas: Atlas, sql: str, value: int) -> None:
     assert atlas.sql(sql).to_rows() == [{"x": value}]

@@ -40,8 +40,9 @@ REVIEWS = labelled(TEXTS, LABELS, "here")
 DRAW = random.Random(0)
 MANY = labelled(
     [" ".join(f"word{DRAW.randrange(22, 38)}" for _ in range(DRAW.randrange(1, 9))) for _ in range(40)],
-    [DRAW.randrange(2) for _ in range(40)], "here",
-)  # fmt: skip
+    [DRAW.randrange(2) for _ in range(40)],
+    "here",
+)
 MAKERS = {
     "gpt2": models.gpt2,
     "bert": models.encoder,

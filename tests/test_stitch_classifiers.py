@@ -226,12 +226,19 @@ def test_texts_are_tokenized_as_for_the_tuned_model(wide: Path, tmp_path: Path) 
 def adapter(folder: Path, base: Path, tokenizer: Any) -> Path:
     """A LoRA adapter of one matrix with a classifier and, as trainers write it, its tokenizer."""
     folder.mkdir()
-    config = {"peft_type": "LORA", "base_model_name_or_path": str(base), "r": 2, "lora_alpha": 2,
-              "target_modules": ["query"]}  # fmt: skip
+    config = {
+        "peft_type": "LORA",
+        "base_model_name_or_path": str(base),
+        "r": 2,
+        "lora_alpha": 2,
+        "target_modules": ["query"],
+    }
     (folder / "adapter_config.json").write_text(json.dumps(config))
     name = "base_model.model.encoder.layer.1.attention.self.query.lora_"
-    save_file({f"{name}A.weight": torch.ones(2, 24), f"{name}B.weight": torch.ones(24, 2)},
-              folder / "adapter_model.safetensors")  # fmt: skip
+    save_file(
+        {f"{name}A.weight": torch.ones(2, 24), f"{name}B.weight": torch.ones(24, 2)},
+        folder / "adapter_model.safetensors",
+    )
     save_file({"classifier": torch.ones(24)}, folder / "classifier.safetensors")
     tokenizer.save_pretrained(folder)
     return folder

@@ -60,7 +60,8 @@ def refusal(folder: Path, rows: int = 320) -> str:
         ("qwen2", OTHER_FILES, "Qwen2Tokenizer reads its vocabulary from vocab.json with merges.txt or"),
         ("opt", OTHER_FILES, "GPT2Tokenizer reads its vocabulary from vocab.json with merges.txt or"),
         (
-            "qwen2", {"vocab.txt": "a\nb", "tokenizer_config.json": {"tokenizer_class": "BertTokenizer"}},
+            "qwen2",
+            {"vocab.txt": "a\nb", "tokenizer_config.json": {"tokenizer_class": "BertTokenizer"}},
             "Qwen2Tokenizer reads its vocabulary from vocab.json with merges.txt or",  # for which transformers takes it
         ),
         ("xlm-roberta", OTHER_FILES, "reads its vocabulary from sentencepiece.bpe.model or tokenizer.json"),
@@ -71,7 +72,7 @@ def refusal(folder: Path, rows: int = 320) -> str:
         ("llama", {"vocab.json": {"a": 0}}, "reads its vocabulary from tokenizer.model or tokenizer.json"),
         ("gpt2", {"vocab.json": {"a": 0}}, "vocab.json with merges.txt or tokenizer.json, and the folder has only v"),
     ],
-)  # fmt: skip
+)
 def test_a_vocabulary_is_never_made_up(tmp_path: Path, model_type: str, files: dict[str, Any], wanted: str) -> None:
     folder = folder_of(tmp_path, {"config.json": {"model_type": model_type}, **files})
     assert wanted in refusal(folder)

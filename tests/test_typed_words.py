@@ -114,9 +114,14 @@ def test_what_to_write_instead_is_known(opened: Atlas, given: str, instead: str)
 @pytest.mark.parametrize("verb", ["find", "search"])
 @pytest.mark.parametrize(("item", "words"), MEANT[:3])
 def test_the_command_line_and_the_explorer_say_the_same(
-    typed: Path, opened: Atlas, client: TestClient, capsys: pytest.CaptureFixture[str], verb: str, item: str,
+    typed: Path,
+    opened: Atlas,
+    client: TestClient,
+    capsys: pytest.CaptureFixture[str],
+    verb: str,
+    item: str,
     words: list[str],
-) -> None:  # fmt: skip
+) -> None:
     cli.main([verb, str(typed), item, "-k", "3", "--format", "json"], standalone_mode=False)
     assert capsys.readouterr().out == getattr(opened, verb)(words, 3).to_json() + "\n"
     quoted = " ".join(f'"{word}"' for word in words)

@@ -38,9 +38,14 @@ def of_centred(E: np.ndarray) -> tuple[np.ndarray, isometry.Root]:
 
 @settings(max_examples=200)
 @given(
-    st.integers(1, 30), st.integers(1, 12), st.integers(0, 10**6), st.sampled_from([0.0, 1e-9, 1e-3, 1.0, 1e3]),
-    st.sampled_from([1e-20, 1.0, 1e15]), st.booleans(), st.booleans(),
-)  # fmt: skip
+    st.integers(1, 30),
+    st.integers(1, 12),
+    st.integers(0, 10**6),
+    st.sampled_from([0.0, 1e-9, 1e-3, 1.0, 1e3]),
+    st.sampled_from([1e-20, 1.0, 1e15]),
+    st.booleans(),
+    st.booleans(),
+)
 def test_the_first_component_is_that_of_the_whole(
     V: int, d: int, seed: int, mean: float, size: float, flat: bool, across: bool
 ) -> None:

@@ -29,8 +29,10 @@ def atlas(small_atlas: Path) -> Any:
 def program(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "-m", "paramdex", *map(str, arguments)],
-        capture_output=True, check=False, env={**os.environ, **environment},
-    )  # fmt: skip
+        capture_output=True,
+        check=False,
+        env={**os.environ, **environment},
+    )
 
 
 @pytest.mark.parametrize("address", [ADDRESS, HEAD])
@@ -47,9 +49,12 @@ def test_pairs_of_one_word_are_asked_for_by_numpy_too(atlas: Atlas) -> None:
 @pytest.mark.parametrize("k", [2.5, "3", None, float("nan")])
 def test_k_that_is_no_whole_number(atlas: Atlas, k: Any) -> None:
     for ask in (
-        lambda: atlas.show(HEAD, k), lambda: atlas.find("canada", k), lambda: atlas.similar(ADDRESS, k),
-        lambda: atlas.similar(HEAD, k), lambda: atlas.directions(HEAD, k),
-    ):  # fmt: skip
+        lambda: atlas.show(HEAD, k),
+        lambda: atlas.find("canada", k),
+        lambda: atlas.similar(ADDRESS, k),
+        lambda: atlas.similar(HEAD, k),
+        lambda: atlas.directions(HEAD, k),
+    ):
         with pytest.raises(QueryError, match=r"^k must be a whole number, not "):
             ask()
 
@@ -96,10 +101,12 @@ def test_lens_of_several_arrays_in_one_file(atlas: Atlas, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("value", "of"),
     [
-        ("340282366920938463463374607431768211455::UHUGEINT", "UHUGEINT"), ("[1::UHUGEINT]", "UHUGEINT"),
-        ("'0101'::BIT", "BIT"), ("TIMETZ '10:00:00+01'", "TIME WITH TIME ZONE"),
+        ("340282366920938463463374607431768211455::UHUGEINT", "UHUGEINT"),
+        ("[1::UHUGEINT]", "UHUGEINT"),
+        ("'0101'::BIT", "BIT"),
+        ("TIMETZ '10:00:00+01'", "TIME WITH TIME ZONE"),
     ],
-)  # fmt: skip
+)
 def test_types_that_arrow_does_not_hold(atlas: Atlas, value: str, of: str) -> None:
     with pytest.raises(QueryError, match=f"'x' is of type {of}, which Arrow does not hold; cast it to VARCHAR"):
         atlas.sql(f"SELECT {value} AS x")

@@ -73,7 +73,9 @@ def kinds(draw: st.DrawFn) -> np.ndarray:
 
 @pytest.mark.parametrize("codes", [False, True])
 @given(rows=kinds(), data=st.data())
-def test_every_search_is_exact(tmp_path_factory: pytest.TempPathFactory, rows: np.ndarray, data: st.DataObject, codes: bool) -> None:  # fmt: skip  # noqa: E501
+def test_every_search_is_exact(
+    tmp_path_factory: pytest.TempPathFactory, rows: np.ndarray, data: st.DataObject, codes: bool
+) -> None:
     """Of any rows, in spans that may touch, be empty or lie apart, on any side, for k up to more than there are."""
     vectors = write_kind(tmp_path_factory.mktemp("atlas") / "x.atlas", rows, codes=codes)
     n, width = rows.shape

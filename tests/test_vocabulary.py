@@ -235,9 +235,12 @@ def test_table_columns(tmp_path: Path) -> None:
         for token in ("canada", "é", "!", "bread-butter", "##2")
     }
     assert flags == {
-        "canada": (True, True), "é": (False, True), "!": (True, False), "bread-butter": (True, False),
+        "canada": (True, True),
+        "é": (False, True),
+        "!": (True, False),
+        "bread-butter": (True, False),
         "##2": (True, True),
-    }  # fmt: skip
+    }
     assert [row["token_id"] for row in table] == list(range(len(table)))
     assert len({row["vocabulary"] for row in table}) == 1
 

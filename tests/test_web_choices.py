@@ -15,10 +15,15 @@ pytest_plugins = ["query_fixtures", "web_fixtures"]
 
 HEADS = ["gpt2-a/L1/H0", "bert/L1/H2", "llama-gqa/L0/H3"]
 FILTERS: list[dict[str, Any]] = [
-    {"alnum": True}, {"ascii": True}, {"word_starts": True}, {"no_undertrained": True},
-    {"alnum": True, "ascii": True, "word_starts": True, "no_undertrained": True}, {"only": "canada food bread wine"},
-    {"only": '" canada" ##ing wine', "alnum": True}, {"only": "nowhere-to-be-found"},
-]  # fmt: skip
+    {"alnum": True},
+    {"ascii": True},
+    {"word_starts": True},
+    {"no_undertrained": True},
+    {"alnum": True, "ascii": True, "word_starts": True, "no_undertrained": True},
+    {"only": "canada food bread wine"},
+    {"only": '" canada" ##ing wine', "alnum": True},
+    {"only": "nowhere-to-be-found"},
+]
 PAIRS: list[dict[str, Any]] = [
     {}, {"words": "tokens"}, {"words": "all"}, {"min_z": 4.2}, {"contains": "A"}, {"contains": "'"},
     {"contains": "e", "min_z": 4, "words": "all"}, {"contains": "%", "words": "tokens"},

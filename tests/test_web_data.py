@@ -152,10 +152,14 @@ def test_stacks_and_experts_have_pages(strange: TestClient, address: str) -> Non
 @pytest.mark.parametrize(
     "address",
     [
-        "t5/decoder/L2/H3", "t5/cross/L0/H1/attn_output/7", "t5/encoder/L1/ff_key/39", "moe/L1/E2/ff_value/11",
-        "moe/L1/E0/router/0", "moe/L1/ff_value/19",
+        "t5/decoder/L2/H3",
+        "t5/cross/L0/H1/attn_output/7",
+        "t5/encoder/L1/ff_key/39",
+        "moe/L1/E2/ff_value/11",
+        "moe/L1/E0/router/0",
+        "moe/L1/ff_value/19",
     ],
-)  # fmt: skip
+)
 def test_cards_of_stacks_and_experts(strange: TestClient, address: str) -> None:
     assert data(strange, f"/{address}.json")["address"] == address
     assert address in page(strange, f"/{address}").text
@@ -193,10 +197,11 @@ def test_find_and_search_are_the_verbs(client: TestClient, atlas: Atlas, q: str)
 def test_pages_show_z_and_words_where_they_differ(client: TestClient, atlas: Atlas) -> None:
     """Of the words of the last two only bert has both, and it has two token types and 32 positions."""
     for path, k, named in (
-        ("/search?q=canada&side=both&k=7", 7, []), ("/ask?q=canada", 6, []),
+        ("/search?q=canada&side=both&k=7", 7, []),
+        ("/ask?q=canada", 6, []),
         ("/search?q=ottawa+bread-butter&kind=token_type", 2, []),
         ("/search?q=ottawa+bread-butter&kind=position&k=60", 60, ["Words"]),
-    ):  # fmt: skip
+    ):
         text = client.get(path).text.split('class="list near"')[1].split("</table>")[0]
         names, values = re.findall(r'<th scope="col".*?>([^<>]+)<', text), re.findall(r'"z">([^<]+)<', text)
         assert names == ["Parameter", *named, "z", "Correlation", "Strongest tokens"]
@@ -219,11 +224,14 @@ def test_facets_narrow(client: TestClient) -> None:
 @pytest.mark.parametrize(
     ("q", "kind", "address"),
     [
-        ("canada", "words", None), ("food bread", "words", None), ("gpt2-a", "address", "gpt2-a"),
-        ("gpt2-a/L1/H0", "address", "gpt2-a/L1/H0"), ("gpt2-a/L9/H0", "address", "gpt2-a/L9/H0"), ("either/or",
-        "words", None),
+        ("canada", "words", None),
+        ("food bread", "words", None),
+        ("gpt2-a", "address", "gpt2-a"),
+        ("gpt2-a/L1/H0", "address", "gpt2-a/L1/H0"),
+        ("gpt2-a/L9/H0", "address", "gpt2-a/L9/H0"),
+        ("either/or", "words", None),
     ],
-)  # fmt: skip
+)
 def test_what_the_search_box_understands(client: TestClient, q: str, kind: str, address: str | None) -> None:
     meant = data(client, "/ask.json", q=q)
     assert (meant["kind"], meant["address"]) == (kind, address)

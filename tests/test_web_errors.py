@@ -53,7 +53,7 @@ pytest_plugins = ["web_fixtures"]
         ("/-/static/../app.py", 404, "address", None),
         ("/-/static/%2e%2e/app.py", 404, "request", None),
     ],
-)  # fmt: skip
+)
 def test_errors_have_one_shape(
     client: TestClient, path: str, status: int, kind: str, nearest: str | list[str] | None
 ) -> None:

@@ -98,8 +98,9 @@ READS = {
     "FROM range(2) AS t(x)": [{"x": 0}, {"x": 1}],
     "VALUES (1), (2)": [{"col0": 1}, {"col0": 2}],
     "SELECT 1 AS x, 2 AS x": [{"x": 1, "x_1": 2}],
-    "WITH RECURSIVE r AS (SELECT 1 AS x UNION ALL SELECT x + 1 FROM r WHERE x < 3) SELECT sum(x) AS s FROM r":
-        [{"s": 6}],
+    "WITH RECURSIVE r AS (SELECT 1 AS x UNION ALL SELECT x + 1 FROM r WHERE x < 3) SELECT sum(x) AS s FROM r": [
+        {"s": 6}
+    ],
     "SELECT list_transform([1, 2], lambda x: x * 2) AS x": [{"x": [2, 4]}],
     "PIVOT (VALUES (1, 'a'), (2, 'b'), (3, 'b')) AS t(n, k) ON k USING sum(n)": [{"a": 1, "b": 5}],
     "PIVOT (VALUES (1, 'a'), (2, 'b')) AS t(n, k) ON k IN ('a') USING sum(n); -- x": [{"a": 1}],
@@ -110,7 +111,7 @@ READS = {
     "SELECT regexp_replace('abc', 'b', 'x') AS x, 5 // 2 AS y, [1, 2][1] AS z": [{"x": "axc", "y": 2, "z": 1}],
     "SELECT " + "+".join(["1"] * 900) + " AS x": [{"x": 900}],
     "SELECT count(*) AS n FROM heads WHERE model = 'gpt2-a' AND layer IN (FROM range(1))": [{"n": 2}],
-}  # fmt: skip
+}
 
 
 def test_there_are_enough_escapes() -> None:
@@ -131,8 +132,10 @@ def test_an_explained_query_counts_no_hidden_row(client: TestClient, small_atlas
     """Two guesses of where a model came from, one right, get one answer."""
     with paramdex.open(small_atlas) as opened:
         (source,) = [row["source"] for row in opened.sql("SELECT source FROM models WHERE model = 'gpt2-a'")]
-    for form in ("EXPLAIN ANALYZE (/* ) SELECT 1 -- */ FROM {} WHERE source = '{}')",
-                 "EXPLAIN ANALYZE FROM {} WHERE starts_with(source, '{}')"):  # fmt: skip
+    for form in (
+        "EXPLAIN ANALYZE (/* ) SELECT 1 -- */ FROM {} WHERE source = '{}')",
+        "EXPLAIN ANALYZE FROM {} WHERE starts_with(source, '{}')",
+    ):
         for table in ("atlas.store.models", "store.models"):
             said = []
             for guess in (source, "/nowhere"):
@@ -169,8 +172,9 @@ def test_functions_for_visitors_are_listed() -> None:
     names = {name for name, _ in known} | {"count_star"}
     assert _functions() <= names
     assert {name for name, kind in known if kind == "aggregate"} - _functions() == {
-        "combine_aggr", "variant_group_object"
-    }  # fmt: skip
+        "combine_aggr",
+        "variant_group_object",
+    }
     for word in ("setting", "sql", "secret", "sleep", "internal", "query"):
         assert not {name for name in _functions() if word in name.split("_")}, word
     assert {"pg_settings", "duckdb_databases", "pragma_database_list", "sqlite_master"} <= hidden

@@ -19,9 +19,13 @@ pytest_plugins = ["query_fixtures", "web_fixtures"]
 MODELS = ["models", "main.models", "store.models", "memory.models", "memory.main.models", "memory.store.models"]
 """The names under which a visitor has the table of models."""
 FILE = [
-    "atlas.models", "atlas.main.models", "atlas.store.models", '"atlas"."store"."models"', "ATLAS.STORE.MODELS",
+    "atlas.models",
+    "atlas.main.models",
+    "atlas.store.models",
+    '"atlas"."store"."models"',
+    "ATLAS.STORE.MODELS",
     "Atlas.models",
-]  # fmt: skip
+]
 """The names of the table in the file, which has the paths."""
 FORMS = [
     "SELECT source FROM {}", "FROM {}", "TABLE {}", "SELECT (SELECT max(source) FROM {})",
@@ -127,16 +131,18 @@ def test_a_name_on_the_hub_stays(small_atlas: Path, tmp_path: Path) -> None:
     shutil.copytree(small_atlas, copy)
     with duckdb.connect(str(copy / "atlas.duckdb")) as connection:
         for model, source, base in (
-            ("gpt2-a", "openai-community/gpt2", "meta-llama/Llama-3.2-1B"), ("gpt2-b", "./models/b", "/home/ann/a"),
-        ):  # fmt: skip
+            ("gpt2-a", "openai-community/gpt2", "meta-llama/Llama-3.2-1B"),
+            ("gpt2-b", "./models/b", "/home/ann/a"),
+        ):
             connection.execute("UPDATE store.models SET source = ?, base = ? WHERE model = ?", [source, base, model])
     with server(copy) as client:
         found = data(client, "/sql.json", q="SELECT source, base FROM models WHERE base IS NOT NULL ORDER BY model")[
             "rows"
         ]
     assert [tuple(row.values()) for row in found] == [
-        ("openai-community/gpt2", "meta-llama/Llama-3.2-1B"), ("./models/b", "…/a")
-    ]  # fmt: skip
+        ("openai-community/gpt2", "meta-llama/Llama-3.2-1B"),
+        ("./models/b", "…/a"),
+    ]
 
 
 @pytest.mark.parametrize("ending", ["", ".json"])

@@ -36,7 +36,7 @@ MANY = {
     "intervals": f"SELECT {', '.join(f'INTERVAL (range) SECOND AS i{i}' for i in range(100))} FROM range(10000)",
     "characters that JSON escapes": "SELECT repeat(chr(1), 4000) AS x FROM range(10000)",
     "times": f"SELECT {', '.join(f'TIMESTAMP $$2020-01-01$$ AS t{i}' for i in range(200))} FROM range(10000)",
-}  # fmt: skip
+}
 """Answers that are small in Arrow, or not, and very large as text."""
 MOST = 4 << 20
 
@@ -129,7 +129,7 @@ def ask(form: Form, table: pa.Table, rows: int = 100, n_bytes: int = 1000, secon
 def test_no_row_more_and_no_row_less(n_bytes: int) -> None:
     """As many rows as there are bytes for: counted against rows that are written one by one."""
     table = pa.table({"a": range(200), "b": ["é" * (i % 7) for i in range(200)]})
-    lines = [f'{i},{"é" * (i % 7)}'.encode() for i in range(200)]
+    lines = [f"{i},{'é' * (i % 7)}".encode() for i in range(200)]
     body, truncated = ask("csv", table, 150, n_bytes)
     sizes = [len("a,b") + sum(len(line) + 1 for line in lines[:n]) for n in range(151)]
     kept = max(n for n in range(151) if sizes[n] <= n_bytes)

@@ -31,9 +31,12 @@ def test_no_question_is_a_fault_of_the_server(small_atlas: Path) -> None:
         described: Any = operation.ok()
 
         @settings(
-            max_examples=15, deadline=None, phases=[Phase.explicit, Phase.generate], database=None,
+            max_examples=15,
+            deadline=None,
+            phases=[Phase.explicit, Phase.generate],
+            database=None,
             suppress_health_check=list(HealthCheck),
-        )  # fmt: skip
+        )
         @given(case=described.as_strategy())
         def ask(case: Any) -> None:
             asked.append(case.operation.path)

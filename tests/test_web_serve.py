@@ -122,9 +122,12 @@ def test_no_atlas(tmp_path: Path) -> None:
 def test_without_the_extra_it_says_what_to_install(small_atlas: Path, missing: str) -> None:
     program = f"import sys; sys.modules[{missing!r}] = None; sys.argv = ['paramdex', 'serve', {str(small_atlas)!r}]"
     done = subprocess.run(
-        [sys.executable, "-c", f"{program}\nfrom paramdex.cli import main; main()"], capture_output=True, text=True,
-        check=False, timeout=60,
-    )  # fmt: skip
+        [sys.executable, "-c", f"{program}\nfrom paramdex.cli import main; main()"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
     assert done.returncode == 2
     assert done.stderr == f"error: serving needs {missing}; install it with: pip install 'paramdex[web]'\n"
 

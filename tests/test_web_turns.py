@@ -200,8 +200,12 @@ def test_which_paths_have_queues_of_their_own(path: str, queued: bool) -> None:
 def test_a_look_up_that_takes_too_long_is_stopped(small_atlas: Path) -> None:
     """Whichever it is; the server says so in the shape of its errors, and its pages are as they were."""
     with server(small_atlas, replace(LIMITS, lookups=Share(1, 2, 0.001))) as client:
-        for path in ("/search.json?q=canada", "/find.json?q=canada", "/align/gpt2-a/bert.json",
-                     "/similar.json?address=gpt2-a/L0/ff_key/1&model=all"):  # fmt: skip
+        for path in (
+            "/search.json?q=canada",
+            "/find.json?q=canada",
+            "/align/gpt2-a/bert.json",
+            "/similar.json?address=gpt2-a/L0/ff_key/1&model=all",
+        ):
             answer = client.get(path)
             assert (answer.status_code, answer.headers["retry-after"]) == (503, "5"), answer.text
             assert answer.json()["error"]["kind"] == "busy"

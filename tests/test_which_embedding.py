@@ -142,9 +142,11 @@ def test_the_state_dict_of_gpt_neox_scores_as_the_model_does(tmp_path: Path) -> 
 def test_a_table_that_no_name_accounts_for_is_refused(tie: bool, extra: torch.Tensor, tmp_path: Path) -> None:
     """It may be what the model scores by; where config.json says that the two are tied, that may be false."""
     model = save(
-        tmp_path, models.llama, lambda s: without("lm_head.weight")(s) | {"model.scorer.table": extra},
+        tmp_path,
+        models.llama,
+        lambda s: without("lm_head.weight")(s) | {"model.scorer.table": extra},
         tie_word_embeddings=tie,
-    )  # fmt: skip
+    )
     shape = " x ".join(map(str, extra.shape))
     about = (
         f"{tmp_path}: tensor model.scorer.table is {shape}, as an output embedding is, but has no name that one is "
@@ -175,10 +177,11 @@ def test_the_head_of_another_part_of_a_tied_model_is_not_taken_for_its_own(tmp_p
 def test_a_copy_of_the_input_embedding_is_no_other_table(tie: bool, tmp_path: Path) -> None:
     """Whatever it is called, it scores the same, and says that the two are tied."""
     model = save(
-        tmp_path, models.llama,
+        tmp_path,
+        models.llama,
         lambda s: without("lm_head.weight")(s) | {"scorer.table": s["model.embed_tokens.weight"].double()},
         tie_word_embeddings=tie,
-    )  # fmt: skip
+    )
     for space in ("output", "input"):
         E, which, tied = read(tmp_path, space)
         assert (which, tied) == (space, True)
@@ -188,9 +191,11 @@ def test_a_copy_of_the_input_embedding_is_no_other_table(tie: bool, tmp_path: Pa
 def test_other_tensors_of_the_streams_width_are_no_embedding(tmp_path: Path) -> None:
     """A classifier's rows, a square matrix, a bias over the vocabulary and positions are none."""
     extra = {
-        "score.weight": table(rows=3), "pooler.dense.weight": table(rows=D), "lm_head.bias": torch.zeros(V),
+        "score.weight": table(rows=3),
+        "pooler.dense.weight": table(rows=D),
+        "lm_head.bias": torch.zeros(V),
         "final_logits_bias": torch.zeros(1, V),
-    }  # fmt: skip
+    }
     model = save(tmp_path, partial(models.gpt2, cls="GPT2Model"), lambda s: s | extra, tie_word_embeddings=False)
     E, which, tied = read(tmp_path)
     assert (which, tied) == ("input", False)
@@ -256,9 +261,11 @@ def test_a_table_that_a_head_reads_its_own_state_by_is_no_embedding_of_the_strea
 def test_an_output_embedding_of_the_streams_width_is_read_beside_a_narrower_input_embedding(tmp_path: Path) -> None:
     name = "ElectraForMaskedLM, narrower embedding, untied"
     save(
-        tmp_path, models.MAKERS[name], lambda s: without("generator_lm_head.weight")(s) | {"lm_head.weight": table()},
+        tmp_path,
+        models.MAKERS[name],
+        lambda s: without("generator_lm_head.weight")(s) | {"lm_head.weight": table()},
         tie_word_embeddings=False,
-    )  # fmt: skip
+    )
     E, which, tied = read(tmp_path)
     assert (which, tied) == ("output", False)
     assert torch.equal(E, table())
@@ -447,9 +454,9 @@ def marian(rows: int, **more: Any) -> Any:
 def with_positions(model: Any, folder: Path) -> None:
     """Marian's positions are computed, and saved by older versions alone."""
     state = load_file(folder / "model.safetensors")
-    state |= {
-        name: value.detach().clone() for name, value in model.named_parameters() if "embed_positions" in name
-    } | {name: value.clone() for name, value in model.named_buffers() if "embed_positions" in name}  # fmt: skip
+    state |= {name: value.detach().clone() for name, value in model.named_parameters() if "embed_positions" in name} | {
+        name: value.clone() for name, value in model.named_buffers() if "embed_positions" in name
+    }
     save_file(state, folder / "model.safetensors", {"format": "pt"})
 
 

@@ -10,5 +10,12 @@ from paramdex_builder.progress import Progress, TerminalProgress
 from paramdex_builder.stitching import StitchOptions, stitch
 
 __all__ = [
-    "EvaluateOptions", "Options", "Progress", "StitchOptions", "TerminalProgress", "build", "evaluate", "stitch",
-]  # fmt: skip
+    "EvaluateOptions",
+    "Options",
+    "Progress",
+    "StitchOptions",
+    "TerminalProgress",
+    "build",
+    "evaluate",
+    "stitch",
+]

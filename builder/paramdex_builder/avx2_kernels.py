@@ -164,9 +164,14 @@ def dots(a: torch.Tensor, b: torch.Tensor, of_a: torch.Tensor, of_b: torch.Tenso
     def part(start: int) -> None:
         some = slice(start, start + step)
         _library().paramdex_dots(
-            a.data_ptr(), b.data_ptr(), of_a[some].data_ptr(), of_b[some].data_ptr(), len(out[some]), a.shape[1],
+            a.data_ptr(),
+            b.data_ptr(),
+            of_a[some].data_ptr(),
+            of_b[some].data_ptr(),
+            len(out[some]),
+            a.shape[1],
             out[some].data_ptr(),
-        )  # fmt: skip
+        )
 
     _each(part, range(0, len(out), step))
     return out

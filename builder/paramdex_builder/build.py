@@ -43,9 +43,11 @@ from paramdex_schemas.layout import Place
 
 
 def build(
-    sources: str | Path | Sequence[str | Path], output: str | Path, options: Options | None = None,
+    sources: str | Path | Sequence[str | Path],
+    output: str | Path,
+    options: Options | None = None,
     progress: Progress | None = None,
-) -> Path:  # fmt: skip
+) -> Path:
     """Build an atlas of ``sources`` at ``output``, or add them to the atlas that is there.
 
     A source is a local folder or a Hugging Face name, or ``NAME=SOURCE`` to name it; without a name, the last part of
@@ -239,9 +241,15 @@ def _unchanged(checkpoint: Checkpoint | Displacement, units: Path) -> Iterator[N
 
 
 def _make(
-    name: str, checkpoint: Checkpoint | Displacement, vocabulary: Vocabulary, plan: dict[str, Any], options: Options,
-    staging: Path, workers: Workers, progress: Progress,
-) -> FinishedModel:  # fmt: skip
+    name: str,
+    checkpoint: Checkpoint | Displacement,
+    vocabulary: Vocabulary,
+    plan: dict[str, Any],
+    options: Options,
+    staging: Path,
+    workers: Workers,
+    progress: Progress,
+) -> FinishedModel:
     """Do the units of a model that are not done yet."""
     layout = checkpoint.layout
     units = Units(staging / name, plan | {"builder_version": version("paramdex")})

@@ -203,7 +203,7 @@ class Checkpoint:
         return {name: sizes.get(name) for name in names} | {
             "gated": "ff_gate" in self.layout.kinds,
             "stacks": self.layout.stacks or None,
-        }  # fmt: skip
+        }
 
     def sha256(self) -> str:
         """The SHA-256 of the weight files, in order of their names."""

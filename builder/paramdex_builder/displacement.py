@@ -25,9 +25,17 @@ from paramdex_schemas.layout import Place
 
 _STEMS = ("adapter_model.safetensors", "adapter_model.bin")
 _OTHER_SUMS = (
-    "use_dora", "use_qalora", "use_bdlora", "lora_bias", "layer_replication", "target_parameters", "arrow_config",
-    "alora_invocation_tokens", "kasa_config", "monteclora_config",
-)  # fmt: skip
+    "use_dora",
+    "use_qalora",
+    "use_bdlora",
+    "lora_bias",
+    "layer_replication",
+    "target_parameters",
+    "arrow_config",
+    "alora_invocation_tokens",
+    "kasa_config",
+    "monteclora_config",
+)
 """PEFT's options under which a tuned weight is not the base's plus one scaled product."""
 _PLAIN_STARTS = (None, True, False, "gaussian", "eva", "orthogonal")
 """Values of ``init_lora_weights`` that leave the base's weights as they are; PiSSA and its like take the first product
@@ -57,9 +65,16 @@ class Displacement:
         if origin.has(ADAPTER_CONFIG):
             files: Any = AdaptedFiles.open(origin, opened)
             tuned = Checkpoint(
-                source, origin.folder, origin.revision, opened.config, opened.family, opened.inferred, fold_norm, files,
+                source,
+                origin.folder,
+                origin.revision,
+                opened.config,
+                opened.family,
+                opened.inferred,
+                fold_norm,
+                files,
                 torch.float64,
-            )  # fmt: skip
+            )
         else:
             tuned = Checkpoint.open(source, fold_norm=fold_norm, precision=torch.float64)
         differs = _difference(tuned, opened)

@@ -31,8 +31,11 @@ _BATCH = 8
 ACTIVE = {"ff_value": ("ff_key", "ff_gate", "ff_value"), "attn_output": ("attn_value", "attn_output")}
 """The kind whose module gets the coefficients of its vectors as input -> the kinds that are as active as it."""
 PAIRS = (
-    ("ff_key", "ff_value"), ("ff_gate", "ff_value"), ("attn_value", "attn_output"), ("attn_query", "attn_key"),
-)  # fmt: skip
+    ("ff_key", "ff_value"),
+    ("ff_gate", "ff_value"),
+    ("attn_value", "attn_output"),
+    ("attn_query", "attn_key"),
+)
 _SCHEMA = pa.schema(
     [
         ("model", pa.string()), ("fold_norm", pa.bool_()), ("space", pa.string()), ("measure", pa.string()),
@@ -70,7 +73,7 @@ class EvaluateOptions:
         least = {"k": 1, "pair_k": 1, "active": 1, "samples": 2, "draws": 1}
         whole: dict[str, Any] = {
             name: whole_number(name, getattr(self, name), number, None, BuildError) for name, number in least.items()
-        }  # fmt: skip
+        }
         return replace(self, seed=whole_number("seed", self.seed, 0, 2**63 - 1, BuildError), **whole)
 
 
@@ -85,9 +88,11 @@ class Seen:
 
 
 def evaluate(
-    source: str | PathLike[str], text: str | PathLike[str], options: EvaluateOptions | None = None,
+    source: str | PathLike[str],
+    text: str | PathLike[str],
+    options: EvaluateOptions | None = None,
     progress: Progress | None = None,
-) -> pa.Table:  # fmt: skip
+) -> pa.Table:
     """The paper's measures of one model, a row a measure, kind, layer, k and baseline.
 
     ``text`` is what the model is run on, or the path of a file of it (a Path, not text), plain or compressed with xz.

@@ -287,10 +287,15 @@ def _stack(name: str | None, data: dict[str, Any], config: dict[str, Any], where
         if not set(groups[group]) <= {*_FEED_FORWARD, "router"}:
             raise FamilyError(f"{where}: {group} are ff_key, ff_gate, ff_value and router, not {sorted(groups[group])}")
     return Stack(
-        name, _CONFIG | config | data.get("config", {}), data["layer"], groups["tensors"],
+        name,
+        _CONFIG | config | data.get("config", {}),
+        data["layer"],
+        groups["tensors"],
         {kind: specs[0] for kind, specs in groups["experts"].items()},
-        {kind: specs[0] for kind, specs in groups["shared"].items()}, data.get("added", {}), data.get("norms", {}),
-    )  # fmt: skip
+        {kind: specs[0] for kind, specs in groups["shared"].items()},
+        data.get("added", {}),
+        data.get("norms", {}),
+    )
 
 
 def inherit(data: dict[str, Any], files: dict[str, dict[str, Any]]) -> dict[str, Any]:

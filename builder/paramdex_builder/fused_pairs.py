@@ -80,10 +80,16 @@ class FusedScan(Scan):
         tiles, here = self.tiles, self.A.device
         places = np.stack([tiles.rows[start:stop], tiles.columns[start:stop]], 1)[kept].astype(np.int32)
         count, pair = pairs_reaching(
-            self.sorted.factors, self.sorted.norms, self.sorted.words, torch.from_numpy(places).to(here),
-            (pair_scan.TILE_ROWS, pair_scan.TILE_COLUMNS), torch.from_numpy(limits[kept]).to(here), ROOM, self.error,
+            self.sorted.factors,
+            self.sorted.norms,
+            self.sorted.words,
+            torch.from_numpy(places).to(here),
+            (pair_scan.TILE_ROWS, pair_scan.TILE_COLUMNS),
+            torch.from_numpy(limits[kept]).to(here),
+            ROOM,
+            self.error,
             2 * UNDERFLOW,
-        )  # fmt: skip
+        )
         found = int(count)
         if found <= ROOM:
             self._offer(pair[:found])

@@ -29,25 +29,41 @@ from paramdex_schemas import MATRICES, Run
 
 HEADS = pa.schema(
     [
-        ("row", pa.int64()), ("stack", pa.string()), ("layer", pa.int16()), ("head", pa.int16()),
+        ("row", pa.int64()),
+        ("stack", pa.string()),
+        ("layer", pa.int16()),
+        ("head", pa.int16()),
         ("kv_head", pa.int16()),
         *((f"{matrix}_{number}", pa.float32()) for matrix in ("qk", "vo") for number in ("norm", "mean", "std")),
     ]
-)  # fmt: skip
+)
 PAIRS = pa.schema(
     [
-        ("row", pa.int64()), ("matrix", pa.string()), ("is_top", pa.bool_()), ("rank", pa.int16()),
-        ("rank_distinct", pa.int16()), ("same_word", pa.bool_()), ("source_id", pa.int32()),
-        ("target_id", pa.int32()), ("score", pa.float32()),
+        ("row", pa.int64()),
+        ("matrix", pa.string()),
+        ("is_top", pa.bool_()),
+        ("rank", pa.int16()),
+        ("rank_distinct", pa.int16()),
+        ("same_word", pa.bool_()),
+        ("source_id", pa.int32()),
+        ("target_id", pa.int32()),
+        ("score", pa.float32()),
     ]
-)  # fmt: skip
+)
 DIRECTIONS = pa.schema(
     [
-        ("row", pa.int64()), ("matrix", pa.string()), ("direction", pa.int16()), ("singular_value", pa.float32()),
-        ("share", pa.float32()), ("is_source", pa.bool_()), ("is_top", pa.bool_()), ("rank", pa.int16()),
-        ("token_id", pa.int32()), ("score", pa.float32()),
+        ("row", pa.int64()),
+        ("matrix", pa.string()),
+        ("direction", pa.int16()),
+        ("singular_value", pa.float32()),
+        ("share", pa.float32()),
+        ("is_source", pa.bool_()),
+        ("is_top", pa.bool_()),
+        ("rank", pa.int16()),
+        ("token_id", pa.int32()),
+        ("score", pa.float32()),
     ]
-)  # fmt: skip
+)
 """A row a token of a direction, which carries the numbers of the direction."""
 
 ATTENTION = tuple(kind for factors in MATRICES.values() for kind in factors)
@@ -71,9 +87,15 @@ class _Matrix:
 
 
 def head_units(
-    vectors: dict[str, list[torch.Tensor]], run: Run, first: int, space: Space, words: Words, kept: Kept,
-    workers: Workers, advance: Callable[[int], None],
-) -> tuple[pa.Table, pa.Table, pa.Table]:  # fmt: skip
+    vectors: dict[str, list[torch.Tensor]],
+    run: Run,
+    first: int,
+    space: Space,
+    words: Words,
+    kept: Kept,
+    workers: Workers,
+    advance: Callable[[int], None],
+) -> tuple[pa.Table, pa.Table, pa.Table]:
     """The rows of ``heads``, ``pairs`` and ``directions`` of one place, from its vectors by kind: the terms of each
     (n x d each).
 
@@ -101,9 +123,14 @@ def matrix_held(V: int, m: int) -> int:
 
 
 def _matrix(
-    vectors: dict[str, list[torch.Tensor]], run: Run, first: int, space: Space, words: Words, kept: Kept,
+    vectors: dict[str, list[torch.Tensor]],
+    run: Run,
+    first: int,
+    space: Space,
+    words: Words,
+    kept: Kept,
     of: tuple[int, str],
-) -> _Matrix:  # fmt: skip
+) -> _Matrix:
     """What is kept of one matrix, ``of`` a head (within its place) and by name."""
     head, matrix = of
     left, right = MATRICES[matrix]

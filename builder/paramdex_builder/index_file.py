@@ -89,9 +89,12 @@ def write_codes(folder: Path, kind: str, rows: np.ndarray, turned_by: tuple[np.n
             file.write((codes + 128).astype(np.uint8).data)
     error = (1 + 1e-6) * (off + (1 + off) ** 0.5 * furthest)  # the rows' norms are 1 but for float32's rounding
     scale = {
-        "rotation": P, "steps": steps, "error": np.array([error]), "longest": np.array([longest]),
+        "rotation": P,
+        "steps": steps,
+        "error": np.array([error]),
+        "longest": np.array([longest]),
         "crc32": np.array(checksums, np.uint32),
-    }  # fmt: skip
+    }
     (folder / scale_name(kind)).write_bytes(save(scale))
 
 

@@ -77,9 +77,14 @@ def against(value: float, draw: Callable[[], float], draws: int) -> Measured:
 
 
 def state_overlap(
-    active: torch.Tensor, rows: torch.Tensor, of_state: torch.Tensor, E: torch.Tensor, k: int, draws: int,
+    active: torch.Tensor,
+    rows: torch.Tensor,
+    of_state: torch.Tensor,
+    E: torch.Tensor,
+    k: int,
+    draws: int,
     generator: torch.Generator,
-) -> dict[str, Measured]:  # fmt: skip
+) -> dict[str, Measured]:
     """``states`` of one kind in one layer, for the numbers of the parameters active at each token (n x a), the kind's
     rows (m x d) and the strongest ids of each token's state (n x k): against parameters drawn at random, and against
     those that are active at another token.

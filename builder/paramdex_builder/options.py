@@ -42,9 +42,12 @@ class Options:
         whole: dict[str, Any] = {
             name: whole_number(name, getattr(self, name), least, most, BuildError)
             for name, least, most in (
-                ("top_k", 1, 1000), ("pair_k", 1, 10_000), ("neighbor_k", 1, 1000), ("directions_k", 0, 1000)
+                ("top_k", 1, 1000),
+                ("pair_k", 1, 10_000),
+                ("neighbor_k", 1, 1000),
+                ("directions_k", 0, 1000),
             )
-        }  # fmt: skip
+        }
         check_choices(self)
         if self.memory is not None:
             memory.parse(self.memory)

@@ -19,9 +19,17 @@ from paramdex_builder.pair_scan import Pairs, Scan, Words
 from paramdex_builder.screening import Precision, gamma64, precision_of
 
 __all__ = [
-    "HeadPairs", "Pairs", "Words", "balanced", "factors", "frobenius", "of_rank", "pair_moments", "same_words",
+    "HeadPairs",
+    "Pairs",
+    "Words",
+    "balanced",
+    "factors",
+    "frobenius",
+    "of_rank",
+    "pair_moments",
+    "same_words",
     "strongest_pairs",
-]  # fmt: skip
+]
 
 _CHUNK = 1024
 """Rows that are worked on at a time."""

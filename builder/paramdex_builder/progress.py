@@ -46,9 +46,12 @@ class TerminalProgress(Progress):
             from rich.progress import Progress as Bars
 
             columns = (
-                TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
-                TextColumn("{task.fields[rate]}"), TimeRemainingColumn(),
-            )  # fmt: skip
+                TextColumn("{task.description}", markup=False),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"),
+                TimeRemainingColumn(),
+            )
             with Bars(*columns, console=self._console, transient=True) as bars:
                 task = bars.add_task(escaped(what), total=total, rate="")
 

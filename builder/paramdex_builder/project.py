@@ -453,6 +453,5 @@ def _ranked(block: _Block, left: Sequence[Left], k: int) -> list[Tokens]:
     scores = block.scores(torch.cat([row for row, _, _ in left]), torch.cat([token for _, token, _ in left]))
     sides = scores.split([len(row) for row, _, _ in left])
     return [
-        block.ranked(row, token, sign * own, k)
-        for own, sign, (row, token, _) in zip(sides, (1, -1), left, strict=True)
+        block.ranked(row, token, sign * own, k) for own, sign, (row, token, _) in zip(sides, (1, -1), left, strict=True)
     ]

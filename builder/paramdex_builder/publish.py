@@ -273,9 +273,13 @@ def _insert_heads(connection: duckdb.DuckDBPyConnection, model: FinishedModel) -
 
 
 def _insert_relations(
-    connection: duckdb.DuckDBPyConnection, mine: Related, others: list[Related], k: int, device: torch.device,
+    connection: duckdb.DuckDBPyConnection,
+    mine: Related,
+    others: list[Related],
+    k: int,
+    device: torch.device,
     progress: Progress,
-) -> None:  # fmt: skip
+) -> None:
     """Neighbors both ways and layer alignments with every model that the new one is related to."""
     for other in others:
         row = [other.model_id, mine.model_id, other.n_tokens]

@@ -296,9 +296,7 @@ def _feature_layers(
     return found.layers
 
 
-def _alignment(
-    a: Related, b: Related, kind: str, scores: np.ndarray, feature_scores: np.ndarray | None
-) -> pa.Table:
+def _alignment(a: Related, b: Related, kind: str, scores: np.ndarray, feature_scores: np.ndarray | None) -> pa.Table:
     """The rows of ``layer_alignments`` of one kind."""
     places_a, places_b = (list(side.layout.places(kind)) for side in (a, b))
     in_a, in_b = (index.ravel() for index in np.indices(scores.shape))

@@ -70,9 +70,16 @@ class Relations:
 
 
 def relate(
-    a: np.ndarray, b: np.ndarray, move: np.ndarray | None, k: int, layers_a: Layers, layers_b: Layers,
-    device: torch.device, advance: Advance = lambda _: None, block_bytes: int | None = None,
-) -> Relations:  # fmt: skip
+    a: np.ndarray,
+    b: np.ndarray,
+    move: np.ndarray | None,
+    k: int,
+    layers_a: Layers,
+    layers_b: Layers,
+    device: torch.device,
+    advance: Advance = lambda _: None,
+    block_bytes: int | None = None,
+) -> Relations:
     """The relations of ``a`` (n x r) and ``b`` (m x s), float32 and possibly memory-mapped, under ``move`` (s x r).
 
     Without ``move`` the rows already share their coordinates. ``k`` is cut to the rows there are; with 0 nothing is

@@ -141,9 +141,15 @@ class Precision:
         return max(bits >> (32 - 8 * self.of_scores.itemsize), 1)
 
     def screen(
-        self, a: torch.Tensor, b: torch.Tensor, out: torch.Tensor, peaks: torch.Tensor, group: int,
-        *, is_packed: bool = False,
-    ) -> torch.Tensor:  # fmt: skip
+        self,
+        a: torch.Tensor,
+        b: torch.Tensor,
+        out: torch.Tensor,
+        peaks: torch.Tensor,
+        group: int,
+        *,
+        is_packed: bool = False,
+    ) -> torch.Tensor:
         """The bits of -1 times a b^T (n x m) of two operands, in the first n m places of ``out``; into ``peaks`` (2 x n
         x m / group) the largest bits of a b^T and of -1 times it in every ``group`` columns, where they are above 0.
         """
@@ -203,9 +209,15 @@ class _Int16(Precision):
         return 0.0
 
     def screen(
-        self, a: torch.Tensor, b: torch.Tensor, out: torch.Tensor, peaks: torch.Tensor, group: int,
-        *, is_packed: bool = False,
-    ) -> torch.Tensor:  # fmt: skip
+        self,
+        a: torch.Tensor,
+        b: torch.Tensor,
+        out: torch.Tensor,
+        peaks: torch.Tensor,
+        group: int,
+        *,
+        is_packed: bool = False,
+    ) -> torch.Tensor:
         out = out[: a.shape[0] * b.shape[0]].view(a.shape[0], b.shape[0])
         avx2_kernels.scores(a, b, out, peaks.view(out.dtype), group, is_packed=is_packed)
         return out.view(self.bits)

@@ -61,11 +61,14 @@ def write_space(path: Path, space: Space) -> None:
     """
     E, root = space.embedding, space.root.root
     rows = (chunk.float().cpu().numpy() for chunk in E.split(_CHUNK))
-    write_tensors(path, {
-        "embedding": Blocks(tuple(E.shape), "float16" if _fits_half(E) else "float32", rows),
-        "means": Blocks(tuple(space.means.shape), "float64", [space.means.cpu().numpy()]),
-        "root": Blocks(root.shape, "float64", [root]),
-    })  # fmt: skip
+    write_tensors(
+        path,
+        {
+            "embedding": Blocks(tuple(E.shape), "float16" if _fits_half(E) else "float32", rows),
+            "means": Blocks(tuple(space.means.shape), "float64", [space.means.cpu().numpy()]),
+            "root": Blocks(root.shape, "float64", [root]),
+        },
+    )
 
 
 def _fits_half(E: torch.Tensor) -> bool:

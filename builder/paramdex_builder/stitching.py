@@ -36,11 +36,18 @@ _BATCH = 16
 _CHUNK = 8192
 _SCHEMA = pa.schema(
     [
-        ("pretrained", pa.string()), ("tuned", pa.string()), ("part", pa.string()), ("state", pa.string()),
-        ("first", pa.int16()), ("last", pa.int16()), ("accuracy", pa.float32()), ("right", pa.int32()),
-        ("n", pa.int32()), ("largest_class", pa.float32()),
+        ("pretrained", pa.string()),
+        ("tuned", pa.string()),
+        ("part", pa.string()),
+        ("state", pa.string()),
+        ("first", pa.int16()),
+        ("last", pa.int16()),
+        ("accuracy", pa.float32()),
+        ("right", pa.int32()),
+        ("n", pa.int32()),
+        ("largest_class", pa.float32()),
     ]
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)
@@ -103,9 +110,12 @@ class _Tuned:
 
 
 def stitch(
-    pretrained: str, tuned: str | Sequence[str], texts: Labelled, options: StitchOptions | None = None,
+    pretrained: str,
+    tuned: str | Sequence[str],
+    texts: Labelled,
+    options: StitchOptions | None = None,
     progress: Progress | None = None,
-) -> pa.Table:  # fmt: skip
+) -> pa.Table:
     """The accuracy of every stitched model on labelled texts, a row a tuned model and point, and that of the tuned
     models themselves (part ``fine-tuned``) and of their base under their classifiers (``pre-trained``).
 
@@ -162,12 +172,19 @@ def stitch(
     n = len(texts.texts)
     rows = [
         {
-            "pretrained": pretrained, "tuned": tuned[i], "part": part, "first": first, "last": last,
-            "state": options.state if part == "stitched" else None, "accuracy": count / n, "right": count, "n": n,
+            "pretrained": pretrained,
+            "tuned": tuned[i],
+            "part": part,
+            "first": first,
+            "last": last,
+            "state": options.state if part == "stitched" else None,
+            "accuracy": count / n,
+            "right": count,
+            "n": n,
             "largest_class": texts.largest_share,
         }
         for (i, part, first, last), count in right.items()
-    ]  # fmt: skip
+    ]
     return pa.Table.from_pylist(rows, schema=_SCHEMA)
 
 

@@ -155,10 +155,16 @@ def tokens_reaching(
 
 
 def pairs_reaching(
-    factors: tuple[torch.Tensor, torch.Tensor], norms: tuple[torch.Tensor, torch.Tensor],
-    words: tuple[torch.Tensor, torch.Tensor], tiles: torch.Tensor, shape: tuple[int, int], limits: torch.Tensor,
-    room: int, error: float, under: float,
-) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    factors: tuple[torch.Tensor, torch.Tensor],
+    norms: tuple[torch.Tensor, torch.Tensor],
+    words: tuple[torch.Tensor, torch.Tensor],
+    tiles: torch.Tensor,
+    shape: tuple[int, int],
+    limits: torch.Tensor,
+    room: int,
+    error: float,
+    under: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """(count, pair): which pairs of different words in ``tiles`` have a screened score s~ = a b^T that reaches the
     first of the tile's ``limits`` (n x 2, float32), or -s~ that reaches the second.
 
@@ -188,9 +194,16 @@ def dots(W: torch.Tensor, E: torch.Tensor, row: torch.Tensor, token: torch.Tenso
     if len(row):
         with _on(W.device):
             _dot_kernel[(triton.cdiv(len(row), _FEW_ROWS),)](
-                W.contiguous(), E.contiguous(), row.contiguous(), token.contiguous(), out, len(row), W.shape[1],
-                BM=_FEW_ROWS, BK=_TERMS,
-            )  # fmt: skip
+                W.contiguous(),
+                E.contiguous(),
+                row.contiguous(),
+                token.contiguous(),
+                out,
+                len(row),
+                W.shape[1],
+                BM=_FEW_ROWS,
+                BK=_TERMS,
+            )
     return out
 
 

@@ -241,9 +241,16 @@ def read_vocabulary(source: str, folder: Path, embedding_rows: int) -> Vocabular
         word_start.append(False if i in special else starts)
         byte.append(i not in special and i not in added and style.byte(name) is not None)
     return Vocabulary(
-        tokens, texts, folded, [i in special for i in range(size)], word_start, byte, [i in added for i in range(size)],
-        hashlib.sha256(whole.encode()).hexdigest(), past_rows,
-    )  # fmt: skip
+        tokens,
+        texts,
+        folded,
+        [i in special for i in range(size)],
+        word_start,
+        byte,
+        [i in added for i in range(size)],
+        hashlib.sha256(whole.encode()).hexdigest(),
+        past_rows,
+    )
 
 
 def _check_size(source: str, n_tokens: int, n_special: int, rows: int) -> None:

@@ -36,12 +36,19 @@ _ORDERS = 9999
 
 _SCHEMA = pa.schema(
     [
-        ("model_a", pa.string()), ("model_b", pa.string()), ("kind", pa.string()),
-        ("stack_a", pa.string()), ("layer_a", pa.int16()), ("stack_b", pa.string()), ("layer_b", pa.int16()),
-        ("score", pa.float32()), ("matched", pa.bool_()), ("feature_score", pa.float32()),
+        ("model_a", pa.string()),
+        ("model_b", pa.string()),
+        ("kind", pa.string()),
+        ("stack_a", pa.string()),
+        ("layer_a", pa.int16()),
+        ("stack_b", pa.string()),
+        ("layer_b", pa.int16()),
+        ("score", pa.float32()),
+        ("matched", pa.bool_()),
+        ("feature_score", pa.float32()),
         ("feature_matched", pa.bool_()),
     ]
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True, repr=False)

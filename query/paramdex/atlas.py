@@ -149,9 +149,7 @@ class Atlas:
         """
         return Result(self._database.user_query(query, values))
 
-    def show(
-        self, address: str, k: int = 10, *, distinct: bool = True, filter: TokenFilter | None = None
-    ) -> Result:
+    def show(self, address: str, k: int = 10, *, distinct: bool = True, filter: TokenFilter | None = None) -> Result:
         """The k strongest tokens of a parameter, both sides; of a head the k strongest pairs of QK and VO.
 
         ``distinct`` leaves out a head's pairs of one word with itself, ``filter`` what it does not let pass; ``rank``
@@ -177,9 +175,15 @@ class Atlas:
         return Result(row, shown=pa.table(pairs))
 
     def find(
-        self, tokens: str | Iterable[str], k: int = 10, *, model: str | None = None, kind: str | None = None,
-        layer: int | None = None, filter: TokenFilter | None = None,
-    ) -> Result:  # fmt: skip
+        self,
+        tokens: str | Iterable[str],
+        k: int = 10,
+        *,
+        model: str | None = None,
+        kind: str | None = None,
+        layer: int | None = None,
+        filter: TokenFilter | None = None,
+    ) -> Result:
         """Parameters and heads that have these tokens among their strongest: k of each, those with most of them first.
         ``tokens`` are words, or one; what has white space inside and is no word of any vocabulary is split there.
 
@@ -195,9 +199,16 @@ class Atlas:
         return find(self._database, wanted, chosen, notes, k, kind, layer, filter)
 
     def search(
-        self, words: str | Iterable[str], k: int = 10, *, model: str | None = None, kind: str | None = None,
-        layer: int | None = None, side: str = "top", filter: TokenFilter | None = None,
-    ) -> Result:  # fmt: skip
+        self,
+        words: str | Iterable[str],
+        k: int = 10,
+        *,
+        model: str | None = None,
+        kind: str | None = None,
+        layer: int | None = None,
+        side: str = "top",
+        filter: TokenFilter | None = None,
+    ) -> Result:
         """The k parameters nearest to a set of words, exactly. ``words`` are read as those of ``find``.
 
         ``similarity`` is the Pearson correlation of a parameter's V scores with the indicator of the words' m tokens,
@@ -213,9 +224,15 @@ class Atlas:
         return listed_by_words(self, hits, notes, filter)
 
     def search_hits(
-        self, words: str | Iterable[str], k: int = 10, *, model: str | None = None, kind: str | None = None,
-        layer: int | None = None, side: str = "top",
-    ) -> tuple[list[WordHit], list[str]]:  # fmt: skip
+        self,
+        words: str | Iterable[str],
+        k: int = 10,
+        *,
+        model: str | None = None,
+        kind: str | None = None,
+        layer: int | None = None,
+        side: str = "top",
+    ) -> tuple[list[WordHit], list[str]]:
         """What ``search`` finds, and its notes."""
         k, layer = _how_many(k), _layer(layer)
         chosen = self._with_layer(self._choose(model), layer)
@@ -226,9 +243,16 @@ class Atlas:
         return hits_of_words(self, wanted, chosen, k, kind, layer, side), notes
 
     def similar(
-        self, address: str, k: int = 10, *, model: str | None = None, kind: str | None = None,
-        layer: int | None = None, side: str = "top", filter: TokenFilter | None = None,
-    ) -> Result:  # fmt: skip
+        self,
+        address: str,
+        k: int = 10,
+        *,
+        model: str | None = None,
+        kind: str | None = None,
+        layer: int | None = None,
+        side: str = "top",
+        filter: TokenFilter | None = None,
+    ) -> Result:
         """The k parameters nearest to one, by the Pearson correlation of their V scores, or the k heads nearest to one,
         by the cosine of their matrices QK and VO (``kind`` for one of them) over all V x V pairs of tokens; exactly.
 
@@ -249,9 +273,15 @@ class Atlas:
         return listed(self, hits, f"nearest to {where}", notes, filter, of=own_id)
 
     def similar_hits(
-        self, address: str, k: int = 10, *, model: str | None = None, kind: str | None = None,
-        layer: int | None = None, side: str = "top",
-    ) -> tuple[list[Hit], list[str]]:  # fmt: skip
+        self,
+        address: str,
+        k: int = 10,
+        *,
+        model: str | None = None,
+        kind: str | None = None,
+        layer: int | None = None,
+        side: str = "top",
+    ) -> tuple[list[Hit], list[str]]:
         """What ``similar`` finds of a parameter, each a (similarity, param_id), and its notes."""
         where = self.address(address)
         k, layer = _how_many(k), _layer(layer)
@@ -264,9 +294,18 @@ class Atlas:
         return hits_of_parameter(self, where, chosen, k, kind, layer, side, strict=model != "all")
 
     def lens(
-        self, vector: Any, model: str, k: int = 10, *, row: int | None = None, name: str | None = None,
-        kind: str | None = None, layer: int | None = None, side: str = "top", filter: TokenFilter | None = None,
-    ) -> Result:  # fmt: skip
+        self,
+        vector: Any,
+        model: str,
+        k: int = 10,
+        *,
+        row: int | None = None,
+        name: str | None = None,
+        kind: str | None = None,
+        layer: int | None = None,
+        side: str = "top",
+        filter: TokenFilter | None = None,
+    ) -> Result:
         """What a vector of a model's residual stream says: its k strongest tokens, both sides, and the k parameters
         nearest to it by the Pearson correlation of their V scores. Both are exact.
 
@@ -294,9 +333,15 @@ class Atlas:
         return directions(self, self.address(address), k, matrix, filter)
 
     def heads(
-        self, pairs: Pairs, k: int = 10, *, model: str | None = None, matrix: str = "VO", top: int = 10,
+        self,
+        pairs: Pairs,
+        k: int = 10,
+        *,
+        model: str | None = None,
+        matrix: str = "VO",
+        top: int = 10,
         side: str = "top",
-    ) -> Result:  # fmt: skip
+    ) -> Result:
         """The k heads that most do what ``pairs`` do: each head's matrix, VO (read → written) or QK (query → key), is
         scored on pairs of a source and a target word, a file with a tab between them or a sequence.
 
@@ -312,9 +357,15 @@ class Atlas:
         return heads(self, pairs, self._choose(model), model is not None, matrix, k, top, side)
 
     def diff(
-        self, base: str, tuned: str | None = None, k: int = 10, *, kind: str | None = None, layer: int | None = None,
+        self,
+        base: str,
+        tuned: str | None = None,
+        k: int = 10,
+        *,
+        kind: str | None = None,
+        layer: int | None = None,
         filter: TokenFilter | None = None,
-    ) -> Result:  # fmt: skip
+    ) -> Result:
         """What training moved most: of each kind of neuron and each of the heads' matrices (or of ``kind`` alone) the k
         parameters whose tuned vector lies farthest from the base's, with the tokens they moved toward and away from.
 
@@ -336,9 +387,17 @@ class Atlas:
         return align(self, self._model(model_a), self._model(model_b), kind)
 
     def match(
-        self, model_a: str, model_b: str, kind: str, k: int = 10, *, layer_a: int | None = None,
-        layer_b: int | None = None, side: str = "top", filter: TokenFilter | None = None,
-    ) -> Result:  # fmt: skip
+        self,
+        model_a: str,
+        model_b: str,
+        kind: str,
+        k: int = 10,
+        *,
+        layer_a: int | None = None,
+        layer_b: int | None = None,
+        side: str = "top",
+        filter: TokenFilter | None = None,
+    ) -> Result:
         """For each parameter of a kind of one model (or of one of its layers) its counterpart in another (or in a layer
         of it): the nearest one, whether each is the other's nearest, and a one-to-one partner within a pair of layers.
 

@@ -17,6 +17,8 @@ from paramdex_schemas.arguments import given_path
 from paramdex_schemas.errors import escaped
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+
 class _Group(click.Group):
     """Commands in the order in which a reader meets them."""
 
@@ -37,13 +39,20 @@ _MODEL = click.option("--in", "--model", "model", metavar="MODEL", help="only in
 _KIND = click.option("--kind", help="only of this kind: ff_key, ff_value, attn_query, ...")
 _LAYER = click.option("--layer", type=LayerNumber(0), metavar="N", help="only in this layer")
 _SIDE = click.option(
-    "--side", type=click.Choice(["top", "bottom", "both"]), default="top", show_default=True,
+    "--side",
+    type=click.Choice(["top", "bottom", "both"]),
+    default="top",
+    show_default=True,
     help="largest correlations, most negative ones, or largest in size",
-)  # fmt: skip
+)
 _FORMAT = click.option(
-    "--format", "output", type=click.Choice(["table", "json", "csv"]), default="table", show_default=True,
+    "--format",
+    "output",
+    type=click.Choice(["table", "json", "csv"]),
+    default="table",
+    show_default=True,
     help="a table for people, or JSON or CSV for machines",
-)  # fmt: skip
+)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -112,18 +121,33 @@ def _open(path: str) -> Any:
 @click.option("--top-k", type=int, default=50, show_default=True, help="strongest tokens kept a parameter and side")
 @click.option("--pair-k", type=int, default=200, show_default=True, help="strongest pairs kept a head, matrix and side")
 @click.option("--neighbor-k", type=int, default=5, show_default=True, help="nearest kept a parameter and other model")
-@click.option("--space", type=click.Choice(["output", "input"]), default="output", show_default=True,
-              help="the embedding whose rows the scores belong to")  # fmt: skip
+@click.option(
+    "--space",
+    type=click.Choice(["output", "input"]),
+    default="output",
+    show_default=True,
+    help="the embedding whose rows the scores belong to",
+)
 @click.option("--base", help="the model that the sources were tuned from: keep what moved (also from a LoRA folder)")
 @click.option("--fold-norm", is_flag=True, help="fold norms into the vectors beside them")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N")
-@click.option("--directions-k", type=int, default=8, show_default=True,
-              help="singular directions kept a head and matrix")  # fmt: skip
+@click.option(
+    "--directions-k", type=int, default=8, show_default=True, help="singular directions kept a head and matrix"
+)
 @click.option("--memory", help="the most it may take, such as 8G  [default: half of what is free, or what it needs]")
 def build(
-    sources: tuple[str, ...], output: str, top_k: int, pair_k: int, neighbor_k: int, space: str,
-    base: str | None, fold_norm: bool, device: str, directions_k: int = 8, memory: str | None = None,
-) -> None:  # fmt: skip
+    sources: tuple[str, ...],
+    output: str,
+    top_k: int,
+    pair_k: int,
+    neighbor_k: int,
+    space: str,
+    base: str | None,
+    fold_norm: bool,
+    device: str,
+    directions_k: int = 8,
+    memory: str | None = None,
+) -> None:
     """Build an atlas of models, or add models to one. Interrupted, the same command goes on where it was.
 
     SOURCE is a folder with config.json, weights and tokenizer, or a name on the Hugging Face hub, NAME@REVISION for a
@@ -169,12 +193,9 @@ def info(atlas: str, output: str) -> None:
 @_K
 @click.option("--same-word", is_flag=True, help="for a head: keep pairs of one word with itself")
 @filtered(pairs=True)
-@click.option("--plot", type=FilePath(),
-              help="draw a parameter's tokens into this file (.png, .svg, .html)")  # fmt: skip
+@click.option("--plot", type=FilePath(), help="draw a parameter's tokens into this file (.png, .svg, .html)")
 @_FORMAT
-def show(
-    atlas: str, address: str, k: int, same_word: bool, filter: Any, plot: str | None, output: str
-) -> None:
+def show(atlas: str, address: str, k: int, same_word: bool, filter: Any, plot: str | None, output: str) -> None:
     """The strongest tokens of a parameter, or the strongest token pairs of a head, both sides.
 
     \b
@@ -275,9 +296,18 @@ def similar(
 @filtered()
 @_FORMAT
 def lens(
-    atlas: str, vectors: str, model: str, row: int | None, name: str | None, k: int, kind: str, layer: int,
-    side: str, filter: Any, output: str,
-) -> None:  # fmt: skip
+    atlas: str,
+    vectors: str,
+    model: str,
+    row: int | None,
+    name: str | None,
+    k: int,
+    kind: str,
+    layer: int,
+    side: str,
+    filter: Any,
+    output: str,
+) -> None:
     """What a vector of your own says: its tokens, and the parameters nearest to it.
 
     FILE is a .npy or .safetensors file with a vector of the model's residual stream, or a matrix with one a row: a
@@ -287,9 +317,7 @@ def lens(
     paramdex lens demo.atlas steering.npy --model minilm
     paramdex lens demo.atlas sae.safetensors --name W_dec --row 1234 --model tiny-a --no-undertrained
     """
-    found = _open(atlas).lens(
-        vectors, model, k, row=row, name=name, kind=kind, layer=layer, side=side, filter=filter
-    )  # fmt: skip
+    found = _open(atlas).lens(vectors, model, k, row=row, name=name, kind=kind, layer=layer, side=side, filter=filter)
     _print(found, output)
 
 
@@ -315,16 +343,25 @@ def directions(atlas: str, address: str, k: int, matrix: str | None, filter: Any
 @click.option("--pairs", required=True, type=FilePath(), help="a file: SOURCE, a tab and TARGET a line")
 @_K
 @_MODEL
-@click.option("--matrix", type=click.Choice(["VO", "QK"]), default="VO", show_default=True,
-              help="read → written, or query → key")  # fmt: skip
-@click.option("--top", type=click.IntRange(0, 10_000), default=10, show_default=True,
-              help="of how many strongest tokens of a row the shares are; 0 leaves them out and is faster")  # fmt: skip
-@click.option("--side", type=click.Choice(["top", "bottom", "both"]), default="top", show_default=True,
-              help="largest z, most negative, or largest in size")  # fmt: skip
+@click.option(
+    "--matrix", type=click.Choice(["VO", "QK"]), default="VO", show_default=True, help="read → written, or query → key"
+)
+@click.option(
+    "--top",
+    type=click.IntRange(0, 10_000),
+    default=10,
+    show_default=True,
+    help="of how many strongest tokens of a row the shares are; 0 leaves them out and is faster",
+)
+@click.option(
+    "--side",
+    type=click.Choice(["top", "bottom", "both"]),
+    default="top",
+    show_default=True,
+    help="largest z, most negative, or largest in size",
+)
 @_FORMAT
-def heads(
-    atlas: str, pairs: str, k: int, model: str, matrix: str, top: int, side: str, output: str
-) -> None:  # fmt: skip
+def heads(atlas: str, pairs: str, k: int, model: str, matrix: str, top: int, side: str, output: str) -> None:
     """Which heads do what your pairs of words do: a country and its capital, a verb and its past.
 
     \b
@@ -342,9 +379,7 @@ def heads(
 @click.option("--plot", type=FilePath(), help="draw heat maps into this file (.png, .svg, .html)")
 @click.option("--summary", is_flag=True, help="with json and csv: a row a kind, not a row a pair of layers")
 @_FORMAT
-def align(
-    atlas: str, model_a: str, model_b: str, kind: str, plot: str | None, summary: bool, output: str
-) -> None:  # fmt: skip
+def align(atlas: str, model_a: str, model_b: str, kind: str, plot: str | None, summary: bool, output: str) -> None:
     """Which layers of two models do the same: mean |correlation| of their parameters, the best matching, and how
     diagonal it is.
 
@@ -365,14 +400,27 @@ def align(
 @click.option("--layer-a", type=LayerNumber(0), metavar="N", help="only of this layer of the first model")
 @click.option("--layer-b", type=LayerNumber(0), metavar="N", help="only of this layer of the second model")
 @_K
-@click.option("--side", type=click.Choice(["top", "both"]), default="top", show_default=True,
-              help="both: a large negative correlation is near, too")  # fmt: skip
+@click.option(
+    "--side",
+    type=click.Choice(["top", "both"]),
+    default="top",
+    show_default=True,
+    help="both: a large negative correlation is near, too",
+)
 @filtered()
 @_FORMAT
 def match(
-    atlas: str, model_a: str, model_b: str, kind: str, layer_a: int, layer_b: int, k: int, side: str, filter: Any,
+    atlas: str,
+    model_a: str,
+    model_b: str,
+    kind: str,
+    layer_a: int,
+    layer_b: int,
+    k: int,
+    side: str,
+    filter: Any,
     output: str,
-) -> None:  # fmt: skip
+) -> None:
     """Which parameter of another model does the job of each of one model's: nearest, mutual, and one to one.
 
     Prints the most similar; json and csv give all.
@@ -381,9 +429,7 @@ def match(
     paramdex match demo.atlas tiny-a tiny-b
     paramdex match demo.atlas tiny-a tiny-wide --kind ff_key --layer-a 3 --layer-b 3 --format csv
     """
-    found = _open(atlas).match(
-        model_a, model_b, kind, k, layer_a=layer_a, layer_b=layer_b, side=side, filter=filter
-    )
+    found = _open(atlas).match(model_a, model_b, kind, k, layer_a=layer_a, layer_b=layer_b, side=side, filter=filter)
     _print(found, output)
 
 
@@ -398,9 +444,16 @@ def match(
 @click.option("--plot", type=FilePath(), help="draw what moved most into this file (.png, .svg, .html)")
 @_FORMAT
 def diff(
-    atlas: str, base: str, tuned: str | None, k: int, kind: str, layer: int, filter: Any, plot: str | None,
+    atlas: str,
+    base: str,
+    tuned: str | None,
+    k: int,
+    kind: str,
+    layer: int,
+    filter: Any,
+    plot: str | None,
     output: str,
-) -> None:  # fmt: skip
+) -> None:
     """What training moved most: neurons and heads, with the tokens they moved toward and away from.
 
     BASE and TUNED are names in the atlas or the sources of a build with --base, whose name alone does as well.
@@ -415,23 +468,53 @@ def diff(
 @cli.command()
 @click.argument("source")
 @click.option("--text", required=True, type=FilePath(), help="a text file, plain or .xz, to run it on")
-@click.option("--space", type=click.Choice(["output", "input"]), default="output", show_default=True,
-              help="the embedding whose rows the scores belong to")  # fmt: skip
+@click.option(
+    "--space",
+    type=click.Choice(["output", "input"]),
+    default="output",
+    show_default=True,
+    help="the embedding whose rows the scores belong to",
+)
 @click.option("--fold-norm", is_flag=True, help="fold norms into the vectors beside them")
-@click.option("-k", "k", type=click.IntRange(1), default=50, show_default=True,
-              help="strongest tokens of states and their parameters")  # fmt: skip
+@click.option(
+    "-k",
+    "k",
+    type=click.IntRange(1),
+    default=50,
+    show_default=True,
+    help="strongest tokens of states and their parameters",
+)
 @click.option("--pair-k", type=click.IntRange(1), default=100, show_default=True, help="strongest tokens in a pair")
-@click.option("--samples", type=click.IntRange(2), default=1000, show_default=True,
-              help="tokens of the text looked at, and pairs of a kind and layer, at most")  # fmt: skip
-@click.option("--draws", type=click.IntRange(1), default=40, show_default=True,
-              help="draws of each baseline; of fewer than 19 no p-value is as small as 0.05")  # fmt: skip
+@click.option(
+    "--samples",
+    type=click.IntRange(2),
+    default=1000,
+    show_default=True,
+    help="tokens of the text looked at, and pairs of a kind and layer, at most",
+)
+@click.option(
+    "--draws",
+    type=click.IntRange(1),
+    default=40,
+    show_default=True,
+    help="draws of each baseline; of fewer than 19 no p-value is as small as 0.05",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="seed of all that is drawn at random")
 @click.option("--plot", type=FilePath(), help="draw all measures into this file (.png, .svg, .html)")
 @_FORMAT
 def evaluate(
-    source: str, text: str, space: str, fold_norm: bool, k: int, pair_k: int, samples: int, draws: int, seed: int,
-    plot: str | None, output: str,
-) -> None:  # fmt: skip
+    source: str,
+    text: str,
+    space: str,
+    fold_norm: bool,
+    k: int,
+    pair_k: int,
+    samples: int,
+    draws: int,
+    seed: int,
+    plot: str | None,
+    output: str,
+) -> None:
     """Can a model's parameters be read as tokens? The measures of Dar et al., beside their baselines.
 
     Runs the model SOURCE, as for build, over a text. Whether a state's strongest tokens are those of the parameters
@@ -458,23 +541,47 @@ def evaluate(
 @cli.command()
 @click.argument("pretrained")
 @click.argument("tuned", nargs=-1, required=True)
-@click.option("--reviews", required=True, type=FilePath(),
-              help="texts to judge: JSON lines with text and label, plain or .xz")  # fmt: skip
+@click.option(
+    "--reviews", required=True, type=FilePath(), help="texts to judge: JSON lines with text and label, plain or .xz"
+)
 @click.option("--base", help="the model that TUNED was tuned from: measured too, and needed for an adapter")
-@click.option("--last", type=click.IntRange(0), multiple=True,
-              help="keep so many last layers of TUNED, can be given again (default: every number)")  # fmt: skip
-@click.option("--state", type=click.Choice(["raw", "scaled", "normed"]), default="raw", show_default=True,
-              help="states as they are, in the mean length of TUNED's own, or through a final norm")  # fmt: skip
-@click.option("--space", type=click.Choice(["output", "input"]), default="output", show_default=True,
-              help="the embeddings that the map leads through")  # fmt: skip
+@click.option(
+    "--last",
+    type=click.IntRange(0),
+    multiple=True,
+    help="keep so many last layers of TUNED, can be given again (default: every number)",
+)
+@click.option(
+    "--state",
+    type=click.Choice(["raw", "scaled", "normed"]),
+    default="raw",
+    show_default=True,
+    help="states as they are, in the mean length of TUNED's own, or through a final norm",
+)
+@click.option(
+    "--space",
+    type=click.Choice(["output", "input"]),
+    default="output",
+    show_default=True,
+    help="the embeddings that the map leads through",
+)
 @click.option("--words", type=click.IntRange(1), help="take the last so many words of every text")
 @click.option("--limit", type=click.IntRange(1), help="take so many texts, evenly from the file")
 @click.option("--plot", type=FilePath(), help="draw accuracies into this file (.png, .svg, .html)")
 @_FORMAT
 def stitch(
-    pretrained: str, tuned: tuple[str, ...], reviews: str, base: str | None, last: tuple[int, ...], state: str,
-    space: str, words: int | None, limit: int | None, plot: str | None, output: str,
-) -> None:  # fmt: skip
+    pretrained: str,
+    tuned: tuple[str, ...],
+    reviews: str,
+    base: str | None,
+    last: tuple[int, ...],
+    state: str,
+    space: str,
+    words: int | None,
+    limit: int | None,
+    plot: str | None,
+    output: str,
+) -> None:
     """The first layers of one model under the last layers and the classifier of another, without training.
 
     In between, states go through the vocabulary that the two models share: the kernel E_A E_B^+ of Dar et al.
@@ -533,10 +640,20 @@ def check(atlas: str, output: str) -> None:
 @_ATLAS
 @click.option("--host", default="127.0.0.1", show_default=True, help="the address to listen on; 0.0.0.0 is every one")
 @click.option("--port", type=click.IntRange(0, 65535), default=8642, show_default=True, help="0 takes one that is free")
-@click.option("--sql-seconds", type=click.FloatRange(0.1, 600), default=10.0, show_default=True,
-              help="seconds until a visitor's SQL is stopped")  # fmt: skip
-@click.option("--sql-memory", type=click.IntRange(64), default=512, show_default=True,
-              help="megabytes that a visitor's SQL may hold")  # fmt: skip
+@click.option(
+    "--sql-seconds",
+    type=click.FloatRange(0.1, 600),
+    default=10.0,
+    show_default=True,
+    help="seconds until a visitor's SQL is stopped",
+)
+@click.option(
+    "--sql-memory",
+    type=click.IntRange(64),
+    default=512,
+    show_default=True,
+    help="megabytes that a visitor's SQL may hold",
+)
 def serve(atlas: str, host: str, port: int, sql_seconds: float, sql_memory: int) -> None:
     """Explore an atlas in the browser: a page for every model, head and parameter, and its data as JSON.
 
@@ -555,10 +672,8 @@ def serve(atlas: str, host: str, port: int, sql_seconds: float, sql_memory: int)
 
 
 @cli.command()
-@click.option("--models", default="data/models", show_default=True, type=FilePath(),
-              help="folder of the demo models")  # fmt: skip
-@click.option("-o", "--output", default="demo.atlas", show_default=True, type=FilePath(),
-              help="the atlas to make")  # fmt: skip
+@click.option("--models", default="data/models", show_default=True, type=FilePath(), help="folder of the demo models")
+@click.option("-o", "--output", default="demo.atlas", show_default=True, type=FilePath(), help="the atlas to make")
 def demo(models: str, output: str) -> None:
     """Build an atlas of the demo models, and of all-MiniLM-L6-v2 where it is installed, and take the tour.
 

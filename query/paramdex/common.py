@@ -95,9 +95,14 @@ def shared_note(a: Model, b: Model, n_tokens: int) -> str:
 
 
 def compared(
-    atlas: Atlas, own: Model, models: list[Model], notes: list[str], *, strict: bool,
+    atlas: Atlas,
+    own: Model,
+    models: list[Model],
+    notes: list[str],
+    *,
+    strict: bool,
     refuse: Callable[[Model], None] = lambda _: None,
-) -> Iterator[Common]:  # fmt: skip
+) -> Iterator[Common]:
     """``own`` with each of ``models`` in common coordinates; ``notes`` is told what a reader has to know.
 
     A model that cannot be compared, or that ``refuse`` raises QueryError for, is left out with a note, unless

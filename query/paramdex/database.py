@@ -266,9 +266,11 @@ class Database:
 
 
 def _arrow(
-    connection: duckdb.DuckDBPyConnection, sql: str | duckdb.Statement, values: Any,
+    connection: duckdb.DuckDBPyConnection,
+    sql: str | duckdb.Statement,
+    values: Any,
     check: Callable[[duckdb.DuckDBPyRelation], None] = lambda _: None,
-) -> pa.Table:  # fmt: skip
+) -> pa.Table:
     relation = connection.sql(sql, params=values) if values else connection.sql(sql)
     if relation is None:
         return pa.table({})

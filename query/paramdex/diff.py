@@ -28,9 +28,16 @@ NEURON_KINDS = ("ff_key", "ff_gate", "ff_value")
 _SHOWN_PAIRS = 3
 """Token pairs by which a head is described in a list."""
 _SCHEMA = pa.schema(
-    [("kind", pa.string()), ("rank", pa.int32()), ("address", pa.string()), ("norm", pa.float32()),
-     ("relative", pa.float32()), ("top", pa.list_(pa.string())), ("bottom", pa.list_(pa.string()))]
-)  # fmt: skip
+    [
+        ("kind", pa.string()),
+        ("rank", pa.int32()),
+        ("address", pa.string()),
+        ("norm", pa.float32()),
+        ("relative", pa.float32()),
+        ("top", pa.list_(pa.string())),
+        ("bottom", pa.list_(pa.string())),
+    ]
+)
 
 
 @dataclass(frozen=True, repr=False)
@@ -60,9 +67,14 @@ class _Row:
 
 
 def diff(
-    atlas: Atlas, base: str, tuned: str | None, k: int, kind: str | None, layer: int | None,
+    atlas: Atlas,
+    base: str,
+    tuned: str | None,
+    k: int,
+    kind: str | None,
+    layer: int | None,
     filter: TokenFilter | None = None,
-) -> Moved:  # fmt: skip
+) -> Moved:
     """See ``Atlas.diff``."""
     base = path_text(base, "a model's name or source", AddressError)
     tuned = None if tuned is None else path_text(tuned, "a model's name or source", AddressError)

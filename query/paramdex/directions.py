@@ -17,14 +17,17 @@ if TYPE_CHECKING:
 LISTS = ("source_top", "target_top", "source_bottom", "target_bottom")
 _SHOWN_TOKENS = 5
 _SCHEMA = pa.schema(
-    [("matrix", pa.string()), ("direction", pa.int32()), ("singular_value", pa.float32()), ("share", pa.float32()),
-     *((name, pa.list_(pa.string())) for name in LISTS)]
-)  # fmt: skip
+    [
+        ("matrix", pa.string()),
+        ("direction", pa.int32()),
+        ("singular_value", pa.float32()),
+        ("share", pa.float32()),
+        *((name, pa.list_(pa.string())) for name in LISTS),
+    ]
+)
 
 
-def directions(
-    atlas: Atlas, where: Address, k: int, matrix: str | None, filter: TokenFilter | None
-) -> Result:  # fmt: skip
+def directions(atlas: Atlas, where: Address, k: int, matrix: str | None, filter: TokenFilter | None) -> Result:
     """See ``Atlas.directions``."""
     model = atlas.models[where.model]
     if not where.is_head:
@@ -56,18 +59,26 @@ def directions(
             notes.append(f"the atlas keeps {kept_k} directions a matrix; {more}")
     shown = [
         {
-            "matrix": row["matrix"] if side == "top" else None, "n": row["direction"] if side == "top" else None,
-            "value": row["singular_value"] if side == "top" else None, "share": row["share"] if side == "top" else None,
+            "matrix": row["matrix"] if side == "top" else None,
+            "n": row["direction"] if side == "top" else None,
+            "value": row["singular_value"] if side == "top" else None,
+            "share": row["share"] if side == "top" else None,
             "reads (query)": row[f"source_{side}"][:_SHOWN_TOKENS],
             "writes (key)": row[f"target_{side}"][:_SHOWN_TOKENS],
         }
         for row in rows
         for side in ("top", "bottom")
-    ]  # fmt: skip
+    ]
     schema = pa.schema(
-        [("matrix", pa.string()), ("n", pa.int32()), ("value", pa.float32()), ("share", pa.float32()),
-         ("reads (query)", pa.list_(pa.string())), ("writes (key)", pa.list_(pa.string()))]
-    )  # fmt: skip
+        [
+            ("matrix", pa.string()),
+            ("n", pa.int32()),
+            ("value", pa.float32()),
+            ("share", pa.float32()),
+            ("reads (query)", pa.list_(pa.string())),
+            ("writes (key)", pa.list_(pa.string())),
+        ]
+    )
     title = (
         f"{where}: singular directions of its matrices over tokens, VO read → written, QK query → key\n"
         "Each has two lines: tokens of one line go together; a token of one against those of the other"

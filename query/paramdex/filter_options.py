@@ -36,10 +36,11 @@ _OPTIONS = [
     click.option("--ascii", is_flag=True, help="show only tokens of ASCII characters"),
     click.option("--alnum", is_flag=True, help="show only tokens of letters and digits"),
     click.option("--word-starts", is_flag=True, help="show only tokens that start a word"),
-    click.option("--words", "word_file", type=FilePath(), metavar="FILE",
-                 help="show only the words of this file, one a line"),
+    click.option(
+        "--words", "word_file", type=FilePath(), metavar="FILE", help="show only the words of this file, one a line"
+    ),
     click.option("--no-undertrained", is_flag=True, help="show no tokens that training hardly used"),
-]  # fmt: skip
+]
 _OF_PAIRS = [
     click.option("--no-identical", is_flag=True, help="show no pairs of a token with itself"),
     click.option("--no-same-word", is_flag=True, help="show no pairs that differ only in case or space"),

@@ -21,15 +21,28 @@ if TYPE_CHECKING:
     from paramdex.words import Wanted
 
 _FOUND = pa.schema(
-    [("address", pa.string()), ("kind", pa.string()), ("side", pa.string()), ("words", pa.int32()),
-     ("rank", pa.int32()), ("z", pa.float32()), ("tokens", pa.list_(pa.string()))]
-)  # fmt: skip
+    [
+        ("address", pa.string()),
+        ("kind", pa.string()),
+        ("side", pa.string()),
+        ("words", pa.int32()),
+        ("rank", pa.int32()),
+        ("z", pa.float32()),
+        ("tokens", pa.list_(pa.string())),
+    ]
+)
 
 
 def find(
-    database: Database, wanted: list[Wanted], chosen: list[Model], notes: list[str], k: int, kind: str | None,
-    layer: int | None, filter: TokenFilter | None,
-) -> Result:  # fmt: skip
+    database: Database,
+    wanted: list[Wanted],
+    chosen: list[Model],
+    notes: list[str],
+    k: int,
+    kind: str | None,
+    layer: int | None,
+    filter: TokenFilter | None,
+) -> Result:
     """See ``Atlas.find``; ``wanted`` are items of the vocabularies of the ``chosen`` models."""
     sieve, postings, notes = Sieve(database, filter), Postings(database), notes.copy()
     parameters: list[dict[str, Any]] = []
@@ -44,15 +57,21 @@ def find(
                 parameters.append(row | of | {"address": str(where), "kind": where.kind, "lists": [row["ids"]]})
         if kind is None or kind in MATRICES:
             asked = Asked(
-                kind, layer, sieve.mask(models[0]), identical=not (filter and filter.no_identical),
+                kind,
+                layer,
+                sieve.mask(models[0]),
+                identical=not (filter and filter.no_identical),
                 same_word=not (filter and filter.no_same_word),
-            )  # fmt: skip
+            )
             for one in models:
                 found = head_postings.holders(database, item, one.model_id, asked, k)
                 heads += [row | of for row in found]
     order = lambda row: (  # noqa: E731
-        -row["words"], -row.get("linked", 0), math.inf if row["z"] is None else -row["z"], row["id"]
-    )  # fmt: skip
+        -row["words"],
+        -row.get("linked", 0),
+        math.inf if row["z"] is None else -row["z"],
+        row["id"],
+    )
     rows = [*sorted(parameters, key=order)[:k], *sorted(heads, key=order)[:k]]
     texts = postings.texts([(row["vocabulary"], i) for row in rows for ids in row["lists"] for i in ids])
     for row in rows:  # a parameter's tokens, or the two of each of a head's pairs

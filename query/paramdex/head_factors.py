@@ -25,8 +25,9 @@ def coordinates(atlas: Atlas, model: Model, kind: str, place: Place) -> tuple[Ar
     first = model.first_param_id + block.first
     found = atlas.database.kept(
         "SELECT mean, std FROM store.parameters WHERE param_id BETWEEN ? AND ? ORDER BY param_id",
-        first, first + block.n_rows - 1,
-    )  # fmt: skip
+        first,
+        first + block.n_rows - 1,
+    )
     means, stds = (found[name].to_numpy()[start:end].astype(np.float64) for name in ("mean", "std"))
     rows = atlas.vectors.index(model.name, kind).reconstruct_n(start, end - start).astype(np.float64)
     return rows * (stds * model.vocabulary_size**0.5)[:, None], means

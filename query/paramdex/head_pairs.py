@@ -36,9 +36,17 @@ if TYPE_CHECKING:
 
 Pairs = str | PathLike[str] | Iterable[tuple[str, str]]
 _SCHEMA = pa.schema(
-    [("rank", pa.int32()), ("z", pa.float32()), ("score", pa.float32()), ("share", pa.float32()),
-     ("share_bottom", pa.float32()), ("pairs", pa.int32()), ("address", pa.string()), ("matrix", pa.string())]
-)  # fmt: skip
+    [
+        ("rank", pa.int32()),
+        ("z", pa.float32()),
+        ("score", pa.float32()),
+        ("share", pa.float32()),
+        ("share_bottom", pa.float32()),
+        ("pairs", pa.int32()),
+        ("address", pa.string()),
+        ("matrix", pa.string()),
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -181,10 +189,14 @@ def _of_model(atlas: Atlas, model: Model, tokens: _Tokens, matrix: str, top: int
         for head, mean in enumerate(means):
             address, of_all, std = moments[number]
             yield {
-                "address": address, "matrix": matrix, "score": mean, "pairs": tokens.n_pairs,
+                "address": address,
+                "matrix": matrix,
+                "score": mean,
+                "pairs": tokens.n_pairs,
                 "z": (mean - of_all) / std * tokens.n_pairs**0.5 if std > 0 else None,
-                "share": shares[0][head], "share_bottom": shares[1][head],
-            }  # fmt: skip
+                "share": shares[0][head],
+                "share_bottom": shares[1][head],
+            }
             number += 1
 
 

@@ -48,10 +48,13 @@ def holders(
         "source_id, target_id, score FROM store.pairs WHERE head_id BETWEEN $first AND $last "
         "AND (list_contains($ids, source_id) OR list_contains($ids, target_id))",
         {
-            "second": names[1], "none": _NO_RANK, "ids": wanted.ids,
-            "first": inside["head_id"][0].as_py(), "last": inside["head_id"][-1].as_py(),
+            "second": names[1],
+            "none": _NO_RANK,
+            "ids": wanted.ids,
+            "first": inside["head_id"][0].as_py(),
+            "last": inside["head_id"][-1].as_py(),
         },
-    )  # fmt: skip
+    )
     source, target, head_id = (found[name] for name in ("source_id", "target_id", "head_id"))
     counts = np.ones(len(source), bool)
     if asked.layer is not None:  # of several stacks, those between have ids between
@@ -97,13 +100,17 @@ def holders(
         head, which = divmod(int(owners[i]), 4)
         rows.append(
             {
-                "id": head, "address": heads["address"][head - first_id].as_py(),
-                "kind": names[which // 2], "side": "bottom" if which % 2 else "top", "words": int(n_words[i]),
-                "linked": int(n_linked[i]), "rank": None if best[i] == _NO_RANK else int(best[i]),
+                "id": head,
+                "address": heads["address"][head - first_id].as_py(),
+                "kind": names[which // 2],
+                "side": "bottom" if which % 2 else "top",
+                "words": int(n_words[i]),
+                "linked": int(n_linked[i]),
+                "rank": None if best[i] == _NO_RANK else int(best[i]),
                 "z": None if np.isnan(largest[i]) else float(largest[i]),
                 "lists": [source[first].tolist(), target[first].tolist()],
             }
-        )  # fmt: skip
+        )
     return rows
 
 

@@ -34,15 +34,28 @@ _SHOWN_PAIRS = 3
 _KEPT = 1 << 23
 """Numbers of factors that are kept for the next head that is asked for, 64 MiB of them."""
 _SCHEMA = pa.schema(
-    [("matrix", pa.string()), ("rank", pa.int32()), ("similarity", pa.float32()), ("address", pa.string()),
-     ("top", pa.list_(pa.string()))]
-)  # fmt: skip
+    [
+        ("matrix", pa.string()),
+        ("rank", pa.int32()),
+        ("similarity", pa.float32()),
+        ("address", pa.string()),
+        ("top", pa.list_(pa.string())),
+    ]
+)
 
 
 def similar_heads(
-    atlas: Atlas, where: Address, k: int, models: list[Model], matrix: str | None, layer: int | None,
-    signs: tuple[int, ...], filter: TokenFilter | None, *, strict: bool,
-) -> Result:  # fmt: skip
+    atlas: Atlas,
+    where: Address,
+    k: int,
+    models: list[Model],
+    matrix: str | None,
+    layer: int | None,
+    signs: tuple[int, ...],
+    filter: TokenFilter | None,
+    *,
+    strict: bool,
+) -> Result:
     """See ``Atlas.similar``. Models that cannot be compared are left out with a note, unless ``strict``."""
     if matrix is not None:
         matrix = check_text(matrix, QueryError(f"kind is text, not {quoted(matrix)}"))

@@ -69,9 +69,16 @@ def hits_of_words(
 
 
 def hits_of_parameter(
-    atlas: Atlas, where: Address, models: list[Model], k: int, kind: str, layer: int | None, side: str,
-    *, strict: bool = True,
-) -> tuple[list[Hit], list[str]]:  # fmt: skip
+    atlas: Atlas,
+    where: Address,
+    models: list[Model],
+    k: int,
+    kind: str,
+    layer: int | None,
+    side: str,
+    *,
+    strict: bool = True,
+) -> tuple[list[Hit], list[str]]:
     """See ``Atlas.similar``. Models that cannot be compared are left out with a note, unless ``strict``."""
     own, of = atlas.models[where.model], str(where.kind)
     own_id = own.param_id(where)
@@ -137,9 +144,13 @@ def tokens_of(atlas: Atlas, param_ids: list[int], sieve: Sieve) -> Described:
 
 
 def listed(
-    atlas: Atlas, hits: list[Hit], title: str | None, notes: Sequence[str], filter: TokenFilter | None = None,
+    atlas: Atlas,
+    hits: list[Hit],
+    title: str | None,
+    notes: Sequence[str],
+    filter: TokenFilter | None = None,
     of: int | None = None,
-) -> Result:  # fmt: skip
+) -> Result:
     """Parameters in order of similarity, each with its strongest tokens that pass the filter; the title has those of
     the parameter ``of`` too.
     """
@@ -155,9 +166,14 @@ def listed(
         for n, (similarity, i) in enumerate(hits, start=1)
     ]
     schema = pa.schema(
-        [("rank", pa.int32()), ("similarity", pa.float32()), ("address", pa.string()),
-         ("top", pa.list_(pa.string())), ("bottom", pa.list_(pa.string()))]
-    )  # fmt: skip
+        [
+            ("rank", pa.int32()),
+            ("similarity", pa.float32()),
+            ("address", pa.string()),
+            ("top", pa.list_(pa.string())),
+            ("bottom", pa.list_(pa.string())),
+        ]
+    )
     return Result(table_of(rows, schema), title, [*notes, *sieve.notes()])
 
 

@@ -49,9 +49,17 @@ class Lens(Result):
 
 
 def lens(
-    atlas: Atlas, vector: Any, model: Model, k: int, row: int | None, name: str | None, kind: str | None,
-    layer: int | None, side: str, filter: TokenFilter | None,
-) -> Result:  # fmt: skip
+    atlas: Atlas,
+    vector: Any,
+    model: Model,
+    k: int,
+    row: int | None,
+    name: str | None,
+    kind: str | None,
+    layer: int | None,
+    side: str,
+    filter: TokenFilter | None,
+) -> Result:
     """See ``Atlas.lens``."""
     space = atlas.vectors.space(model.name)
     width = len(space.means)
@@ -76,9 +84,15 @@ def lens(
                 line |= {"nearest": str(model.address(hits[0][1])), "similarity": hits[0][0]} if hits else {}
             lines.append(line)
     schema = pa.schema(
-        [("row", pa.int64()), ("norm", pa.float32()), ("top", pa.list_(pa.string())), ("bottom", pa.list_(pa.string())),
-         ("nearest", pa.string()), ("similarity", pa.float32())]
-    )  # fmt: skip
+        [
+            ("row", pa.int64()),
+            ("norm", pa.float32()),
+            ("top", pa.list_(pa.string())),
+            ("bottom", pa.list_(pa.string())),
+            ("nearest", pa.string()),
+            ("similarity", pa.float32()),
+        ]
+    )
     zeros = [str(line["row"]) for line in lines if "top" not in line]
     notes = [f"rows of zeros, which say nothing: {', '.join(zeros)}"] if zeros else []
     title = f"{given.says}: {len(lines)} vectors of {model.name}; a row alone says more"
@@ -86,9 +100,17 @@ def lens(
 
 
 def _one(
-    atlas: Atlas, model: Model, space: Space, says: str, w: Array, k: int, kind: str | None, layer: int | None,
-    side: str, sieve: Sieve,
-) -> Lens:  # fmt: skip
+    atlas: Atlas,
+    model: Model,
+    space: Space,
+    says: str,
+    w: Array,
+    k: int,
+    kind: str | None,
+    layer: int | None,
+    side: str,
+    sieve: Sieve,
+) -> Lens:
     """One vector: its tokens on both sides, and the parameters nearest to it."""
     # Row by row, not by BLAS: a score depends on neither threads nor blocks, and equal rows have equal scores.
     exact = np.concatenate([(block * w).sum(axis=1) for block in space.blocks()])
@@ -101,10 +123,14 @@ def _one(
         ids = strongest(sign * scores, k, mask)
         z = pa.array((scores[ids] - mean) / std, pa.float32()) if std > 0 else pa.nulls(len(ids), pa.float32())
         columns = {
-            "side": pa.array([each] * len(ids), pa.string()), "rank": pa.array(range(1, len(ids) + 1), pa.int32()),
-            "token_id": pa.array(ids, pa.int32()), "token": token.take(pa.array(ids)), "text": text.take(pa.array(ids)),
-            "score": scores[ids], "z": z,
-        }  # fmt: skip
+            "side": pa.array([each] * len(ids), pa.string()),
+            "rank": pa.array(range(1, len(ids) + 1), pa.int32()),
+            "token_id": pa.array(ids, pa.int32()),
+            "token": token.take(pa.array(ids)),
+            "text": text.take(pa.array(ids)),
+            "score": scores[ids],
+            "z": z,
+        }
         sides.append(pa.table(columns))
     table = pa.concat_tables(sides)
     shown: dict[str, Any] = {"rank": sides[0]["rank"]}  # a mask lets as many pass on either side

@@ -34,9 +34,15 @@ _BLOCK = 1 << 24
 """Similarities that are held at a time."""
 _SHOWN_TOKENS = 3
 _SCHEMA = pa.schema(
-    [("address", pa.string()), ("nearest", pa.string()), ("similarity", pa.float32()), ("mutual", pa.bool_()),
-     ("partner", pa.string()), ("partner_similarity", pa.float32())]
-)  # fmt: skip
+    [
+        ("address", pa.string()),
+        ("nearest", pa.string()),
+        ("similarity", pa.float32()),
+        ("mutual", pa.bool_()),
+        ("partner", pa.string()),
+        ("partner_similarity", pa.float32()),
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -80,9 +86,16 @@ def one_to_one(left: Array, right: Array, *, signed: bool) -> list[tuple[int, in
 
 
 def match(
-    atlas: Atlas, a: Model, b: Model, kind: str, layers: tuple[int | None, int | None], k: int, *, signed: bool,
+    atlas: Atlas,
+    a: Model,
+    b: Model,
+    kind: str,
+    layers: tuple[int | None, int | None],
+    k: int,
+    *,
+    signed: bool,
     filter: TokenFilter | None,
-) -> Result:  # fmt: skip
+) -> Result:
     """See ``Atlas.match``."""
     if a is b:
         raise QueryError(f"match takes two different models, not {a.name} twice")
@@ -113,13 +126,15 @@ def match(
         partners |= {i + row: (j + column, similarity) for row, column, similarity in matched}
     found = [
         {
-            "address": address, "nearest": addresses[1][there.row[i]], "similarity": float(there.similarity[i]),
+            "address": address,
+            "nearest": addresses[1][there.row[i]],
+            "similarity": float(there.similarity[i]),
             "mutual": bool(mutual[i]),
             "partner": addresses[1][partners[i][0]] if i in partners else None,
             "partner_similarity": partners[i][1] if i in partners else None,
         }
         for i, address in enumerate(addresses[0])
-    ]  # fmt: skip
+    ]
     table = table_of(found, _SCHEMA)
     strength = there.similarity if signed else np.abs(there.similarity)
     order = np.lexsort((np.arange(len(strength)), -strength))[:k]
@@ -151,9 +166,7 @@ def _matched_places(
     if KINDS[kind].form != "weight":
         return []
     rows = atlas.align(a.name, b.name, kind).to_rows()
-    pairs = [
-        ((row["stack_a"], row["layer_a"]), (row["stack_b"], row["layer_b"])) for row in rows if row["matched"]
-    ]
+    pairs = [((row["stack_a"], row["layer_a"]), (row["stack_b"], row["layer_b"])) for row in rows if row["matched"]]
     return [pair for pair in pairs if pair[0] in places[0] and pair[1] in places[1]]
 
 
@@ -176,9 +189,12 @@ def _name(model: Model, layer: int | None) -> str:
 
 
 def _summary(
-    there: Nearest, mutual: npt.NDArray[np.bool_], partners: dict[int, tuple[int, float]],
-    starts: list[dict[Place, tuple[int, int]]], pairs: list[tuple[Place, Place]],
-) -> list[str]:  # fmt: skip
+    there: Nearest,
+    mutual: npt.NDArray[np.bool_],
+    partners: dict[int, tuple[int, float]],
+    starts: list[dict[Place, tuple[int, int]]],
+    pairs: list[tuple[Place, Place]],
+) -> list[str]:
     """How many are mutual, how many of those lie in matched layers, and how similar partners are."""
     n, m = (sum(size for _, size in own.values()) for own in starts)
     of_a, of_b = (np.repeat(np.arange(len(own)), [size for _, size in own.values()]) for own in starts)
@@ -209,9 +225,14 @@ def _shown(atlas: Atlas, table: pa.Table, order: npt.NDArray[np.int64], sieve: S
 
     columns = ("similarity", "mutual", "address", "top", "nearest", "its top")
     lines = [
-        (row["similarity"], "yes" if row["mutual"] else "", row["address"], says(row["address"]), row["nearest"],
-         says(row["nearest"]))
+        (
+            row["similarity"],
+            "yes" if row["mutual"] else "",
+            row["address"],
+            says(row["address"]),
+            row["nearest"],
+            says(row["nearest"]),
+        )
         for row in rows
-    ]  # fmt: skip
+    ]
     return pa.Table.from_pylist([dict(zip(columns, line, strict=True)) for line in lines])
-

@@ -68,10 +68,16 @@ def evaluation(table: pa.Table) -> Evaluation:
             value, baseline = (float(np.mean([row[name] for row in group])) for name in ("value", "baseline"))
             lines.append(
                 {
-                    "measure": measure, "kind": kind, "k": group[0]["k"], "value": value, "baseline": baseline,
-                    "against": other, "above": _above(group), "value - baseline, by layer": _by_layer(group),
+                    "measure": measure,
+                    "kind": kind,
+                    "k": group[0]["k"],
+                    "value": value,
+                    "baseline": baseline,
+                    "against": other,
+                    "above": _above(group),
+                    "value - baseline, by layer": _by_layer(group),
                 }
-            )  # fmt: skip
+            )
     first = rows[0]
     title = f"{first['model']}: {first['space']} embedding, norms {'' if first['fold_norm'] else 'not '}folded"
     counts = {row["measure"]: row["n"] for row in rows}

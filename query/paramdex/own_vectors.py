@@ -34,6 +34,7 @@ class OwnVectors:
     """The number of each of the rows in what was given."""
     single: bool
 
+
 _SMALLEST, _LARGEST = 1e-30, 1e30
 """Entries of a size between these have scores, and squares of norms, that are far from the ends of their types."""
 

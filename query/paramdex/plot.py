@@ -82,11 +82,17 @@ def tokens_figure(card: Card) -> Any:
         axis.scatter(places[own, 0], places[own, 1], s=12, color=color, label=side)
         labels += [
             axis.annotate(
-                visible(rows[n]["text"]), places[n], (4, 0), textcoords="offset points", color=color, va="center",
-                fontsize=float(sizes[n]), parse_math=False,
+                visible(rows[n]["text"]),
+                places[n],
+                (4, 0),
+                textcoords="offset points",
+                color=color,
+                va="center",
+                fontsize=float(sizes[n]),
+                parse_math=False,
             )
             for n in own
-        ]  # fmt: skip
+        ]
     axis.margins(0.15)
     axis.legend(fontsize=8)
     axis.set_xlabel("first principal component of these tokens' embeddings")
@@ -127,9 +133,16 @@ def moved_figure(moved: Moved) -> Any:
             for column, color, x in (("top", "C0", 0.01), ("bottom", "C3", 0.5)):
                 text = ", ".join(visible(each) for each in row[column][:4])
                 axis.text(
-                    x, n, text, color=color, fontsize=8, va="center", transform=axis.get_yaxis_transform(),
-                    parse_math=False, clip_on=True,
-                )  # fmt: skip
+                    x,
+                    n,
+                    text,
+                    color=color,
+                    fontsize=8,
+                    va="center",
+                    transform=axis.get_yaxis_transform(),
+                    parse_math=False,
+                    clip_on=True,
+                )
         axis.set_yticks(range(len(own)), [row["address"].partition("/")[2] for row in own], fontsize=8)
         axis.invert_yaxis()
         axis.set_title(f"{kind}: toward (blue) and away from (red)", fontsize=9, loc="left")

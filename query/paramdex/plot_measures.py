@@ -11,8 +11,10 @@ from paramdex.plot import _figure_class
 
 _MEASURES = {"states": "states and their most active parameters", "pairs": "related pairs"}
 _GREYS = {
-    "random": "0.75", "active elsewhere": "0.45", "shuffled": "0.6",
-}  # fmt: skip
+    "random": "0.75",
+    "active elsewhere": "0.45",
+    "shuffled": "0.6",
+}
 
 
 def evaluation_figure(evaluation: Evaluation) -> Any:

@@ -76,9 +76,12 @@ class Postings:
         )
         top, bottom, top_scores, bottom_scores = (values[:k] for values in row[3:])
         return ScoredTokens(
-            row[0], np.float32(row[1]), np.float32(row[2]),
-            {"top": top, "bottom": bottom}, {"top": top_scores, "bottom": bottom_scores},
-        )  # fmt: skip
+            row[0],
+            np.float32(row[1]),
+            np.float32(row[2]),
+            {"top": top, "bottom": bottom},
+            {"top": top_scores, "bottom": bottom_scores},
+        )
 
     def parameters(self, param_ids: list[int], k: int) -> dict[int, Strongest]:
         """param_id -> its at most ``k`` strongest tokens a side."""
@@ -120,16 +123,18 @@ class Postings:
         mean_z = (np.add.reduceat(z.astype(np.float64), begin) / n_words).astype(np.float32)
         chosen = np.lexsort((sides, np.where(np.isnan(mean_z), np.inf, -mean_z), -n_words))[:k]
         rows = []
-        for side, n, z, start in zip(
-            *(each[chosen].tolist() for each in (sides, n_words, mean_z, begin)), strict=True
-        ):
+        for side, n, z, start in zip(*(each[chosen].tolist() for each in (sides, n_words, mean_z, begin)), strict=True):
             by_rank = sorted(items[start : start + n].tolist())
             rows.append(
                 {
-                    "id": side >> 1, "side": "bottom" if side & 1 else "top", "words": n, "rank": by_rank[0] >> 32,
-                    "z": None if math.isnan(z) else z, "ids": [item & 0xFFFF_FFFF for item in by_rank],
+                    "id": side >> 1,
+                    "side": "bottom" if side & 1 else "top",
+                    "words": n,
+                    "rank": by_rank[0] >> 32,
+                    "z": None if math.isnan(z) else z,
+                    "ids": [item & 0xFFFF_FFFF for item in by_rank],
                 }
-            )  # fmt: skip
+            )
         return rows
 
     def _hits(self, token_id: int, spans: list[Span]) -> tuple[np.ndarray, ...]:

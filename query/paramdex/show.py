@@ -21,9 +21,16 @@ if TYPE_CHECKING:
     from paramdex.model import Model
 
 _TOKENS = pa.schema(
-    [("side", pa.string()), ("rank", pa.int64()), ("token_id", pa.int32()), ("token", pa.string()),
-     ("text", pa.string()), ("score", pa.float32()), ("z", pa.float32())]
-)  # fmt: skip
+    [
+        ("side", pa.string()),
+        ("rank", pa.int64()),
+        ("token_id", pa.int32()),
+        ("token", pa.string()),
+        ("text", pa.string()),
+        ("score", pa.float32()),
+        ("z", pa.float32()),
+    ]
+)
 
 
 @dataclass(frozen=True, repr=False)
@@ -95,9 +102,11 @@ def show_parameter(atlas: Atlas, model: Model, where: Address, k: int, sieve: Si
     numbers = f"norm {found.norm:.4g}; scores over {model.vocabulary_size:,} tokens: {of_scores}"
     notes = _of_fewer(len(found.tokens["top"]), min(k, model.vocabulary_size), sieve, "tokens", "--top-k")
     return Card(
-        table_of(lines, _TOKENS), f"{title}\n{numbers}", [*notes, *sieve.notes()],
+        table_of(lines, _TOKENS),
+        f"{title}\n{numbers}",
+        [*notes, *sieve.notes()],
         places=lambda: token_plane(atlas.vectors.space(model.name).rows(ids)),
-    )  # fmt: skip
+    )
 
 
 def _of_fewer(n: int, k: int, sieve: Sieve, what: str, option: str) -> list[str]:
@@ -128,9 +137,7 @@ def show_head(atlas: Atlas, model: Model, where: Address, k: int, sieve: Sieve, 
         "WHERE head_id = ? AND is_top AND rank IS NOT NULL GROUP BY matrix ORDER BY matrix",
         [head_id],
     )
-    notes = [
-        f"{matrix}: {same} of its top {count} pairs are of a word with itself" for matrix, same, count in counts
-    ]
+    notes = [f"{matrix}: {same} of its top {count} pairs are of a word with itself" for matrix, same, count in counts]
     longest = max((line["rank"] for line in shown), default=0)
     notes += _of_fewer(longest, min(k, model.vocabulary_size), sieve, "pairs", "--pair-k")
     group = model.layout.heads((where.stack, where.layer)).group

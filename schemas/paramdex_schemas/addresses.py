@@ -1,14 +1,14 @@
 """Addresses: the names of models, heads and parameters, as a person types them.
 
-    tiny-a                       a model
-    tiny-a/L3                    a layer
-    tiny-a/L3/H5                 a head
-    tiny-a/L3/ff_value/1024      a parameter of the feed-forward part
-    tiny-a/L3/H5/attn_query/17   a parameter of a head
-    mix/L3/E7/ff_value/1024      a parameter of an expert
-    tiny-a/position/17           a parameter of no layer
-    t5/decoder/L3/H5             a head of one of the stacks of an encoder-decoder: encoder, decoder or cross, the
-                                 decoder's attention to the encoder
+tiny-a                       a model
+tiny-a/L3                    a layer
+tiny-a/L3/H5                 a head
+tiny-a/L3/ff_value/1024      a parameter of the feed-forward part
+tiny-a/L3/H5/attn_query/17   a parameter of a head
+mix/L3/E7/ff_value/1024      a parameter of an expert
+tiny-a/position/17           a parameter of no layer
+t5/decoder/L3/H5             a head of one of the stacks of an encoder-decoder: encoder, decoder or cross, the
+                             decoder's attention to the encoder
 """
 
 from __future__ import annotations

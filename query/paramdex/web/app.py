@@ -153,10 +153,14 @@ def make_app(atlas: Atlas, limits: Limits | None = None, hosts: frozenset[str] |
         close()
 
     app = FastAPI(
-        title="paramdex", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan,
+        title="paramdex",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        lifespan=lifespan,
         description="What the weights of language models say: the data of every page of this server.",
         license_info={"name": "Apache-2.0"},
-    )  # fmt: skip
+    )
     app.state.fence = fence
     app.state.close = close
     app.mount(STATIC, Assets(directory=str(resources.files("paramdex.web") / "static")), name="static")
@@ -231,7 +235,11 @@ def _add_errors(app: FastAPI, atlas: Atlas, respond: Respond) -> None:
         return respond(request, Fault(status=500, kind="server", message="this is a fault of the server's own"), None)
 
     handlers: dict[Any, Any] = {
-        ParamdexError: ours, Moved: moved, RequestValidationError: invalid, HTTPException: http, Exception: unknown,
-    }  # fmt: skip
+        ParamdexError: ours,
+        Moved: moved,
+        RequestValidationError: invalid,
+        HTTPException: http,
+        Exception: unknown,
+    }
     for cls, handler in handlers.items():
         app.add_exception_handler(cls, handler)

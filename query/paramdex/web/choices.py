@@ -64,9 +64,12 @@ class TokenChoice:
 
     def filter(self) -> TokenFilter:
         return TokenFilter(
-            ascii=self.ascii, alnum=self.alnum, word_starts=self.word_starts, no_undertrained=self.no_undertrained,
+            ascii=self.ascii,
+            alnum=self.alnum,
+            word_starts=self.word_starts,
+            no_undertrained=self.no_undertrained,
             words=split_words(self.only) or None,
-        )  # fmt: skip
+        )
 
     def passing(self, atlas: Atlas, model: Model) -> list[str]:
         """Queries in SQL, each for the token_ids that one part of the choice lets pass; none where all do."""

@@ -30,18 +30,21 @@ def _map(kind: str, cells: list[dict[str, Any]]) -> HeatMap:
     for row in cells:
         at = (place_name((row["stack_a"], row["layer_a"])), place_name((row["stack_b"], row["layer_b"])))
         lines.setdefault(at[0], []).append(
-            HeatCell(
-                a=at[0], b=at[1], score=row["score"], matched=row["matched"], feature_score=row["feature_score"]
-            )
-        )  # fmt: skip
+            HeatCell(a=at[0], b=at[1], score=row["score"], matched=row["matched"], feature_score=row["feature_score"])
+        )
     matched = [row["score"] for row in cells if row["matched"]]
     others = [row["score"] for row in cells if not row["matched"]]
     scores = matched + others
     return HeatMap(
-        kind=kind, places_a=list(lines), places_b=[cell.b for cell in next(iter(lines.values()))],
-        rows=list(lines.values()), matched=sum(matched) / len(matched),
-        others=sum(others) / len(others) if others else None, low=min(scores), high=max(scores),
-    )  # fmt: skip
+        kind=kind,
+        places_a=list(lines),
+        places_b=[cell.b for cell in next(iter(lines.values()))],
+        rows=list(lines.values()),
+        matched=sum(matched) / len(matched),
+        others=sum(others) / len(others) if others else None,
+        low=min(scores),
+        high=max(scores),
+    )
 
 
 def layer_pairs(atlas: Atlas, a: str, b: str, kind: str, at: tuple[str, str], k: int = 20) -> LayerPairs:
@@ -70,13 +73,16 @@ def layer_pairs(atlas: Atlas, a: str, b: str, kind: str, at: tuple[str, str], k:
     ids = [(starts[0] + i, starts[1] + j) for _, i, j in hits]
     named = described(atlas, [each for pair in ids for each in pair])
     return LayerPairs(
-        a=f"{a}/{at[0]}", b=f"{b}/{at[1]}", kind=kind, compared=len(left) * len(right),
+        a=f"{a}/{at[0]}",
+        b=f"{b}/{at[1]}",
+        kind=kind,
+        compared=len(left) * len(right),
         rows=[
             SimilarPair(rank=n, similarity=round(hit[0], 6), a=named[i], b=named[j])
             for n, (hit, (i, j)) in enumerate(zip(hits, ids, strict=True), start=1)
         ],
         notes=notes,
-    )  # fmt: skip
+    )
 
 
 def comparable_kinds(atlas: Atlas, a: str, b: str) -> list[str]:

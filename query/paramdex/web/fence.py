@@ -64,8 +64,12 @@ class Fence:
         limits = self.limits
         n_bytes = limits.page_bytes if form == "page" else limits.answer_bytes
         question = {
-            "sql": sql, "form": form, "rows": min(rows, limits.rows), "bytes": n_bytes, "seconds": limits.seconds
-        }  # fmt: skip
+            "sql": sql,
+            "form": form,
+            "rows": min(rows, limits.rows),
+            "bytes": n_bytes,
+            "seconds": limits.seconds,
+        }
         return await self._crew.ask(lambda worker: self._answer(worker, json.dumps(question).encode()))
 
     def _answer(self, worker: Process, question: bytes) -> Rendered:

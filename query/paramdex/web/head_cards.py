@@ -34,18 +34,25 @@ def head_card(atlas: Atlas, where: Address, choice: PairChoice | None = None, k:
     pairs = _pairs(atlas, head_id)
     shared = [h for h in range(run.n_owners) if h // run.group == at // run.group and h != at] if run.group > 1 else []
     return HeadCard(
-        address=own["address"], model=model.name, layer=str(replace(where, head=None)), kv_head=own["kv_head"],
+        address=own["address"],
+        model=model.name,
+        layer=str(replace(where, head=None)),
+        kv_head=own["kv_head"],
         sharing=[str(replace(where, head=h)) for h in shared],
-        qk_norm=short(own["qk_norm"]), vo_norm=short(own["vo_norm"]),
+        qk_norm=short(own["qk_norm"]),
+        vo_norm=short(own["vo_norm"]),
         standing={matrix: standing(layer[f"{matrix.lower()}_norm"].to_numpy(), at) for matrix in MATRICES},
-        choice=choice, same_word=_same_words(pairs), lists=_lists(atlas, model, pairs, choice, sieve, own, k),
+        choice=choice,
+        same_word=_same_words(pairs),
+        lists=_lists(atlas, model, pairs, choice, sieve, own, k),
         notes=sieve.notes(),
-        directions=_directions(atlas, model, head_id), comparable=_comparable(atlas, model),
+        directions=_directions(atlas, model, head_id),
+        comparable=_comparable(atlas, model),
         vectors=_vectors(atlas, model, where),
         before=str(replace(where, head=at - 1)) if at else None,
         after=str(replace(where, head=at + 1)) if at + 1 < run.n_owners else None,
         sql=choice.sql(atlas, model, own["address"], k),
-    )  # fmt: skip
+    )
 
 
 def _pairs(atlas: Atlas, head_id: int) -> pa.Table:
@@ -81,15 +88,20 @@ def _lists(
     text = searched(choice.contains)
     for of, own in kept.items():
         asked = [
-            row for row in own
+            row
+            for row in own
             if not text or any(text in searched(items[row[end]].text) for end in ("source_id", "target_id"))
-        ]  # fmt: skip
+        ]
         found[of] = [
-            Pair(source=items[row["source_id"]], target=items[row["target_id"]], score=short(row["score"]),
-                 z=None if row["z"] is None else short(row["z"]),
-                 **{name: row[name] for name in ("rank", "rank_distinct", "same_word")})
+            Pair(
+                source=items[row["source_id"]],
+                target=items[row["target_id"]],
+                score=short(row["score"]),
+                z=None if row["z"] is None else short(row["z"]),
+                **{name: row[name] for name in ("rank", "rank_distinct", "same_word")},
+            )
             for row in (asked[place] for place in sieve.pairs(model, asked, k))
-        ]  # fmt: skip
+        ]
     return [Pairs.model_validate({"matrix": m, "side": side, "pairs": pairs}) for (m, side), pairs in found.items()]
 
 
@@ -114,8 +126,7 @@ def _directions(atlas: Atlas, model: Model, head_id: int) -> list[Direction]:
     )
     return [
         Direction.model_validate(
-            {"matrix": matrix, "direction": n, "singular_value": short(value), "share": short(share)}
-            | lists[matrix, n]
+            {"matrix": matrix, "direction": n, "singular_value": short(value), "share": short(share)} | lists[matrix, n]
         )
         for matrix, n, value, share in numbers
     ]

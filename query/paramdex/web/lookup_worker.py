@@ -42,9 +42,12 @@ def align(atlas: Atlas, a: str, b: str, kind: str | None) -> Comparison:
 
 
 _QUESTIONS: dict[str, Callable[..., Any]] = {
-    "find": questions.find, "search": questions.search, "similar": questions.similar, "align": align,
+    "find": questions.find,
+    "search": questions.search,
+    "similar": questions.similar,
+    "align": align,
     "pairs": compare.layer_pairs,
-}  # fmt: skip
+}
 
 
 class Lookups:

@@ -73,9 +73,13 @@ def model_card(
     grids.append(_vector_grid(atlas, model, where, kind, _chosen(column, VECTOR_COLUMNS)))
     (summary,) = (each for each in summaries(atlas) if each.model == model.name)
     return ModelCard(
-        address=str(where), model=model.name, summary=summary, kinds=kinds, grids=grids,
+        address=str(where),
+        model=model.name,
+        summary=summary,
+        kinds=kinds,
+        grids=grids,
         places=[f"{model.name}/{place_name(place)}" for place in places],
-    )  # fmt: skip
+    )
 
 
 def _chosen(column: str, columns: list[str]) -> str:

@@ -34,21 +34,34 @@ class Pages:
     def __init__(self, atlas: Atlas) -> None:
         self._atlas = atlas
         self._environment = Environment(
-            loader=PackageLoader("paramdex.web"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+            loader=PackageLoader("paramdex.web"),
+            autoescape=True,
+            undefined=StrictUndefined,
+            trim_blocks=True,
             lstrip_blocks=True,
-        )  # fmt: skip
+        )
         self._environment.filters |= {
-            "pieces": drawing.pieces, "ask_for": drawing.ask_for, "number": drawing.number, "href": drawing.href,
+            "pieces": drawing.pieces,
+            "ask_for": drawing.ask_for,
+            "number": drawing.number,
+            "href": drawing.href,
             "says": lambda kind: KINDS[kind].says if kind in KINDS else "",
-        }  # fmt: skip
+        }
         chip = self._environment.get_template("_chip.html").module.chip  # type: ignore[attr-defined]  # a macro
         self._environment.globals |= {
-            "atlas_name": atlas.path.name, "models": list(atlas.models), "version": __version__,
-            "asset": assets(), "chip": lru_cache(1 << 14)(chip),  # a page has hundreds
+            "atlas_name": atlas.path.name,
+            "models": list(atlas.models),
+            "version": __version__,
+            "asset": assets(),
+            "chip": lru_cache(1 << 14)(chip),  # a page has hundreds
             "chip_once": chip,  # of a token with its score, which is not met again
-            "level": drawing.level, "draw": drawing.draw, "bar": drawing.bar, "norm_scale": drawing.norm_scale,
-            "score_scale": drawing.score_scale, "is_address": self.is_address,
-        }  # fmt: skip
+            "level": drawing.level,
+            "draw": drawing.draw,
+            "bar": drawing.bar,
+            "norm_scale": drawing.norm_scale,
+            "score_scale": drawing.score_scale,
+            "is_address": self.is_address,
+        }
 
     def render(self, template: str, request: Request, **values: Any) -> str:
         """``here(**changes)`` in a template is the page's own address with other query values, None for none."""

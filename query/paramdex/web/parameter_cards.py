@@ -17,11 +17,14 @@ from paramdex_schemas import KINDS, Address
 
 _NEURON = ("ff_key", "ff_gate", "ff_value")
 _NAMES = {
-    "ff_key": "the neuron's key: what it reads", "ff_gate": "its gate: what the gate reads",
-    "ff_value": "the neuron's value: what it writes", "attn_query": "the query dimension that meets this key",
-    "attn_key": "the key dimension that meets this query", "attn_value": "what is read where this is written",
+    "ff_key": "the neuron's key: what it reads",
+    "ff_gate": "its gate: what the gate reads",
+    "ff_value": "the neuron's value: what it writes",
+    "attn_query": "the query dimension that meets this key",
+    "attn_key": "the key dimension that meets this query",
+    "attn_value": "what is read where this is written",
     "attn_output": "what is written for what this reads",
-}  # fmt: skip
+}
 _OTHER = {"attn_query": "attn_key", "attn_key": "attn_query", "attn_value": "attn_output", "attn_output": "attn_value"}
 _NEAR = 5
 
@@ -50,11 +53,21 @@ def parameter_card(atlas: Atlas, where: Address, choice: TokenChoice | None = No
     partners, nearest = _partners(model, own), _nearest(atlas, model, own, own_id)
     named = described(atlas, [*partners, *(i for hits in nearest.values() for _, i in hits)])
     return ParameterCard(
-        address=address, model=model.name, kind=kind.name, says=kind.says, role=kind.role, sentence=sentence(own),
-        norm=short(norm), projected_norm=short(projected), mean=short(mean), std=short(std),
+        address=address,
+        model=model.name,
+        kind=kind.name,
+        says=kind.says,
+        role=kind.role,
+        sentence=sentence(own),
+        norm=short(norm),
+        projected_norm=short(projected),
+        mean=short(mean),
+        std=short(std),
         vocabulary_size=model.vocabulary_size,
         standing=standing(numbers(atlas, model, kind.name, layer), own_id - layer[0]),
-        top=sides["top"], bottom=sides["bottom"], head=_owner(own),
+        top=sides["top"],
+        bottom=sides["bottom"],
+        head=_owner(own),
         partners=[Partner(**dict(named[i]), relation=relation) for i, relation in partners.items()],
         nearest=[
             NearIn(
@@ -68,9 +81,12 @@ def parameter_card(atlas: Atlas, where: Address, choice: TokenChoice | None = No
             for one in [model, *related]
         ],
         elsewhere=[other.name for other in others if other not in related],
-        before=beside[0], after=beside[1], choice=choice, notes=list(shown.notes),
+        before=beside[0],
+        after=beside[1],
+        choice=choice,
+        notes=list(shown.notes),
         sql=_sql(atlas, model, address, choice, k),
-    )  # fmt: skip
+    )
 
 
 def _note(atlas: Atlas, model: Model, other: Model) -> str | None:

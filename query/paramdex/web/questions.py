@@ -82,9 +82,15 @@ def _choices(counts: dict[str, int]) -> list[Choice]:
 
 
 def find(
-    atlas: Atlas, q: str, k: int = 10, *, model: str | None = None, kind: str | None = None, layer: int | None = None,
+    atlas: Atlas,
+    q: str,
+    k: int = 10,
+    *,
+    model: str | None = None,
+    kind: str | None = None,
+    layer: int | None = None,
     side: Literal["top", "bottom"] | None = None,
-) -> Found:  # fmt: skip
+) -> Found:
     """Parameters and heads that have the words among their strongest: k of each."""
     words = split_words(q)
     result = atlas.find(words, max(k, COUNTED), model=model, kind=kind, layer=layer)
@@ -97,28 +103,44 @@ def find(
         words=words,
         parameters=[
             FoundParameter(
-                **dict(named[i]), side=row["side"], words=row["words"], rank=row["rank"], z=row["z"],
+                **dict(named[i]),
+                side=row["side"],
+                words=row["words"],
+                rank=row["rank"],
+                z=row["z"],
                 matched=row["tokens"],
             )
             for i, row in zip(ids, parameters, strict=True)
         ],
         heads=[
             FoundHead(
-                address=row["address"], kind=row["kind"], side=row["side"], words=row["words"], rank=row["rank"],
-                z=row["z"], pairs=row["tokens"],
+                address=row["address"],
+                kind=row["kind"],
+                side=row["side"],
+                words=row["words"],
+                rank=row["rank"],
+                z=row["z"],
+                pairs=row["tokens"],
             )
-            for row in rows if row["kind"] not in KINDS
+            for row in rows
+            if row["kind"] not in KINDS
         ][:k],
         facets=_facets(rows),
         counted=len(rows),
         notes=list(result.notes),
-    )  # fmt: skip
+    )
 
 
 def search(
-    atlas: Atlas, q: str, k: int = 10, *, model: str | None = None, kind: str | None = None, layer: int | None = None,
+    atlas: Atlas,
+    q: str,
+    k: int = 10,
+    *,
+    model: str | None = None,
+    kind: str | None = None,
+    layer: int | None = None,
     side: Literal["top", "bottom", "both"] = "top",
-) -> Searched:  # fmt: skip
+) -> Searched:
     """The k parameters nearest to the words."""
     words = split_words(q)
     hits, notes = atlas.search_hits(words, max(k, COUNTED), model=model, kind=kind, layer=layer, side=side)
@@ -133,18 +155,26 @@ def search(
 
 
 def similar(
-    atlas: Atlas, address: str, k: int = 5, *, model: str | None = None, kind: str | None = None,
+    atlas: Atlas,
+    address: str,
+    k: int = 5,
+    *,
+    model: str | None = None,
+    kind: str | None = None,
     side: Literal["top", "bottom", "both"] = "top",
-) -> Similar | SimilarHeads:  # fmt: skip
+) -> Similar | SimilarHeads:
     """The k parameters nearest to one, or the k heads nearest to one by each matrix, in its own or another model."""
     where = atlas.address(address)
     if where.is_head:
         return _similar_heads(atlas, where, k, model or where.model, kind, side)
     hits, notes = atlas.similar_hits(address, k, model=model, kind=kind, side=side)
     return Similar(
-        address=str(where), model=model or where.model, kind=kind or str(where.kind), rows=_near(atlas, hits),
+        address=str(where),
+        model=model or where.model,
+        kind=kind or str(where.kind),
+        rows=_near(atlas, hits),
         notes=notes,
-    )  # fmt: skip
+    )
 
 
 def check_heads(atlas: Atlas, address: str, model: str | None) -> None:
@@ -158,9 +188,7 @@ def check_heads(atlas: Atlas, address: str, model: str | None) -> None:
             )
 
 
-def _similar_heads(
-    atlas: Atlas, where: Address, k: int, model: str, kind: str | None, side: str
-) -> SimilarHeads:
+def _similar_heads(atlas: Atlas, where: Address, k: int, model: str, kind: str | None, side: str) -> SimilarHeads:
     """Raises QueryError where a model has too many heads to compare while a reader waits."""
     check_heads(atlas, str(where), model)
     result = atlas.similar(str(where), k, model=model, kind=kind, side=side)

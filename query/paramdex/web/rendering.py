@@ -74,9 +74,7 @@ def _json(asked: RenderRequest, table: pa.Table) -> Rendered:
 
 def _csv(asked: RenderRequest, table: pa.Table) -> Rendered:
     head = csv_line(table.schema.names).encode()
-    rows, truncated = _fitting(
-        asked, table, asked.n_bytes - len(head), lambda row: csv_line(row.values()).encode()
-    )
+    rows, truncated = _fitting(asked, table, asked.n_bytes - len(head), lambda row: csv_line(row.values()).encode())
     return Rendered(b"\n".join([head, *rows]), truncated)
 
 

@@ -47,9 +47,7 @@ Sides = Literal["top", "bottom", "both"]
 AddressPath = Annotated[str, Path(max_length=500, description="MODEL, MODEL/L3/H5, MODEL/L3/ff_value/1024, ...")]
 AddressQuery = Annotated[str, Query(max_length=500, description="the address of a parameter or a head")]
 PlaceQuery = Annotated[str, Query(max_length=40, description="a layer: L3, or encoder/L3")]
-PROBLEMS: dict[int | str, dict[str, Any]] = {
-    status: {"model": Problem} for status in (400, 404, 422, 429, 503)
-}
+PROBLEMS: dict[int | str, dict[str, Any]] = {status: {"model": Problem} for status in (400, 404, 422, 429, 503)}
 
 
 class Moved(Exception):  # noqa: N818  # not an error: the thing is elsewhere
@@ -86,9 +84,13 @@ def router(pool: Pool, lookups: Lookups, pages: Pages, app: FastAPI) -> APIRoute
             return overview.home(atlas)
 
     async def find(
-        q: Q, k: K = 10, model: ModelName = None, kind: KindName = None, layer: LayerNumber = None,
+        q: Q,
+        k: K = 10,
+        model: ModelName = None,
+        kind: KindName = None,
+        layer: LayerNumber = None,
         side: Side | None = None,
-    ) -> Found:  # fmt: skip
+    ) -> Found:
         found: Found = await lookups.ask("find", q, k, model=model, kind=kind, layer=layer, side=side)
         return found
 
@@ -119,11 +121,14 @@ def router(pool: Pool, lookups: Lookups, pages: Pages, app: FastAPI) -> APIRoute
         return questions.understand(pool.atlas, q)  # asks for nothing but the models' names
 
     def thing(
-        request: Request, address: AddressPath, choice: Annotated[PairChoice, Depends()], k: K = 20,
+        request: Request,
+        address: AddressPath,
+        choice: Annotated[PairChoice, Depends()],
+        k: K = 20,
         heads: Annotated[str, Query(max_length=40, description="model: the column that colours heads")] = "vo_norm",
         kind: Annotated[str | None, Query(max_length=40, description="model: the kind of vectors on the map")] = None,
         column: Annotated[str, Query(max_length=40, description="model: the column that colours vectors")] = "norm",
-    ) -> ModelCard | HeadCard | ParameterCard:  # fmt: skip
+    ) -> ModelCard | HeadCard | ParameterCard:
         card: ModelCard | HeadCard | ParameterCard
         with pool.lend() as atlas:
             if address.strip("/") == "":
@@ -164,8 +169,12 @@ def router(pool: Pool, lookups: Lookups, pages: Pages, app: FastAPI) -> APIRoute
     def docs(request: Request) -> Response:
         return HTMLResponse(pages.render("docs.html", request, api=copy.deepcopy(app.openapi())))
 
-    @routes.get("/align/{a}/{b}/pairs.json", response_model=LayerPairs, responses=PROBLEMS,
-                summary="The most similar pairs of two layers")  # fmt: skip
+    @routes.get(
+        "/align/{a}/{b}/pairs.json",
+        response_model=LayerPairs,
+        responses=PROBLEMS,
+        summary="The most similar pairs of two layers",
+    )
     def pairs_data(answer: Annotated[Any, Depends(pairs)]) -> Response:
         return json_response(answer)
 

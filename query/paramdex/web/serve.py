@@ -31,9 +31,7 @@ def bind(host: str, port: int) -> socket.socket:
         bound.listen(128)  # who comes before the server is up waits for it
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no name of a host"
-        raise QueryError(
-            f"cannot listen on {host} port {port}: {reason}; give another --port or --host"
-        ) from error
+        raise QueryError(f"cannot listen on {host} port {port}: {reason}; give another --port or --host") from error
     return bound
 
 

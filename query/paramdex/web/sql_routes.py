@@ -57,13 +57,21 @@ def sql_router(fence: Fence, pages: Pages) -> APIRouter:
         }
         return Response(found.body, media_type=media_type, headers=headers)
 
-    @routes.get("/sql.csv", response_class=Response, summary="The rows of one SELECT as CSV",
-                responses={**_PROBLEMS, 200: {"content": {"text/csv": {}}}})  # fmt: skip
+    @routes.get(
+        "/sql.csv",
+        response_class=Response,
+        summary="The rows of one SELECT as CSV",
+        responses={**_PROBLEMS, 200: {"content": {"text/csv": {}}}},
+    )
     async def csv(q: Sql, limit: Most = 10_000) -> Response:
         return await download(q, "csv", limit, "text/csv")
 
-    @routes.get("/sql.parquet", response_class=Response, summary="The rows of one SELECT as Parquet",
-                responses={**_PROBLEMS, 200: {"content": {"application/vnd.apache.parquet": {}}}})  # fmt: skip
+    @routes.get(
+        "/sql.parquet",
+        response_class=Response,
+        summary="The rows of one SELECT as Parquet",
+        responses={**_PROBLEMS, 200: {"content": {"application/vnd.apache.parquet": {}}}},
+    )
     async def parquet(q: Sql, limit: Most = 10_000) -> Response:
         return await download(q, "parquet", limit, "application/vnd.apache.parquet")
 

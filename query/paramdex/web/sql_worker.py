@@ -60,9 +60,11 @@ def connect(atlas: Path, memory_mb: int) -> duckdb.DuckDBPyConnection:
     Of the models, where they were built from stands there as ``public_source`` has it.
     """
     settings = {
-        "autoload_known_extensions": "false", "python_enable_replacements": "false",
-        "memory_limit": f"{memory_mb}MB", "threads": "1",
-    }  # fmt: skip
+        "autoload_known_extensions": "false",
+        "python_enable_replacements": "false",
+        "memory_limit": f"{memory_mb}MB",
+        "threads": "1",
+    }
     connection = Database(atlas, settings).connection
     known = connection.execute("SELECT source FROM store.models UNION SELECT base FROM store.models").fetchall()
     told = {source: public_source(source) for (source,) in known if source is not None}

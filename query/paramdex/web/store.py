@@ -94,9 +94,12 @@ def described(atlas: Atlas, param_ids: Iterable[int]) -> dict[int, Named]:
 def standing(values: Array, own: int) -> Standing:
     """Where one of some numbers stands among all of them."""
     return Standing(
-        larger=int((values > values[own]).sum()), of=len(values), least=short(values.min()), most=short(values.max()),
+        larger=int((values > values[own]).sum()),
+        of=len(values),
+        least=short(values.min()),
+        most=short(values.max()),
         quartiles=[short(q) for q in np.quantile(values, [0.25, 0.5, 0.75])],
-    )  # fmt: skip
+    )
 
 
 def numbers(atlas: Atlas, model: Model, kind: str, ids: tuple[int, int], column: str = "norm") -> Array:
@@ -104,8 +107,9 @@ def numbers(atlas: Atlas, model: Model, kind: str, ids: tuple[int, int], column:
     first = model.first_param_id + model.layout.blocks[kind].first
     found = atlas.database.kept(
         f"SELECT {column} FROM store.parameters WHERE param_id BETWEEN ? AND ? ORDER BY param_id",
-        first, first + model.layout.blocks[kind].n_rows - 1,
-    )  # fmt: skip
+        first,
+        first + model.layout.blocks[kind].n_rows - 1,
+    )
     return found[column].to_numpy()[ids[0] - first : ids[1] - first]
 
 

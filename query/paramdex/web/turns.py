@@ -65,9 +65,14 @@ class Turns:
     """
 
     def __init__(
-        self, app: ASGIApp, share: Share, queued: re.Pattern[str], seconds: float, files: str,
+        self,
+        app: ASGIApp,
+        share: Share,
+        queued: re.Pattern[str],
+        seconds: float,
+        files: str,
         respond: Callable[[Request, Fault, dict[str, str]], Response],
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.app = app
         self._pages = Queue(share)
         self._queued = queued

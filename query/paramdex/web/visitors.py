@@ -20,9 +20,14 @@ from paramdex.statements import Reading, bare, one_statement, reading, syntax_tr
 from paramdex_schemas import QueryError
 
 _ACCOUNTS = {
-    "duckdb_columns", "duckdb_functions", "duckdb_keywords", "duckdb_tables", "duckdb_types", "duckdb_views",
+    "duckdb_columns",
+    "duckdb_functions",
+    "duckdb_keywords",
+    "duckdb_tables",
+    "duckdb_types",
+    "duckdb_views",
     "pragma_version",
-}  # fmt: skip
+}
 """Of DuckDB's accounts of itself those that hold no path of the machine."""
 _TABLE_FUNCTIONS = frozenset(
     _ACCOUNTS | {"generate_series", "json_each", "json_tree", "range", "repeat", "repeat_row", "unnest"}
