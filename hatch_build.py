@@ -1,4 +1,4 @@
-"""Compile the kernels of ``paramdex_builder.avx2_kernels``, where there is a C compiler for a processor that runs them.
+"""Compile the kernels of ``paramdex_builder.project.kernels.avx2``, where a C compiler makes code for their processor.
 
 Nothing depends on that: without them the builder takes PyTorch's products. So what goes wrong here is said (``pip -v``
 shows it) and is no error.
@@ -15,6 +15,7 @@ from pathlib import Path
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 from packaging.tags import sys_tags
 
+SOURCE = Path("builder/paramdex_builder/project/kernels/avx2.c")
 FLAGS = ["-O3", "-fvisibility=hidden", "-fPIC", "-shared"]
 
 
@@ -23,7 +24,7 @@ class KernelHook(BuildHookInterface):
         """Put the kernels beside their source; a wheel that has them is one for this platform."""
         if platform.machine().lower() not in ("x86_64", "amd64"):
             return
-        source = Path(self.root) / "builder" / "paramdex_builder" / "avx2_kernels.c"
+        source = Path(self.root) / SOURCE
         try:
             made = compiled(source)
         except (OSError, ValueError, subprocess.SubprocessError) as error:
@@ -34,7 +35,7 @@ class KernelHook(BuildHookInterface):
         system = next(name for name in systems if "manylinux" not in name and "musllinux" not in name)
         build_data["pure_python"] = False
         build_data["tag"] = f"py3-none-{system}"
-        build_data["artifacts"].append(f"/builder/paramdex_builder/{made.name}")
+        build_data["artifacts"].append(f"/{SOURCE.parent.as_posix()}/{made.name}")
 
 
 def compiled(source):

@@ -23,10 +23,10 @@ import pyarrow as pa
 import torch
 
 from paramdex.result import Result
-from paramdex_builder.pairs import same_words, strongest_pairs
-from paramdex_builder.project import strongest_tokens
-from paramdex_builder.screening import FLOAT32, TENSOR_CORES, Precision, precision_of
-from paramdex_builder.space import make_space
+from paramdex_builder.project.engines import FLOAT32, TENSOR_CORES, Precision, precision_of
+from paramdex_builder.project.pairs import same_words, strongest_pairs
+from paramdex_builder.project.space import make_space
+from paramdex_builder.project.tokens import strongest_tokens
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--check", action="store_true", help="tiny shapes on the CPU: whether all this works")

@@ -25,11 +25,13 @@ from safetensors import safe_open
 
 from paramdex.result import Result
 from paramdex.tour import PUBLISHED
-from paramdex_builder import avx2_kernels, pair_scan, project
-from paramdex_builder.pairs import Words, same_words, strongest_pairs
-from paramdex_builder.project import strongest_tokens
-from paramdex_builder.screening import FLOAT32, Precision, precision_of
-from paramdex_builder.space import Space, make_space
+from paramdex_builder.project import pair_scan
+from paramdex_builder.project import tokens as project
+from paramdex_builder.project.engines import FLOAT32, Precision, precision_of
+from paramdex_builder.project.kernels import avx2
+from paramdex_builder.project.pairs import Words, same_words, strongest_pairs
+from paramdex_builder.project.space import Space, make_space
+from paramdex_builder.project.tokens import strongest_tokens
 
 CPU = torch.device("cpu")
 KS = (50, 500, 5000)
@@ -161,7 +163,7 @@ def stages() -> Iterator[dict[str, float]]:
 
     undo = [
         timed(Precision, "product", "product"),
-        timed(avx2_kernels, "scores", "product"),  # and the largest of every group with it
+        timed(avx2, "scores", "product"),  # and the largest of every group with it
         timed(project._Block, "scores", "scores"),  # noqa: SLF001
         timed(project._Block, "whole", "scores"),  # noqa: SLF001
         timed(vars(project._Block)["rounded"], "func", "rounding"),  # noqa: SLF001

@@ -31,11 +31,11 @@ import torch
 
 import paramdex
 from paramdex.result import Result
-from paramdex_builder.progress import TerminalProgress
-from paramdex_builder.publish import FinishedModel, publish
-from paramdex_builder.space import Space
-from paramdex_builder.units import PARAMETERS, Piece, Units, pieces
-from paramdex_builder.vocabulary import Vocabulary
+from paramdex_builder.files.units import PARAMETERS, Piece, Units, pieces
+from paramdex_builder.project.space import Space
+from paramdex_builder.publish.publish import FinishedModel, publish
+from paramdex_builder.read.vocabulary import Vocabulary
+from paramdex_builder.work.progress import TerminalProgress
 from paramdex_schemas import Layout, Run, atlas_files
 from paramdex_schemas.isometry import Root, normalize
 

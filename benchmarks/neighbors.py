@@ -19,7 +19,7 @@ import pyarrow as pa
 import torch
 
 from paramdex.result import Result
-from paramdex_builder.relations import relate
+from paramdex_builder.relate.relations import relate
 from paramdex_schemas.isometry import normalize
 
 WIDTH, N_LAYERS, K = 1024, 12, 5

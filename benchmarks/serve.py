@@ -30,8 +30,8 @@ import pyarrow as pa
 
 import paramdex
 from paramdex.result import Result
-from paramdex.web import questions
-from paramdex.web.parameter_cards import parameter_card
+from paramdex.web.cards import questions
+from paramdex.web.cards.parameter import parameter_card
 
 
 def percentile(values: list[float], share: float) -> float:

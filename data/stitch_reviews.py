@@ -32,9 +32,9 @@ from transformers import logging as transformers_logging
 
 from paramdex.measures import stitching
 from paramdex_builder import StitchOptions, TerminalProgress, stitch
-from paramdex_builder.checkpoint import Checkpoint
-from paramdex_builder.classifier import Classifier, labelled
-from paramdex_builder.forward import Batch, Runner
+from paramdex_builder.measure.classifier import Classifier, labelled
+from paramdex_builder.measure.forward import Batch, Runner
+from paramdex_builder.read.checkpoint import Checkpoint
 
 MODELS = Path(__file__).parent / "models"
 WORDS = 120

@@ -27,6 +27,8 @@ import models
 from paramdex.tour import demo_sources
 from paramdex_builder import Options, build
 
+pytest_plugins = ["query_fixtures", "web_fixtures"]
+
 torch.set_num_threads(1)
 settings.register_profile("paramdex", deadline=None, max_examples=40, print_blob=True)
 settings.load_profile("paramdex")

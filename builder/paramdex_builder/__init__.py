@@ -4,10 +4,10 @@ What needs forward passes is here too: the measures of ``evaluate`` and the stit
 """
 
 from paramdex_builder.build import build
-from paramdex_builder.evaluate import EvaluateOptions, evaluate
+from paramdex_builder.measure.evaluate import EvaluateOptions, evaluate
+from paramdex_builder.measure.stitch import StitchOptions, stitch
 from paramdex_builder.options import Options
-from paramdex_builder.progress import Progress, TerminalProgress
-from paramdex_builder.stitching import StitchOptions, stitch
+from paramdex_builder.work.progress import Progress, TerminalProgress
 
 __all__ = [
     "EvaluateOptions",

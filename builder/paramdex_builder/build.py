@@ -18,22 +18,22 @@ import pyarrow as pa
 import torch
 from safetensors import SafetensorError
 
-from paramdex_builder import memory
-from paramdex_builder.checkpoint import Checkpoint
-from paramdex_builder.displacement import Displacement
-from paramdex_builder.finite import check_lengths, check_table
-from paramdex_builder.head_units import ATTENTION, Kept, head_units
-from paramdex_builder.hub import own_name
+from paramdex_builder.files.units import Piece, Units, parameter_unit, parameters_held, pieces
 from paramdex_builder.options import Options, given, source_text, source_texts
-from paramdex_builder.output import check_space, check_writable, estimate, find_place, staging_folder
-from paramdex_builder.pairs import same_words
-from paramdex_builder.progress import Progress
-from paramdex_builder.project import forget, projection_held
-from paramdex_builder.publish import FinishedModel, database, publish
-from paramdex_builder.space import make_space, pick_device, space_work
-from paramdex_builder.units import Piece, Units, parameter_unit, parameters_held, pieces
-from paramdex_builder.vocabulary import Vocabulary, read_vocabulary
-from paramdex_builder.workers import Workers
+from paramdex_builder.project.finite import check_lengths, check_table
+from paramdex_builder.project.head_rows import ATTENTION, Kept, head_units
+from paramdex_builder.project.pairs import same_words
+from paramdex_builder.project.space import make_space, pick_device, space_work
+from paramdex_builder.project.tokens import forget, projection_held
+from paramdex_builder.publish.place import check_space, check_writable, estimate, find_place, staging_folder
+from paramdex_builder.publish.publish import FinishedModel, database, publish
+from paramdex_builder.read.checkpoint import Checkpoint
+from paramdex_builder.read.displacement import Displacement
+from paramdex_builder.read.hub import own_name
+from paramdex_builder.read.vocabulary import Vocabulary, read_vocabulary
+from paramdex_builder.work import memory
+from paramdex_builder.work.progress import Progress
+from paramdex_builder.work.workers import Workers
 from paramdex_schemas import FORMAT_VERSION, AtlasError, BuildError, CheckpointError, atlas_files
 from paramdex_schemas.addresses import MODEL_NAME
 from paramdex_schemas.arguments import given_path

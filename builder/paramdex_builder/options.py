@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Any, TypeVar
 
-from paramdex_builder import memory
+from paramdex_builder.work import memory
 from paramdex_schemas import BuildError
 from paramdex_schemas.arguments import given_items, path_text, yes_or_no
 from paramdex_schemas.errors import quoted, whole_number

@@ -10,8 +10,8 @@ Needs neither torch nor a model: an atlas is a folder with a DuckDB database and
 from importlib.metadata import version
 
 from paramdex.atlas import Atlas, open  # noqa: A004  # `paramdex.open` reads as `gzip.open` does
-from paramdex.filters import TokenFilter
 from paramdex.result import Result
+from paramdex.store.filters import TokenFilter
 from paramdex_schemas import (
     AddressError,
     AtlasError,

@@ -12,28 +12,28 @@ from typing import Any, Self
 
 import pyarrow as pa
 
-from paramdex.alignment import Alignment, align
-from paramdex.database import Database
-from paramdex.diff import diff
-from paramdex.directions import directions
-from paramdex.filters import Sieve, TokenFilter
-from paramdex.find import find
-from paramdex.head_pairs import Pairs, heads
-from paramdex.head_similarity import similar_heads
-from paramdex.hits import WordHit, hits_of_parameter, hits_of_words, listed, listed_by_words
-from paramdex.lens import lens
-from paramdex.matching import match
-from paramdex.model import Model
-from paramdex.nearest import Hit
-from paramdex.nearest import signs_of as _signs
-from paramdex.relations import unrelated
 from paramdex.result import Result, visible
-from paramdex.show import show_head, show_parameter
-from paramdex.vectors import Vectors
-from paramdex.words import Wanted, resolve, separated, words_of
+from paramdex.store.database import Database
+from paramdex.store.filters import Sieve, TokenFilter
+from paramdex.store.nearest import Hit
+from paramdex.store.nearest import signs_of as _signs
+from paramdex.store.related import unrelated
+from paramdex.store.vectors import Vectors
+from paramdex.store.words import Wanted, resolve, separated, words_of
+from paramdex.verbs.align import Alignment, align
+from paramdex.verbs.diff import diff
+from paramdex.verbs.directions import directions
+from paramdex.verbs.find import find
+from paramdex.verbs.heads import Pairs, heads
+from paramdex.verbs.hits import WordHit, hits_of_parameter, hits_of_words, listed, listed_by_words
+from paramdex.verbs.lens import lens
+from paramdex.verbs.match import match
+from paramdex.verbs.show import show_head, show_parameter
+from paramdex.verbs.similar_heads import similar_heads
 from paramdex_schemas import KINDS, Address, AddressError, AtlasError, Layout, QueryError, Run
 from paramdex_schemas.arguments import given_path, yes_or_no
 from paramdex_schemas.errors import check_text, nearest, quoted, whole_number
+from paramdex_schemas.model import Model
 
 _MOST = 2**31 - 1
 """What a larger k is taken for."""

@@ -56,7 +56,7 @@ class Stitching(Drawn):
 
 
 def evaluation(table: pa.Table) -> Evaluation:
-    """From the table of ``paramdex_builder.evaluate``."""
+    """From the table of ``paramdex_builder.measure.evaluate``."""
     rows = table.to_pylist()
     lines = []
     for key in dict.fromkeys((row["measure"], row["kind"], row["against"]) for row in rows):

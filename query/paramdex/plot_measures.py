@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from paramdex.measures import Evaluation, Stitching, by, short
-from paramdex.plot import _figure_class
+from paramdex.picture import _figure_class
 
 _MEASURES = {"states": "states and their most active parameters", "pairs": "related pairs"}
 _GREYS = {

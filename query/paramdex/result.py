@@ -184,7 +184,7 @@ class Drawn(Result):
         """Draw the picture into a file, whose ending chooses the format, and give its path; without one give a picture
         that a notebook shows. Raises QueryError where it cannot be drawn or written.
         """
-        from paramdex.plot import Picture, save
+        from paramdex.picture import Picture, save
 
         if path is None:
             return Picture(self.figure())

@@ -21,15 +21,15 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from paramdex import Atlas, __version__
+from paramdex.web.cards.lookups import Pool
+from paramdex.web.cards.shapes import Fault, Problem
 from paramdex.web.errors import fault
-from paramdex.web.fence import Fence, Limits
-from paramdex.web.lookup_worker import Lookups
-from paramdex.web.pages import STATIC, Pages
+from paramdex.web.html.pages import STATIC, Pages
+from paramdex.web.load.lookup_worker import Lookups
+from paramdex.web.load.turns import Turns
 from paramdex.web.routes import Moved, router
-from paramdex.web.shapes import Fault, Problem
-from paramdex.web.sql_routes import sql_router
-from paramdex.web.store import Pool
-from paramdex.web.turns import Turns
+from paramdex.web.sql.fence import Fence, Limits
+from paramdex.web.sql.routes import sql_router
 from paramdex_schemas import ParamdexError, QueryError
 
 POLICY = (

@@ -11,13 +11,13 @@ from fastapi import APIRouter, Depends, FastAPI, Path, Query, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from starlette.concurrency import run_in_threadpool
 
-from paramdex.web import overview, questions
-from paramdex.web.choices import PairChoice
-from paramdex.web.head_cards import head_card
-from paramdex.web.lookup_worker import Lookups
-from paramdex.web.pages import Pages
-from paramdex.web.parameter_cards import parameter_card
-from paramdex.web.shapes import (
+from paramdex.web.cards import model as overview
+from paramdex.web.cards import questions
+from paramdex.web.cards.choices import PairChoice
+from paramdex.web.cards.head import head_card
+from paramdex.web.cards.lookups import Pool
+from paramdex.web.cards.parameter import parameter_card
+from paramdex.web.cards.shapes import (
     AnySimilar,
     Comparison,
     Found,
@@ -34,7 +34,8 @@ from paramdex.web.shapes import (
     Thing,
     Understood,
 )
-from paramdex.web.store import Pool
+from paramdex.web.html.pages import Pages
+from paramdex.web.load.lookup_worker import Lookups
 from paramdex_schemas import Address, AddressError
 
 Q = Annotated[str, Query(max_length=2000, description="words; one in double quotes keeps its spaces")]

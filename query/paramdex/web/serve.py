@@ -13,8 +13,8 @@ import uvicorn
 
 from paramdex import Atlas
 from paramdex.web.app import LOOPBACK, make_app
-from paramdex.web.connections import Connection
-from paramdex.web.fence import Limits
+from paramdex.web.load.connections import Connection
+from paramdex.web.sql.fence import Limits
 from paramdex_schemas import QueryError
 
 _SWITCH = 0.0005

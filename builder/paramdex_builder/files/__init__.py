@@ -1,0 +1,1 @@
+"""The files that a build writes: units of finished work, vectors, tensors."""

@@ -1,0 +1,286 @@
+"""``evaluate``: the measures of interpretability of one model on a text, by kind and layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from os import PathLike
+from typing import Any
+
+import pyarrow as pa
+import torch
+
+from paramdex_builder.measure import measures
+from paramdex_builder.measure.forward import Runner, watched
+from paramdex_builder.measure.measures import KEPT, Measured
+from paramdex_builder.options import check_choices, given, source_text
+from paramdex_builder.read.checkpoint import Checkpoint
+from paramdex_builder.read.source import read_text
+from paramdex_builder.read.tokenizer import special_ids
+from paramdex_builder.read.vocabulary import read_vocabulary
+from paramdex_builder.work.progress import Progress
+from paramdex_schemas import BuildError, FamilyError
+from paramdex_schemas.arguments import given_path
+from paramdex_schemas.errors import check_text, quoted, whole_number
+
+_SPREAD = 4
+"""Tokens that are run for each one that is looked at, so that those come from many places of the text."""
+_KEPT_VECTORS = 300
+"""Vectors of each sort that keep_k compares, in pairs, at most."""
+_BATCH = 8
+ACTIVE = {"ff_value": ("ff_key", "ff_gate", "ff_value"), "attn_output": ("attn_value", "attn_output")}
+"""The kind whose module gets the coefficients of its vectors as input -> the kinds that are as active as it."""
+PAIRS = (
+    ("ff_key", "ff_value"),
+    ("ff_gate", "ff_value"),
+    ("attn_value", "attn_output"),
+    ("attn_query", "attn_key"),
+)
+_SCHEMA = pa.schema(
+    [
+        ("model", pa.string()), ("fold_norm", pa.bool_()), ("space", pa.string()), ("measure", pa.string()),
+        ("kind", pa.string()), ("layer", pa.int16()), ("k", pa.int32()), ("value", pa.float32()),
+        ("against", pa.string()), ("baseline", pa.float32()), ("deviation", pa.float32()), ("p_value", pa.float64()),
+        ("draws", pa.int32()), ("n", pa.int32()),
+    ]
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """What is measured, and on how much."""
+
+    space: str = "output"
+    """output or input: the embedding whose rows the scores belong to"""
+    fold_norm: bool = False
+    """fold norms into the vectors beside them, and the final norm into the embedding: gains, and LayerNorm's means"""
+    k: int = 50
+    """strongest tokens of a state and of a parameter that are compared"""
+    pair_k: int = 100
+    """strongest tokens of each vector of a pair that are compared"""
+    active: int = 5
+    """most active parameters at a token"""
+    samples: int = 1000
+    """tokens looked at, and pairs of each kind and layer, at most"""
+    draws: int = 40
+    """draws of a baseline; of d draws no p-value is less than 1 / (d + 1)"""
+    seed: int = 0
+    """seed of all that is drawn at random"""
+
+    def check(self) -> EvaluateOptions:
+        """These options, numbers as Python's own. Raises BuildError for what cannot be met."""
+        check_choices(self)
+        least = {"k": 1, "pair_k": 1, "active": 1, "samples": 2, "draws": 1}
+        whole: dict[str, Any] = {
+            name: whole_number(name, getattr(self, name), number, None, BuildError) for name, number in least.items()
+        }
+        return replace(self, seed=whole_number("seed", self.seed, 0, 2**63 - 1, BuildError), **whole)
+
+
+@dataclass
+class Seen:
+    """What a model did at the tokens looked at."""
+
+    states: list[torch.Tensor]
+    """after every layer (n x d each)"""
+    coefficients: dict[tuple[str, int], torch.Tensor] = field(default_factory=dict)
+    """(kind of ACTIVE, layer) -> what its vectors are multiplied with (n x m)"""
+
+
+def evaluate(
+    source: str | PathLike[str],
+    text: str | PathLike[str],
+    options: EvaluateOptions | None = None,
+    progress: Progress | None = None,
+) -> pa.Table:
+    """The paper's measures of one model, a row a measure, kind, layer, k and baseline.
+
+    ``text`` is what the model is run on, or the path of a file of it (a Path, not text), plain or compressed with xz.
+
+    Raises BuildError for a text of too few tokens or options that cannot be met, CheckpointError or FamilyError.
+    """
+    options, progress = given(options, EvaluateOptions).check(), given(progress, Progress)
+    source = source_text(source)
+    if isinstance(text, PathLike):
+        text = read_words(text)
+    text = check_text(text, BuildError(f"text is valid UTF-8 text, or the Path of a file, not {quoted(text)}"))
+    checkpoint = Checkpoint.open(source, fold_norm=options.fold_norm)
+    runner = Runner.open(checkpoint)
+    E, which, tied = checkpoint.embedding(options.space)
+    for note in checkpoint.embeddings.notes(options.space):
+        progress.say(f"{source}: {note}")
+    vocabulary = read_vocabulary(source, checkpoint.folder, len(E))
+    E = E[: len(vocabulary)].float()
+    for name in ("k", "pair_k"):
+        if getattr(options, name) > len(E):
+            raise BuildError(f"{name} is {getattr(options, name)}, but {source} has only {len(E)} tokens")
+    generator = torch.Generator().manual_seed(options.seed)
+    seen = _look(runner, text, options, generator, progress)
+    rows: list[dict[str, Any]] = []
+
+    def add(measure: str, kind: str, layer: int | None, k: int, other: str, found: Measured, n: int) -> None:
+        rows.append(
+            {
+                "model": source, "fold_norm": options.fold_norm, "space": which, "measure": measure, "kind": kind,
+                "layer": layer, "k": k, "value": found.value, "against": other, "baseline": found.baseline,
+                "deviation": found.deviation, "p_value": found.p_value,
+                "draws": None if found.p_value is None else options.draws, "n": n,
+            }
+        )  # fmt: skip
+
+    # What the model itself reads out of a state is E norm(h), whatever is folded into the parameters.
+    plain = Checkpoint.open(source).embedding(options.space)[0][: len(vocabulary)].float()
+    norm = runner.final_norm() if tied or which == "output" else None
+    with progress.step("layers", len(runner.blocks)) as advance:
+        for layer, states in enumerate(seen.states):
+            with torch.no_grad():
+                read = states if norm is None else norm(states)
+            of_state = measures.strongest(read, plain, options.k)
+            for giver, kinds in ACTIVE.items():
+                if (giver, layer) not in seen.coefficients:
+                    continue
+                active = seen.coefficients[giver, layer].topk(_least(options.active, seen, giver, layer)).indices
+                for kind in kinds:
+                    vectors = _rows(checkpoint, kind, layer)
+                    if vectors is not None:
+                        found = measures.state_overlap(
+                            active, vectors, of_state, E, options.k, options.draws, generator
+                        )
+                        for other, measured in found.items():
+                            add("states", kind, layer, options.k, other, measured, len(active))
+            for left, right in PAIRS:
+                vectors, others = _rows(checkpoint, left, layer), _rows(checkpoint, right, layer)
+                if vectors is not None and others is not None:
+                    chosen = torch.randperm(len(others), generator=generator)[: options.samples]
+                    overlap = measures.pair_overlap(
+                        vectors[chosen], others[chosen], E, options.pair_k, options.draws, generator
+                    )
+                    add("pairs", f"{left}, {right}", layer, options.pair_k, "shuffled", overlap, len(chosen))
+            advance(1)
+    kept = [k for k in KEPT if k < len(E)] + [len(E)]
+    with progress.step("keep_k", 3) as advance:
+        for kind, X in _vectors(checkpoint, seen, options, generator):
+            for k, measured in measures.robustness(X, E, kept).items():
+                add("keep_k", kind, None, k, "pseudo-inverse", measured, len(X))
+            advance(1)
+    return pa.Table.from_pylist(rows, schema=_SCHEMA)
+
+
+def _least(active: int, seen: Seen, giver: str, layer: int) -> int:
+    return min(active, seen.coefficients[giver, layer].shape[1])
+
+
+def _look(runner: Runner, text: str, options: EvaluateOptions, generator: torch.Generator, progress: Progress) -> Seen:
+    """Run the model over windows of the text, drawn at random, and keep what it did at ``samples`` of their tokens.
+
+    Raises BuildError where the text is too short to say anything.
+    """
+    longest = runner.longest
+    windows = runner.encode(text, max_length=longest, return_overflowing_tokens=True, verbose=False)
+    n_windows = -(-_SPREAD * options.samples // longest)
+    whole = [windows[i] for i in torch.randperm(len(windows), generator=generator)[:n_windows].tolist()]
+    special = torch.tensor(sorted(special_ids(runner.tokenizer)) or [-1])
+    ordinary = [~torch.isin(torch.tensor(each), special) for each in whole]
+    n = int(sum(each.sum() for each in ordinary))
+    if n < 2:
+        raise BuildError(f"the text has {n} tokens that the vocabulary knows; give one of some hundred words or more")
+    wanted = torch.zeros(n, dtype=torch.bool)
+    wanted[torch.randperm(n, generator=generator)[: options.samples]] = True
+    states: list[list[torch.Tensor]] = [[] for _ in runner.blocks]
+    coefficients: dict[tuple[str, int], list[torch.Tensor]] = {}
+    taps = _taps(runner)
+    done = 0
+    with progress.step("text", len(whole)) as advance:
+        for start in range(0, len(whole), _BATCH):
+            here = slice(start, start + _BATCH)
+            batch = runner.batch(whole[here])
+            keep = torch.zeros(batch.ids.shape, dtype=torch.bool)
+            for row, each in enumerate(ordinary[here]):
+                count = int(each.sum())
+                places = each.nonzero().flatten()
+                keep[row, places[wanted[done : done + count]]] = True
+                done += count
+            given: dict[tuple[str, int], torch.Tensor] = {}
+            hooks = [module.register_forward_pre_hook(_keeper(given, key)) for key, module in taps.items()]
+            try:
+                with watched(runner.blocks) as before:
+                    runner.run(batch)
+            finally:
+                for hook in hooks:
+                    hook.remove()
+            for layer, state in enumerate(before[1:]):
+                states[layer].append(state[keep])
+            for key, value in given.items():
+                coefficients.setdefault(key, []).append(value.reshape(*batch.ids.shape, -1)[keep])
+            advance(len(batch))
+    seen = Seen([torch.cat(each) for each in states], {key: torch.cat(each) for key, each in coefficients.items()})
+    _check(runner, seen)
+    return seen
+
+
+def _taps(runner: Runner) -> dict[tuple[str, int], torch.nn.Module]:
+    """(kind, layer) -> the module whose input multiplies the kind's vectors, where the layer has one."""
+    found = {}
+    for layer, block in enumerate(runner.blocks):
+        modules = dict(block.named_modules())
+        for kind in ACTIVE:
+            name = runner.checkpoint.module_name(kind, layer)
+            if name in modules:
+                found[kind, layer] = modules[name]
+    return found
+
+
+def _keeper(given: dict[tuple[str, int], torch.Tensor], key: tuple[str, int]) -> Any:
+    def keep(_: Any, args: tuple[Any, ...]) -> None:
+        given[key] = args[0].detach()
+
+    return keep
+
+
+def _check(runner: Runner, seen: Seen) -> None:
+    """Raises FamilyError where a module's input has not one number for each vector of its kind."""
+    for (kind, layer), found in seen.coefficients.items():
+        vectors = _rows(runner.checkpoint, kind, layer)
+        if vectors is None or len(vectors) != found.shape[1]:
+            raise FamilyError(
+                f"{runner.checkpoint.source}: the module of {kind} in layer {layer} takes {found.shape[1]} numbers, "
+                f"expected one for each of its {0 if vectors is None else len(vectors)} vectors"
+            )
+
+
+def _rows(checkpoint: Checkpoint, kind: str, layer: int) -> torch.Tensor | None:
+    """The vectors of a kind in a layer (n x d), those of key/value heads once for each query head; None where there
+    are none, or where experts hold them.
+    """
+    for run in checkpoint.layout.of(kind):
+        if run.place == (None, layer) and run.owner != "expert":
+            rows = checkpoint.rows(run).float()
+            if run.owner == "kv_head" and run.group > 1:
+                rows = rows.view(run.n_owners, run.size, -1).repeat_interleave(run.group, dim=0).flatten(0, 1)
+            return rows
+    return None
+
+
+def _vectors(
+    checkpoint: Checkpoint, seen: Seen, options: EvaluateOptions, generator: torch.Generator
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The sorts of vectors whose projections are cut down: noise, what neurons write, states of all layers."""
+    n = min(options.samples, _KEPT_VECTORS)
+
+    def some(rows: torch.Tensor) -> torch.Tensor:
+        return rows[torch.randperm(len(rows), generator=generator)[:n]]
+
+    yield "normal distribution", torch.randn(n, checkpoint.d_model, generator=generator)
+    written = [_rows(checkpoint, "ff_value", layer) for layer in range(len(seen.states))]
+    if any(rows is not None for rows in written):
+        yield "ff_value", some(torch.cat([rows for rows in written if rows is not None]))
+    yield "states", some(torch.cat(seen.states))
+
+
+def read_words(path: str | PathLike[str]) -> str:
+    """A text to run a model on, as ``read_text``. Raises BuildError where it cannot be read or is empty."""
+    path = given_path(path, "the text", BuildError)
+    text = read_text(path)
+    if not text.strip():
+        raise BuildError(f"{path} is empty; give a text of some hundred words or more")
+    return text

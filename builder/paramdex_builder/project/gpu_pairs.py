@@ -1,0 +1,133 @@
+"""The scan of ``pair_scan`` on a GPU: pairs are selected where their screened scores are made.
+
+Tiles are the same and visited in the same order, best first, but many in one go: a *wave* of them, in one run of
+``kernels.triton.pairs_reaching``, which writes down the pairs that reach a limit and nothing else. The first wave is a
+few tiles, each next one several times as large. By then the threshold is the k-th best of all before, so that as many
+pairs as that, times k, are to be expected, and what low precision cannot tell apart from them.
+
+**Exact.** The limits of a tile are those of ``pair_scan``, rounded down to float32: a pair is left out only where
+
+    s~ + error ||a'|| ||b'|| + gap + UNDERFLOW < threshold - what float32 rounds off
+
+on its side, with the norms of the tile's first row and column. In a part of a tile no |s~| is over (1 + error) ||a'||
+||b'|| + UNDERFLOW, of the part's first row and column; where that is less than both limits it is not computed. What is
+written down is scored as it is there. Where more was to be written down than there is room for, the wave is cut in two
+and the second half meets what the first has raised the thresholds to; a wave of one tile is left to ``pair_scan``.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from paramdex_builder.project import pair_scan
+from paramdex_builder.project.engines import UNDERFLOW, full_float32
+from paramdex_builder.project.kernels.triton import pairs_reaching
+from paramdex_builder.project.pair_scan import Pairs, Scan, Side
+
+ROOM = 1 << 20
+"""So many pairs of a wave can be written down."""
+_FIRST, _GROWTH = 4, 8
+"""Tiles of the first wave, and how many times as many the next one has."""
+
+
+@dataclass
+class _Sorted:
+    """What the kernel takes, left and right, in order of the factors' rows."""
+
+    factors: tuple[torch.Tensor, torch.Tensor]
+    norms: tuple[torch.Tensor, torch.Tensor]
+    words: tuple[torch.Tensor, torch.Tensor]
+
+
+class FusedScan(Scan):
+    """The scan of A B^T by waves of tiles; ``precision`` is that of tensor cores."""
+
+    def run(self) -> list[Side]:
+        """Find the pairs of both sides, top first."""
+        left, right = self.left, self.right
+        here = self.A.device
+        self.sorted = _Sorted(
+            (left.rows.contiguous(), right.rows.contiguous()),
+            (torch.from_numpy(left.norms).float().to(here), torch.from_numpy(right.norms).float().to(here)),
+            (self.words.number[left.ids].int(), self.words.number[right.ids].int()),
+        )
+        self.tiles = self._ordered()
+        start, size, n = 0, _FIRST, len(self.tiles.bounds)
+        with full_float32():
+            self._set_thresholds()
+            while start < n:
+                least = min(side.threshold for side in self.sides)
+                reaching = int(np.searchsorted(-self.tiles.bounds, -least, side="right"))
+                stop = min(start + size, reaching)
+                if stop <= start:
+                    break
+                self._wave(start, stop)
+                start, size = stop, size * _GROWTH
+            for side in self.sides:
+                self._score(side)
+        return self.sides
+
+    def _wave(self, start: int, stop: int) -> None:
+        """Search the tiles from number ``start`` on."""
+        limits = self._limits(start, stop)
+        kept = np.flatnonzero((limits < np.inf).any(1))
+        if not len(kept):
+            return
+        tiles, here = self.tiles, self.A.device
+        places = np.stack([tiles.rows[start:stop], tiles.columns[start:stop]], 1)[kept].astype(np.int32)
+        count, pair = pairs_reaching(
+            self.sorted.factors,
+            self.sorted.norms,
+            self.sorted.words,
+            torch.from_numpy(places).to(here),
+            (pair_scan.TILE_ROWS, pair_scan.TILE_COLUMNS),
+            torch.from_numpy(limits[kept]).to(here),
+            ROOM,
+            self.error,
+            2 * UNDERFLOW,
+        )
+        found = int(count)
+        if found <= ROOM:
+            self._offer(pair[:found])
+        elif stop - start > 1:
+            middle = (start + stop) // 2
+            self._wave(start, middle)
+            self._wave(middle, stop)
+        else:
+            row, column = places[0].tolist()
+            self._search(row, column, [self.sides[number] for number in np.flatnonzero(limits[0] < np.inf)])
+
+    def _limits(self, start: int, stop: int) -> np.ndarray:
+        """What s~ of the top and -s~ of the bottom must reach in every tile (n x 2, float32): infinity where none is
+        worth it.
+        """
+        tiles, part = self.tiles, slice(start, stop)
+        norms = self.left.norms[tiles.rows[part]] * self.right.norms[tiles.columns[part]]
+        slack = self.error * norms * (1 + 2.0**-50) + self.gap + UNDERFLOW
+        limits = np.empty((len(slack), 2), np.float32)
+        for number, side in enumerate(self.sides):
+            exact = self._scaled(side.threshold) - slack
+            near = exact.astype(np.float32)
+            near = np.where(near > exact, np.nextafter(near, np.float32(-np.inf)), near)
+            limits[:, number] = np.where(self._done(side, part), np.inf, near)
+        return limits
+
+    def _done(self, side: Side, part: slice) -> np.ndarray:
+        """``Side.done_with`` of every tile."""
+        bounds, sources, targets = (getattr(self.tiles, name)[part] for name in ("bounds", "sources", "targets"))
+        if side.last is None or side.threshold == -math.inf:
+            return bounds < side.threshold
+        later = (sources > side.last[0]) | ((sources == side.last[0]) & (targets > side.last[1]))
+        return (bounds < side.threshold) | ((bounds == side.threshold) & later)
+
+    def _offer(self, pair: torch.Tensor) -> None:
+        """Score pairs of different words (row 2^32 + column), and offer them to both sides, which keep their own."""
+        if len(pair):
+            source, target = self.left.ids[pair >> 32], self.right.ids[pair & 0xFFFF_FFFF]
+            found = Pairs(source, target, self.scores(source, target))
+            for side in self.sides:
+                side.offer(found.signed(side.sign))

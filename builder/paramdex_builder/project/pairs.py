@@ -1,0 +1,154 @@
+"""Pairs: the strongest token pairs of a head's matrix, both sides, exact, and never V x V numbers in memory.
+
+A head's matrix over tokens is A B^T with A and B V x d_head (QK: A = E W_Q, B = E W_K; VO: A = E W_V, B = E W_O^T).
+A stored score is the float64 value rounded to float32; pairs are ordered by (stored score, source id, target id).
+
+Pairs of different words are found by a scan (``pair_scan``). Those of one word with itself are few and known; where
+they can be as strong as the pairs found, they are scored directly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from paramdex_builder.project.engines import Precision, gamma64, precision_of
+from paramdex_builder.project.pair_scan import Pairs, Scan, Words
+
+__all__ = [
+    "HeadPairs",
+    "Pairs",
+    "Words",
+    "balanced",
+    "factors",
+    "frobenius",
+    "of_rank",
+    "pair_moments",
+    "same_words",
+    "strongest_pairs",
+]
+
+_CHUNK = 1024
+"""Rows that are worked on at a time."""
+
+
+def same_words(numbers: np.ndarray, device: torch.device) -> Words:
+    """Every ordered pair of tokens of one word, each token with itself included, from the word numbers (V)."""
+    order = np.argsort(numbers, kind="stable")
+    starts = np.flatnonzero(np.diff(numbers[order], prepend=-1))
+    groups = np.split(order, starts[1:])
+    source = np.concatenate([np.repeat(group, len(group)) for group in groups])
+    target = np.concatenate([np.tile(group, len(group)) for group in groups])
+    as_tensor = lambda array: torch.from_numpy(np.ascontiguousarray(array)).to(device)  # noqa: E731
+    return Words(as_tensor(numbers), as_tensor(source), as_tensor(target))
+
+
+@dataclass
+class HeadPairs:
+    """One side of a head's matrix: the best ``distinct`` (of different words), and the best of ``all`` pairs."""
+
+    distinct: Pairs
+    all: Pairs
+
+
+def strongest_pairs(
+    A: torch.Tensor, B: torch.Tensor, words: Words, k: int, precision: Precision | None = None
+) -> dict[str, HeadPairs]:
+    """The k strongest pairs of A B^T (A, B: V x d_head, float64), overall and of different words, both sides.
+
+    Fewer where there are fewer pairs. Works on the device of ``A``; the result is the same on each, and for every
+    ``precision`` of the screening.
+    """
+    precision = precision or precision_of(A.device)
+    scan = _way(precision)(A, B, words, k, precision)
+    sides = scan.run()
+    reachable = scan.reachable(words.source, words.target)
+    source, target = words.source[reachable], words.target[reachable]
+    same = Pairs(source, target, scan.scores(source, target))
+    result = {}
+    for name, side in zip(("top", "bottom"), sides, strict=True):
+        distinct = side.found.best(k)
+        both = Pairs.cat(distinct, same.signed(side.sign)).best(k)
+        result[name] = HeadPairs(distinct.signed(side.sign), both.signed(side.sign))
+    return result
+
+
+def _way(precision: Precision) -> type[Scan]:
+    """The scan for a precision."""
+    if not precision.tensor_cores:
+        return Scan
+    from paramdex_builder.project.gpu_pairs import FusedScan
+
+    return FusedScan
+
+
+def factors(E: torch.Tensor, weights: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """E P^T (V x m, float64) of each of the ``weights`` P (m x d), in one product: E goes by once for all of them."""
+    stacked = torch.cat([P.double() for P in weights]).T
+    out = torch.empty(len(E), stacked.shape[1], dtype=torch.float64, device=E.device)
+    wide = torch.empty(_CHUNK, E.shape[1], dtype=torch.float64, device=E.device)
+    for some, products in zip(E.split(_CHUNK), out.split(_CHUNK), strict=True):
+        torch.mm(wide[: len(some)].copy_(some), stacked, out=products)
+    return list(out.split([len(P) for P in weights], dim=1))
+
+
+def balanced(P: torch.Tensor, Q: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """P', Q' (m x d, float64) with P'^T Q' = P^T Q to the bit, and rows of about equal norm in both.
+
+    For factors put together from terms, small times large and large times small: each row is scaled by a power of two,
+    and its counterpart by the inverse. A row beside one of zeros, which adds nothing, becomes zeros as well.
+    """
+    P, Q = P.double(), Q.double()
+    p, q = P.norm(dim=1), Q.norm(dim=1)
+    adds = (p > 0) & (q > 0)
+    exponents = ((q / p).where(adds, 1.0).log2() / 2).round()
+    scale = torch.tensor([2.0 ** int(exponent) for exponent in exponents], dtype=P.dtype, device=P.device) * adds
+    return P * scale[:, None], Q * (adds / scale).where(adds, 0.0)[:, None]
+
+
+def of_rank(P: torch.Tensor, Q: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """P', Q' (r x d) with P'^T Q' = P^T Q (P, Q: m x d, float64), r the rank of that; P and Q where that is m or 0.
+
+    What LoRA moved has a low rank, and among dependent columns the scan of E P^T (E Q^T)^T has no bounds to go by:
+    minutes for what takes a tenth of a second. With P^T = X R, Q^T = Y T and R T^T = U S V^T, P' = (X U sqrt(S))^T and
+    Q' = (Y V sqrt(S))^T, without what rounding left of singular values that are 0.
+    """
+    (X, R), (Y, T) = (torch.linalg.qr(factor.T.cpu()) for factor in (P, Q))
+    U, S, Vt = torch.linalg.svd(R @ T.T)
+    rank = int((S / S[0] > len(S) * torch.finfo(S.dtype).eps).sum())
+    if rank in (0, len(P)):
+        return P, Q
+    root = S[:rank].sqrt()
+    return tuple((A * root).T.contiguous().to(P.device) for A in (X @ U[:, :rank], Y @ Vt[:rank].T))
+
+
+def pair_moments(A: torch.Tensor, B: torch.Tensor) -> tuple[float, float]:
+    """Mean and population standard deviation of all V^2 scores of A B^T, in closed form from two small Grams.
+
+    With A = 1 a^T + A', B = 1 b^T + B' (a, b the column means), the score <a_i, b_j> is <a, b> + <a, b'_j> + <a'_i, b>
+    + <a'_i, b'_j>; the last three have mean 0 and are uncorrelated, so the variance is the sum of their mean squares.
+    """
+    a, b = A.mean(0), B.mean(0)
+    cov_a, cov_b = _covariance(A, a), _covariance(B, b)
+    std = max(float(a @ cov_b @ a + b @ cov_a @ b + (cov_a * cov_b).sum()), 0.0) ** 0.5
+    sizes = [float(mean @ mean + cov.trace()) ** 0.5 for mean, cov in ((a, cov_a), (b, cov_b))]
+    of_zero = 16 * gamma64(A.shape[1] + 1) * sizes[0] * sizes[1]  # what rounding leaves where all scores are equal
+    return float(a @ b), std if std > of_zero else 0.0
+
+
+def _covariance(A: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
+    """(A - mean)^T (A - mean) / V (d_head x d_head), for A (V x d_head)."""
+    total = torch.zeros(A.shape[1], A.shape[1], dtype=A.dtype, device=A.device)
+    for part in A.split(_CHUNK):
+        centred = part - mean
+        total += centred.T @ centred
+    return total / len(A)
+
+
+def frobenius(P: torch.Tensor, Q: torch.Tensor) -> float:
+    """||P^T Q||_F for P, Q (d_head x d): the norm of the d x d matrix they make, from two small Grams."""
+    P, Q = P.double(), Q.double()
+    return max(float(((P @ P.T) * (Q @ Q.T)).sum()), 0.0) ** 0.5

@@ -1,0 +1,137 @@
+"""The embedding space of a model on a device: E, its column means, the root of its Gram matrix, coordinates in it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from paramdex_builder.work.progress import Advance
+from paramdex_schemas import BuildError, isometry
+from paramdex_schemas.errors import quoted
+
+_CHUNK = 2048
+"""Rows of E that are held in float64 at a time."""
+_DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]+)?")
+
+
+@dataclass
+class Space:
+    """E (V x d, on the device, float32 or what it is stored in), its column means (d, float64) and the root of its
+    centred Gram matrix.
+    """
+
+    embedding: torch.Tensor
+    means: torch.Tensor
+    root: isometry.Root
+
+    longest: float
+    """Norm of the longest row of E."""
+
+    @property
+    def size(self) -> int:
+        return self.embedding.shape[0]
+
+    def coordinates(self, rows: torch.Tensor) -> torch.Tensor:
+        """R w of every row w of ``rows`` (n x d): n x r, float64."""
+        return rows.double() @ self._root.to(rows.device).T
+
+    @cached_property
+    def _root(self) -> torch.Tensor:
+        return torch.from_numpy(self.root.root).to(self.embedding.device)
+
+    def describe(self, rows: torch.Tensor) -> Described:
+        """What is said of every row w of ``rows`` (n x d) beside its tokens, a block of rows at a time."""
+        norms, means, stds = (torch.empty(len(rows), dtype=torch.float64, device=rows.device) for _ in range(3))
+        units = torch.empty(len(rows), self.root.rank, device=rows.device)
+        for start in range(0, len(rows), _CHUNK):
+            here = slice(start, start + _CHUNK)
+            w = rows[here].double()
+            c = self.coordinates(w)
+            norm, length = w.norm(dim=1), c.norm(dim=1)
+            length = length.where(length > self.root.rounding * norm, 0.0)
+            norms[here], means[here], stds[here] = norm, w @ self.means, length / self.size**0.5
+            units[here] = torch.where(length > 0, 1 / length, 0.0)[:, None].mul(c)
+        return Described(norms, means, stds, units)
+
+
+@dataclass
+class Described:
+    """Of n rows w: ``norm`` ||w||, ``mean`` and population standard deviation ``std`` of the V scores E w (n each,
+    float64), and ``coordinates``, normalized (n x r, float32; zero for a row of equal scores).
+
+    mean = <column means of E, w>; std = ||Ec w|| / sqrt(V) = ||R w|| / sqrt(V).
+    """
+
+    norm: torch.Tensor
+    mean: torch.Tensor
+    std: torch.Tensor
+    coordinates: torch.Tensor
+
+
+def make_space(embedding: torch.Tensor, device: torch.device, advance: Advance = lambda _: None) -> Space:
+    """The space of an output embedding E (V x d, of a floating dtype of at most 32 bits). ``advance`` is told of the
+    ``space_work`` that is done.
+    """
+    E = embedding.to(device)
+    means = column_means(E)
+    gram = centred_gram(E, means, E, means, advance)
+    root = isometry.gram_root(gram, len(E))
+    advance(_decomposing(E.shape[1]))
+    longest = max(float(torch.linalg.vector_norm(chunk.double(), dim=1).max()) for chunk in E.split(_CHUNK))
+    return Space(E, means, root, longest)
+
+
+def space_work(V: int, d: int) -> int:
+    """What the space of E (V x d) takes, in rows of E: every row goes into the Gram matrix, which is decomposed."""
+    return V + _decomposing(d)
+
+
+def _decomposing(d: int) -> int:
+    """Rows whose products take about as long as decomposing their Gram matrix (d x d)."""
+    return 6 * d
+
+
+def column_means(A: Any) -> torch.Tensor:
+    """The means of the columns (d, float64) of A (V x d), a tensor or what gives blocks of its rows as slices."""
+    parts = (A[start : start + _CHUNK].double().sum(0) for start in range(0, len(A), _CHUNK))
+    return sum(parts, torch.zeros(1, device=A.device)) / len(A)
+
+
+def centred_gram(
+    A: Any, mean_a: torch.Tensor, B: Any, mean_b: torch.Tensor, advance: Advance = lambda _: None
+) -> np.ndarray:
+    """(A - mean_a)^T (B - mean_b), d_A x d_B in float64, for A (V x d_A) and B (V x d_B) with the same rows.
+
+    Both are tensors, or give blocks of their rows as slices do; B may be the slice of a safetensors file, of which a
+    block at a time is read. ``advance`` is told of rows.
+    """
+    total: Any = 0.0
+    for start in range(0, len(A), _CHUNK):
+        a, b = (X[start : start + _CHUNK].to(A.device).double() for X in (A, B))
+        total += (a - mean_a).T @ (b - mean_b)
+        advance(len(a))
+    return total.cpu().numpy()
+
+
+def pick_device(name: str) -> torch.device:
+    """The device for ``auto``, ``cpu``, ``cuda`` or ``cuda:1``: with ``auto`` a GPU where there is one.
+
+    Raises BuildError for what is none of these, and for a GPU that is not there.
+    """
+    if not isinstance(name, str) or not _DEVICE.fullmatch(name):
+        reason = "there are auto, cpu, cuda and cuda:N"
+        raise BuildError(f"device {quoted(name)} cannot be used here ({reason}); try --device cpu")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise BuildError(f"device {name!r} cannot be used here ({reason}); try --device cpu") from error
+    return device

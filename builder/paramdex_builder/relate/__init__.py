@@ -1,0 +1,1 @@
+"""Relating models: ways between their coordinates, nearest parameters, similar layers."""

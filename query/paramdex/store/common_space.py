@@ -1,0 +1,136 @@
+"""Two models in common coordinates, in which inner products are those of their V scores.
+
+Models of one vocabulary meet in the second one's coordinates, models of two vocabularies on the tokens whose text both
+have (see ``SharedSpace``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from paramdex.store.related import related_on
+from paramdex_schemas import QueryError, atlas_files, isometry
+from paramdex_schemas.isometry import Array
+
+if TYPE_CHECKING:
+    from paramdex.atlas import Atlas
+    from paramdex.store.database import Database
+    from paramdex.store.vectors import SharedSpace, Vectors
+    from paramdex_schemas.model import Model
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of two models. ``root`` (None: its own) is of the embedding on the tokens that both have, ``into`` (None: 1)
+    takes the coordinates under it to the common ones.
+    """
+
+    vectors: Vectors
+    model: Model
+    other: Model
+    root: isometry.Root | None
+    into: Array | None
+
+    def stored(self, kind: str, span: tuple[int, int] | None = None) -> Array:
+        """Rows of a kind as the atlas has them (n x r, float32): normalized, in the model's own coordinates."""
+        index = self.vectors.index(self.model.name, kind)
+        start, end = span or (0, index.ntotal)
+        return index.reconstruct_n(start, end - start)
+
+    def own(self, rows: Array) -> Array:
+        """Rows in the model's own coordinates as those on the tokens that both have; not normalized."""
+        if self.root is None:
+            return rows
+        return rows @ isometry.restriction(self.root, self.vectors.space(self.model.name).root).T
+
+    def moved(self, rows: Array) -> Array:
+        """Normalized rows in the model's own coordinates as those whose inner products with the other's ``unit`` rows
+        are the Pearson correlations of their scores.
+        """
+        if self.root is not None:
+            rows = isometry.normalize(self.own(rows), isometry.RESTRICTED_TO_NOTHING)
+        return rows if self.into is None else rows @ self.into.T
+
+    def unit(self, kind: str, span: tuple[int, int] | None = None) -> Array:
+        """Rows of a kind, or a span of them, moved (n x r, float32)."""
+        return self.moved(self.stored(kind, span)).astype(np.float32, copy=False)
+
+    def similarities(self, kind: str, query: Array, span: tuple[int, int]) -> Array:
+        """Pearson correlations (float32) of the rows of a span with ``query``, a moved vector of the other model."""
+        if self.root is None:
+            return self.stored(kind, span) @ query.astype(np.float32)
+        return self.vectors.shared_similarities(self.model.name, kind, self.root, self.other.name, query, span)
+
+
+@dataclass(frozen=True)
+class Common:
+    """Two models in common coordinates: those of ``right``. ``notes`` say what a reader has to know of them."""
+
+    left: Side
+    right: Side
+    notes: list[str]
+
+
+def common(atlas: Atlas, a: Model, b: Model) -> Common:
+    """Two models in common coordinates. Raises QueryError where they share too few tokens."""
+    vectors = atlas.vectors
+    if a.vocabulary == b.vocabulary:
+        into = None if a is b else vectors.transfer(a, b)
+        return Common(Side(vectors, a, b, None, into), Side(vectors, b, a, None, None), [])
+    shared, flipped = _shared(atlas, a, b)
+    root_a, root_b = reversed(shared.roots) if flipped else shared.roots
+    into = shared.transfer.T if flipped else shared.transfer
+    note = shared_note(a, b, shared.n_tokens)
+    return Common(Side(vectors, a, b, root_a, into), Side(vectors, b, a, root_b, None), [note])
+
+
+def shared_note(a: Model, b: Model, n_tokens: int) -> str:
+    """What a reader has to know of two models that are compared on ``n_tokens``, not on all of one vocabulary."""
+    shares = ", ".join(f"{n_tokens / model.vocabulary_size:.0%} of {model.name}'s" for model in (a, b))
+    return f"{a.name} and {b.name} are compared on the {n_tokens:,} tokens whose text both have ({shares})"
+
+
+def compared(
+    atlas: Atlas,
+    own: Model,
+    models: list[Model],
+    notes: list[str],
+    *,
+    strict: bool,
+    refuse: Callable[[Model], None] = lambda _: None,
+) -> Iterator[Common]:
+    """``own`` with each of ``models`` in common coordinates; ``notes`` is told what a reader has to know.
+
+    A model that cannot be compared, or that ``refuse`` raises QueryError for, is left out with a note, unless
+    ``strict``: then that error is raised.
+    """
+    for one in models:
+        try:
+            refuse(one)
+            both = common(atlas, own, one)
+        except QueryError as error:
+            if strict:
+                raise
+            notes.append(f"left out: {error}")
+            continue
+        notes += both.notes
+        yield both
+
+
+def _shared(atlas: Atlas, a: Model, b: Model) -> tuple[SharedSpace, bool]:
+    """The shared space of two models of different vocabularies, and whether it is kept the other way round."""
+    first, second = sorted((a, b), key=lambda model: model.model_id)
+    tokens = lambda: shared_tokens(atlas.database, first, second)  # noqa: E731
+    return atlas.vectors.shared(first, second, tokens, related_on(atlas.database, first, second)), first is b
+
+
+def shared_tokens(database: Database, a: Model, b: Model) -> tuple[list[int], list[int]]:
+    """The ids of the tokens whose text both models have, in each. Raises QueryError where there are too few."""
+    found = database.table(atlas_files.shared_tokens(), {"a": a.vocabulary, "b": b.vocabulary})
+    if len(found) < 2:
+        raise QueryError(f"{a.name} and {b.name} share {len(found)} tokens: too few to compare them on")
+    return found["token_a"].to_pylist(), found["token_b"].to_pylist()

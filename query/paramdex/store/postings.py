@@ -1,0 +1,165 @@
+"""Look-ups by token and by parameter: queries of one table each, put together here.
+
+DuckDB plans a query in about as long as it takes to read what a look-up needs, so what it answers fastest is one
+comparison in one table: ``token_id = ?`` finds the few row groups of ``store.postings`` that have the token, whose
+order is by token within a model, and ``param_id = ?`` is met by an index. A list of tokens is asked for one by one,
+since DuckDB leaves row groups out for an equality but not for an ``IN``. Texts, and each parameter's mean and standard
+deviation, are read once a vocabulary and a model, and kept.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from paramdex.store.database import Database
+from paramdex.store.words import Wanted
+
+Ids = npt.NDArray[np.int64]
+Span = tuple[int, int]
+"""Parameters [first, end) by param_id."""
+
+
+def edges(*columns: Ids) -> Ids:
+    """Where something new begins in columns (n each, n > 0) whose equal rows are next to each other, and n.
+
+    >>> edges(np.array([7, 7, 7, 8]), np.array([1, 1, 2, 2])).tolist()
+    [0, 2, 3, 4]
+    """
+    new = np.ones(len(columns[0]) + 1, bool)
+    new[1:-1] = False
+    for column in columns:
+        new[1:-1] |= column[1:] != column[:-1]
+    return np.flatnonzero(new)
+
+
+@dataclass(frozen=True)
+class Strongest:
+    """The strongest tokens of a parameter, strongest first, by side."""
+
+    address: str
+    tokens: dict[str, list[int]]
+
+
+@dataclass(frozen=True)
+class ScoredTokens:
+    """A parameter's strongest tokens with their scores, by side, and what of all V scores they stand among."""
+
+    norm: float
+    mean: np.float32
+    std: np.float32
+    tokens: dict[str, list[int]]
+    scores: dict[str, list[float]]
+
+
+@dataclass(frozen=True)
+class Postings:
+    """The look-ups of one atlas."""
+
+    database: Database
+
+    def texts(self, items: Iterable[tuple[str, int]]) -> dict[tuple[str, int], str]:
+        """(vocabulary, token_id) -> text."""
+        return {item: self.database.tokens(item[0], "text")[item[1]].as_py() for item in set(items)}
+
+    def parameter(self, param_id: int, k: int) -> ScoredTokens:
+        """A parameter with at most ``k`` tokens a side."""
+        (row,) = self.database.rows(  # whole lists: to plan four slices takes longer than to read them
+            "SELECT norm, mean, std, top_tokens, bottom_tokens, top_scores, bottom_scores FROM store.parameters "
+            "WHERE param_id = ?",
+            [param_id],
+        )
+        top, bottom, top_scores, bottom_scores = (values[:k] for values in row[3:])
+        return ScoredTokens(
+            row[0],
+            np.float32(row[1]),
+            np.float32(row[2]),
+            {"top": top, "bottom": bottom},
+            {"top": top_scores, "bottom": bottom_scores},
+        )
+
+    def parameters(self, param_ids: list[int], k: int) -> dict[int, Strongest]:
+        """param_id -> its at most ``k`` strongest tokens a side."""
+        rows = self.database.rows(
+            "SELECT param_id, address, top_tokens, bottom_tokens FROM store.parameters "
+            "WHERE param_id IN (SELECT unnest(?))",
+            [param_ids],
+        )
+        return {i: Strongest(address, {"top": top[:k], "bottom": bottom[:k]}) for i, address, top, bottom in rows}
+
+    def holders(self, wanted: Wanted, models: list[Span], spans: list[Span], k: int) -> list[dict[str, Any]]:
+        """The k parameters within ``spans``, one side each, that have most of the wanted words among their strongest;
+        of as many words those with the largest mean z. ``models`` are the spans of the whole models they are of.
+
+        ``rank`` is the best of any wanted token, and a word's token is the one of its items of the best rank.
+        """
+        hits = [self._hits(token_id, spans) for token_id in wanted.ids]
+        numbers = {word: number for number, word in enumerate(dict.fromkeys(wanted.words))}
+        words = np.repeat([numbers[word] for word in wanted.words], [len(hit[0]) for hit in hits])
+        tokens = np.repeat(wanted.ids, [len(hit[0]) for hit in hits])
+        param_ids, is_top, rank, score = (np.concatenate(column) for column in zip(*hits, strict=True))
+        if not len(param_ids):
+            return []
+        mean, std = self._moments_of(param_ids, models)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            z = np.where(std > 0, np.where(is_top, score - mean, mean - score) / std, np.float32(np.nan))
+
+        # By a parameter's side (top first) and word; of a word's items the one of the best rank, and the largest z.
+        keys = (2 * param_ids + ~is_top) * len(numbers) + words
+        order = np.argsort(keys, kind="stable")
+        keys = keys[order]
+        first = edges(keys)[:-1]
+        owners, z = keys[first] // len(numbers), np.fmax.reduceat(z[order], first)
+        items = np.minimum.reduceat((rank.astype(np.int64) << 32 | tokens)[order], first)
+
+        edge = edges(owners)
+        begin, n_words = edge[:-1], edge[1:] - edge[:-1]
+        sides = owners[begin]
+        mean_z = (np.add.reduceat(z.astype(np.float64), begin) / n_words).astype(np.float32)
+        chosen = np.lexsort((sides, np.where(np.isnan(mean_z), np.inf, -mean_z), -n_words))[:k]
+        rows = []
+        for side, n, z, start in zip(*(each[chosen].tolist() for each in (sides, n_words, mean_z, begin)), strict=True):
+            by_rank = sorted(items[start : start + n].tolist())
+            rows.append(
+                {
+                    "id": side >> 1,
+                    "side": "bottom" if side & 1 else "top",
+                    "words": n,
+                    "rank": by_rank[0] >> 32,
+                    "z": None if math.isnan(z) else z,
+                    "ids": [item & 0xFFFF_FFFF for item in by_rank],
+                }
+            )
+        return rows
+
+    def _hits(self, token_id: int, spans: list[Span]) -> tuple[np.ndarray, ...]:
+        """param_id, is_top, rank and score of a token's postings within ``spans``.
+
+        Models lie one after the other, so the ends of all spans together leave out other models' row groups.
+        """
+        found = self.database.arrays(
+            "SELECT param_id, is_top, rank, score FROM store.postings WHERE token_id = ? AND param_id BETWEEN ? AND ?",
+            [token_id, min(first for first, _ in spans), max(end for _, end in spans) - 1],
+        )
+        param_id, is_top, rank, score = (found[name] for name in ("param_id", "is_top", "rank", "score"))
+        if len(spans) == 1:
+            return param_id, is_top, rank, score
+        inside = np.logical_or.reduce([(param_id >= first) & (param_id < end) for first, end in spans])
+        return param_id[inside], is_top[inside], rank[inside], score[inside]
+
+    def _moments_of(self, param_ids: Ids, models: list[Span]) -> tuple[np.ndarray, np.ndarray]:
+        """mean and std (float32) of the scores of each of ``param_ids``."""
+        mean, std = (np.empty(len(param_ids), np.float32) for _ in range(2))
+        for first, end in models:
+            sql = "SELECT mean, std FROM store.parameters WHERE param_id BETWEEN ? AND ? ORDER BY param_id"
+            table = self.database.kept(sql, first, end - 1)
+            inside = (param_ids >= first) & (param_ids < end) if len(models) > 1 else slice(None)
+            at = param_ids[inside] - first
+            for to, column in ((mean, "mean"), (std, "std")):
+                to[inside] = table[column].chunk(0).to_numpy()[at]
+        return mean, std

@@ -1,0 +1,43 @@
+"""Which models' neighbors and layer alignments the atlas keeps: those of one vocabulary, or of nearly the same."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from paramdex.store.database import Database
+    from paramdex_schemas.model import Model
+
+_NAMED = 5
+"""Names, and lists of them, that a note has at most."""
+
+
+def related_on(database: Database, a: Model, b: Model) -> int | None:
+    """The number of tokens on which the atlas keeps how two models relate, all of those of one vocabulary; None where
+    it keeps nothing of them.
+    """
+    pair = {a.model_id, b.model_id}
+    found = database.kept("SELECT model_id_a, model_id_b, n_tokens FROM store.relations").to_pylist()
+    return next((row["n_tokens"] for row in found if {row["model_id_a"], row["model_id_b"]} == pair), None)
+
+
+def unrelated(database: Database, models: list[Model]) -> list[str]:
+    """A note on the models of which neighbors and alignments are not kept, where there are such."""
+    by_vocabulary: dict[str, list[Model]] = {}
+    for model in models:
+        by_vocabulary.setdefault(model.vocabulary, []).append(model)
+    apart = []
+    for number, own in enumerate(by_vocabulary.values()):
+        earlier = [one for others in [*by_vocabulary.values()][:number] for one in others]
+        others = [one.name for one in earlier if related_on(database, one, own[0]) is None]
+        if others:
+            apart.append(f"{_some([one.name for one in own])} with {_some(others)}")
+    if not apart:
+        return []
+    why = "their vocabularies differ too much; similar and align compare them when asked"
+    return [f"no neighbors and alignments are kept of {_some(apart, '; ')}: {why}"]
+
+
+def _some(names: list[str], between: str = ", ") -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return between.join(names[:_NAMED]) + more

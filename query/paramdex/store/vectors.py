@@ -1,0 +1,216 @@
+"""The vectors of an atlas: FAISS indexes, embedding spaces, and the way from one model's coordinates to another's.
+
+Files are read when first asked for, checked against their recorded SHA-256, and kept. The rows of a kind that has codes
+are left on the disk and checked one by one as they are read; only ``check_all`` reads all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from safetensors import safe_open
+
+from paramdex.store.nearest import Coded, Loaded, Rows, exact_products
+from paramdex_schemas import AtlasError, QueryError, atlas_files, isometry, vector_files
+from paramdex_schemas.isometry import Array
+from paramdex_schemas.layout import Place
+
+if TYPE_CHECKING:
+    from paramdex_schemas.model import Model
+
+_BLOCK = 4096
+"""Rows that are moved into another space at a time."""
+_BLOCK_NUMBERS = 1 << 20
+"""Numbers of E that are held in float64 at a time."""
+
+
+def _faiss() -> Any:
+    try:
+        import faiss
+    except ImportError as error:
+        raise QueryError(
+            "vector search needs faiss; install it with: pip install 'paramdex[cpu]' (or 'paramdex[gpu]')"
+        ) from error
+    return faiss
+
+
+@dataclass
+class Space:
+    """One model's embedding space, from its space.safetensors."""
+
+    path: Path
+
+    @cached_property
+    def _file(self) -> Any:
+        return safe_open(self.path, framework="np")
+
+    @cached_property
+    def root(self) -> isometry.Root:
+        return isometry.Root(self._file.get_tensor("root"))
+
+    def rows(self, ids: Array | list[int]) -> Array:
+        """Rows of E (len(ids) x d), float64."""
+        if not 0 < len(ids) <= 1000:
+            return self._file.get_tensor("embedding")[np.asarray(ids, np.int64)].astype(np.float64)
+        view = self._file.get_slice("embedding")
+        return np.concatenate([view[int(i) : int(i) + 1] for i in ids]).astype(np.float64)
+
+    def blocks(self) -> Iterator[Array]:
+        """All rows of E (float64) in order, some at a time."""
+        view = self._file.get_slice("embedding")
+        n_rows, width = view.get_shape()
+        step = max(1, _BLOCK_NUMBERS // width)
+        for start in range(0, n_rows, step):
+            yield view[start : min(start + step, n_rows)].astype(np.float64)
+
+    @cached_property
+    def means(self) -> Array:
+        return self._file.get_tensor("means")
+
+
+@dataclass
+class SharedSpace:
+    """Two models' embedding spaces on the tokens whose text both have: the same formulas on those rows alone."""
+
+    roots: tuple[isometry.Root, isometry.Root]
+    transfer: Array
+    n_tokens: int
+
+    @classmethod
+    def of(cls, a: Array, b: Array) -> SharedSpace:
+        """From the rows of both embeddings for the shared tokens (S x d_a, S x d_b, float64)."""
+        a, b = a - a.mean(axis=0), b - b.mean(axis=0)
+        roots = (isometry.gram_root(a.T @ a, len(a)), isometry.gram_root(b.T @ b, len(b)))
+        return cls(roots, isometry.transfer(b.T @ a, *roots), len(a))
+
+
+@dataclass
+class Vectors:
+    """All vectors of an atlas folder. ``files`` maps a path to its recorded size and SHA-256."""
+
+    atlas: Path
+    files: dict[str, tuple[int, str]]
+    _indexes: dict[tuple[str, str], Rows] = field(default_factory=dict)
+    _spaces: dict[str, Space] = field(default_factory=dict)
+    _shared: dict[tuple[str, str], SharedSpace] = field(default_factory=dict)
+    _moves: dict[tuple[str, str, str], tuple[Array, Array]] = field(default_factory=dict)
+    _transfers: dict[tuple[str, str], Array] = field(default_factory=dict)
+    _rotations: list[Array] = field(default_factory=list)
+    head_factors: dict[tuple[str, str, Place, str | None], Array] = field(default_factory=dict)
+    """(model, kind, place, as in ``head_norms``) -> the coordinates of its vectors (n x r, float64), of some."""
+    head_norms: dict[tuple[str, str, str | None], Array] = field(default_factory=dict)
+    """(model, matrix, the model with whose tokens it is compared; None for all its own) -> the norms of its heads'
+    matrices, once they were asked for.
+    """
+
+    def _checked(self, model: str, name: str, *, whole: bool = True) -> Path:
+        """The path of a file once it is what was recorded; of less than the ``whole`` only its size is compared."""
+        path = atlas_files.model_folder(Path(), model) / name
+        if path.as_posix() not in self.files:
+            raise AtlasError(
+                f"{self.atlas} is damaged: it does not list {path.as_posix()}; copy it again or rebuild it"
+            )
+        n_bytes, digest = self.files[path.as_posix()]
+        return atlas_files.check(self.atlas, path.as_posix(), n_bytes, digest if whole else None)
+
+    def check_all(self) -> int:
+        """Check every file; give how many there are. Raises AtlasError for the first that differs."""
+        for path, recorded in self.files.items():
+            atlas_files.check(self.atlas, path, *recorded)
+        return len(self.files)
+
+    def index(self, model: str, kind: str) -> Rows:
+        """The vectors of one kind: row i is the i-th parameter of that kind, normalized coordinates."""
+        faiss = _faiss()  # of small kinds too: what has to be installed does not hang on the size of a model
+        if (model, kind) not in self._indexes:
+            codes, name = vector_files.codes_name(kind), vector_files.index_name(kind)
+            if (atlas_files.model_folder(Path(), model) / codes).as_posix() in self.files:
+                path = self._checked(model, name, whole=False)
+                mapped = getattr(faiss, "IO_FLAG_MMAP_IFC", 0)  # FAISS before 1.11 reads the file
+                with safe_open(self._checked(model, vector_files.scale_name(kind)), framework="np") as file:
+                    scale = {tensor: file.get_tensor(tensor) for tensor in file.keys()}  # noqa: SIM118  # no mapping
+                scale["rotation"] = self._rotation(scale["rotation"])
+                index = faiss.read_index(str(self._checked(model, codes)), mapped)
+                damaged = atlas_files.damaged(self.atlas, path.relative_to(self.atlas).as_posix())
+                self._indexes[model, kind] = Coded(vector_files.open_rows(path), index, scale, damaged)
+            else:
+                self._indexes[model, kind] = Loaded(vector_files.load_rows(self._checked(model, name)))
+        return self._indexes[model, kind]
+
+    def _rotation(self, stored: Array) -> Array:
+        """A rotation in float64, which kinds of one width have in common: the builder draws it from one seed."""
+        for known in self._rotations:
+            if np.array_equal(known, stored):
+                return known
+        self._rotations.append(stored.astype(np.float64))
+        return self._rotations[-1]
+
+    def space(self, model: str) -> Space:
+        if model not in self._spaces:
+            self._spaces[model] = Space(self._checked(model, atlas_files.SPACE))
+        return self._spaces[model]
+
+    def rows(self, model: str, kind: str) -> Array:
+        """All normalized coordinates of one kind (n x r, float32)."""
+        index = self.index(model, kind)
+        return index.reconstruct_n(0, index.ntotal)
+
+    def transfer(self, a: Model, b: Model) -> Array:
+        """T (r_b x r_a) from a's coordinates into b's, for two models of one vocabulary."""
+        if a.name == b.name:
+            return np.eye(self.space(a.name).root.rank)
+        later, earlier = (b, a) if b.model_id > a.model_id else (a, b)
+        if (later.name, earlier.name) not in self._transfers:
+            with safe_open(self._checked(later.name, atlas_files.TRANSFER), framework="np") as file:
+                self._transfers[later.name, earlier.name] = file.get_tensor(earlier.name)
+        T = self._transfers[later.name, earlier.name]
+        return T if later is b else T.T
+
+    def shared(
+        self, a: Model, b: Model, ids: Callable[[], tuple[list[int], list[int]]], n_stored: int | None = None
+    ) -> SharedSpace:
+        """The shared space of two models of different vocabularies, of which ``a`` was built first; ``ids`` gives the
+        shared tokens in each. Where the builder has related them on ``n_stored`` tokens, it is in a file of ``b``.
+        """
+        if (a.name, b.name) not in self._shared:
+            if n_stored is not None:
+                space = self._stored_shared(a, b, n_stored)
+            else:
+                left, right = ids()
+                space = SharedSpace.of(self.space(a.name).rows(left), self.space(b.name).rows(right))
+            self._shared[a.name, b.name] = space
+        return self._shared[a.name, b.name]
+
+    def _stored_shared(self, a: Model, b: Model, n_tokens: int) -> SharedSpace:
+        with safe_open(self._checked(b.name, atlas_files.shared_space(a.name)), framework="np") as file:
+            roots = (isometry.Root(file.get_tensor("earlier")), isometry.Root(file.get_tensor("later")))
+            return SharedSpace(roots, file.get_tensor("transfer"), n_tokens)
+
+    def shared_similarities(
+        self, model: str, kind: str, root: isometry.Root, other: str, query: Array, span: tuple[int, int]
+    ) -> Array:
+        """Of the rows of a span (float32) with ``query``, both on the tokens shared with ``other``.
+
+        The similarity of M x with q is <x, M^T q> / |M x|: only the norms are kept, and no row is moved for a query.
+        """
+        move, norms = self._shared_move(model, kind, root, other)
+        products = exact_products(self.index(model, kind), move.T @ query, np.arange(*span))
+        norms = norms[slice(*span)]
+        some = norms > isometry.RESTRICTED_TO_NOTHING
+        return np.divide(products, norms, out=np.zeros_like(products), where=some).astype(np.float32)
+
+    def _shared_move(self, model: str, kind: str, root: isometry.Root, other: str) -> tuple[Array, Array]:
+        """M (shared rank x r) into the coordinates of ``root``, and |M x| of every row of a kind (n, float64)."""
+        if (model, kind, other) not in self._moves:
+            move, index = isometry.restriction(root, self.space(model).root), self.index(model, kind)
+            parts = [
+                np.linalg.norm(index.reconstruct_n(start, min(_BLOCK, index.ntotal - start)) @ move.T, axis=1)
+                for start in range(0, index.ntotal, _BLOCK)
+            ]
+            self._moves[model, kind, other] = move, np.concatenate([np.empty(0), *parts])
+        return self._moves[model, kind, other]

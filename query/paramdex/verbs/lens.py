@@ -1,0 +1,164 @@
+"""The lens: what any vector of the residual stream says, and which parameters are nearest to it.
+
+A steering vector, a probe, a row of a sparse autoencoder's decoder: w of a model's width has the V scores E w, read
+from the embedding that the atlas keeps, and the coordinates R w, by which the model's own parameters are compared.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from paramdex.result import Result, table_of
+from paramdex.store.filters import Sieve, TokenFilter
+from paramdex.store.nearest import strongest_hits
+from paramdex.verbs.hits import hits_in_model, listed
+from paramdex.verbs.user_vectors import own_vectors
+from paramdex_schemas import QueryError, isometry
+from paramdex_schemas.isometry import Array, strongest
+
+if TYPE_CHECKING:
+    from paramdex.atlas import Atlas
+    from paramdex.store.vectors import Space
+    from paramdex_schemas.model import Model
+
+MOST_ROWS = 200
+"""Rows of a matrix of which each gets a line."""
+_SHOWN_TOKENS = 5
+_AT_A_TIME = 16
+"""Rows of a matrix whose V scores are in memory at a time."""
+
+
+@dataclass(frozen=True, repr=False)
+class Lens(Result):
+    """What one vector says. ``table`` has a row for each token and each parameter (``what`` tells them apart)."""
+
+    tokens: Result | None = None
+    parameters: Result | None = None
+
+    def __str__(self) -> str:
+        return f"{self.tokens}\n\n{self.parameters}"
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return "".join(part._repr_html_() for part in (self.tokens, self.parameters) if part is not None)
+
+
+def lens(
+    atlas: Atlas,
+    vector: Any,
+    model: Model,
+    k: int,
+    row: int | None,
+    name: str | None,
+    kind: str | None,
+    layer: int | None,
+    side: str,
+    filter: TokenFilter | None,
+) -> Result:
+    """See ``Atlas.lens``."""
+    space = atlas.vectors.space(model.name)
+    width = len(space.means)
+    given = own_vectors(vector, width, model.name, row, name)
+    sieve = Sieve(atlas.database, filter)
+    if given.single:
+        return _one(atlas, model, space, given.says, given.rows[0], k, kind, layer, side, sieve)
+    if len(given.rows) > MOST_ROWS:
+        raise QueryError(f"{given.says} has {len(given.rows):,} rows; choose one with row 0 to {len(given.rows) - 1}")
+    lines: list[dict[str, Any]] = []
+    mask = sieve.mask(model)
+    for start in range(0, len(given.rows), _AT_A_TIME):
+        rows = given.rows[start : start + _AT_A_TIME]
+        scores = np.concatenate([block @ rows.T for block in space.blocks()]).T.astype(np.float32)
+        for number, w, values in zip(given.numbers[start:], rows, scores, strict=False):
+            line: dict[str, Any] = {"row": number, "norm": float(np.linalg.norm(w))}
+            if w.any():
+                texts = atlas.database.tokens(model.vocabulary, "text")
+                for each, sign in (("top", 1), ("bottom", -1)):
+                    line[each] = texts.take(pa.array(strongest(sign * values, _SHOWN_TOKENS, mask))).to_pylist()
+                hits = _nearest(atlas, model, space, w, 1, kind, layer, side)
+                line |= {"nearest": str(model.address(hits[0][1])), "similarity": hits[0][0]} if hits else {}
+            lines.append(line)
+    schema = pa.schema(
+        [
+            ("row", pa.int64()),
+            ("norm", pa.float32()),
+            ("top", pa.list_(pa.string())),
+            ("bottom", pa.list_(pa.string())),
+            ("nearest", pa.string()),
+            ("similarity", pa.float32()),
+        ]
+    )
+    zeros = [str(line["row"]) for line in lines if "top" not in line]
+    notes = [f"rows of zeros, which say nothing: {', '.join(zeros)}"] if zeros else []
+    title = f"{given.says}: {len(lines)} vectors of {model.name}; a row alone says more"
+    return Result(table_of(lines, schema), title, [*notes, *sieve.notes()])
+
+
+def _one(
+    atlas: Atlas,
+    model: Model,
+    space: Space,
+    says: str,
+    w: Array,
+    k: int,
+    kind: str | None,
+    layer: int | None,
+    side: str,
+    sieve: Sieve,
+) -> Lens:
+    """One vector: its tokens on both sides, and the parameters nearest to it."""
+    # Row by row, not by BLAS: a score depends on neither threads nor blocks, and equal rows have equal scores.
+    exact = np.concatenate([(block * w).sum(axis=1) for block in space.blocks()])
+    scores = exact.astype(np.float32)
+    mean, std = exact.mean(), exact.std()
+    mask = sieve.mask(model)
+    token, text = (atlas.database.tokens(model.vocabulary, column) for column in ("token", "text"))
+    sides = []
+    for each, sign in (("top", 1), ("bottom", -1)):
+        ids = strongest(sign * scores, k, mask)
+        z = pa.array((scores[ids] - mean) / std, pa.float32()) if std > 0 else pa.nulls(len(ids), pa.float32())
+        columns = {
+            "side": pa.array([each] * len(ids), pa.string()),
+            "rank": pa.array(range(1, len(ids) + 1), pa.int32()),
+            "token_id": pa.array(ids, pa.int32()),
+            "token": token.take(pa.array(ids)),
+            "text": text.take(pa.array(ids)),
+            "score": scores[ids],
+            "z": z,
+        }
+        sides.append(pa.table(columns))
+    table = pa.concat_tables(sides)
+    shown: dict[str, Any] = {"rank": sides[0]["rank"]}  # a mask lets as many pass on either side
+    for each, rows in zip(("top", "bottom"), sides, strict=True):
+        shown |= {each: rows["text"], f"{each} score": rows["score"], f"{each} z": rows["z"]}
+    numbers = f"norm {np.linalg.norm(w):.4g}; scores over {len(scores):,} tokens: mean {mean:.4g}, std {std:.4g}"
+    tokens = Result(table, f"{says}: a vector of {model.name}\n{numbers}", sieve.notes(), pa.table(shown))
+
+    hits = _nearest(atlas, model, space, w, k, kind, layer, side)
+    parameters = listed(atlas, hits, f"nearest parameters of {model.name}", [], sieve.filter)
+    whole = pa.concat_tables(
+        [
+            table.add_column(0, "what", pa.array(["token"] * len(table), pa.string())),
+            parameters.table.add_column(0, "what", pa.array(["parameter"] * len(hits), pa.string())),
+        ],
+        promote_options="default",
+    )
+    notes = list(dict.fromkeys([*tokens.notes, *parameters.notes]))
+    return Lens(whole, tokens.title, notes, tokens=tokens, parameters=parameters)
+
+
+def _nearest(
+    atlas: Atlas, model: Model, space: Space, w: Array, k: int, kind: str | None, layer: int | None, side: str
+) -> list[tuple[float, int]]:
+    """(similarity, param_id) of the k parameters of the model, of all kinds, nearest to a vector (d)."""
+    query = isometry.times_vector(space.root.root, w)
+    length = float(np.linalg.norm(query))
+    query = query / length if length > space.root.rounding * np.linalg.norm(w) else np.zeros_like(query)
+    kinds = model.layout.kinds if kind is None else [kind]
+    hits = [hit for each in kinds for hit in hits_in_model(atlas, model, each, query, k, layer, side)]
+    return strongest_hits(hits, k, side)

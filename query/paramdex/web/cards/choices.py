@@ -1,0 +1,141 @@
+"""Which tokens and pairs a card shows: asked for in the query of its address, and the same as a filter and in SQL.
+
+FastAPI reads these annotations, so they are not postponed.
+"""
+
+import re
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal
+from unicodedata import normalize
+
+import pyarrow.compute as pc
+from fastapi import Query
+from pydantic import BeforeValidator
+
+from paramdex import Atlas
+from paramdex.store.filters import Sieve, TokenFilter
+from paramdex_schemas import QueryError
+from paramdex_schemas.model import Model
+
+_QUOTED = re.compile('"((?:[^"]|"")*)"')
+
+
+def split_words(q: str) -> list[str]:
+    """What a person typed into words: split at white space; what stands in double quotes is one word, spaces and all,
+    in which two double quotes are one.
+
+    >>> split_words('wine " Canada" ##ing " "","')
+    ['wine', ' Canada', '##ing', ' ",']
+    """
+    words: list[str] = []
+    rest = q
+    while rest := rest.lstrip():
+        if quoted := _QUOTED.match(rest):
+            word, rest = quoted[1].replace('""', '"'), rest[quoted.end() :]
+        else:
+            word, *more = rest.split(None, 1)
+            rest = more[0] if more else ""
+        if word:
+            words.append(word)
+    if len(words) > 50:
+        raise QueryError(f"ask for at most 50 words, not {len(words)}")
+    return words
+
+
+def searched(text: str) -> str:
+    """A text as one is looked for within it: lower case, in Unicode's composed form; as DuckDB can say it."""
+    return normalize("NFC", text.lower())
+
+
+@dataclass(frozen=True)
+class TokenChoice:
+    """Which tokens are shown: those that pass all that is asked, as with the options of ``paramdex show``."""
+
+    ascii: Annotated[bool, Query(description="only tokens of ASCII characters")] = False
+    alnum: Annotated[bool, Query(description="only tokens of letters and digits")] = False
+    word_starts: Annotated[bool, Query(description="only tokens that start a word")] = False
+    no_undertrained: Annotated[bool, Query(description="no tokens that training hardly used")] = False
+    only: Annotated[str, Query(max_length=2000, description="only tokens that are one of these words")] = ""
+
+    @property
+    def filtered(self) -> bool:
+        """Whether a token may be left out."""
+        return bool(self.ascii or self.alnum or self.word_starts or self.no_undertrained or self.only.strip())
+
+    def filter(self) -> TokenFilter:
+        return TokenFilter(
+            ascii=self.ascii,
+            alnum=self.alnum,
+            word_starts=self.word_starts,
+            no_undertrained=self.no_undertrained,
+            words=split_words(self.only) or None,
+        )
+
+    def passing(self, atlas: Atlas, model: Model) -> list[str]:
+        """Queries in SQL, each for the token_ids that one part of the choice lets pass; none where all do."""
+        marked = self.word_starts and pc.any(atlas.database.tokens(model.vocabulary, "is_word_start")).as_py()
+        asked = {"is_ascii": self.ascii, "is_alnum": self.alnum, "is_word_start": marked}
+        found = []
+        if any(asked.values()):
+            columns = " AND ".join(column for column, on in asked.items() if on)
+            found.append(f"SELECT token_id FROM tokens WHERE vocabulary = '{model.vocabulary}' AND {columns}")
+        if self.no_undertrained:
+            found.append(f"SELECT token_id FROM token_embeddings WHERE model = '{model.name}' AND NOT is_undertrained")
+        if words := split_words(self.only):
+            mask = Sieve(atlas.database, TokenFilter(words=words)).mask(model)
+            ids = [] if mask is None else mask.nonzero()[0].tolist()
+            found.append(", ".join(map(str, ids)) or "NULL")
+        return found
+
+
+@dataclass(frozen=True)
+class PairChoice(TokenChoice):
+    """Which pairs of a head are shown; both of their tokens must pass."""
+
+    words: Annotated[
+        Literal["different", "tokens", "all"],
+        Query(description="head: pairs of different words, of different tokens, or all"),
+    ] = "different"
+    contains: Annotated[str, Query(max_length=100, description="head: pairs of which a token has this text")] = ""
+    min_z: Annotated[
+        float,
+        BeforeValidator(lambda value: value or 0.0),  # a field of a form that was left empty
+        Query(ge=0, allow_inf_nan=False, description="head: pairs whose score lies as many standard deviations away"),
+    ] = 0.0
+
+    @property
+    def chosen(self) -> bool:
+        """Whether other pairs are shown than without a choice."""
+        return self != PairChoice()
+
+    def filter(self) -> TokenFilter:
+        return replace(super().filter(), no_identical=self.words == "tokens", no_same_word=self.words == "different")
+
+    @property
+    def rank(self) -> str:
+        """The column by which pairs are in order."""
+        return "rank_distinct" if self.words == "different" else "rank"
+
+    def sql(self, atlas: Atlas, model: Model, address: str, k: int) -> str:
+        """The query for what the card of a head shows."""
+        rank = self.rank
+        query = f"SELECT matrix, side, {rank}, source, target, score\nFROM head_pairs"
+        where = [f"address = '{address}'", f"{rank} IS NOT NULL"]
+        if self.words == "tokens":
+            where.append("source_id <> target_id")
+        passing = self.passing(atlas, model)
+        where += [f"{end} IN ({token_ids})" for token_ids in passing for end in ("source_id", "target_id")]
+        if self.contains:
+            text = searched(self.contains).replace("'", "''")
+            ends = (f"contains(nfc_normalize(lower({end})), '{text}')" for end in ("source", "target"))
+            where.append(f"({' OR '.join(ends)})")
+        if self.min_z:
+            query += "\nJOIN (SELECT address, qk_mean, qk_std, vo_mean, vo_std FROM heads) USING (address)"
+            z = "if(matrix = 'QK', (score - qk_mean) / nullif(qk_std, 0), (score - vo_mean) / nullif(vo_std, 0))"
+            where.append(f"abs({z}) >= {self.min_z!r}")
+        if len(where) == 2:
+            where[1] = f"{rank} <= {k}"
+        query += "\nWHERE " + "\n  AND ".join(where)
+        if len(where) > 2:
+            query += f"\nQUALIFY row_number() OVER (PARTITION BY matrix, side ORDER BY {rank}) <= {k}"
+        return f"{query}\nORDER BY matrix, side DESC, {rank}"

@@ -1,0 +1,158 @@
+"""What stands on the card of a head."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from paramdex import Atlas
+from paramdex.store.filters import ALL, Sieve
+from paramdex.store.head_matrices import displacements, heads
+from paramdex.web.cards.choices import PairChoice, searched
+from paramdex.web.cards.lookups import Items, numbers, rows, short, standing, too_many_heads
+from paramdex.web.cards.shapes import Cell, Direction, HeadCard, Pair, Pairs, Vectors
+from paramdex_schemas import KINDS, MATRICES, Address
+from paramdex_schemas.model import Model
+
+_DIRECTIONS, _DIRECTION_TOKENS = 4, 6
+"""Directions of each matrix on a head's card, and tokens of each of their lists."""
+
+
+def head_card(atlas: Atlas, where: Address, choice: PairChoice | None = None, k: int = 20) -> HeadCard:
+    """The card of a head, with the k strongest pairs of each matrix and side that were chosen."""
+    choice = choice or PairChoice()
+    model = atlas.models[where.model]
+    head_id = model.head_id(where)
+    run = model.layout.heads((where.stack, where.layer))
+    at = int(where.head or 0)
+    layer = heads(atlas, model).slice(head_id - at - model.first_head_id, run.n_owners)
+    (own,) = layer.slice(at, 1).to_pylist()
+    sieve = Sieve(atlas.database, choice.filter())
+    pairs = _pairs(atlas, head_id)
+    shared = [h for h in range(run.n_owners) if h // run.group == at // run.group and h != at] if run.group > 1 else []
+    return HeadCard(
+        address=own["address"],
+        model=model.name,
+        layer=str(replace(where, head=None)),
+        kv_head=own["kv_head"],
+        sharing=[str(replace(where, head=h)) for h in shared],
+        qk_norm=short(own["qk_norm"]),
+        vo_norm=short(own["vo_norm"]),
+        standing={matrix: standing(layer[f"{matrix.lower()}_norm"].to_numpy(), at) for matrix in MATRICES},
+        choice=choice,
+        same_word=_same_words(pairs),
+        lists=_lists(atlas, model, pairs, choice, sieve, own, k),
+        notes=sieve.notes(),
+        directions=_directions(atlas, model, head_id),
+        comparable=_comparable(atlas, model),
+        vectors=_vectors(atlas, model, where),
+        before=str(replace(where, head=at - 1)) if at else None,
+        after=str(replace(where, head=at + 1)) if at + 1 < run.n_owners else None,
+        sql=choice.sql(atlas, model, own["address"], k),
+    )
+
+
+def _pairs(atlas: Atlas, head_id: int) -> pa.Table:
+    """The pairs that the atlas keeps of a head."""
+    return atlas.database.table(
+        "SELECT matrix, is_top, score, rank, rank_distinct, same_word, source_id, target_id FROM store.pairs "
+        "WHERE head_id = ?",
+        [head_id],
+    )
+
+
+def _same_words(pairs: pa.Table) -> dict[str, tuple[int, int]]:
+    """Matrix -> how many of its top pairs are of a word with itself, and of how many."""
+    top = pairs.filter(pc.and_(pairs["is_top"], pc.is_valid(pairs["rank"])))
+    counts = top.group_by("matrix").aggregate([("same_word", "sum"), ("same_word", "count")]).sort_by("matrix")
+    return {row["matrix"]: (row["same_word_sum"], row["same_word_count"]) for row in counts.to_pylist()}
+
+
+def _lists(
+    atlas: Atlas, model: Model, pairs: pa.Table, choice: PairChoice, sieve: Sieve, head: dict[str, Any], k: int
+) -> list[Pairs]:
+    """The k strongest chosen pairs of each matrix and side. ``head`` has the mean and std of each matrix's scores."""
+    kept: dict[tuple[str, str], list[dict[str, Any]]] = {(m, side): [] for m in MATRICES for side in ("top", "bottom")}
+    narrowed = choice.filtered or choice.contains or choice.min_z or choice.words == "tokens"
+    within = pc.less_equal(pairs[choice.rank], ALL if narrowed else k)  # null where there is no rank: left out
+    for row in pairs.filter(within).sort_by(choice.rank).to_pylist():
+        mean, std = (head[f"{row['matrix'].lower()}_{name}"] for name in ("mean", "std"))
+        row["z"] = (row["score"] - mean) / std if std and mean is not None else None
+        if abs(row["z"] or 0.0) >= choice.min_z:
+            kept[row["matrix"], "top" if row["is_top"] else "bottom"].append(row)
+    items = Items(atlas, model.vocabulary)
+    found: dict[tuple[str, str], list[Pair]] = {}
+    text = searched(choice.contains)
+    for of, own in kept.items():
+        asked = [
+            row
+            for row in own
+            if not text or any(text in searched(items[row[end]].text) for end in ("source_id", "target_id"))
+        ]
+        found[of] = [
+            Pair(
+                source=items[row["source_id"]],
+                target=items[row["target_id"]],
+                score=short(row["score"]),
+                z=None if row["z"] is None else short(row["z"]),
+                **{name: row[name] for name in ("rank", "rank_distinct", "same_word")},
+            )
+            for row in (asked[place] for place in sieve.pairs(model, asked, k))
+        ]
+    return [Pairs.model_validate({"matrix": m, "side": side, "pairs": pairs}) for (m, side), pairs in found.items()]
+
+
+def _directions(atlas: Atlas, model: Model, head_id: int) -> list[Direction]:
+    """The head's first singular directions, of both matrices, with some tokens of each list."""
+    lists: dict[tuple[str, int], dict[str, list[Any]]] = {}
+    items = Items(atlas, model.vocabulary)
+    for matrix, direction, is_source, is_top, token_id in rows(
+        atlas,
+        "SELECT matrix, direction, is_source, is_top, token_id FROM store.direction_tokens "
+        "WHERE head_id = ? AND direction <= ? AND rank <= ? ORDER BY rank",
+        [head_id, _DIRECTIONS, _DIRECTION_TOKENS],
+    ):
+        name = f"{'source' if is_source else 'target'}_{'top' if is_top else 'bottom'}"
+        own = lists.setdefault((matrix, direction), {})
+        own.setdefault(name, []).append(items[token_id])
+    numbers = rows(
+        atlas,
+        "SELECT matrix, direction, singular_value, share FROM store.directions WHERE head_id = ? AND direction <= ? "
+        "ORDER BY matrix, direction",
+        [head_id, _DIRECTIONS],
+    )
+    return [
+        Direction.model_validate(
+            {"matrix": matrix, "direction": n, "singular_value": short(value), "share": short(share)} | lists[matrix, n]
+        )
+        for matrix, n, value, share in numbers
+    ]
+
+
+def _comparable(atlas: Atlas, model: Model) -> list[str] | None:
+    """The models with whose heads /similar compares this one's, its own first; None for those of a displacement, whose
+    matrices are no products of their vectors.
+    """
+    left_out = displacements(atlas)
+    if model.name in left_out:
+        return None
+    asked = [one for one in atlas.models.values() if one.layout.attention_places and one.name not in left_out]
+    found = [one.name for one in asked if not too_many_heads(one)]
+    return sorted(found, key=lambda name: name != model.name)
+
+
+def _vectors(atlas: Atlas, model: Model, where: Address) -> list[Vectors]:
+    """The vectors of a head, shared ones too, with their norms."""
+    found = []
+    for kind in model.layout.kinds:
+        if KINDS[kind].owner not in ("head", "kv_head") or (where.stack, where.layer) not in model.layout.places(kind):
+            continue
+        start = model.param_id(replace(where, kind=kind, idx=0))
+        run = next(run for run in model.layout.of(kind) if run.place == (where.stack, where.layer))
+        sizes = numbers(atlas, model, kind, (start, start + run.size))
+        vectors = [Cell(address=str(model.address(start + n)), value=short(norm)) for n, norm in enumerate(sizes)]
+        found.append(Vectors(kind=kind, says=KINDS[kind].says, vectors=vectors))
+    return found

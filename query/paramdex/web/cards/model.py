@@ -1,0 +1,142 @@
+"""The models of an atlas side by side, and the map of one model: layers x heads and layers x neurons."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from paramdex import Atlas
+from paramdex.result import Result
+from paramdex.store.database import named_query
+from paramdex.store.head_matrices import heads
+from paramdex.web.cards.lookups import numbers, short, span
+from paramdex.web.cards.shapes import Cell, Grid, GridRow, Home, ModelCard, ModelSummary
+from paramdex.web.sources import public_source
+from paramdex_schemas import Address, QueryError
+from paramdex_schemas.errors import nearest
+from paramdex_schemas.layout import Place, place_name
+from paramdex_schemas.model import Model
+
+HEAD_COLUMNS = ["qk_norm", "vo_norm", "qk_std", "vo_std"]
+VECTOR_COLUMNS = ["norm", "projected_norm", "mean", "std"]
+_CELLS = 4096
+"""Vectors that a map shows one by one; of more, a cell stands for several."""
+_WIDTH = 128
+"""Cells a layer where a cell stands for several."""
+
+
+def summaries(atlas: Atlas) -> list[ModelSummary]:
+    found = []
+    for row in Result(atlas.database.kept(named_query("info"))).to_rows():
+        known = {name: row[name] for name in ModelSummary.model_fields if name not in ("built_at", "source")}
+        found.append(
+            ModelSummary(
+                **known,
+                source=public_source(row["source"]),
+                built_at=f"{row['built_at']:%Y-%m-%d %H:%M}",
+            )
+        )
+    return found
+
+
+def home(atlas: Atlas) -> Home:
+    size = sum(file.stat().st_size for file in atlas.path.rglob("*") if file.is_file())
+    return Home(atlas=atlas.path.name, megabytes=round(size / 2**20, 1), models=summaries(atlas))
+
+
+def model_card(
+    atlas: Atlas, where: Address, *, heads: str = "vo_norm", kind: str | None = None, column: str = "norm"
+) -> ModelCard:
+    """A model, or the part of it that an address names: a stack, a layer, an expert.
+
+    ``heads`` and ``column`` are what the maps are coloured by, ``kind`` which vectors the second one shows.
+    """
+    model = atlas.models[where.model]
+    runs = [
+        run
+        for run in model.layout.runs
+        if where.stack in (None, run.stack)
+        and where.layer in (None, run.layer)
+        and (where.expert is None or run.owner == "expert")
+    ]
+    kinds: dict[str, int] = {}
+    for run in runs:
+        share = 1 if where.expert is not None else run.n_owners
+        kinds[run.kind] = kinds.get(run.kind, 0) + share * run.size
+    places = list(dict.fromkeys(run.place for run in runs if run.layer is not None))
+    places.sort(key=lambda place: (model.layout.stacks.index(place[0]) if place[0] else 0, place[1]))
+    kind = kind or next((each for each in ("ff_value", *kinds) if each in kinds), None)
+    if kind not in kinds:
+        raise QueryError(f"{where} has no vectors of kind {kind!r}; {nearest(str(kind), kinds)}")
+    grids = []
+    if where.expert is None and any(place in model.layout.attention_places for place in places):
+        grids.append(_head_grid(atlas, model, places, _chosen(heads, HEAD_COLUMNS)))
+    grids.append(_vector_grid(atlas, model, where, kind, _chosen(column, VECTOR_COLUMNS)))
+    (summary,) = (each for each in summaries(atlas) if each.model == model.name)
+    return ModelCard(
+        address=str(where),
+        model=model.name,
+        summary=summary,
+        kinds=kinds,
+        grids=grids,
+        places=[f"{model.name}/{place_name(place)}" for place in places],
+    )
+
+
+def _chosen(column: str, columns: list[str]) -> str:
+    if column not in columns:
+        raise QueryError(f"there is no column {column!r} to colour by; {nearest(column, columns)}")
+    return column
+
+
+def _grid(what: dict[str, Any], rows_: list[GridRow]) -> Grid:
+    """``low`` and ``high`` are the ends of the colours; of many cells the outermost hundredths share the end colours,
+    since one outlier would leave all others the same.
+    """
+    values = sorted(cell.value for row in rows_ for cell in row.cells)
+    out = len(values) // 100
+    return Grid(**what, rows=rows_, low=values[out], high=values[-1 - out])
+
+
+def _head_grid(atlas: Atlas, model: Model, places: list[Place], column: str) -> Grid:
+    lines: dict[Place, list[Cell]] = {place: [] for place in places if place in model.layout.attention_places}
+    for head in heads(atlas, model).select(["stack", "layer", "address", column]).to_pylist():
+        place = head["stack"], head["layer"]
+        if place in lines:
+            lines[place].append(Cell(address=head["address"], value=short(head[column])))
+    found = [
+        GridRow(place=place_name(place), address=f"{model.name}/{place_name(place)}", cells=cells)
+        for place, cells in lines.items()
+    ]
+    return _grid({"of": "heads", "kind": None, "column": column, "columns": HEAD_COLUMNS}, found)
+
+
+def _vector_grid(atlas: Atlas, model: Model, where: Address, kind: str, column: str) -> Grid:
+    """The vectors of a kind, a row a layer; of many, a cell stands for several and leads to the largest of them."""
+    spans = {
+        place: _span(model, kind, place, where.expert)
+        for place in model.layout.places(kind)
+        if where.stack in (None, place[0]) and where.layer in (None, place[1])
+    }
+    total = sum(end - start for start, end in spans.values())
+    lines = []
+    for place, (start, end) in spans.items():
+        each = 1 if total <= _CELLS else max(1, -(-(end - start) // _WIDTH))
+        at = place_name(place)
+        values = numbers(atlas, model, kind, (start, end), column)
+        cells = []
+        for first in range(0, len(values), each):
+            part = values[first : first + each]
+            best = int(part.argmax())
+            address = str(model.address(start + first + best))
+            cells.append(Cell(address=address, value=short(part[best]), count=len(part)))
+        lines.append(GridRow(place=at or kind, address=f"{model.name}/{at}" if at else model.name, cells=cells))
+    return _grid({"of": "vectors", "kind": kind, "column": column, "columns": VECTOR_COLUMNS}, lines)
+
+
+def _span(model: Model, kind: str, place: Place, expert: int | None) -> tuple[int, int]:
+    """The param_ids (first, past the last) that a place, or one of its experts, has of a kind."""
+    if expert is None:
+        return span(model, kind, place)
+    run = next(run for run in model.layout.of(kind) if run.place == place and run.owner == "expert")
+    first = model.first_param_id + run.first + expert * run.size
+    return first, first + run.size

@@ -1,0 +1,161 @@
+"""What stands on the card of a parameter."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from paramdex import Atlas
+from paramdex.store.common_space import shared_note
+from paramdex.store.nearest import Hit
+from paramdex.store.related import related_on
+from paramdex.verbs.hits import hits_of_parameter
+from paramdex.web.cards.choices import TokenChoice
+from paramdex.web.cards.lookups import described, numbers, rows, short, span, standing
+from paramdex.web.cards.shapes import Near, NearIn, ParameterCard, Partner, Scored
+from paramdex_schemas import KINDS, Address
+from paramdex_schemas.model import Model
+
+_NEURON = ("ff_key", "ff_gate", "ff_value")
+_NAMES = {
+    "ff_key": "the neuron's key: what it reads",
+    "ff_gate": "its gate: what the gate reads",
+    "ff_value": "the neuron's value: what it writes",
+    "attn_query": "the query dimension that meets this key",
+    "attn_key": "the key dimension that meets this query",
+    "attn_value": "what is read where this is written",
+    "attn_output": "what is written for what this reads",
+}
+_OTHER = {"attn_query": "attn_key", "attn_key": "attn_query", "attn_value": "attn_output", "attn_output": "attn_value"}
+_NEAR = 5
+
+
+def parameter_card(atlas: Atlas, where: Address, choice: TokenChoice | None = None, k: int = 20) -> ParameterCard:
+    """The card of a parameter that the atlas has, with the k strongest tokens of each side that were chosen."""
+    choice = choice or TokenChoice()
+    model, kind = atlas.models[where.model], KINDS[str(where.kind)]
+    own_id = model.param_id(where)
+    ((address, norm, projected, mean, std),) = rows(
+        atlas,
+        "SELECT address, norm, projected_norm, mean, std FROM store.parameters WHERE param_id = ?",
+        [own_id],
+    )
+    own = Address.parse(address)
+    sides: dict[str, list[Scored]] = {"top": [], "bottom": []}
+    shown = atlas.show(address, k, filter=choice.filter())
+    for row in shown.to_rows():
+        sides[row["side"]].append(Scored(**{name: row[name] for name in Scored.model_fields}))
+    others = [other for other in atlas.models.values() if other is not model]
+    related = [other for other in others if related_on(atlas.database, model, other) is not None]
+    layer = span(model, kind.name, (own.stack, own.layer))
+    block = model.layout.blocks[kind.name]
+    first = model.first_param_id + block.first
+    beside = [str(model.address(i)) if first <= i < first + block.n_rows else None for i in (own_id - 1, own_id + 1)]
+    partners, nearest = _partners(model, own), _nearest(atlas, model, own, own_id)
+    named = described(atlas, [*partners, *(i for hits in nearest.values() for _, i in hits)])
+    return ParameterCard(
+        address=address,
+        model=model.name,
+        kind=kind.name,
+        says=kind.says,
+        role=kind.role,
+        sentence=sentence(own),
+        norm=short(norm),
+        projected_norm=short(projected),
+        mean=short(mean),
+        std=short(std),
+        vocabulary_size=model.vocabulary_size,
+        standing=standing(numbers(atlas, model, kind.name, layer), own_id - layer[0]),
+        top=sides["top"],
+        bottom=sides["bottom"],
+        head=_owner(own),
+        partners=[Partner(**dict(named[i]), relation=relation) for i, relation in partners.items()],
+        nearest=[
+            NearIn(
+                model=one.name,
+                rows=[
+                    Near(**dict(named[i]), rank=n, similarity=short(similarity))
+                    for n, (similarity, i) in enumerate(nearest.get(one.name, []), start=1)
+                ],
+                note=_note(atlas, model, one) if one.name in nearest else f"{one.name} has no {kind.name}",
+            )
+            for one in [model, *related]
+        ],
+        elsewhere=[other.name for other in others if other not in related],
+        before=beside[0],
+        after=beside[1],
+        choice=choice,
+        notes=list(shown.notes),
+        sql=_sql(atlas, model, address, choice, k),
+    )
+
+
+def _note(atlas: Atlas, model: Model, other: Model) -> str | None:
+    """By which tokens two models are compared, where it is not by all of one vocabulary."""
+    n_tokens = related_on(atlas.database, model, other)
+    return None if model.vocabulary == other.vocabulary or n_tokens is None else shared_note(model, other, n_tokens)
+
+
+def _sql(atlas: Atlas, model: Model, address: str, choice: TokenChoice, k: int) -> str:
+    """The query for the tokens of a card."""
+    passing = [f"\n  AND token_id IN ({token_ids})" for token_ids in choice.passing(atlas, model)]
+    query = f"SELECT side, rank, text, score\nFROM parameter_tokens\nWHERE address = '{address}'"
+    place = "\nQUALIFY row_number() OVER (PARTITION BY side ORDER BY rank)" if passing else "\n  AND rank"
+    return f"{query}{''.join(passing)}{place} <= {k}\nORDER BY side DESC, rank"
+
+
+def sentence(where: Address) -> str:
+    """What a parameter is, in a sentence.
+
+    >>> sentence(Address.parse("m/L3/H5/attn_query/17"))
+    'Dimension 17 of the queries of head 5 in layer 3: what one query dimension of a head reads.'
+    """
+    kind = str(where.kind)
+    expert = "" if where.expert is None else f" of expert {where.expert}"
+    stack = "" if where.stack is None else f" of the {where.stack}"
+    place = "" if where.layer is None else f" in layer {where.layer}{stack}"
+    if kind in _NEURON:
+        part = {"ff_key": "Key", "ff_gate": "Gate", "ff_value": "Value"}[kind]
+        what = f"{part} of neuron {where.idx}{expert}{place}"
+    elif kind in _OTHER:
+        part = {"attn_query": "queries", "attn_key": "keys", "attn_value": "values", "attn_output": "outputs"}[kind]
+        what = f"Dimension {where.idx} of the {part} of head {where.head}{place}"
+    elif KINDS[kind].owner == "model":
+        what = f"{kind.replace('_', ' ').capitalize()} {where.idx}{stack}"
+    else:
+        of = f" of head {where.head}" if where.head is not None else expert
+        what = f"{kind.replace('_', ' ').capitalize().replace('Ff', 'Feed-forward').replace('Attn', 'Attention')}"
+        what += f"{of}{place}"
+    return f"{what}: {KINDS[kind].says}."
+
+
+def _owner(where: Address) -> str | None:
+    if where.layer is None:
+        return None
+    return str(replace(where, kind=None, idx=None))
+
+
+def _partners(model: Model, where: Address) -> dict[int, str]:
+    """param_id -> relation of the other vectors of the same neuron, or of the same dimension of a head."""
+    kind = str(where.kind)
+    others = [each for each in _NEURON if each != kind] if kind in _NEURON else []
+    others += [_OTHER[kind]] if kind in _OTHER else []
+    place = (where.stack, where.layer)
+    return {
+        model.param_id(replace(where, kind=each)): _NAMES[each]
+        for each in others
+        if each in model.layout.kinds and place in model.layout.places(each)
+    }
+
+
+def _nearest(atlas: Atlas, model: Model, where: Address, own_id: int) -> dict[str, list[Hit]]:
+    """Model -> the nearest in the model itself, and in those that it is related to as the atlas keeps them."""
+    hits, _ = hits_of_parameter(atlas, where, [model], _NEAR, str(where.kind), None, "top")
+    found = {model.name: hits}
+    for neighbor_id, similarity in rows(
+        atlas,
+        "SELECT neighbor_id, similarity FROM store.neighbors WHERE param_id = ? AND rank <= ? "
+        "ORDER BY neighbor_model_id, rank",
+        [own_id, _NEAR],
+    ):
+        found.setdefault(atlas.owner(neighbor_id).name, []).append((similarity, neighbor_id))
+    return found

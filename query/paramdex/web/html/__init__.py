@@ -1,0 +1,1 @@
+"""Cards as pages: templates, the words and numbers in them, and their drawings."""

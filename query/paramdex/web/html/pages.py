@@ -1,0 +1,100 @@
+"""Templates filled: escaped throughout, with the few words and numbers that every page needs."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from hashlib import sha256
+from importlib import resources
+from typing import Any
+from urllib.parse import urlencode
+
+from fastapi import Request
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from paramdex import Atlas, __version__
+from paramdex.web.cards.shapes import Column, Table
+from paramdex.web.html import drawing
+from paramdex_schemas import KINDS, Address, AddressError
+
+STATIC = "/-/static"
+"""No model's name begins with a dash."""
+_ADDRESS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*(/[A-Za-z0-9_]+)*")
+
+
+def assets() -> dict[str, str]:
+    """Name -> address of every style sheet, script and picture; another content has another address."""
+    files = (resources.files("paramdex.web") / "static").iterdir()
+    return {file.name: f"{STATIC}/{file.name}?v={sha256(file.read_bytes()).hexdigest()[:12]}" for file in files}
+
+
+class Pages:
+    """The templates of one atlas's server."""
+
+    def __init__(self, atlas: Atlas) -> None:
+        self._atlas = atlas
+        self._environment = Environment(
+            loader=PackageLoader("paramdex.web"),
+            autoescape=True,
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        self._environment.filters |= {
+            "pieces": drawing.pieces,
+            "ask_for": drawing.ask_for,
+            "number": drawing.number,
+            "href": drawing.href,
+            "says": lambda kind: KINDS[kind].says if kind in KINDS else "",
+        }
+        chip = self._environment.get_template("_chip.html").module.chip  # type: ignore[attr-defined]  # a macro
+        self._environment.globals |= {
+            "atlas_name": atlas.path.name,
+            "models": list(atlas.models),
+            "version": __version__,
+            "asset": assets(),
+            "chip": lru_cache(1 << 14)(chip),  # a page has hundreds
+            "chip_once": chip,  # of a token with its score, which is not met again
+            "level": drawing.level,
+            "draw": drawing.draw,
+            "bar": drawing.bar,
+            "norm_scale": drawing.norm_scale,
+            "score_scale": drawing.score_scale,
+            "is_address": self.is_address,
+        }
+
+    def render(self, template: str, request: Request, **values: Any) -> str:
+        """``here(**changes)`` in a template is the page's own address with other query values, None for none."""
+
+        def here(**changes: Any) -> str:
+            kept = dict(request.query_params.multi_items()) | changes
+            query = urlencode({key: value for key, value in kept.items() if value is not None})
+            return request.url.path + (f"?{query}" if query else "")
+
+        query = f"?{request.url.query}" if request.url.query else ""
+        path = request.url.path
+        values = {"q": request.query_params.get("q", ""), "query": dict(request.query_params)} | values
+        return self._environment.get_template(template).render(
+            **values, here=here, path=path, data_url=("/.json" if path == "/" else f"{path}.json") + query
+        )
+
+    def tables(self) -> list[Table]:
+        """The public tables and their columns."""
+        found: dict[str, list[Column]] = {}
+        for row in self._atlas.sql(
+            "SELECT table_name, column_name, data_type FROM duckdb_columns() "
+            "WHERE database_name = 'atlas' AND schema_name = 'main' ORDER BY table_oid, column_index"
+        ):
+            found.setdefault(row["table_name"], []).append(Column(name=row["column_name"], type=row["data_type"]))
+        return [Table(name=name, columns=columns) for name, columns in found.items()]
+
+    def is_address(self, value: Any) -> bool:
+        """Whether a cell of a table names something that has a page."""
+        if not isinstance(value, str) or not _ADDRESS.fullmatch(value) or value.split("/")[0] not in self._atlas.models:
+            return False
+        try:
+            where = Address.parse(value)
+            self._atlas.models[where.model].layout.check(where)
+        except AddressError:
+            return False
+        return True

@@ -1,0 +1,1 @@
+"""Many visitors at once: turns, processes for heavy questions, and connections that come to nothing."""

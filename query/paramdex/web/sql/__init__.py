@@ -1,0 +1,1 @@
+"""SQL from visitors: judged, run in fenced processes, rendered there, and sent."""

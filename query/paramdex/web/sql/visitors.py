@@ -1,0 +1,120 @@
+"""What a visitor's SQL may name. Everything is refused that is not listed, and what was looked at is what runs.
+
+DuckDB's functions tell of the machine (``current_setting``), read files, run text (``query``), take addresses in memory
+(``pandas_scan``) or wait (``sleep_ms``). Those of ``functions.txt`` make values of values; what a later DuckDB adds is
+not for visitors until it stands there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import duckdb
+
+from paramdex.store.database import check_types
+from paramdex.store.statements import Reading, bare, one_statement, reading, syntax_tree
+from paramdex_schemas import QueryError
+
+_ACCOUNTS = {
+    "duckdb_columns",
+    "duckdb_functions",
+    "duckdb_keywords",
+    "duckdb_tables",
+    "duckdb_types",
+    "duckdb_views",
+    "pragma_version",
+}
+"""Of DuckDB's accounts of itself those that hold no path of the machine."""
+_TABLE_FUNCTIONS = frozenset(
+    _ACCOUNTS | {"generate_series", "json_each", "json_tree", "range", "repeat", "repeat_row", "unnest"}
+)
+"""Those that read neither files nor what is named to them as text."""
+_QUERIES = {"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"}
+_SHOWN = {"", '"databases"', '"schemas"', '"tables"', '"variables"', "__show_tables_expanded"}
+"""What SHOW gives beside the columns of a query."""
+
+
+@cache
+def _functions() -> frozenset[str]:
+    """The functions that make values of values, operators among them; in small letters."""
+    listed = (resources.files(__package__) / "functions.txt").read_text("utf-8")
+    return frozenset([*listed.split(), "count_star", "is distinct from", "is not distinct from"])
+
+
+def internal_views(connection: duckdb.DuckDBPyConnection) -> frozenset[str]:
+    """DuckDB's own views that a visitor may not read, in small letters."""
+    found = connection.execute(
+        "SELECT view_name FROM duckdb_views() WHERE internal AND schema_name <> 'information_schema'"
+    ).fetchall()
+    return frozenset(name.lower() for (name,) in found) - _ACCOUNTS
+
+
+def _nodes(tree: Any) -> Iterator[dict[str, Any]]:
+    """All nodes of a syntax tree."""
+    waiting = [tree]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, dict):
+            yield node
+        waiting += node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+
+
+def _function(node: dict[str, Any]) -> str | None:
+    """The name of a function that a node calls and that is not for visitors."""
+    if node.get("type") == "TABLE_FUNCTION":
+        name, known = str(node["function"].get("function_name")).lower(), _TABLE_FUNCTIONS
+    else:
+        name, known = str(node.get("function_name", "abs")).lower(), _functions() | _TABLE_FUNCTIONS
+    return None if name in known else name
+
+
+def check(tree: str, hidden: frozenset[str]) -> None:
+    """Raises QueryError unless all that a syntax tree names is for visitors; ``hidden`` are the views that are not."""
+    try:
+        read = json.loads(tree)
+    except RecursionError:
+        raise QueryError("this is nested too deeply for SQL here; take it apart by WITH") from None
+    for node in _nodes(read):
+        kind = str(node.get("type", ""))
+        if kind.endswith("_NODE") and kind not in _QUERIES:
+            raise QueryError("an atlas is read-only: only SELECT, and EXPLAIN of a SELECT, are allowed")
+        refused = _function(node)
+        if "table_name" in node:
+            name = str(node["table_name"])
+            within = [node.get("catalog_name"), node.get("schema_name"), *node["qualified_name"].get("path", [])[:-1]]
+            if "atlas" in (str(part).lower() for part in within):
+                raise QueryError(f"write the name of the table {name} without atlas before it")
+            if name.lower() in hidden:
+                refused = name
+            elif kind == "SHOW_REF" and name not in _SHOWN:  # it may be a setting
+                raise QueryError(f"SHOW gives no more than TABLES, SCHEMAS or DATABASES here; write DESCRIBE {name}")
+        if refused:
+            raise QueryError(f"{refused} is not for visitors: SQL here reads the atlas's own tables")
+
+
+def readable(connection: duckdb.DuckDBPyConnection, sql: str, hidden: frozenset[str]) -> Reading:
+    """Raises QueryError unless ``sql`` is one statement that reads and asks nothing about the machine."""
+    asked = reading(connection, sql)
+    check(asked.tree, hidden)
+    return asked
+
+
+def first_rows(
+    connection: duckdb.DuckDBPyConnection, asked: Reading, rows: int, hidden: frozenset[str]
+) -> duckdb.DuckDBPyRelation:
+    """The first rows of what ``readable`` gave. DuckDB makes no more of them where it can.
+
+    Raises QueryError for values that Arrow does not hold, duckdb.Error for SQL that fails.
+    """
+    whole = connection.sql(asked.statement)  # names and types are those of the text that the visitor wrote
+    check_types(whole)
+    limited = f"SELECT * FROM (\n{bare(asked.text)}\n) LIMIT {rows}"
+    tree = syntax_tree(connection, limited) if asked.is_query else None
+    if tree is None:  # an EXPLAIN, or what has been made already: a PIVOT
+        return whole
+    check(tree, hidden)
+    return connection.sql(one_statement(connection, limited))

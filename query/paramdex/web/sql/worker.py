@@ -1,0 +1,152 @@
+"""The process that runs a visitor's SQL: a DuckDB of its own, fenced by DuckDB and by the operating system.
+
+DuckDB's memory limit counts what its buffers hold, not what one expression makes: ``repeat('x', 3_000_000_000)`` takes
+6 GB under a limit of 256 MB and cannot be interrupted. So SQL runs in a process that the kernel denies more memory,
+that can write no file, and that the server ends when it does not answer in time; nothing it does harms another
+question.
+
+    python -m paramdex.web.sql.worker ATLAS MEMORY_MB
+
+reads messages from standard input and writes one to standard output for each (see processes). A question is JSON: sql,
+form, rows, seconds, bytes. An answer is the line "more" or "last" (the process ends), a line of JSON (error, or
+truncated) and what is sent to the visitor: its rows are written here, in the time and the memory of the question.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from contextlib import suppress
+from pathlib import Path
+from time import monotonic
+from typing import Any, get_args
+
+import duckdb
+
+from paramdex.store.database import Database
+from paramdex.store.interrupts import time_limit
+from paramdex.web.load.processes import read_message, write_message
+from paramdex.web.sources import public_source
+from paramdex.web.sql.rendering import Form, RenderRequest, render
+from paramdex.web.sql.visitors import first_rows, internal_views, readable
+from paramdex_schemas import QueryError
+
+
+def data_bytes() -> int:
+    """The memory that this process has for itself; 0 where the system does not tell."""
+    with suppress(OSError):
+        found = re.search(r"VmData:\s+(\d+) kB", Path("/proc/self/status").read_text("ascii"))
+        return 1024 * int(found[1]) if found else 0
+    return 0
+
+
+def confine(most_bytes: int) -> None:
+    """Deny this process files to write, core dumps and, where it can be told, more memory than ``most_bytes``."""
+    with suppress(ImportError, OSError, ValueError):  # other systems than Linux have less of this
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+        os.nice(10)  # pages come before SQL
+        if data_bytes():
+            resource.setrlimit(resource.RLIMIT_DATA, (most_bytes, most_bytes))
+
+
+def connect(atlas: Path, memory_mb: int) -> duckdb.DuckDBPyConnection:
+    """The atlas as visitors see it: all its tables and views under their names, in a database of views in memory.
+
+    Of the models, where they were built from stands there as ``public_source`` has it.
+    """
+    settings = {
+        "autoload_known_extensions": "false",
+        "python_enable_replacements": "false",
+        "memory_limit": f"{memory_mb}MB",
+        "threads": "1",
+    }
+    connection = Database(atlas, settings).connection
+    known = connection.execute("SELECT source FROM store.models UNION SELECT base FROM store.models").fetchall()
+    told = {source: public_source(source) for (source,) in known if source is not None}
+    of_tables = "SELECT table_name FROM duckdb_tables() WHERE database_name = 'atlas' AND schema_name = 'store'"
+    of_views = "SELECT sql FROM duckdb_views() WHERE database_name = 'atlas' AND NOT internal ORDER BY view_oid"
+    tables, views = ([text for (text,) in connection.execute(sql).fetchall()] for sql in (of_tables, of_views))
+    connection.execute("USE memory")
+    connection.execute("CREATE SCHEMA store")
+    # a table, not a view: nothing that DuckDB knows of its values comes from the file
+    connection.execute(
+        "CREATE TABLE store.models AS SELECT m.* REPLACE (map_extract_value(told, source) AS source, "
+        "map_extract_value(told, base) AS base) "
+        "FROM atlas.store.models AS m, (SELECT map($from, $to) AS told) ORDER BY model_id",
+        {"from": list(told), "to": list(told.values())},
+    )
+    for table in tables:
+        if table != "models":
+            connection.execute(f"CREATE VIEW store.{table} AS FROM atlas.store.{table}")
+    for view in views:
+        connection.execute(view)
+    return connection
+
+
+def answer(database: duckdb.DuckDBPyConnection, asked: dict[str, Any], hidden: frozenset[str]) -> bytes:
+    """The bytes that answer one question, asked on a connection that ends with it."""
+    started = monotonic()
+    wanted = RenderRequest(
+        asked["sql"], asked["form"], asked["rows"], asked["bytes"], started, started + asked["seconds"]
+    )
+    connection = database.cursor()
+    try:
+        with time_limit(connection, asked["seconds"]):
+            connection.execute("USE memory")
+            connection.execute("BEGIN TRANSACTION READ ONLY")  # EXPLAIN ANALYZE runs what it explains
+            reads = readable(connection, wanted.sql, hidden)
+            found = render(wanted, first_rows(connection, reads, wanted.rows + 1, hidden).to_arrow_table())
+        return json.dumps({"truncated": found.truncated}).encode() + b"\n" + found.body
+    except (duckdb.InterruptException, TimeoutError):
+        return _error("time", "")
+    except (MemoryError, duckdb.OutOfMemoryException):
+        return _error("memory", "")
+    except duckdb.PermissionException:
+        return _error("query", "SQL reads the atlas's own tables and nothing else: no files, no settings")
+    except QueryError as error:
+        return _error("query", str(error))
+    except Exception as error:  # noqa: BLE001  # whatever it is, it was the question's doing, and the next is welcome
+        lines = [line for line in str(error).strip().splitlines() if line.strip()]
+        return _error("query", "\n".join(lines) or type(error).__name__)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # noqa: BLE001  # a library's panic, after which this process is not to be trusted
+        return _error("panic", f"this answer cannot be written: {error}")
+    finally:
+        connection.close()
+
+
+def _error(kind: str, message: str) -> bytes:
+    return json.dumps({"error": kind, "message": message}).encode() + b"\n"
+
+
+def main() -> None:
+    atlas, memory_mb = Path(sys.argv[1]).resolve(), int(sys.argv[2])
+    os.environ.clear()  # nothing here is anyone's to read
+    os.environ["HOME"] = "/"
+    os.chdir("/")
+    sys.setrecursionlimit(20_000)  # of the trees of statements, a thousand expressions deep
+    connection = connect(atlas, memory_mb)
+    hidden = internal_views(connection)
+    # one of each, so that what the libraries take for themselves is not held against anybody's question
+    first = {"rows": 1000, "seconds": 60, "bytes": 1 << 20}
+    for form in get_args(Form):
+        for sql in ("SELECT * FROM models", "SELECT token, count(*) FROM tokens GROUP BY token ORDER BY 2 LIMIT 1000"):
+            answer(connection, {"sql": sql, "form": form, **first}, hidden)
+    start, share = data_bytes(), memory_mb << 20
+    confine(start + 5 * share // 2)
+    write_message(sys.stdout.buffer, b"ready")
+    tired = False
+    while not tired and (message := read_message(sys.stdin.buffer)) is not None:
+        reply = answer(connection, json.loads(message), hidden)
+        tired = data_bytes() > start + 1.5 * share  # more than DuckDB's buffers; the next question starts afresh
+        write_message(sys.stdout.buffer, (b"last\n" if tired else b"more\n") + reply)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""What a build says it needs on the disk: codes of large kinds and the copy of the database are in it; it is enough."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+from conftest import SMALL_OPTIONS
+
+from paramdex_builder import Options, build
+from paramdex_builder.publish import place as output
+from paramdex_builder.read.checkpoint import Checkpoint
+from paramdex_schemas import BuildError, atlas_files, vector_files
+
+Usage = namedtuple("Usage", "total used free")  # noqa: PYI024
+
+
+def estimate(model: Path, options: Options = SMALL_OPTIONS) -> int:
+    return output.estimate(Checkpoint.open(str(model)), options.top_k, options.pair_k)
+
+
+def test_codes_of_large_kinds_are_counted(word_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A byte a number, four a row, and the rotation; of the kinds that have codes, and of no others."""
+    checkpoint = Checkpoint.open(str(word_model))
+    layout, d = checkpoint.layout, checkpoint.d_model
+    before = estimate(word_model)
+    assert before >= 2 * 4 * d * layout.n_parameters
+    sizes = {kind: layout.blocks[kind].n_rows * d * 4 for kind in layout.kinds}
+    largest = max(sizes.values())
+    coded = [layout.blocks[kind].n_rows for kind in layout.kinds if sizes[kind] == largest]
+    assert len(coded) < len(sizes)
+    monkeypatch.setattr(vector_files, "CODED_BYTES", largest)
+    assert estimate(word_model) - before == sum(n * (d + 4) + 4 * d * d for n in coded)
+
+
+def test_adding_a_model_needs_room_for_the_copy_of_the_database(
+    word_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    atlas = tmp_path / "a.atlas"
+    build([f"one={word_model}"], atlas, SMALL_OPTIONS)
+    model = estimate(word_model) + output._LOG
+    database = atlas_files.database(atlas).stat().st_size
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(0, 0, model + database - 1))
+    with pytest.raises(BuildError, match="the build needs about"):
+        build([f"two={word_model}"], atlas, SMALL_OPTIONS)
+    build([f"one={word_model}"], atlas, SMALL_OPTIONS)  # is there: nothing is copied
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(0, 0, model + database))
+    build([f"two={word_model}"], atlas, SMALL_OPTIONS)
+
+
+@pytest.mark.parametrize("k", [3, 50])
+def test_what_is_asked_for_is_enough(word_model: Path, disk: Path, k: int) -> None:
+    """For a new atlas, and for adding a model to it twice."""
+    atlas, options = disk / "x.atlas", Options(top_k=k, pair_k=4 * k, neighbor_k=1, device="cpu")
+    for name in ("one", "two", "three"):
+        wanted = estimate(word_model, options) + output._LOG
+        if atlas.exists():
+            wanted += atlas_files.database(atlas).stat().st_size
+        size = shutil.disk_usage(disk).used + wanted
+        subprocess.run(["mount", "-o", f"remount,size={size}", str(disk)], check=True)
+        build([f"{name}={word_model}"], atlas, options)

@@ -1,0 +1,416 @@
+"""A build killed at any moment, run again, ends with the same content; adding a model touches nothing of the others.
+
+Builds run in forks of a helper process (tests/helpers/killed_builds.py) that die by SIGKILL at named points; one test
+kills a build from outside instead, when it sees a file appear.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from filelock import FileLock
+
+import models
+from killed_builds import OPTIONS, POINTS
+from paramdex_builder import Options, Progress, build
+from paramdex_builder.files.units import Units
+from paramdex_schemas import BuildError
+
+HELPERS = Path(__file__).parents[2] / "helpers"
+
+Runner = Callable[..., dict[str, Any]]
+N_PARAMETERS = 2 * (96 + 96 + 4 * 24 + 2 + 2 * 3) + 32
+"""Of a model of 60 words: two layers of weights, each with two biases and three for each of two heads; 32 positions."""
+
+
+@pytest.fixture(scope="module")
+def run() -> Iterator[Runner]:
+    """A function that runs a build in a fork of the helper process, which dies at ``kill`` where that is given."""
+    helper = HELPERS / "killed_builds.py"
+    with subprocess.Popen(
+        [sys.executable, helper], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+
+        def one(sources: list[Path], output: Path, kill: tuple[str, int] | None = None) -> dict[str, Any]:
+            job = {"sources": [str(source) for source in sources], "output": str(output), "kill": kill}
+            process.stdin.write(json.dumps(job) + "\n")
+            process.stdin.flush()
+            return json.loads(process.stdout.readline())
+
+        yield one
+        process.stdin.close()
+        process.wait(30)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two models of 60 words, of one vocabulary and width."""
+    root = tmp_path_factory.mktemp("word-models")
+    return [models.save_word_model(root / name, seed) for name, seed in (("first", 1), ("second", 2))]
+
+
+@pytest.fixture(scope="module")
+def whole(folders: list[Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The content of an atlas of both models that nobody interrupted."""
+    atlas = build([str(folder) for folder in folders], tmp_path_factory.mktemp("whole") / "x.atlas", OPTIONS)
+    return content(atlas)
+
+
+def content(atlas: Path, model: str | None = None) -> dict[str, Any]:
+    """Every row of every table but built_at (as text, in order), and every file's hash; all, or of one model's ids."""
+    with duckdb.connect(str(atlas / "atlas.duckdb"), read_only=True) as connection:
+        tables = [
+            name
+            for (name,) in connection.execute(
+                "SELECT table_name FROM duckdb_tables() WHERE schema_name = 'store' ORDER BY 1"
+            ).fetchall()
+        ]
+        found: dict[str, Any] = {}
+        for name in tables:
+            columns = "* EXCLUDE (built_at)" if name == "models" else "*"
+            where = "" if model is None else _of_model(name, model)
+            found[name] = connection.execute(f"SELECT {columns} FROM store.{name} {where} ORDER BY ALL").fetchall()
+    root = atlas / "models" / (model or "")
+    for path in sorted(root.rglob("*")):
+        if path.is_file():
+            found[path.relative_to(atlas).as_posix()] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return found
+
+
+def _of_model(table: str, model: str) -> str:
+    """The condition that keeps a table's rows of one model."""
+    of_ids = "param_id IN (SELECT param_id FROM store.parameters JOIN store.models USING (model_id) WHERE model = '{}')"
+    of_heads = "head_id IN (SELECT head_id FROM store.heads JOIN store.models USING (model_id) WHERE model = '{}')"
+    own = "model_id = (SELECT model_id FROM store.models WHERE model = '{}')"
+    conditions = {
+        "models": "model = '{}'", "files": "model = '{}'", "parameters": own, "heads": own, "layout": own,
+        "postings": of_ids, "token_embeddings": own,
+        "pairs": of_heads, "directions": of_heads, "direction_tokens": of_heads,
+        "neighbors": "false", "layer_alignments": "false", "relations": "false",
+    }  # fmt: skip
+    return f"WHERE {conditions[table]}".format(model) if table in conditions else ""
+
+
+def resume(folders: list[Path], atlas: Path) -> None:
+    """The same command again, here."""
+    build([str(folder) for folder in folders], atlas, OPTIONS)
+
+
+def staging(atlas: Path) -> Path:
+    return atlas.with_name(atlas.name + ".building")
+
+
+def test_content_sees_what_it_should(whole: dict[str, Any]) -> None:
+    """The comparison below compares something: all tables have rows, and both models all their files."""
+    assert {name for name, rows in whole.items() if not rows} == set()
+    assert sum(name.endswith(".faiss") for name in whole) == 2 * 12
+    assert sum(name.endswith("space.safetensors") for name in whole) == 2
+
+
+@pytest.mark.parametrize("n_threads", [2, 5])
+def test_content_does_not_depend_on_threads(
+    folders: list[Path], whole: dict[str, Any], tmp_path: Path, n_threads: int
+) -> None:
+    """As many units and heads at a time as there are threads, and the same atlas to the last bit."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(n_threads)
+    try:
+        assert content(build([str(folder) for folder in folders], tmp_path / "x.atlas", OPTIONS)) == whole
+    finally:
+        torch.set_num_threads(before)
+
+
+# A model of two layers writes 53 files: its plan, 23 parameter units (one of them positions) of two files each and 2
+# head units of three.
+KILLS = [
+    ("before unit", 1), ("before unit", 3), ("after unit", 2), ("half a unit", 5), ("after unit", 52),
+    ("before unit", 77),
+    ("before publishing", 1), ("model row inserted", 1), ("database closed", 1), ("after the renames", 1),
+    ("vectors written", 2), ("parameters inserted", 2), ("relations inserted", 1), ("before the first rename", 2),
+    ("between the renames", 1), ("after the renames", 2),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kill", KILLS, ids=[f"{point}, {n}" for point, n in KILLS])
+def test_killed_build_resumes(
+    run: Runner, folders: list[Path], whole: dict[str, Any], tmp_path: Path, kill: tuple[str, int]
+) -> None:
+    atlas = tmp_path / "x.atlas"
+    assert run(folders, atlas, kill)["status"] == -signal.SIGKILL
+    if atlas.exists():  # what a reader finds in between is an atlas, of the models that are done
+        with duckdb.connect(str(atlas / "atlas.duckdb"), read_only=True) as connection:
+            done = connection.execute("SELECT model FROM models ORDER BY 1").fetchall()
+        assert done in ([("first",)], [("first",), ("second",)])
+    resume(folders, atlas)
+    assert content(atlas) == whole
+    assert [path.name for path in tmp_path.iterdir()] == ["x.atlas"]
+
+
+def test_every_point_is_tested() -> None:
+    assert {point for point, _ in KILLS} == set(POINTS)
+
+
+def test_killed_again_and_again(run: Runner, folders: list[Path], whole: dict[str, Any], tmp_path: Path) -> None:
+    """Each run dies at its twelfth file, having added eleven of 102 (a half unit is made whole again)."""
+    atlas = tmp_path / "x.atlas"
+    statuses = []
+    while 0 not in statuses and len(statuses) < 20:
+        statuses.append(run(folders, atlas, ("before unit", 12))["status"])
+    assert set(statuses[:-1]) == {-signal.SIGKILL}
+    assert statuses[-1] == 0
+    assert 8 <= len(statuses) <= 14
+    assert content(atlas) == whole
+
+
+@pytest.mark.waits
+def test_killed_from_outside(folders: list[Path], whole: dict[str, Any], run: Runner, tmp_path: Path) -> None:
+    """SIGKILL from another process, when the first unit of the second kind appears."""
+    atlas = tmp_path / "x.atlas"
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); from killed_builds import OPTIONS; from paramdex_builder import "
+        "build, units; import time; w = units.write_whole\n"
+        "units.write_whole = lambda *a: (w(*a), time.sleep(0.05))\n"
+        "build(sys.argv[3:], sys.argv[2], OPTIONS)"
+    )
+    arguments = [sys.executable, "-c", code, str(HELPERS), str(atlas), *map(str, folders)]
+    with subprocess.Popen(arguments) as process:
+        wanted = staging(atlas) / "first" / "ff_value-00000.parquet"
+        deadline = time.monotonic() + 120
+        while not wanted.exists():
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+    assert not atlas.exists()
+    resume(folders, atlas)
+    assert content(atlas) == whole
+
+
+def test_finished_units_are_not_made_again(
+    run: Runner, folders: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A build killed before publishing has only publishing left to do."""
+    atlas = tmp_path / "x.atlas"
+    assert run(folders[:1], atlas, ("before publishing", 1))["status"] == -signal.SIGKILL
+    made = []
+    monkeypatch.setattr(Units, "write", lambda *args: made.append(args[1:3]))
+    build([str(folders[0])], atlas, OPTIONS)
+    assert made == []
+
+
+@pytest.fixture(scope="module")
+def unpublished(run: Runner, folders: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The staging folder of a build killed with all units of its first model done."""
+    atlas = tmp_path_factory.mktemp("unpublished") / "x.atlas"
+    assert run(folders, atlas, ("before publishing", 1))["status"] == -signal.SIGKILL
+    return staging(atlas)
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "ff_key-00001.parquet",
+        "ff_value-00000.npy",
+        "position-00000.npy",
+        "pairs-00001.parquet",
+        "heads-00000.parquet",
+    ],
+)
+@pytest.mark.parametrize("damage", ["truncated", "missing", "empty"])
+def test_damaged_unit_is_made_again(
+    unpublished: Path, folders: list[Path], whole: dict[str, Any], tmp_path: Path, file: str, damage: str
+) -> None:
+    atlas = tmp_path / "x.atlas"
+    shutil.copytree(unpublished, staging(atlas))
+    unit = staging(atlas) / "first" / file
+    data = unit.read_bytes()
+    unit.unlink()
+    if damage != "missing":
+        unit.write_bytes(data[: len(data) * 2 // 3] if damage == "truncated" else b"")
+    resume(folders[:1], atlas)
+    assert_first(atlas, whole)
+
+
+def test_flipped_byte_in_a_table_of_a_unit(
+    unpublished: Path, folders: list[Path], whole: dict[str, Any], tmp_path: Path
+) -> None:
+    atlas = tmp_path / "x.atlas"
+    shutil.copytree(unpublished, staging(atlas))
+    unit = staging(atlas) / "first" / "ff_key-00000.parquet"
+    data = bytearray(unit.read_bytes())
+    data[len(data) // 2] ^= 1
+    unit.write_bytes(data)
+    resume(folders[:1], atlas)
+    assert_first(atlas, whole)
+
+
+def assert_first(atlas: Path, whole: dict[str, Any]) -> None:
+    """An atlas of the first model alone holds what the whole one has of it."""
+    found = content(atlas, "first")
+    n_parameters, n_heads = len(found["parameters"]), len(found["heads"])
+    assert (n_parameters, n_heads) == (N_PARAMETERS, 4)
+    for name, number in (("parameters", 0), ("postings", 4)):
+        assert found[name] == [row for row in whole[name] if row[number] < n_parameters]
+    for name in ("heads", "pairs", "directions", "direction_tokens"):
+        assert found[name] == [row for row in whole[name] if row[0] < n_heads]
+    files = {name: digest for name, digest in found.items() if name.startswith("models/")}
+    assert files == {name: digest for name, digest in whole.items() if name.startswith("models/first/")}
+
+
+def test_units_of_other_weights_are_not_used(
+    run: Runner, folders: list[Path], whole: dict[str, Any], tmp_path: Path
+) -> None:
+    """A model changed under its name between the two runs: nothing of the first is kept."""
+    atlas, folder = tmp_path / "x.atlas", tmp_path / "first"
+    shutil.copytree(folders[1], folder)
+    assert run([folder, folders[1]], atlas, ("before publishing", 1))["status"] == -signal.SIGKILL
+    shutil.rmtree(folder)
+    shutil.copytree(folders[0], folder)
+    resume([folder, folders[1]], atlas)
+    found = content(atlas)
+    assert found["parameters"] == whole["parameters"]
+    assert found["pairs"] == whole["pairs"]
+
+
+@pytest.fixture
+def of_first(folders: list[Path], tmp_path: Path) -> Path:
+    """An atlas of the first model alone."""
+    return build([str(folders[0])], tmp_path / "x.atlas", OPTIONS)
+
+
+def test_one_by_one_is_all_at_once(of_first: Path, folders: list[Path], whole: dict[str, Any]) -> None:
+    build([str(folders[1])], of_first, OPTIONS)
+    assert content(of_first) == whole
+
+
+def test_adding_a_model_leaves_the_others_as_they_are(of_first: Path, folders: list[Path]) -> None:
+    before = content(of_first, "first")
+    built_at = "SELECT built_at FROM models WHERE model = 'first'"
+    with duckdb.connect(str(of_first / "atlas.duckdb"), read_only=True) as connection:
+        when = connection.execute(built_at).fetchall()
+    written = {path: path.stat().st_mtime_ns for path in (of_first / "models" / "first").iterdir()}
+    build([str(folders[1])], of_first, OPTIONS)
+    assert content(of_first, "first") == before
+    assert len(before["parameters"]) == N_PARAMETERS
+    assert {path: path.stat().st_mtime_ns for path in written} == written
+    with duckdb.connect(str(of_first / "atlas.duckdb"), read_only=True) as connection:
+        assert connection.execute(built_at).fetchall() == when
+
+
+def test_building_again_changes_nothing(of_first: Path, folders: list[Path], tmp_path: Path) -> None:
+    before = {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in of_first.rglob("*")}
+    said: list[str] = []
+    progress = Progress()
+    progress.say = said.append
+    build([str(folders[0])], of_first, OPTIONS, progress)
+    assert said == [f"first: already in {of_first}"]
+    assert {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in of_first.rglob("*")} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["x.atlas"]
+
+
+@pytest.mark.parametrize(
+    ("source", "options"),
+    [
+        pytest.param(1, OPTIONS, id="other weights"),
+        pytest.param(0, Options(top_k=7, pair_k=8, neighbor_k=3, device="cpu"), id="other options"),
+    ],
+)
+def test_same_name_for_something_else_is_refused(
+    of_first: Path, folders: list[Path], tmp_path: Path, source: int, options: Options
+) -> None:
+    before = content(of_first)
+    with pytest.raises(BuildError, match=r"already has a model first, .* give this one another name: NEWNAME="):
+        build([f"first={folders[source]}"], of_first, options)
+    assert content(of_first) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["x.atlas"]
+
+
+def test_other_name_for_the_same_weights(of_first: Path, folders: list[Path]) -> None:
+    """The copy's vectors are the original's, and each finds itself there with correlation 1."""
+    build([f"copy={folders[0]}"], of_first, OPTIONS)
+    with duckdb.connect(str(of_first / "atlas.duckdb"), read_only=True) as connection:
+        rows = connection.execute(
+            "SELECT address, neighbor, similarity FROM neighbors WHERE rank = 1 AND neighbor_model = 'copy'"
+        ).fetchall()
+    assert len(rows) == N_PARAMETERS
+    assert all(neighbor == address.replace("first/", "copy/") for address, neighbor, _ in rows)
+    assert min(similarity for *_, similarity in rows) == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["publish", "lock", "models", "plan.json", "duckdb-temp"])
+def test_any_name_will_do(folders: list[Path], whole: dict[str, Any], tmp_path: Path, name: str) -> None:
+    """Names that the builder itself might use for files and folders."""
+    atlas = build([f"{name}={folders[0]}", str(folders[1])], tmp_path / "x.atlas", OPTIONS)
+    found = content(atlas)
+    assert found["postings"] == whole["postings"]
+    assert found["neighbors"] == whole["neighbors"]
+    assert [row[1] for row in found["models"]] == [name, "second"]
+
+
+@pytest.mark.waits
+def test_two_builds_at_once(run: Runner, folders: list[Path], tmp_path: Path) -> None:
+    """The second is told so and leaves the first alone."""
+    atlas = tmp_path / "x.atlas"
+    staging(atlas).mkdir()
+    with FileLock(staging(atlas) / ".lock"):
+        answer = run(folders, atlas)
+        assert answer["status"] == 1
+        assert (
+            answer["said"]
+            == f"BuildError: another build is writing to {atlas}; wait for it to end, then run this again"
+        )
+        assert staging(atlas).is_dir()
+    assert not atlas.exists()
+
+
+def test_reader_keeps_what_it_opened(of_first: Path, folders: list[Path]) -> None:
+    """In this very process too, with settings of its own: the build goes by the file, not by what the reader sees."""
+    parts = ("parameters", "parameter_tokens", "models")
+    count = "SELECT " + ", ".join(f"(SELECT count(*) FROM {part})" for part in parts)
+    with duckdb.connect(
+        str(of_first / "atlas.duckdb"), read_only=True, config={"enable_external_access": "false"}
+    ) as reader:
+        assert reader.execute(count).fetchall() == [(N_PARAMETERS, N_PARAMETERS * 12, 1)]
+        build([str(folders[1])], of_first, OPTIONS)
+        assert reader.execute(count).fetchall() == [(N_PARAMETERS, N_PARAMETERS * 12, 1)]
+        build([str(folder) for folder in folders], of_first, OPTIONS)  # both are there already
+        assert reader.execute("SELECT DISTINCT model FROM parameters").fetchall() == [("first",)]
+    with duckdb.connect(str(of_first / "atlas.duckdb"), read_only=True) as reader:
+        assert reader.execute(count).fetchall() == [(2 * N_PARAMETERS, 2 * N_PARAMETERS * 12, 2)]
+
+
+def test_another_models_unfinished_work_is_kept(word_model: Path, tmp_path: Path) -> None:
+    """A build that succeeds leaves the units of another one that was interrupted."""
+    kept = tmp_path / "x.atlas.building" / "other"
+    kept.mkdir(parents=True)
+    (kept / "ff_key-00000.parquet").write_bytes(b"units")
+    build([f"mine={word_model}"], tmp_path / "x.atlas", Options(top_k=3, pair_k=3, neighbor_k=1, device="cpu"))
+    assert (kept / "ff_key-00000.parquet").read_bytes() == b"units"
+    assert [path.name for path in (tmp_path / "x.atlas.building").iterdir() if path.name != ".lock"] == ["other"]
+
+
+def test_a_flipped_byte_in_staged_coordinates_is_noticed(tmp_path: Path) -> None:
+    units = Units(tmp_path / "units", {})
+    units.write_coordinates("ff_key", 0, np.eye(8, dtype=np.float32))
+    units.write("ff_key", 0, pa.table({"row": [1, 2]}))
+    assert units.has("ff_key", 0)
+    file = tmp_path / "units" / "ff_key-00000.npy"
+    data = bytearray(file.read_bytes())
+    data[-5] ^= 1
+    file.write_bytes(data)
+    assert not units.has("ff_key", 0)
