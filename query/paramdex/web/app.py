@@ -169,9 +169,10 @@ def make_app(atlas: Atlas, limits: Limits | None = None, hosts: frozenset[str] |
     for each in routers:
         app.include_router(each)
     respond = _responder(pages)
-    _add_errors(app, atlas, respond)
+    tell = _teller(atlas, respond)
+    _add_errors(app, tell, respond)
     longest = 2 * max(limits.seconds, limits.lookups.seconds)  # as long in the queue as at work
-    app.add_middleware(Turns, share=limits.pages, queued=_QUEUED, seconds=longest, files=STATIC, respond=respond)
+    app.add_middleware(Turns, share=limits.pages, queued=_QUEUED, seconds=longest, files=STATIC, respond=tell)
     app.add_middleware(Unchanged)
     app.add_middleware(Guard, hosts=hosts)  # the last is asked first
     return app
@@ -205,16 +206,25 @@ def _responder(pages: Pages) -> Respond:
     return respond
 
 
-def _add_errors(app: FastAPI, atlas: Atlas, respond: Respond) -> None:
-    """What is raised is told as ``respond`` tells it."""
+def _teller(atlas: Atlas, respond: Respond) -> Callable[[Request, ParamdexError], Response]:
+    """paramdex's own errors, told with the nearest things that there are."""
 
-    async def ours(request: Request, error: Exception) -> Response:
-        assert isinstance(error, ParamdexError)
+    def tell(request: Request, error: ParamdexError) -> Response:
         asked = str(request.path_params.get("address") or request.query_params.get("address") or "")
         if not asked and "a" in request.path_params:
             asked = next((request.path_params[x] for x in "ab" if request.path_params[x] not in atlas.models), "")
         said = fault(atlas, error, asked)
         return respond(request, said, {"retry-after": "5"} if said.kind == "busy" else None)
+
+    return tell
+
+
+def _add_errors(app: FastAPI, tell: Callable[[Request, ParamdexError], Response], respond: Respond) -> None:
+    """What is raised is told as ``tell`` and ``respond`` tell it."""
+
+    async def ours(request: Request, error: Exception) -> Response:
+        assert isinstance(error, ParamdexError)
+        return tell(request, error)
 
     async def moved(request: Request, error: Exception) -> Response:
         assert isinstance(error, Moved)

@@ -9,7 +9,7 @@ from typing import Literal
 
 from paramdex import Atlas
 from paramdex.web.cards.shapes import Fault
-from paramdex.web.load.processes import BusyError, EndingError, LateError
+from paramdex.web.load.shares import BusyError, EndingError, LateError
 from paramdex_schemas import KINDS, Address, AddressError, AtlasError, ParamdexError, QueryError, TokenError
 from paramdex_schemas.errors import escaped
 from paramdex_schemas.layout import Layout, Run

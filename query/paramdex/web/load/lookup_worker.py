@@ -23,7 +23,7 @@ from paramdex.web.cards import comparison as compare
 from paramdex.web.cards import questions
 from paramdex.web.cards.shapes import Comparison
 from paramdex.web.load.processes import Crew, Process, read_message, write_message
-from paramdex.web.load.turns import Share
+from paramdex.web.load.shares import Share
 from paramdex_schemas import ParamdexError, QueryError
 
 

@@ -16,27 +16,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import IO, Any, TypeVar
 
-from paramdex.web.load.turns import Share
+from paramdex.web.load.shares import BusyError, EndingError, LateError, Share
 from paramdex_schemas import QueryError
 
 T = TypeVar("T")
 GRACE = 0.5
 """Seconds that a process has to notice that its time is up, before it is ended."""
-
-
-class BusyError(QueryError):
-    """All processes are taken and enough questions wait."""
-
-
-class LateError(QueryError):
-    """A question took longer than it may."""
-
-
-class EndingError(QueryError):
-    """The server ends before the question is answered."""
-
-    def __init__(self) -> None:
-        super().__init__("this server is ending")
 
 
 def read_message(stream: IO[bytes]) -> bytes | None:

@@ -10,25 +10,12 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from paramdex.web.cards.shapes import Fault
-
-
-@dataclass(frozen=True)
-class Share:
-    """What questions of one sort may take of the server."""
-
-    running: int
-    """answered at a time"""
-    waiting: int
-    """waiting for them before others are turned away"""
-    seconds: float
-    """seconds that one may take once it has its turn"""
+from paramdex.web.load.shares import BusyError, LateError, Share
 
 
 class Queue:
@@ -71,7 +58,7 @@ class Turns:
         queued: re.Pattern[str],
         seconds: float,
         files: str,
-        respond: Callable[[Request, Fault, dict[str, str]], Response],
+        respond: Callable[[Request, BusyError | LateError], Response],
     ) -> None:
         self.app = app
         self._pages = Queue(share)
@@ -90,13 +77,13 @@ class Turns:
             answer = await (self._asked(scope, gone) if queued else self._page(scope, gone))
         finally:
             gone.cancel()
-        if isinstance(answer, Fault):
-            await self._respond(Request(scope), answer, {"retry-after": "5"})(scope, receive, send)
+        if isinstance(answer, BusyError | LateError):
+            await self._respond(Request(scope), answer)(scope, receive, send)
             return
         for message in answer:
             await send(message)
 
-    async def _page(self, scope: Scope, gone: asyncio.Task[None]) -> list[Message] | Fault:
+    async def _page(self, scope: Scope, gone: asyncio.Task[None]) -> list[Message] | BusyError | LateError:
         """The messages of a page, none where nobody waits for them; or why there are none."""
         if self._pages.full:
             return _busy("too many pages are waited for")
@@ -117,7 +104,7 @@ class Turns:
             return answer
         return [] if gone.done() else _late(seconds)
 
-    async def _asked(self, scope: Scope, gone: asyncio.Task[None]) -> list[Message] | Fault:
+    async def _asked(self, scope: Scope, gone: asyncio.Task[None]) -> list[Message] | BusyError | LateError:
         """As ``_page``, of what leaves its queue where it is cancelled."""
         answer, asking = self._answer(scope, gone)
         try:
@@ -172,10 +159,9 @@ def _heard(task: asyncio.Task[None]) -> None:
         task.exception()
 
 
-def _late(seconds: float) -> Fault:
-    said = f"this takes longer than {seconds:g} seconds; ask for less, in one model say, or try again"
-    return Fault(status=503, kind="busy", message=said)
+def _late(seconds: float) -> LateError:
+    return LateError(f"this takes longer than {seconds:g} seconds; ask for less, in one model say, or try again")
 
 
-def _busy(why: str) -> Fault:
-    return Fault(status=429, kind="busy", message=f"{why}; try again in some seconds")
+def _busy(why: str) -> BusyError:
+    return BusyError(f"{why}; try again in some seconds")

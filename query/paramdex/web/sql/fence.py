@@ -6,8 +6,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from paramdex.web.load.processes import GRACE, Crew, LateError, Process
-from paramdex.web.load.turns import Share
+from paramdex.web.load.processes import GRACE, Crew, Process
+from paramdex.web.load.shares import LateError, Share
 from paramdex.web.sql.rendering import Form, Rendered
 from paramdex_schemas import QueryError
 

@@ -11,7 +11,7 @@ from starlette.concurrency import run_in_threadpool
 
 from paramdex.web.cards.shapes import Problem, SqlAnswer
 from paramdex.web.html.pages import Pages
-from paramdex.web.load.processes import BusyError, EndingError
+from paramdex.web.load.shares import BusyError, EndingError
 from paramdex.web.sql.examples import EXAMPLES
 from paramdex.web.sql.fence import Fence
 from paramdex.web.sql.rendering import Form
