@@ -14,6 +14,7 @@ from starlette.concurrency import run_in_threadpool
 from paramdex.web.cards import model as overview
 from paramdex.web.cards import questions
 from paramdex.web.cards.choices import PairChoice
+from paramdex.web.cards.comparison import comparison, layer_pairs
 from paramdex.web.cards.head import head_card
 from paramdex.web.cards.lookups import Pool
 from paramdex.web.cards.parameter import parameter_card
@@ -35,7 +36,7 @@ from paramdex.web.cards.shapes import (
     Understood,
 )
 from paramdex.web.html.pages import Pages
-from paramdex.web.load.lookup_worker import Lookups
+from paramdex.web.lookup_worker import Lookups
 from paramdex_schemas import Address, AddressError
 
 Q = Annotated[str, Query(max_length=2000, description="words; one in double quotes keeps its spaces")]
@@ -92,31 +93,26 @@ def router(pool: Pool, lookups: Lookups, pages: Pages, app: FastAPI) -> APIRoute
         layer: LayerNumber = None,
         side: Side | None = None,
     ) -> Found:
-        found: Found = await lookups.ask("find", q, k, model=model, kind=kind, layer=layer, side=side)
-        return found
+        return await lookups.ask(questions.find, q, k, model=model, kind=kind, layer=layer, side=side)
 
     async def search(
         q: Q, k: K = 10, model: ModelName = None, kind: KindName = None, layer: LayerNumber = None, side: Sides = "top"
     ) -> Searched:
-        found: Searched = await lookups.ask("search", q, k, model=model, kind=kind, layer=layer, side=side)
-        return found
+        return await lookups.ask(questions.search, q, k, model=model, kind=kind, layer=layer, side=side)
 
     async def similar(
         address: AddressQuery, k: K = 5, model: ModelName = None, kind: KindName = None, side: Sides = "top"
     ) -> Similar | SimilarHeads:
         questions.check_heads(pool.atlas, address, model)  # needs no turn
-        found: Similar | SimilarHeads = await lookups.ask("similar", address, k, model=model, kind=kind, side=side)
-        return found
+        return await lookups.ask(questions.similar, address, k, model=model, kind=kind, side=side)
 
     async def align(a: str, b: str, kind: KindName = None) -> Comparison:
-        found: Comparison = await lookups.ask("align", a, b, kind)
-        return found
+        return await lookups.ask(comparison, a, b, kind)
 
     async def pairs(
         a: str, b: str, kind: Annotated[str, Query(max_length=40)], layer_a: PlaceQuery, layer_b: PlaceQuery, k: K = 20
     ) -> LayerPairs:
-        found: LayerPairs = await lookups.ask("pairs", a, b, kind, (layer_a, layer_b), k)
-        return found
+        return await lookups.ask(layer_pairs, a, b, kind, (layer_a, layer_b), k)
 
     def understand(q: Q) -> Understood:
         return questions.understand(pool.atlas, q)  # asks for nothing but the models' names

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Any
 
 from paramdex import Atlas
@@ -17,12 +18,33 @@ _PLACE = re.compile(rf"(?:({'|'.join(STACKS)})/)?L(\d{{1,9}})")
 
 
 def comparison(atlas: Atlas, a: str, b: str, kind: str | None = None) -> Comparison:
-    """The alignment of two models, a heat map a kind."""
+    """The alignment of two models: a heat map per kind, or that of one kind."""
+    whole = _whole(atlas, a, b)
+    if kind is None:
+        return whole
+    if kind not in _comparable_kinds(atlas, a, b):
+        return _aligned(atlas, a, b, kind)  # which says why not
+    return whole.model_copy(update={"maps": [each for each in whole.maps if each.kind == kind]})
+
+
+@lru_cache(maxsize=64)
+def _whole(atlas: Atlas, a: str, b: str) -> Comparison:
+    """Kept: a reader who looks at one kind looks at the others."""
+    return _aligned(atlas, a, b, None)
+
+
+def _aligned(atlas: Atlas, a: str, b: str, kind: str | None) -> Comparison:
     found = atlas.align(a, b, kind)
     by_kind: dict[str, list[dict[str, Any]]] = {}
     for row in found.to_rows():
         by_kind.setdefault(row["kind"], []).append(row)
     return Comparison(a=a, b=b, maps=[_map(each, cells) for each, cells in by_kind.items()], notes=list(found.notes))
+
+
+def _comparable_kinds(atlas: Atlas, a: str, b: str) -> list[str]:
+    """The kinds that align compares."""
+    kinds = [atlas.models[name].layout.kinds for name in (a, b)]
+    return [kind for kind in KINDS if KINDS[kind].form == "weight" and all(kind in each for each in kinds)]
 
 
 def _map(kind: str, cells: list[dict[str, Any]]) -> HeatMap:
@@ -83,9 +105,3 @@ def layer_pairs(atlas: Atlas, a: str, b: str, kind: str, at: tuple[str, str], k:
         ],
         notes=notes,
     )
-
-
-def comparable_kinds(atlas: Atlas, a: str, b: str) -> list[str]:
-    """The kinds that align compares."""
-    kinds = [atlas.models[name].layout.kinds for name in (a, b)]
-    return [kind for kind in KINDS if KINDS[kind].form == "weight" and all(kind in each for each in kinds)]

@@ -1,9 +1,9 @@
 """The process that answers look-ups over whole models, and what the server asks it through.
 
-    python -m paramdex.web.load.lookup_worker ATLAS
+    python -m paramdex.web.lookup_worker ATLAS
 
-A question is a name of ``_QUESTIONS`` with its arguments; an answer is what its function gave or the error that it
-raised. Both are pickled: they are this program's own on either side.
+A question is a function of an open atlas with its other arguments; an answer is what the function gave or the error
+that it raised. Both are pickled, a function by its name: they are this program's own on either side.
 """
 
 from __future__ import annotations
@@ -13,42 +13,18 @@ import pickle
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import paramdex
 from paramdex import Atlas
-from paramdex.web.cards import comparison as compare
-from paramdex.web.cards import questions
-from paramdex.web.cards.shapes import Comparison
+from paramdex.web.cards import comparison, questions  # noqa: F401  # what is asked is loaded before the first question
 from paramdex.web.load.processes import Crew, Process, read_message, write_message
 from paramdex.web.load.shares import Share
 from paramdex_schemas import ParamdexError, QueryError
 
-
-@lru_cache(maxsize=64)
-def _compared(atlas: Atlas, a: str, b: str) -> Comparison:
-    return compare.comparison(atlas, a, b)
-
-
-def align(atlas: Atlas, a: str, b: str, kind: str | None) -> Comparison:
-    """The alignment of two models, of one kind where one is given."""
-    whole = _compared(atlas, a, b)
-    if kind is None:
-        return whole
-    if kind not in compare.comparable_kinds(atlas, a, b):
-        return compare.comparison(atlas, a, b, kind)
-    return whole.model_copy(update={"maps": [each for each in whole.maps if each.kind == kind]})
-
-
-_QUESTIONS: dict[str, Callable[..., Any]] = {
-    "find": questions.find,
-    "search": questions.search,
-    "similar": questions.similar,
-    "align": align,
-    "pairs": compare.layer_pairs,
-}
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class Lookups:
@@ -57,15 +33,17 @@ class Lookups:
     def __init__(self, atlas: Path, share: Share) -> None:
         self._atlas = atlas.resolve()
         self._share = share
-        self._crew = Crew(lambda: Process("paramdex.web.load.lookup_worker", str(self._atlas)), share)
+        self._crew = Crew(lambda: Process("paramdex.web.lookup_worker", str(self._atlas)), share)
         self.warm = self._crew.warm
         self.close = self._crew.close
 
-    async def ask(self, name: str, *values: Any, **choices: Any) -> Any:
-        """The answer to a question. Raises what its function raises, BusyError, LateError; QueryError where it takes
-        more memory than there is.
+    async def ask(self, question: Callable[Concatenate[Atlas, P], T], *values: P.args, **choices: P.kwargs) -> T:
+        """What a module's function gives of the atlas. Raises what it raises, BusyError, LateError; QueryError where it
+        takes more memory than there is.
         """
-        return await self._crew.ask(lambda process: self._answer(process, pickle.dumps((name, values, choices))))
+        message = pickle.dumps((question, values, choices))
+        answer: T = await self._crew.ask(lambda process: self._answer(process, message))
+        return answer
 
     def _answer(self, process: Process, question: bytes) -> Any:
         message = process.exchange(question, self._share.seconds)
@@ -78,9 +56,9 @@ class Lookups:
 
 
 def _answered(atlas: Atlas, message: bytes) -> Any:
-    name, values, choices = pickle.loads(message)  # noqa: S301  # this program's own
+    question, values, choices = pickle.loads(message)  # noqa: S301  # this program's own
     try:
-        return _QUESTIONS[name](atlas, *values, **choices)
+        return question(atlas, *values, **choices)
     except ParamdexError as error:
         return error
     except MemoryError:
