@@ -22,12 +22,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from paramdex import Atlas, __version__
 from paramdex.web.cards.lookups import Pool
-from paramdex.web.cards.shapes import Fault, Problem
+from paramdex.web.cards.problem import Fault, Problem
 from paramdex.web.errors import fault
 from paramdex.web.html.pages import STATIC, Pages
 from paramdex.web.load.turns import Turns
 from paramdex.web.lookup_worker import Lookups
 from paramdex.web.routes import Moved, router
+from paramdex.web.sql.answer import tables
 from paramdex.web.sql.fence import Fence, Limits
 from paramdex.web.sql.routes import sql_router
 from paramdex_schemas import ParamdexError, QueryError
@@ -164,7 +165,7 @@ def make_app(atlas: Atlas, limits: Limits | None = None, hosts: frozenset[str] |
     app.state.fence = fence
     app.state.close = close
     app.mount(STATIC, Assets(directory=str(resources.files("paramdex.web") / "static")), name="static")
-    routers = [sql_router(fence, pages), router(pool, lookups, pages, app)]
+    routers = [sql_router(fence, pages, tables(atlas)), router(pool, lookups, pages, app)]
     _check_names(atlas, [*app.routes, *(route for each in routers for route in each.routes)])
     for each in routers:
         app.include_router(each)

@@ -5,16 +5,14 @@ from __future__ import annotations
 import difflib
 import re
 from dataclasses import replace
-from typing import Literal
 
 from paramdex import Atlas
-from paramdex.web.cards.shapes import Fault
+from paramdex.web.cards.problem import Fault, Kind
 from paramdex.web.load.shares import BusyError, EndingError, LateError
 from paramdex_schemas import KINDS, Address, AddressError, AtlasError, ParamdexError, QueryError, TokenError
 from paramdex_schemas.errors import escaped
 from paramdex_schemas.layout import Layout, Run
 
-Kind = Literal["address", "token", "query", "request", "busy", "atlas", "server"]
 _KINDS: list[tuple[type[ParamdexError], int, Kind]] = [
     (BusyError, 429, "busy"),
     (LateError, 503, "busy"),

@@ -9,32 +9,19 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, FastAPI, Path, Query, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
+from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 
-from paramdex.web.cards import model as overview
 from paramdex.web.cards import questions
 from paramdex.web.cards.choices import PairChoice
-from paramdex.web.cards.comparison import comparison, layer_pairs
-from paramdex.web.cards.head import head_card
+from paramdex.web.cards.comparison import Comparison, LayerPairs, comparison, layer_pairs
+from paramdex.web.cards.head import HeadCard, head_card
 from paramdex.web.cards.lookups import Pool
-from paramdex.web.cards.parameter import parameter_card
-from paramdex.web.cards.shapes import (
-    AnySimilar,
-    Comparison,
-    Found,
-    HeadCard,
-    Home,
-    LayerPairs,
-    ModelCard,
-    ParameterCard,
-    Problem,
-    Searched,
-    Shape,
-    Similar,
-    SimilarHeads,
-    Thing,
-    Understood,
-)
+from paramdex.web.cards.model import Home, ModelCard, home, model_card
+from paramdex.web.cards.parameter import ParameterCard, parameter_card
+from paramdex.web.cards.problem import Problem
+from paramdex.web.cards.questions import AnySimilar, Found, Searched, Similar, SimilarHeads, Understood
+from paramdex.web.cards.shapes import Shape
 from paramdex.web.html.pages import Pages
 from paramdex.web.lookup_worker import Lookups
 from paramdex_schemas import Address, AddressError
@@ -49,6 +36,7 @@ Sides = Literal["top", "bottom", "both"]
 AddressPath = Annotated[str, Path(max_length=500, description="MODEL, MODEL/L3/H5, MODEL/L3/ff_value/1024, ...")]
 AddressQuery = Annotated[str, Query(max_length=500, description="the address of a parameter or a head")]
 PlaceQuery = Annotated[str, Query(max_length=40, description="a layer: L3, or encoder/L3")]
+Thing = Annotated[ModelCard | HeadCard | ParameterCard, Field(discriminator="type")]
 PROBLEMS: dict[int | str, dict[str, Any]] = {status: {"model": Problem} for status in (400, 404, 422, 429, 503)}
 
 
@@ -81,9 +69,9 @@ def router(pool: Pool, lookups: Lookups, pages: Pages, app: FastAPI) -> APIRoute
             name = template if "{" not in template else template.format(type=answer.type)
             return HTMLResponse(pages.render(name, request, answer=answer))
 
-    def home() -> Home:
+    def models() -> Home:
         with pool.lend() as atlas:
-            return overview.home(atlas)
+            return home(atlas)
 
     async def find(
         q: Q,
@@ -136,7 +124,7 @@ def router(pool: Pool, lookups: Lookups, pages: Pages, app: FastAPI) -> APIRoute
             elif where.is_head:
                 card = head_card(atlas, where, choice, k)
             else:
-                card = overview.model_card(atlas, where, heads=heads, kind=kind, column=column)
+                card = model_card(atlas, where, heads=heads, kind=kind, column=column)
         if card.address != address:
             raise Moved(f"/{card.address}" + (".json" if request.url.path.endswith(".json") else ""))
         return card
@@ -183,6 +171,6 @@ def router(pool: Pool, lookups: Lookups, pages: Pages, app: FastAPI) -> APIRoute
     both("/find", "find.html", find, Found, "Parameters and heads that have these words among their strongest")
     both("/search", "search.html", search, Searched, "Parameters nearest to these words, by z")
     both("/similar", "{type}.html", similar, AnySimilar, "Parameters nearest to one, or heads nearest to one")
-    both("/", "home.html", home, Home, "The models of the atlas")
+    both("/", "home.html", models, Home, "The models of the atlas")
     both("/{address:path}", "{type}.html", thing, Thing, "A model, a layer, a head or a parameter")
     return routes

@@ -8,13 +8,59 @@ from typing import Any
 
 from paramdex import Atlas
 from paramdex.web.cards.lookups import described, nearest_pairs, place_vectors, span
-from paramdex.web.cards.shapes import Comparison, HeatCell, HeatMap, LayerPairs, SimilarPair
+from paramdex.web.cards.shapes import Named, Shape
 from paramdex_schemas import KINDS, AddressError, QueryError
 from paramdex_schemas.addresses import STACKS
 from paramdex_schemas.errors import nearest
 from paramdex_schemas.layout import Place, place_name
 
 _PLACE = re.compile(rf"(?:({'|'.join(STACKS)})/)?L(\d{{1,9}})")
+
+
+class HeatCell(Shape):
+    a: str
+    b: str
+    score: float
+    matched: bool
+    feature_score: float | None
+
+
+class HeatMap(Shape):
+    """One kind: the places of model A x those of model B."""
+
+    kind: str
+    places_a: list[str]
+    places_b: list[str]
+    rows: list[list[HeatCell]]
+    matched: float
+    others: float | None
+    low: float
+    high: float
+
+
+class Comparison(Shape):
+    a: str
+    b: str
+    maps: list[HeatMap]
+    notes: list[str]
+
+
+class SimilarPair(Shape):
+    rank: int
+    similarity: float
+    a: Named
+    b: Named
+
+
+class LayerPairs(Shape):
+    """The most similar pairs of one kind between two layers."""
+
+    a: str
+    b: str
+    kind: str
+    compared: int
+    rows: list[SimilarPair]
+    notes: list[str]
 
 
 def comparison(atlas: Atlas, a: str, b: str, kind: str | None = None) -> Comparison:

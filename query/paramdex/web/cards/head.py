@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -13,12 +13,79 @@ from paramdex.store.filters import ALL, Sieve
 from paramdex.store.head_matrices import displacements, heads
 from paramdex.web.cards.choices import PairChoice, searched
 from paramdex.web.cards.lookups import Items, numbers, rows, short, standing, too_many_heads
-from paramdex.web.cards.shapes import Cell, Direction, HeadCard, Pair, Pairs, Vectors
+from paramdex.web.cards.shapes import Cell, Shape, Side, Standing, Token
 from paramdex_schemas import KINDS, MATRICES, Address
 from paramdex_schemas.model import Model
 
 _DIRECTIONS, _DIRECTION_TOKENS = 4, 6
 """Directions of each matrix on a head's card, and tokens of each of their lists."""
+
+
+class Pair(Shape):
+    source: Token
+    target: Token
+    score: float
+    z: float | None
+    rank: int | None
+    rank_distinct: int | None
+    same_word: bool
+
+
+class Pairs(Shape):
+    matrix: Literal["QK", "VO"]
+    side: Side
+    pairs: list[Pair]
+
+
+class Direction(Shape):
+    """A singular direction of a head's matrix: tokens of the top sides go together, and those of the bottom sides."""
+
+    matrix: Literal["QK", "VO"]
+    direction: int
+    singular_value: float
+    share: float
+    """Its part of the squared Frobenius norm of the centred matrix over tokens."""
+    source_top: list[Token]
+    source_bottom: list[Token]
+    target_top: list[Token]
+    target_bottom: list[Token]
+
+
+class Vectors(Shape):
+    """The vectors of one kind that a head has."""
+
+    kind: str
+    says: str
+    vectors: list[Cell]
+
+
+class HeadCard(Shape):
+    type: Literal["head"] = "head"
+    address: str
+    model: str
+    layer: str
+    kv_head: int
+    sharing: list[str]
+    """The other heads that use the same keys and values."""
+    qk_norm: float
+    vo_norm: float
+    standing: dict[str, Standing]
+    choice: PairChoice
+    same_word: dict[str, tuple[int, int]]
+    """Matrix -> how many of its top pairs are of a word with itself, and how many are kept."""
+    lists: list[Pairs]
+    notes: list[str]
+    """What the choice of pairs left out, and what it could not."""
+    directions: list[Direction]
+    """Empty where the atlas was built without."""
+    comparable: list[str] | None
+    """The models whose heads /similar compares with this one, its own first: those of not too many heads to compare
+    while a reader waits. Null for a head of a displacement.
+    """
+    vectors: list[Vectors]
+    before: str | None
+    after: str | None
+    sql: str
 
 
 def head_card(atlas: Atlas, where: Address, choice: PairChoice | None = None, k: int = 20) -> HeadCard:

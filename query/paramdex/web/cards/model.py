@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from paramdex import Atlas
 from paramdex.result import Result
 from paramdex.store.database import named_query
 from paramdex.store.head_matrices import heads
 from paramdex.web.cards.lookups import numbers, short, span
-from paramdex.web.cards.shapes import Cell, Grid, GridRow, Home, ModelCard, ModelSummary
-from paramdex.web.sources import public_source
+from paramdex.web.cards.shapes import Cell, Shape
+from paramdex.web.cards.sources import public_source
 from paramdex_schemas import Address, QueryError
 from paramdex_schemas.errors import nearest
 from paramdex_schemas.layout import Place, place_name
@@ -22,6 +22,75 @@ _CELLS = 4096
 """Vectors that a map shows one by one; of more, a cell stands for several."""
 _WIDTH = 128
 """Cells a layer where a cell stands for several."""
+
+
+class ModelSummary(Shape):
+    """A model as the home page shows it."""
+
+    model: str
+    family: str
+    layers: int
+    width: int
+    heads: int
+    kv_heads: int
+    neurons: int | None
+    experts: int | None
+    stacks: list[str] | None
+    tokens: int
+    parameters: int
+    matrices: int
+    embedding: str
+    tied: bool
+    fold_norm: bool
+    rotary_left_out: bool
+    dtype: str
+    vocabulary: str
+    source: str
+    revision: str | None
+    weights_sha256: str
+    built_at: str
+    builder_version: str
+
+
+class Home(Shape):
+    """The atlas: its models."""
+
+    atlas: str
+    megabytes: float
+    models: list[ModelSummary]
+
+
+class GridRow(Shape):
+    place: str
+    address: str
+    cells: list[Cell]
+
+
+class Grid(Shape):
+    """Layers x heads, or layers x neurons."""
+
+    of: Literal["heads", "vectors"]
+    kind: str | None
+    column: str
+    columns: list[str]
+    rows: list[GridRow]
+    low: float
+    high: float
+    """The ends of the colours: values beyond them have the end colours."""
+
+
+class ModelCard(Shape):
+    """A model, or one place of it: a stack, a layer or an expert."""
+
+    type: Literal["model"] = "model"
+    address: str
+    model: str
+    summary: ModelSummary
+    kinds: dict[str, int]
+    """How many parameters there are of each kind."""
+    places: list[str]
+    """The addresses of its layers."""
+    grids: list[Grid]
 
 
 def summaries(atlas: Atlas) -> list[ModelSummary]:

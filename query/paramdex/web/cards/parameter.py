@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 from paramdex import Atlas
 from paramdex.store.common_space import shared_note
@@ -11,7 +12,7 @@ from paramdex.store.related import related_on
 from paramdex.verbs.hits import hits_of_parameter
 from paramdex.web.cards.choices import TokenChoice
 from paramdex.web.cards.lookups import described, numbers, rows, short, span, standing
-from paramdex.web.cards.shapes import Near, NearIn, ParameterCard, Partner, Scored
+from paramdex.web.cards.shapes import Named, Near, Scored, Shape, Standing
 from paramdex_schemas import KINDS, Address
 from paramdex_schemas.model import Model
 
@@ -27,6 +28,49 @@ _NAMES = {
 }
 _OTHER = {"attn_query": "attn_key", "attn_key": "attn_query", "attn_value": "attn_output", "attn_output": "attn_value"}
 _NEAR = 5
+
+
+class Partner(Named):
+    relation: str
+
+
+class NearIn(Shape):
+    """The nearest parameters in one model."""
+
+    model: str
+    rows: list[Near]
+    note: str | None = None
+
+
+class ParameterCard(Shape):
+    type: Literal["parameter"] = "parameter"
+    address: str
+    model: str
+    kind: str
+    says: str
+    role: Literal["reads", "writes"]
+    sentence: str
+    norm: float
+    projected_norm: float
+    mean: float
+    std: float
+    vocabulary_size: int
+    standing: Standing
+    choice: TokenChoice
+    notes: list[str]
+    """What the choice of tokens left out, and what it could not."""
+    top: list[Scored]
+    bottom: list[Scored]
+    head: str | None
+    """The address of the head or layer that it belongs to."""
+    partners: list[Partner]
+    nearest: list[NearIn]
+    """In its own model and those of its vocabulary, or of nearly the same; /similar.json asks the others."""
+    elsewhere: list[str]
+    """Models whose vocabularies differ more."""
+    before: str | None
+    after: str | None
+    sql: str
 
 
 def parameter_card(atlas: Atlas, where: Address, choice: TokenChoice | None = None, k: int = 20) -> ParameterCard:

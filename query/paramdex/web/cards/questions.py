@@ -5,33 +5,133 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from paramdex import Atlas
 from paramdex.result import visible
 from paramdex.store.nearest import Hit
 from paramdex.web.cards.choices import split_words
 from paramdex.web.cards.lookups import described, short, too_many_heads
-from paramdex.web.cards.shapes import (
-    Choice,
-    Facets,
-    Found,
-    FoundHead,
-    FoundParameter,
-    Near,
-    NearHead,
-    NearWords,
-    Searched,
-    Similar,
-    SimilarHeads,
-    Understood,
-)
+from paramdex.web.cards.shapes import Named, Near, Shape, Side
 from paramdex_schemas import KINDS, Address, QueryError, TokenError
 from paramdex_schemas.layout import place_name
 
 COUNTED = 100
 """Results that facets are counted over."""
 _ADDRESS = re.compile(r"[^/\s]+(/(encoder|decoder|cross|[LHE]\d+|[a-z_]+|\d+))+/?")
+
+
+class NearWords(Near):
+    """A parameter near to words: ``z`` is the mean of their tokens' z among its scores, ``words`` how many of them its
+    model's vocabulary has.
+    """
+
+    z: float
+    words: int
+
+
+class NearHead(Shape):
+    """A head whose whole matrix is like another's, by the cosine over all pairs of tokens."""
+
+    matrix: Literal["QK", "VO"]
+    rank: int
+    similarity: float
+    address: str
+    pairs: list[str]
+    """Its strongest pairs of two words."""
+
+
+class Choice(Shape):
+    """One value of a facet and how many results have it."""
+
+    value: str
+    count: int
+
+
+class Facets(Shape):
+    model: list[Choice] = Field(default=[])
+    layer: list[Choice] = Field(default=[])
+    kind: list[Choice] = Field(default=[])
+    side: list[Choice] = Field(default=[])
+
+
+class FoundParameter(Named):
+    side: Side
+    words: int
+    rank: int
+    z: float | None
+    matched: list[str]
+
+
+class FoundHead(Shape):
+    address: str
+    kind: str
+    side: Side
+    words: int
+    rank: int | None
+    z: float | None
+    pairs: list[str]
+
+
+class Found(Shape):
+    """Parameters and heads that have the words among their strongest."""
+
+    q: str
+    words: list[str]
+    parameters: list[FoundParameter]
+    heads: list[FoundHead]
+    facets: Facets
+    counted: int
+    """How many of the strongest results the facets count."""
+    notes: list[str]
+
+
+class Searched(Shape):
+    """Parameters nearest to the words over the whole vocabulary: by z, those of models that have most words first."""
+
+    q: str
+    words: list[str]
+    side: Literal["top", "bottom", "both"]
+    rows: list[NearWords]
+    facets: Facets
+    counted: int
+    notes: list[str]
+
+
+class Similar(Shape):
+    """Parameters nearest to one parameter."""
+
+    type: Literal["similar"] = "similar"
+    address: str
+    model: str
+    kind: str
+    rows: list[Near]
+    notes: list[str]
+
+
+class SimilarHeads(Shape):
+    """Heads of a model whose whole matrices are like those of one head."""
+
+    type: Literal["similar_heads"] = "similar_heads"
+    address: str
+    model: str
+    rows: list[NearHead]
+    notes: list[str]
+
+
+AnySimilar = Annotated[Similar | SimilarHeads, Field(discriminator="type")]
+
+
+class Understood(Shape):
+    """What the search box was understood to ask for."""
+
+    q: str
+    kind: Literal["address", "words"]
+    address: str | None
+    words: list[str]
+    says: str
 
 
 def understand(atlas: Atlas, q: str) -> Understood:

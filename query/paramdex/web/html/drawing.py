@@ -7,7 +7,9 @@ from functools import lru_cache
 from typing import Any
 from urllib.parse import quote
 
-from paramdex.web.cards.shapes import Grid, ParameterCard, Scored, Token
+from paramdex.web.cards.model import Grid
+from paramdex.web.cards.parameter import ParameterCard
+from paramdex.web.cards.shapes import Scored, Token
 
 LEVELS = 10
 """Colours of a map, c0 to c9 in the style sheet."""

@@ -13,7 +13,6 @@ from fastapi import Request
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from paramdex import Atlas, __version__
-from paramdex.web.cards.shapes import Column, Table
 from paramdex.web.html import drawing
 from paramdex_schemas import KINDS, Address, AddressError
 
@@ -77,16 +76,6 @@ class Pages:
         return self._environment.get_template(template).render(
             **values, here=here, path=path, data_url=("/.json" if path == "/" else f"{path}.json") + query
         )
-
-    def tables(self) -> list[Table]:
-        """The public tables and their columns."""
-        found: dict[str, list[Column]] = {}
-        for row in self._atlas.sql(
-            "SELECT table_name, column_name, data_type FROM duckdb_columns() "
-            "WHERE database_name = 'atlas' AND schema_name = 'main' ORDER BY table_oid, column_index"
-        ):
-            found.setdefault(row["table_name"], []).append(Column(name=row["column_name"], type=row["data_type"]))
-        return [Table(name=name, columns=columns) for name, columns in found.items()]
 
     def is_address(self, value: Any) -> bool:
         """Whether a cell of a table names something that has a page."""

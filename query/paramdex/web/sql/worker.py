@@ -27,8 +27,8 @@ import duckdb
 
 from paramdex.store.database import Database
 from paramdex.store.interrupts import time_limit
+from paramdex.web.cards.sources import public_source
 from paramdex.web.load.processes import read_message, write_message
-from paramdex.web.sources import public_source
 from paramdex.web.sql.rendering import Form, RenderRequest, render
 from paramdex.web.sql.visitors import first_rows, internal_views, readable
 from paramdex_schemas import QueryError

@@ -1,0 +1,27 @@
+"""What every error looks like: the JSON of a program's question, and what the page of an error is filled with."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from paramdex.web.cards.shapes import Shape
+
+Kind = Literal["address", "token", "query", "request", "busy", "atlas", "server"]
+
+
+class Fault(Shape):
+    """What was wrong and what there is instead."""
+
+    status: int
+    kind: Kind
+    message: str
+    nearest: list[str] = Field(default=[])
+    """Addresses or words that there are, nearest first."""
+
+
+class Problem(Shape):
+    """The one shape of all errors."""
+
+    error: Fault
