@@ -27,7 +27,7 @@ from paramdex.web.errors import fault
 from paramdex.web.html.pages import STATIC, Pages
 from paramdex.web.load.turns import Turns
 from paramdex.web.lookup_worker import Lookups
-from paramdex.web.routes import Moved, router
+from paramdex.web.routes import Elsewhere, router
 from paramdex.web.sql.answer import tables
 from paramdex.web.sql.fence import Fence, Limits
 from paramdex.web.sql.routes import sql_router
@@ -227,8 +227,8 @@ def _add_errors(app: FastAPI, tell: Callable[[Request, ParamdexError], Response]
         assert isinstance(error, ParamdexError)
         return tell(request, error)
 
-    async def moved(request: Request, error: Exception) -> Response:
-        assert isinstance(error, Moved)
+    async def elsewhere(request: Request, error: Exception) -> Response:
+        assert isinstance(error, Elsewhere)
         query = f"?{request.url.query}" if request.url.query else ""
         return RedirectResponse(error.path + query, 307)
 
@@ -247,7 +247,7 @@ def _add_errors(app: FastAPI, tell: Callable[[Request, ParamdexError], Response]
 
     handlers: dict[Any, Any] = {
         ParamdexError: ours,
-        Moved: moved,
+        Elsewhere: elsewhere,
         RequestValidationError: invalid,
         HTTPException: http,
         Exception: unknown,

@@ -40,7 +40,7 @@ Thing = Annotated[ModelCard | HeadCard | ParameterCard, Field(discriminator="typ
 PROBLEMS: dict[int | str, dict[str, Any]] = {status: {"model": Problem} for status in (400, 404, 422, 429, 503)}
 
 
-class Moved(Exception):  # noqa: N818  # not an error: the thing is elsewhere
+class Elsewhere(Exception):  # noqa: N818  # not an error: the thing is elsewhere
     """The thing that was asked for has another address."""
 
     def __init__(self, path: str) -> None:
@@ -126,7 +126,7 @@ def router(pool: Pool, lookups: Lookups, pages: Pages, app: FastAPI) -> APIRoute
             else:
                 card = model_card(atlas, where, heads=heads, kind=kind, column=column)
         if card.address != address:
-            raise Moved(f"/{card.address}" + (".json" if request.url.path.endswith(".json") else ""))
+            raise Elsewhere(f"/{card.address}" + (".json" if request.url.path.endswith(".json") else ""))
         return card
 
     @routes.get("/ask", include_in_schema=False)
