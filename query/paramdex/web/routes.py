@@ -1,10 +1,11 @@
-"""The addresses of everything but SQL. Each question is one function, asked by a page and by its ``.json``.
+"""The addresses of everything but SQL. Each question is one method, asked by a page and by its ``.json``.
 
-FastAPI reads annotations, and these name local functions: so they are not postponed here.
+FastAPI reads annotations, and some of these name arguments of the function around them: so they are not postponed.
 """
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, FastAPI, Path, Query, Request
@@ -53,27 +54,22 @@ def json_response(answer: Shape) -> Response:
     return Response(answer.model_dump_json(), media_type="application/json")
 
 
-def router(pool: Pool, lookups: Lookups, pages: Pages, app: FastAPI) -> APIRouter:
-    """All routes; the last of them takes every path that is an address."""
-    routes = APIRouter()
+class Answers:
+    """What is asked at every address. FastAPI takes the arguments of a method from the address and its query."""
 
-    def both(path: str, template: str, ask: Callable[..., Any], shape: Any, summary: str) -> None:
-        """A question's page at ``path`` and its data at ``path.json``."""
+    def __init__(self, pool: Pool, lookups: Lookups) -> None:
+        self._pool = pool
+        self._lookups = lookups
 
-        @routes.get(f"{path}.json", response_model=shape, responses=PROBLEMS, summary=summary, name=template)
-        def data(answer: Annotated[Any, Depends(ask)]) -> Response:
-            return json_response(answer)
-
-        @routes.get(path, include_in_schema=False)
-        def page(request: Request, answer: Annotated[Any, Depends(ask)]) -> Response:
-            name = template if "{" not in template else template.format(type=answer.type)
-            return HTMLResponse(pages.render(name, request, answer=answer))
-
-    def models() -> Home:
-        with pool.lend() as atlas:
+    def home(self) -> Home:
+        with self._pool.lend() as atlas:
             return home(atlas)
 
+    def understood(self, q: Q) -> Understood:
+        return questions.understand(self._pool.atlas, q)  # asks for nothing but the models' names
+
     async def find(
+        self,
         q: Q,
         k: K = 10,
         model: ModelName = None,
@@ -81,31 +77,41 @@ def router(pool: Pool, lookups: Lookups, pages: Pages, app: FastAPI) -> APIRoute
         layer: LayerNumber = None,
         side: Side | None = None,
     ) -> Found:
-        return await lookups.ask(questions.find, q, k, model=model, kind=kind, layer=layer, side=side)
+        return await self._lookups.ask(questions.find, q, k, model=model, kind=kind, layer=layer, side=side)
 
     async def search(
-        q: Q, k: K = 10, model: ModelName = None, kind: KindName = None, layer: LayerNumber = None, side: Sides = "top"
+        self,
+        q: Q,
+        k: K = 10,
+        model: ModelName = None,
+        kind: KindName = None,
+        layer: LayerNumber = None,
+        side: Sides = "top",
     ) -> Searched:
-        return await lookups.ask(questions.search, q, k, model=model, kind=kind, layer=layer, side=side)
+        return await self._lookups.ask(questions.search, q, k, model=model, kind=kind, layer=layer, side=side)
 
     async def similar(
-        address: AddressQuery, k: K = 5, model: ModelName = None, kind: KindName = None, side: Sides = "top"
+        self, address: AddressQuery, k: K = 5, model: ModelName = None, kind: KindName = None, side: Sides = "top"
     ) -> Similar | SimilarHeads:
-        questions.check_heads(pool.atlas, address, model)  # needs no turn
-        return await lookups.ask(questions.similar, address, k, model=model, kind=kind, side=side)
+        questions.check_heads(self._pool.atlas, address, model)  # needs no turn
+        return await self._lookups.ask(questions.similar, address, k, model=model, kind=kind, side=side)
 
-    async def align(a: str, b: str, kind: KindName = None) -> Comparison:
-        return await lookups.ask(comparison, a, b, kind)
+    async def align(self, a: str, b: str, kind: KindName = None) -> Comparison:
+        return await self._lookups.ask(comparison, a, b, kind)
 
     async def pairs(
-        a: str, b: str, kind: Annotated[str, Query(max_length=40)], layer_a: PlaceQuery, layer_b: PlaceQuery, k: K = 20
+        self,
+        a: str,
+        b: str,
+        kind: Annotated[str, Query(max_length=40)],
+        layer_a: PlaceQuery,
+        layer_b: PlaceQuery,
+        k: K = 20,
     ) -> LayerPairs:
-        return await lookups.ask(layer_pairs, a, b, kind, (layer_a, layer_b), k)
-
-    def understand(q: Q) -> Understood:
-        return questions.understand(pool.atlas, q)  # asks for nothing but the models' names
+        return await self._lookups.ask(layer_pairs, a, b, kind, (layer_a, layer_b), k)
 
     def thing(
+        self,
         request: Request,
         address: AddressPath,
         choice: Annotated[PairChoice, Depends()],
@@ -115,7 +121,7 @@ def router(pool: Pool, lookups: Lookups, pages: Pages, app: FastAPI) -> APIRoute
         column: Annotated[str, Query(max_length=40, description="model: the column that colours vectors")] = "norm",
     ) -> ModelCard | HeadCard | ParameterCard:
         card: ModelCard | HeadCard | ParameterCard
-        with pool.lend() as atlas:
+        with self._pool.lend() as atlas:
             if address.strip("/") == "":
                 raise AddressError("give the address of a model, a head or a parameter")
             where = atlas.address(address.strip("/"))
@@ -129,20 +135,68 @@ def router(pool: Pool, lookups: Lookups, pages: Pages, app: FastAPI) -> APIRoute
             raise Elsewhere(f"/{card.address}" + (".json" if request.url.path.endswith(".json") else ""))
         return card
 
+
+def router(pool: Pool, lookups: Lookups, pages: Pages, app: FastAPI) -> APIRouter:
+    """All routes; the last of them takes every path that is an address."""
+    routes, answers = APIRouter(), Answers(pool, lookups)
+    _add_search_box(routes, pages, answers)
+    _add_choice_of_models(routes, pages)
+    _add_docs(routes, pages, app)
+    add = partial(_add_both, routes, pages)
+    what = "The most similar pairs of two layers"
+    add("/align/{a}/{b}/pairs", "pairs.html", answers.pairs, LayerPairs, what, name="pairs_data")
+    add("/align/{a}/{b}", "align.html", answers.align, Comparison, "How alike the layers of two models are")
+    add("/find", "find.html", answers.find, Found, "Parameters and heads that have these words among their strongest")
+    add("/search", "search.html", answers.search, Searched, "Parameters nearest to these words, by z")
+    add("/similar", "{type}.html", answers.similar, AnySimilar, "Parameters nearest to one, or heads nearest to one")
+    add("/", "home.html", answers.home, Home, "The models of the atlas")
+    add("/{address:path}", "{type}.html", answers.thing, Thing, "A model, a layer, a head or a parameter")
+    return routes
+
+
+def _add_both(
+    routes: APIRouter,
+    pages: Pages,
+    path: str,
+    template: str,
+    ask: Callable[..., Any],
+    shape: Any,
+    summary: str,
+    name: str | None = None,
+) -> None:
+    """A question's page at ``path`` and its data at ``path.json``; ``{type}`` in a template's name is the answer's.
+    openapi.json calls the question by ``name``, or by its template.
+    """
+
+    @routes.get(f"{path}.json", response_model=shape, responses=PROBLEMS, summary=summary, name=name or template)
+    def data(answer: Annotated[Any, Depends(ask)]) -> Response:
+        return json_response(answer)
+
+    @routes.get(path, include_in_schema=False)
+    def page(request: Request, answer: Annotated[Any, Depends(ask)]) -> Response:
+        filled = template if "{" not in template else template.format(type=answer.type)
+        return HTMLResponse(pages.render(filled, request, answer=answer))
+
+
+def _add_search_box(routes: APIRouter, pages: Pages, answers: Answers) -> None:
+    """The search box: an address leads to its page, words to both meanings side by side."""
+
     @routes.get("/ask", include_in_schema=False)
-    async def ask(request: Request, meant: Annotated[Any, Depends(understand)]) -> Response:
-        """The search box: an address leads to its page, words to both meanings side by side."""
+    async def ask(request: Request, meant: Annotated[Understood, Depends(answers.understood)]) -> Response:
         if meant.address is not None:
             return RedirectResponse(f"/{meant.address}?asked=address", 303)
-        answers = {"found": await find(meant.q, 6), "searched": await search(meant.q, 6)}
-        text = await run_in_threadpool(pages.render, "ask.html", request, meant=meant, **answers)
-        return HTMLResponse(text)
+        both = {"found": await answers.find(meant.q, 6), "searched": await answers.search(meant.q, 6)}
+        return HTMLResponse(await run_in_threadpool(pages.render, "ask.html", request, meant=meant, **both))
 
     @routes.get(
         "/ask.json", response_model=Understood, responses=PROBLEMS, summary="What a search box would understand"
     )
-    def asked(meant: Annotated[Any, Depends(understand)]) -> Response:
+    def asked(meant: Annotated[Understood, Depends(answers.understood)]) -> Response:
         return json_response(meant)
+
+
+def _add_choice_of_models(routes: APIRouter, pages: Pages) -> None:
+    """The form that leads to a comparison."""
 
     @routes.get("/align", include_in_schema=False)
     def choose(request: Request, a: str | None = None, b: str | None = None) -> Response:
@@ -150,27 +204,10 @@ def router(pool: Pool, lookups: Lookups, pages: Pages, app: FastAPI) -> APIRoute
             return RedirectResponse(f"/align/{Address(a)}/{Address(b)}", 303)
         return HTMLResponse(pages.render("align_choose.html", request, a=a, b=b))
 
+
+def _add_docs(routes: APIRouter, pages: Pages, app: FastAPI) -> None:
+    """The API for people."""
+
     @routes.get("/docs", include_in_schema=False)
     def docs(request: Request) -> Response:
         return HTMLResponse(pages.render("docs.html", request, api=copy.deepcopy(app.openapi())))
-
-    @routes.get(
-        "/align/{a}/{b}/pairs.json",
-        response_model=LayerPairs,
-        responses=PROBLEMS,
-        summary="The most similar pairs of two layers",
-    )
-    def pairs_data(answer: Annotated[Any, Depends(pairs)]) -> Response:
-        return json_response(answer)
-
-    @routes.get("/align/{a}/{b}/pairs", include_in_schema=False)
-    def pairs_page(request: Request, a: str, b: str, answer: Annotated[Any, Depends(pairs)]) -> Response:
-        return HTMLResponse(pages.render("pairs.html", request, answer=answer, a=a, b=b))
-
-    both("/align/{a}/{b}", "align.html", align, Comparison, "How alike the layers of two models are")
-    both("/find", "find.html", find, Found, "Parameters and heads that have these words among their strongest")
-    both("/search", "search.html", search, Searched, "Parameters nearest to these words, by z")
-    both("/similar", "{type}.html", similar, AnySimilar, "Parameters nearest to one, or heads nearest to one")
-    both("/", "home.html", models, Home, "The models of the atlas")
-    both("/{address:path}", "{type}.html", thing, Thing, "A model, a layer, a head or a parameter")
-    return routes
