@@ -62,6 +62,9 @@ class Guard:
     """Puts the security headers on every answer, and answers only to the names that the server goes by: a page
     elsewhere whose name is made to resolve to this machine cannot read the atlas. Nor can a page elsewhere have a
     browser ask in its stead, for a picture, a script or data; a link from there leads here.
+
+    starlette's TrustedHost refuses in plain text, where every refusal here is a Problem with these headers; its CORS
+    permits what others may read and refuses nothing.
     """
 
     def __init__(self, app: ASGIApp, hosts: frozenset[str] | None) -> None:

@@ -1,7 +1,11 @@
 """Processes that answer questions, one at a time each, for as long as a question may take and no longer.
 
 A thread cannot be stopped while it multiplies matrices or writes text; a process can, and takes neither the server's
-turn at Python nor, being less urgent, the processor that a page wants. A message is its length (8 bytes) and its bytes.
+turn at Python nor, being less urgent, the processor that a page wants.
+
+A message is its length (8 bytes) and its bytes. ``multiprocessing.connection`` frames messages too, but not over a
+subprocess's pipes on Windows, and its time limit (``poll``) ends with an answer's first byte: a process that stops in
+the middle of one, or does not read a long question, would hold its thread for good.
 """
 
 from __future__ import annotations
