@@ -1,5 +1,6 @@
-"""The server: a pure factory from an open atlas to an application. Every thing has one address; with ``.json`` at its
-end the same address gives its data.
+"""The server: a pure function from an open atlas to an application.
+
+Everything has one address. With ``.json`` at its end, the same address gives the data.
 """
 
 from __future__ import annotations
@@ -45,12 +46,12 @@ _HEADERS = [
 ]
 _CHANGING = re.compile(rf"{STATIC}/|/sql(\.\w+)?$")
 _QUEUED = re.compile(r"/(sql(\.\w+)?|(find|search|similar|ask)(\.json)?|align(/.*)?)")
-"""Paths whose questions processes answer, which have queues of their own."""
+"""Paths whose questions are answered by processes, which have queues of their own."""
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]"})
 
 
 class Assets(StaticFiles):
-    """Files whose addresses change with their content: a browser asks for each once."""
+    """Files whose addresses change with their content, so a browser asks for each only once."""
 
     def file_response(self, *args: Any, **values: Any) -> Response:
         answer = super().file_response(*args, **values)
@@ -59,12 +60,14 @@ class Assets(StaticFiles):
 
 
 class Guard:
-    """Puts the security headers on every answer, and answers only to the names that the server goes by: a page
-    elsewhere whose name is made to resolve to this machine cannot read the atlas. Nor can a page elsewhere have a
-    browser ask in its stead, for a picture, a script or data; a link from there leads here.
+    """Puts the security headers on every answer, and refuses what pages of other sites should not get.
 
-    starlette's TrustedHost refuses in plain text, where every refusal here is a Problem with these headers; its CORS
-    permits what others may read and refuses nothing.
+    Only the server's own host names are answered: a site that makes its name resolve to this machine (DNS rebinding)
+    cannot read the atlas. A page of another site cannot load a picture, a script or data from here either; a link from
+    it to a page here works.
+
+    starlette's TrustedHost refuses in plain text, but every refusal here is a Problem with these headers. starlette's
+    CORS only grants other sites access; it refuses nothing.
     """
 
     def __init__(self, app: ASGIApp, hosts: frozenset[str] | None) -> None:
@@ -95,8 +98,9 @@ class Guard:
 
 
 class Unchanged:
-    """What a server says of an atlas stays the same while it runs: a browser that comes back to a page asks whether it
-    has changed, and is told at once that it has not. Files have an age of their own, and SQL can ask for the time.
+    """Answers "not modified" (304) to a browser that has the page already: an atlas stays the same while it is served.
+
+    Files have an expiry of their own. SQL is always run: it can ask for the time.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -124,7 +128,7 @@ class Unchanged:
 
 
 def _name(host: str) -> str:
-    """A host without its port, in small letters."""
+    """A host without its port, in lower case."""
     name, _, port = host.lower().rpartition(":")
     return name if port.isdigit() and name else host.lower()
 
@@ -136,13 +140,13 @@ def _json(said: Fault, headers: dict[str, str] | None = None) -> JSONResponse:
 def make_app(atlas: Atlas, limits: Limits | None = None, hosts: frozenset[str] | None = LOOPBACK) -> FastAPI:
     """The application over an open atlas. ``hosts`` are the names it answers to, None for any.
 
-    The atlas stays the caller's to close; the processes that run SQL start when first asked and end with the server.
+    The caller closes the atlas. The processes for look-ups and SQL start with the server and end with it.
     Raises QueryError where a model has the name of a page.
     """
     limits = limits or Limits()
     fence = Fence(atlas.path, limits)
     lookups = Lookups(atlas.path, limits.lookups)
-    pool = Pool(atlas, limits.pages.running)  # who has a turn finds one
+    pool = Pool(atlas, limits.pages.running)  # one for each page that is made at a time
     pages = Pages(atlas)
 
     def close() -> None:
@@ -175,15 +179,15 @@ def make_app(atlas: Atlas, limits: Limits | None = None, hosts: frozenset[str] |
     respond = _responder(pages)
     tell = _teller(atlas, respond)
     _add_errors(app, tell, respond)
-    longest = 2 * max(limits.seconds, limits.lookups.seconds)  # as long in the queue as at work
+    longest = 2 * max(limits.seconds, limits.lookups.seconds)  # half of it may be spent in the queue
     app.add_middleware(Turns, share=limits.pages, queued=_QUEUED, seconds=longest, files=STATIC, respond=tell)
     app.add_middleware(Unchanged)
-    app.add_middleware(Guard, hosts=hosts)  # the last is asked first
+    app.add_middleware(Guard, hosts=hosts)  # the last added sees a request first
     return app
 
 
 def _check_names(atlas: Atlas, routes: Iterable[BaseRoute]) -> None:
-    """Every address has one meaning: raises QueryError for a model whose own is one of the server's."""
+    """Every address has one meaning: raises QueryError for a model whose name is the path of a page."""
     taken = {route.path.split("/")[1] for route in routes if isinstance(route, Route | Mount)}
     for name in atlas.models:
         if name in taken or name.endswith(".json"):
@@ -198,7 +202,7 @@ Respond = Callable[[Request, Fault, dict[str, str] | None], Response]
 
 
 def _responder(pages: Pages) -> Respond:
-    """One shape for every error: a page for people, Problem for programs."""
+    """Every error in one shape: a page for people, a Problem for programs."""
 
     def respond(request: Request, said: Fault, headers: dict[str, str] | None) -> Response:
         path = request.url.path
@@ -211,7 +215,7 @@ def _responder(pages: Pages) -> Respond:
 
 
 def _teller(atlas: Atlas, respond: Respond) -> Callable[[Request, ParamdexError], Response]:
-    """paramdex's own errors, told with the nearest things that there are."""
+    """What answers paramdex's own errors: the message, and the nearest addresses or words that exist."""
 
     def tell(request: Request, error: ParamdexError) -> Response:
         asked = str(request.path_params.get("address") or request.query_params.get("address") or "")
@@ -224,7 +228,7 @@ def _teller(atlas: Atlas, respond: Respond) -> Callable[[Request, ParamdexError]
 
 
 def _add_errors(app: FastAPI, tell: Callable[[Request, ParamdexError], Response], respond: Respond) -> None:
-    """What is raised is told as ``tell`` and ``respond`` tell it."""
+    """Errors of paramdex go to ``tell``, all others to ``respond``."""
 
     async def ours(request: Request, error: Exception) -> Response:
         assert isinstance(error, ParamdexError)

@@ -1,9 +1,9 @@
-"""The process that answers look-ups over whole models, and what the server asks it through.
+"""The process that answers questions over whole models, and the server's side of it, ``Lookups``.
 
     python -m paramdex.web.lookup_worker ATLAS
 
-A question is a function of an open atlas with its other arguments; an answer is what the function gave or the error
-that it raised. Both are pickled, a function by its name: they are this program's own on either side.
+A question is a function of an open atlas, with its other arguments. An answer is what the function returned, or the
+error that it raised. Both are pickled, a function by its name: this program is on both sides.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import paramdex
 from paramdex import Atlas
-from paramdex.web.cards import comparison, questions  # noqa: F401  # what is asked is loaded before the first question
+from paramdex.web.cards import comparison, questions  # noqa: F401  # loaded before the first question
 from paramdex.web.load.processes import Crew, Process, read_message, write_message
 from paramdex.web.load.shares import Share
 from paramdex_schemas import ParamdexError, QueryError
@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 class Lookups:
-    """The door to look-ups: each is answered by a process, which is ended where it takes too long."""
+    """Questions over whole models, each answered by a process that is killed where it takes too long."""
 
     def __init__(self, atlas: Path, share: Share) -> None:
         self._atlas = atlas.resolve()
@@ -38,8 +38,8 @@ class Lookups:
         self.close = self._crew.close
 
     async def ask(self, question: Callable[Concatenate[Atlas, P], T], *values: P.args, **choices: P.kwargs) -> T:
-        """What a module's function gives of the atlas. Raises what it raises, BusyError, LateError; QueryError where it
-        takes more memory than there is.
+        """What ``question``, a function of a module, returns for the atlas. Raises what it raises; BusyError, LateError
+        and EndingError; QueryError where there is not enough memory.
         """
         message = pickle.dumps((question, values, choices))
         answer: T = await self._crew.ask(lambda process: self._answer(process, message))

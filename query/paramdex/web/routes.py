@@ -1,6 +1,7 @@
-"""The addresses of everything but SQL. Each question is one method, asked by a page and by its ``.json``.
+"""The addresses of everything but SQL. A page and its ``.json`` ask the same question, one method of ``Answers``.
 
-FastAPI reads annotations, and some of these name arguments of the function around them: so they are not postponed.
+FastAPI evaluates annotations, and some here name variables of the function around them. So annotations are not
+postponed in this module.
 """
 
 import copy
@@ -41,8 +42,8 @@ Thing = Annotated[ModelCard | HeadCard | ParameterCard, Field(discriminator="typ
 PROBLEMS: dict[int | str, dict[str, Any]] = {status: {"model": Problem} for status in (400, 404, 422, 429, 503)}
 
 
-class Elsewhere(Exception):  # noqa: N818  # not an error: the thing is elsewhere
-    """The thing that was asked for has another address."""
+class Elsewhere(Exception):  # noqa: N818  # a redirect, not an error
+    """What was asked for is at another address, ``path``."""
 
     def __init__(self, path: str) -> None:
         super().__init__(path)
@@ -50,12 +51,12 @@ class Elsewhere(Exception):  # noqa: N818  # not an error: the thing is elsewher
 
 
 def json_response(answer: Shape) -> Response:
-    """An answer as it is: it has its shape, and is not checked against it once more."""
+    """An answer as JSON. It has its shape already, so FastAPI need not check it again."""
     return Response(answer.model_dump_json(), media_type="application/json")
 
 
 class Answers:
-    """What is asked at every address. FastAPI takes the arguments of a method from the address and its query."""
+    """The answer at every address. FastAPI fills a method's arguments from the path and the query string."""
 
     def __init__(self, pool: Pool, lookups: Lookups) -> None:
         self._pool = pool
@@ -66,7 +67,7 @@ class Answers:
             return home(atlas)
 
     def understood(self, q: Q) -> Understood:
-        return questions.understand(self._pool.atlas, q)  # asks for nothing but the models' names
+        return questions.understand(self._pool.atlas, q)  # needs only the models' names
 
     async def find(
         self,
@@ -93,7 +94,7 @@ class Answers:
     async def similar(
         self, address: AddressQuery, k: K = 5, model: ModelName = None, kind: KindName = None, side: Sides = "top"
     ) -> Similar | SimilarHeads:
-        questions.check_heads(self._pool.atlas, address, model)  # needs no turn
+        questions.check_heads(self._pool.atlas, address, model)  # quick: refused before it queues
         return await self._lookups.ask(questions.similar, address, k, model=model, kind=kind, side=side)
 
     async def align(self, a: str, b: str, kind: KindName = None) -> Comparison:
@@ -137,7 +138,7 @@ class Answers:
 
 
 def router(pool: Pool, lookups: Lookups, pages: Pages, app: FastAPI) -> APIRouter:
-    """All routes; the last of them takes every path that is an address."""
+    """All routes. The order matters: the last one takes every other path as an address."""
     routes, answers = APIRouter(), Answers(pool, lookups)
     _add_search_box(routes, pages, answers)
     _add_choice_of_models(routes, pages)
@@ -164,8 +165,10 @@ def _add_both(
     summary: str,
     name: str | None = None,
 ) -> None:
-    """A question's page at ``path`` and its data at ``path.json``; ``{type}`` in a template's name is the answer's.
-    openapi.json calls the question by ``name``, or by its template.
+    """A question's page at ``path`` and its data at ``path.json``.
+
+    ``{type}`` in ``template`` stands for the answer's type. ``name`` is the operation's name in openapi.json; without
+    one it is the template's.
     """
 
     @routes.get(f"{path}.json", response_model=shape, responses=PROBLEMS, summary=summary, name=name or template)
@@ -179,7 +182,7 @@ def _add_both(
 
 
 def _add_search_box(routes: APIRouter, pages: Pages, answers: Answers) -> None:
-    """The search box: an address leads to its page, words to both meanings side by side."""
+    """The search box: an address redirects to its page; words show both searches side by side."""
 
     @routes.get("/ask", include_in_schema=False)
     async def ask(request: Request, meant: Annotated[Understood, Depends(answers.understood)]) -> Response:
@@ -196,7 +199,7 @@ def _add_search_box(routes: APIRouter, pages: Pages, answers: Answers) -> None:
 
 
 def _add_choice_of_models(routes: APIRouter, pages: Pages) -> None:
-    """The form that leads to a comparison."""
+    """The form that chooses two models to compare."""
 
     @routes.get("/align", include_in_schema=False)
     def choose(request: Request, a: str | None = None, b: str | None = None) -> Response:
@@ -206,7 +209,7 @@ def _add_choice_of_models(routes: APIRouter, pages: Pages) -> None:
 
 
 def _add_docs(routes: APIRouter, pages: Pages, app: FastAPI) -> None:
-    """The API for people."""
+    """The page that documents the API."""
 
     @routes.get("/docs", include_in_schema=False)
     def docs(request: Request) -> Response:

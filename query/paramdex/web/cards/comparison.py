@@ -1,4 +1,4 @@
-"""Two models side by side: the heat maps of their alignment, and the most similar pairs of two layers."""
+"""Two models side by side: heat maps of how alike their layers are, and the most similar pairs of two layers."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def comparison(atlas: Atlas, a: str, b: str, kind: str | None = None) -> Compari
 
 @lru_cache(maxsize=64)
 def _whole(atlas: Atlas, a: str, b: str) -> Comparison:
-    """Kept: a reader who looks at one kind looks at the others."""
+    """All kinds, kept: a reader who looks at one kind goes on to the others."""
     return _aligned(atlas, a, b, None)
 
 
@@ -88,7 +88,7 @@ def _aligned(atlas: Atlas, a: str, b: str, kind: str | None) -> Comparison:
 
 
 def _comparable_kinds(atlas: Atlas, a: str, b: str) -> list[str]:
-    """The kinds that align compares."""
+    """The kinds that ``align`` compares."""
     kinds = [atlas.models[name].layout.kinds for name in (a, b)]
     return [kind for kind in KINDS if KINDS[kind].form == "weight" and all(kind in each for each in kinds)]
 
@@ -116,7 +116,10 @@ def _map(kind: str, cells: list[dict[str, Any]]) -> HeatMap:
 
 
 def layer_pairs(atlas: Atlas, a: str, b: str, kind: str, at: tuple[str, str], k: int = 20) -> LayerPairs:
-    """The k most similar pairs of vectors of a kind, one in a layer of each model, exactly."""
+    """The k most similar pairs of vectors of a kind, exactly: one from a layer of a, one from a layer of b.
+
+    Raises AddressError for a model or layer that does not exist, QueryError for a kind that a model does not have.
+    """
     for name in (a, b):
         if name not in atlas.models:
             raise AddressError(f"there is no model {name!r}; {nearest(name, atlas.models)}")

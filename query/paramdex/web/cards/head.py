@@ -1,4 +1,4 @@
-"""What stands on the card of a head."""
+"""The card of a head: its strongest pairs of tokens (QK and OV circuits), its directions, and its vectors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from paramdex_schemas import KINDS, MATRICES, Address
 from paramdex_schemas.model import Model
 
 _DIRECTIONS, _DIRECTION_TOKENS = 4, 6
-"""Directions of each matrix on a head's card, and tokens of each of their lists."""
+"""How many directions of each matrix a card shows, and how many tokens on each side of one."""
 
 
 class Pair(Shape):
@@ -89,7 +89,7 @@ class HeadCard(Shape):
 
 
 def head_card(atlas: Atlas, where: Address, choice: PairChoice | None = None, k: int = 20) -> HeadCard:
-    """The card of a head, with the k strongest pairs of each matrix and side that were chosen."""
+    """The card of a head, with the k strongest pairs of each matrix and side that pass ``choice``."""
     choice = choice or PairChoice()
     model = atlas.models[where.model]
     head_id = model.head_id(where)
@@ -132,7 +132,7 @@ def _pairs(atlas: Atlas, head_id: int) -> pa.Table:
 
 
 def _same_words(pairs: pa.Table) -> dict[str, tuple[int, int]]:
-    """Matrix -> how many of its top pairs are of a word with itself, and of how many."""
+    """Matrix -> how many of its top pairs are a word with itself, and how many top pairs there are."""
     top = pairs.filter(pc.and_(pairs["is_top"], pc.is_valid(pairs["rank"])))
     counts = top.group_by("matrix").aggregate([("same_word", "sum"), ("same_word", "count")]).sort_by("matrix")
     return {row["matrix"]: (row["same_word_sum"], row["same_word_count"]) for row in counts.to_pylist()}
@@ -141,7 +141,7 @@ def _same_words(pairs: pa.Table) -> dict[str, tuple[int, int]]:
 def _lists(
     atlas: Atlas, model: Model, pairs: pa.Table, choice: PairChoice, sieve: Sieve, head: dict[str, Any], k: int
 ) -> list[Pairs]:
-    """The k strongest chosen pairs of each matrix and side. ``head`` has the mean and std of each matrix's scores."""
+    """The k strongest pairs of each matrix and side that pass. ``head`` has the mean and std of all scores."""
     kept: dict[tuple[str, str], list[dict[str, Any]]] = {(m, side): [] for m in MATRICES for side in ("top", "bottom")}
     narrowed = choice.filtered or choice.contains or choice.min_z or choice.words == "tokens"
     within = pc.less_equal(pairs[choice.rank], ALL if narrowed else k)  # null where there is no rank: left out
@@ -173,7 +173,7 @@ def _lists(
 
 
 def _directions(atlas: Atlas, model: Model, head_id: int) -> list[Direction]:
-    """The head's first singular directions, of both matrices, with some tokens of each list."""
+    """The first singular directions of both matrices, with some tokens of each list."""
     lists: dict[tuple[str, int], dict[str, list[Any]]] = {}
     items = Items(atlas, model.vocabulary)
     for matrix, direction, is_source, is_top, token_id in rows(
@@ -200,8 +200,8 @@ def _directions(atlas: Atlas, model: Model, head_id: int) -> list[Direction]:
 
 
 def _comparable(atlas: Atlas, model: Model) -> list[str] | None:
-    """The models with whose heads /similar compares this one's, its own first; None for those of a displacement, whose
-    matrices are no products of their vectors.
+    """The models whose heads /similar compares with this one's, its own first. None for a displacement: the matrices of
+    its heads are not products of their vectors.
     """
     left_out = displacements(atlas)
     if model.name in left_out:
@@ -212,7 +212,7 @@ def _comparable(atlas: Atlas, model: Model) -> list[str] | None:
 
 
 def _vectors(atlas: Atlas, model: Model, where: Address) -> list[Vectors]:
-    """The vectors of a head, shared ones too, with their norms."""
+    """The vectors of a head, including those that it shares with other heads, with their norms."""
     found = []
     for kind in model.layout.kinds:
         if KINDS[kind].owner not in ("head", "kv_head") or (where.stack, where.layer) not in model.layout.places(kind):

@@ -1,4 +1,4 @@
-"""What stands on the card of a parameter."""
+"""The card of a parameter: its strongest tokens, its partners, and the nearest parameters of each model."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class ParameterCard(Shape):
 
 
 def parameter_card(atlas: Atlas, where: Address, choice: TokenChoice | None = None, k: int = 20) -> ParameterCard:
-    """The card of a parameter that the atlas has, with the k strongest tokens of each side that were chosen."""
+    """The card of a parameter, with the k strongest tokens of each side that pass ``choice``."""
     choice = choice or TokenChoice()
     model, kind = atlas.models[where.model], KINDS[str(where.kind)]
     own_id = model.param_id(where)
@@ -134,13 +134,13 @@ def parameter_card(atlas: Atlas, where: Address, choice: TokenChoice | None = No
 
 
 def _note(atlas: Atlas, model: Model, other: Model) -> str | None:
-    """By which tokens two models are compared, where it is not by all of one vocabulary."""
+    """A note on the tokens that two models are compared by, where they do not share one vocabulary."""
     n_tokens = related_on(atlas.database, model, other)
     return None if model.vocabulary == other.vocabulary or n_tokens is None else shared_note(model, other, n_tokens)
 
 
 def _sql(atlas: Atlas, model: Model, address: str, choice: TokenChoice, k: int) -> str:
-    """The query for the tokens of a card."""
+    """The SQL for the tokens of a card."""
     passing = [f"\n  AND token_id IN ({token_ids})" for token_ids in choice.passing(atlas, model)]
     query = f"SELECT side, rank, text, score\nFROM parameter_tokens\nWHERE address = '{address}'"
     place = "\nQUALIFY row_number() OVER (PARTITION BY side ORDER BY rank)" if passing else "\n  AND rank"
@@ -148,7 +148,7 @@ def _sql(atlas: Atlas, model: Model, address: str, choice: TokenChoice, k: int) 
 
 
 def sentence(where: Address) -> str:
-    """What a parameter is, in a sentence.
+    """What a parameter is, in one sentence.
 
     >>> sentence(Address.parse("m/L3/H5/attn_query/17"))
     'Dimension 17 of the queries of head 5 in layer 3: what one query dimension of a head reads.'
@@ -179,7 +179,7 @@ def _owner(where: Address) -> str | None:
 
 
 def _partners(model: Model, where: Address) -> dict[int, str]:
-    """param_id -> relation of the other vectors of the same neuron, or of the same dimension of a head."""
+    """param_id -> relation, for the other vectors of the same neuron or of the same dimension of a head."""
     kind = str(where.kind)
     others = [each for each in _NEURON if each != kind] if kind in _NEURON else []
     others += [_OTHER[kind]] if kind in _OTHER else []
@@ -192,7 +192,7 @@ def _partners(model: Model, where: Address) -> dict[int, str]:
 
 
 def _nearest(atlas: Atlas, model: Model, where: Address, own_id: int) -> dict[str, list[Hit]]:
-    """Model -> the nearest in the model itself, and in those that it is related to as the atlas keeps them."""
+    """Model -> the nearest parameters: computed for the model itself, read from the atlas for those related to it."""
     hits, _ = hits_of_parameter(atlas, where, [model], _NEAR, str(where.kind), None, "top")
     found = {model.name: hits}
     for neighbor_id, similarity in rows(

@@ -1,4 +1,4 @@
-"""What every error looks like: the JSON of a program's question, and what the page of an error is filled with."""
+"""The shape of every error: the JSON that a program gets, and what the error page is filled with."""
 
 from __future__ import annotations
 

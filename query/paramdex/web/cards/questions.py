@@ -1,4 +1,4 @@
-"""The questions of the search box: what is meant, who has these words among its strongest, who is nearest to them."""
+"""Searches: what the box was asked, which parameters have words among their strongest tokens, which are nearest."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from paramdex_schemas import KINDS, Address, QueryError, TokenError
 from paramdex_schemas.layout import place_name
 
 COUNTED = 100
-"""Results that facets are counted over."""
+"""How many results the facets are counted over."""
 _ADDRESS = re.compile(r"[^/\s]+(/(encoder|decoder|cross|[LHE]\d+|[a-z_]+|\d+))+/?")
 
 
@@ -143,7 +143,7 @@ def understand(atlas: Atlas, q: str) -> Understood:
     words = split_words(q)
     if not words:
         raise TokenError("type a word, some words, a token or an address")
-    if looks and "/L" in text:  # a slip of the pen: say which addresses there are, not which words
+    if looks and "/L" in text:  # a typing error: show the addresses that exist, not words
         return Understood(q=q, kind="address", address=text, words=[], says=f"the address {text}")
     says = f"the word {_quoted(words)}" if len(words) == 1 else f"the {len(words)} words {_quoted(words)}"
     return Understood(q=q, kind="words", address=None, words=words, says=says)
@@ -159,7 +159,7 @@ def _layer_of(address: str) -> str:
 
 
 def _facets(rows: Iterable[dict[str, Any]]) -> Facets:
-    """How often each model, layer, kind and side comes; layers and kinds in their own order."""
+    """How many results each model, layer, kind and side has. Layers and kinds are in their own order."""
     found = list(rows)
     layers = Counter(_layer_of(row["address"]) for row in found)
     kinds = Counter(row["kind"] for row in found)
@@ -191,7 +191,7 @@ def find(
     layer: int | None = None,
     side: Literal["top", "bottom"] | None = None,
 ) -> Found:
-    """Parameters and heads that have the words among their strongest: k of each."""
+    """Parameters and heads that have the words among their strongest tokens: k of each."""
     words = split_words(q)
     result = atlas.find(words, max(k, COUNTED), model=model, kind=kind, layer=layer)
     rows = [row for row in result.to_rows() if side in (None, row["side"])]
@@ -263,7 +263,7 @@ def similar(
     kind: str | None = None,
     side: Literal["top", "bottom", "both"] = "top",
 ) -> Similar | SimilarHeads:
-    """The k parameters nearest to one, or the k heads nearest to one by each matrix, in its own or another model."""
+    """The k parameters nearest to a parameter, or the k heads nearest to a head by each matrix."""
     where = atlas.address(address)
     if where.is_head:
         return _similar_heads(atlas, where, k, model or where.model, kind, side)
@@ -278,7 +278,7 @@ def similar(
 
 
 def check_heads(atlas: Atlas, address: str, model: str | None) -> None:
-    """Raises QueryError where an address is a head's and a model has too many to compare while a reader waits."""
+    """Raises QueryError where the address is a head's, and a model has too many heads to compare at once."""
     where = atlas.address(address)
     for one in atlas.models.values():
         if where.is_head and (model or where.model) in (one.name, "all") and too_many_heads(one):
@@ -299,7 +299,7 @@ def _similar_heads(atlas: Atlas, where: Address, k: int, model: str, kind: str |
 
 
 def _near(atlas: Atlas, hits: list[Hit]) -> list[Near]:
-    """Hits with their strongest tokens."""
+    """Hits as rows, with the strongest tokens of each."""
     named = described(atlas, [i for _, i in hits])
     return [
         Near(**dict(named[i]), rank=n, similarity=short(similarity)) for n, (similarity, i) in enumerate(hits, start=1)

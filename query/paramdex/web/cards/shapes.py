@@ -1,5 +1,7 @@
-"""The shapes that several answers are made of. An answer's own shape stands beside the function that makes it: it is
-what the JSON address gives, and what the template is filled with.
+"""The shapes that several answers are made of.
+
+An answer's own shape stands beside the function that makes it. The JSON address gives it as it is, and the template is
+filled with it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What questions of one sort may take of the server, and the errors of those that would take more."""
+"""How much of the server each sort of question may use, and the errors where one would use more."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from paramdex_schemas import QueryError
 
 @dataclass(frozen=True)
 class Share:
-    """What questions of one sort may take of the server."""
+    """How much of the server the questions of one sort may use."""
 
     running: int
-    """answered at a time"""
+    """how many are answered at a time"""
     waiting: int
-    """waiting for them before others are turned away"""
+    """how many may wait before the next is turned away"""
     seconds: float
-    """seconds that one may take once it has its turn"""
+    """how many seconds one may take, once it has its turn"""
 
 
 class BusyError(QueryError):
-    """Enough questions are being answered, and enough wait."""
+    """The queue is full."""
 
 
 class LateError(QueryError):
@@ -28,7 +28,7 @@ class LateError(QueryError):
 
 
 class EndingError(QueryError):
-    """The server ends before the question is answered."""
+    """The server shuts down before the question is answered."""
 
     def __init__(self) -> None:
         super().__init__("this server is ending")

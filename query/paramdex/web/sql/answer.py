@@ -1,4 +1,4 @@
-"""What SQL gives and what it may ask: the shapes of its answer, and of the tables with their columns."""
+"""The shape of an SQL answer, and the tables and columns that SQL can ask for."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class SqlAnswer(Shape):
 
 
 def tables(atlas: Atlas) -> list[Table]:
-    """The public tables and their columns."""
+    """The public tables of an atlas, with their columns."""
     found: dict[str, list[Column]] = {}
     for row in atlas.sql(
         "SELECT table_name, column_name, data_type FROM duckdb_columns() "

@@ -1,4 +1,4 @@
-"""SQL by HTTP: the page with its editor, and the answer as JSON, CSV or Parquet. What a worker wrote is passed on."""
+"""SQL over HTTP: the page with its editor, and answers as JSON, CSV or Parquet, sent as the worker wrote them."""
 
 from __future__ import annotations
 
