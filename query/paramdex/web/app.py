@@ -166,7 +166,7 @@ def make_app(atlas: Atlas, limits: Limits | None = None, hosts: frozenset[str] |
         docs_url=None,
         redoc_url=None,
         lifespan=lifespan,
-        description="What the weights of language models say: the data of every page of this server.",
+        description="What the weights of language models say: every page of this server as data.",
         license_info={"name": "Apache-2.0"},
     )
     app.state.fence = fence

@@ -28,11 +28,11 @@ from paramdex.web.html.pages import Pages
 from paramdex.web.lookup_worker import Lookups
 from paramdex_schemas import Address, AddressError
 
-Q = Annotated[str, Query(max_length=2000, description="words; one in double quotes keeps its spaces")]
-K = Annotated[int, Query(ge=1, le=200, description="how many to give")]
-ModelName = Annotated[str | None, Query(max_length=200, description="only in this model")]
-KindName = Annotated[str | None, Query(max_length=40, description="only of this kind: ff_key, ff_value, ...")]
-LayerNumber = Annotated[int | None, Query(ge=0, le=10**6, description="only in this layer")]
+Q = Annotated[str, Query(max_length=2000, description="words; double quotes keep the spaces of one")]
+K = Annotated[int, Query(ge=1, le=200, description="how many results to give")]
+ModelName = Annotated[str | None, Query(max_length=200, description="only this model")]
+KindName = Annotated[str | None, Query(max_length=40, description="only this kind: ff_key, ff_value, ...")]
+LayerNumber = Annotated[int | None, Query(ge=0, le=10**6, description="only this layer")]
 Side = Literal["top", "bottom"]
 Sides = Literal["top", "bottom", "both"]
 AddressPath = Annotated[str, Path(max_length=500, description="MODEL, MODEL/L3/H5, MODEL/L3/ff_value/1024, ...")]
@@ -56,17 +56,21 @@ def json_response(answer: Shape) -> Response:
 
 
 class Answers:
-    """The answer at every address. FastAPI fills a method's arguments from the path and the query string."""
+    """The answer at every address. FastAPI fills a method's arguments from the path and the query string; the docstring
+    is what /docs and openapi.json say of it.
+    """
 
     def __init__(self, pool: Pool, lookups: Lookups) -> None:
         self._pool = pool
         self._lookups = lookups
 
     def home(self) -> Home:
+        """The models of the atlas"""
         with self._pool.lend() as atlas:
             return home(atlas)
 
     def understood(self, q: Q) -> Understood:
+        """How the search box reads what was typed"""
         return questions.understand(self._pool.atlas, q)  # needs only the models' names
 
     async def find(
@@ -78,6 +82,7 @@ class Answers:
         layer: LayerNumber = None,
         side: Side | None = None,
     ) -> Found:
+        """Parameters and heads that have these words among their strongest tokens"""
         return await self._lookups.ask(questions.find, q, k, model=model, kind=kind, layer=layer, side=side)
 
     async def search(
@@ -89,15 +94,18 @@ class Answers:
         layer: LayerNumber = None,
         side: Sides = "top",
     ) -> Searched:
+        """Parameters nearest to these words, ranked by z"""
         return await self._lookups.ask(questions.search, q, k, model=model, kind=kind, layer=layer, side=side)
 
     async def similar(
         self, address: AddressQuery, k: K = 5, model: ModelName = None, kind: KindName = None, side: Sides = "top"
     ) -> Similar | SimilarHeads:
+        """Parameters nearest to a parameter, or heads nearest to a head"""
         questions.check_heads(self._pool.atlas, address, model)  # quick: refused before it queues
         return await self._lookups.ask(questions.similar, address, k, model=model, kind=kind, side=side)
 
     async def align(self, a: str, b: str, kind: KindName = None) -> Comparison:
+        """How alike the layers of two models are"""
         return await self._lookups.ask(comparison, a, b, kind)
 
     async def pairs(
@@ -109,6 +117,7 @@ class Answers:
         layer_b: PlaceQuery,
         k: K = 20,
     ) -> LayerPairs:
+        """The most similar pairs of two layers"""
         return await self._lookups.ask(layer_pairs, a, b, kind, (layer_a, layer_b), k)
 
     def thing(
@@ -121,6 +130,7 @@ class Answers:
         kind: Annotated[str | None, Query(max_length=40, description="model: the kind of vectors on the map")] = None,
         column: Annotated[str, Query(max_length=40, description="model: the column that colours vectors")] = "norm",
     ) -> ModelCard | HeadCard | ParameterCard:
+        """A model, a layer, a head or a parameter"""
         card: ModelCard | HeadCard | ParameterCard
         with self._pool.lend() as atlas:
             if address.strip("/") == "":
@@ -144,14 +154,13 @@ def router(pool: Pool, lookups: Lookups, pages: Pages, app: FastAPI) -> APIRoute
     _add_choice_of_models(routes, pages)
     _add_docs(routes, pages, app)
     add = partial(_add_both, routes, pages)
-    what = "The most similar pairs of two layers"
-    add("/align/{a}/{b}/pairs", "pairs.html", answers.pairs, LayerPairs, what, name="pairs_data")
-    add("/align/{a}/{b}", "align.html", answers.align, Comparison, "How alike the layers of two models are")
-    add("/find", "find.html", answers.find, Found, "Parameters and heads that have these words among their strongest")
-    add("/search", "search.html", answers.search, Searched, "Parameters nearest to these words, by z")
-    add("/similar", "{type}.html", answers.similar, AnySimilar, "Parameters nearest to one, or heads nearest to one")
-    add("/", "home.html", answers.home, Home, "The models of the atlas")
-    add("/{address:path}", "{type}.html", answers.thing, Thing, "A model, a layer, a head or a parameter")
+    add("/align/{a}/{b}/pairs", "pairs.html", answers.pairs, LayerPairs, name="pairs_data")
+    add("/align/{a}/{b}", "align.html", answers.align, Comparison)
+    add("/find", "find.html", answers.find, Found)
+    add("/search", "search.html", answers.search, Searched)
+    add("/similar", "{type}.html", answers.similar, AnySimilar)
+    add("/", "home.html", answers.home, Home)
+    add("/{address:path}", "{type}.html", answers.thing, Thing)
     return routes
 
 
@@ -162,7 +171,6 @@ def _add_both(
     template: str,
     ask: Callable[..., Any],
     shape: Any,
-    summary: str,
     name: str | None = None,
 ) -> None:
     """A question's page at ``path`` and its data at ``path.json``.
@@ -171,7 +179,7 @@ def _add_both(
     one it is the template's.
     """
 
-    @routes.get(f"{path}.json", response_model=shape, responses=PROBLEMS, summary=summary, name=name or template)
+    @routes.get(f"{path}.json", response_model=shape, responses=PROBLEMS, summary=ask.__doc__, name=name or template)
     def data(answer: Annotated[Any, Depends(ask)]) -> Response:
         return json_response(answer)
 
@@ -191,9 +199,7 @@ def _add_search_box(routes: APIRouter, pages: Pages, answers: Answers) -> None:
         both = {"found": await answers.find(meant.q, 6), "searched": await answers.search(meant.q, 6)}
         return HTMLResponse(await run_in_threadpool(pages.render, "ask.html", request, meant=meant, **both))
 
-    @routes.get(
-        "/ask.json", response_model=Understood, responses=PROBLEMS, summary="What a search box would understand"
-    )
+    @routes.get("/ask.json", response_model=Understood, responses=PROBLEMS, summary=answers.understood.__doc__)
     def asked(meant: Annotated[Understood, Depends(answers.understood)]) -> Response:
         return json_response(meant)
 

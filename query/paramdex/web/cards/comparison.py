@@ -26,7 +26,7 @@ class HeatCell(Shape):
 
 
 class HeatMap(Shape):
-    """One kind: the places of model A x those of model B."""
+    """One kind of vector: the layers of model A x the layers of model B."""
 
     kind: str
     places_a: list[str]
@@ -53,7 +53,7 @@ class SimilarPair(Shape):
 
 
 class LayerPairs(Shape):
-    """The most similar pairs of one kind between two layers."""
+    """The most similar pairs of vectors of one kind between two layers."""
 
     a: str
     b: str

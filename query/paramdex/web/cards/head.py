@@ -38,13 +38,13 @@ class Pairs(Shape):
 
 
 class Direction(Shape):
-    """A singular direction of a head's matrix: tokens of the top sides go together, and those of the bottom sides."""
+    """A singular direction of a head's matrix: its top sides go together, and so do its bottom sides."""
 
     matrix: Literal["QK", "VO"]
     direction: int
     singular_value: float
     share: float
-    """Its part of the squared Frobenius norm of the centred matrix over tokens."""
+    """Its share of the squared Frobenius norm of the centred matrix over tokens."""
     source_top: list[Token]
     source_bottom: list[Token]
     target_top: list[Token]
@@ -66,21 +66,21 @@ class HeadCard(Shape):
     layer: str
     kv_head: int
     sharing: list[str]
-    """The other heads that use the same keys and values."""
+    """The other heads that share its keys and values (grouped-query attention)."""
     qk_norm: float
     vo_norm: float
     standing: dict[str, Standing]
     choice: PairChoice
     same_word: dict[str, tuple[int, int]]
-    """Matrix -> how many of its top pairs are of a word with itself, and how many are kept."""
+    """Matrix -> how many of its top pairs are a word with itself, and how many top pairs the atlas keeps."""
     lists: list[Pairs]
     notes: list[str]
-    """What the choice of pairs left out, and what it could not."""
+    """What the filters left out, and which of them could not be applied."""
     directions: list[Direction]
-    """Empty where the atlas was built without."""
+    """Empty where the atlas was built without directions."""
     comparable: list[str] | None
-    """The models whose heads /similar compares with this one, its own first: those of not too many heads to compare
-    while a reader waits. Null for a head of a displacement.
+    """The models whose heads /similar compares with this one, its own first, without those that have too many heads to
+    compare while a reader waits. Null for a head of a displacement.
     """
     vectors: list[Vectors]
     before: str | None

@@ -76,7 +76,7 @@ class Grid(Shape):
     rows: list[GridRow]
     low: float
     high: float
-    """The ends of the colours: values beyond them have the end colours."""
+    """The ends of the colours: a value beyond one has the colour at that end."""
 
 
 class ModelCard(Shape):
@@ -87,7 +87,7 @@ class ModelCard(Shape):
     model: str
     summary: ModelSummary
     kinds: dict[str, int]
-    """How many parameters there are of each kind."""
+    """How many parameters each kind has."""
     places: list[str]
     """The addresses of its layers."""
     grids: list[Grid]

@@ -58,14 +58,14 @@ class ParameterCard(Shape):
     standing: Standing
     choice: TokenChoice
     notes: list[str]
-    """What the choice of tokens left out, and what it could not."""
+    """What the filters left out, and which of them could not be applied."""
     top: list[Scored]
     bottom: list[Scored]
     head: str | None
     """The address of the head or layer that it belongs to."""
     partners: list[Partner]
     nearest: list[NearIn]
-    """In its own model and those of its vocabulary, or of nearly the same; /similar.json asks the others."""
+    """In its own model, and in models with the same or nearly the same vocabulary. /similar.json asks the others."""
     elsewhere: list[str]
     """Models whose vocabularies differ more."""
     before: str | None

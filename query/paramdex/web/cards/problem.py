@@ -12,13 +12,13 @@ Kind = Literal["address", "token", "query", "request", "busy", "atlas", "server"
 
 
 class Fault(Shape):
-    """What was wrong and what there is instead."""
+    """What was wrong, and the nearest things that exist."""
 
     status: int
     kind: Kind
     message: str
     nearest: list[str] = Field(default=[])
-    """Addresses or words that there are, nearest first."""
+    """Addresses or words that exist, nearest first."""
 
 
 class Problem(Shape):

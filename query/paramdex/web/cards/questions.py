@@ -24,7 +24,7 @@ _ADDRESS = re.compile(r"[^/\s]+(/(encoder|decoder|cross|[LHE]\d+|[a-z_]+|\d+))+/
 
 
 class NearWords(Near):
-    """A parameter near to words: ``z`` is the mean of their tokens' z among its scores, ``words`` how many of them its
+    """A parameter near some words: ``z`` is the mean z of their tokens among its scores, ``words`` how many of them its
     model's vocabulary has.
     """
 
@@ -33,7 +33,7 @@ class NearWords(Near):
 
 
 class NearHead(Shape):
-    """A head whose whole matrix is like another's, by the cosine over all pairs of tokens."""
+    """A head whose whole matrix is like another's, by their cosine over all pairs of tokens."""
 
     matrix: Literal["QK", "VO"]
     rank: int
@@ -44,7 +44,7 @@ class NearHead(Shape):
 
 
 class Choice(Shape):
-    """One value of a facet and how many results have it."""
+    """A value to filter by, and how many results have it."""
 
     value: str
     count: int
@@ -76,7 +76,7 @@ class FoundHead(Shape):
 
 
 class Found(Shape):
-    """Parameters and heads that have the words among their strongest."""
+    """Parameters and heads that have the words among their strongest tokens."""
 
     q: str
     words: list[str]
@@ -84,12 +84,12 @@ class Found(Shape):
     heads: list[FoundHead]
     facets: Facets
     counted: int
-    """How many of the strongest results the facets count."""
+    """How many results, from the strongest on, the facets count."""
     notes: list[str]
 
 
 class Searched(Shape):
-    """Parameters nearest to the words over the whole vocabulary: by z, those of models that have most words first."""
+    """Parameters nearest to the words over all scores, ranked by z. Models that have more of the words come first."""
 
     q: str
     words: list[str]
@@ -101,7 +101,7 @@ class Searched(Shape):
 
 
 class Similar(Shape):
-    """Parameters nearest to one parameter."""
+    """Parameters nearest to a parameter."""
 
     type: Literal["similar"] = "similar"
     address: str
@@ -112,7 +112,7 @@ class Similar(Shape):
 
 
 class SimilarHeads(Shape):
-    """Heads of a model whose whole matrices are like those of one head."""
+    """Heads whose whole matrices are most like those of a head."""
 
     type: Literal["similar_heads"] = "similar_heads"
     address: str
@@ -125,7 +125,7 @@ AnySimilar = Annotated[Similar | SimilarHeads, Field(discriminator="type")]
 
 
 class Understood(Shape):
-    """What the search box was understood to ask for."""
+    """How the search box read what was typed."""
 
     q: str
     kind: Literal["address", "words"]

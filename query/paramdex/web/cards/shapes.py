@@ -18,7 +18,7 @@ class Shape(BaseModel):
 
 
 class Token(Shape):
-    """A vocabulary item; ``text`` is how it reads, ``token`` how the tokenizer has it."""
+    """A vocabulary item: ``text`` is how it reads, ``token`` is the tokenizer's own spelling."""
 
     token_id: int
     token: str
@@ -26,7 +26,7 @@ class Token(Shape):
 
 
 class Scored(Token):
-    """A token with its raw score, and how many standard deviations of all scores that lies from their mean."""
+    """A token with its raw score (its logit, in the logit lens) and z, the standard deviations from the mean score."""
 
     score: float
     z: float | None
@@ -36,7 +36,7 @@ class Cell(Shape):
     address: str
     value: float
     count: int = 1
-    """How many neurons the cell stands for; the address is that of the one with the largest value."""
+    """How many vectors the cell stands for; the address is that of the one with the largest value."""
 
 
 class Named(Shape):
@@ -54,10 +54,10 @@ class Near(Named):
 
 
 class Standing(Shape):
-    """Where a number stands among those of the same kind and place."""
+    """Where a norm stands among those of the same kind and place."""
 
     larger: int
-    """How many have a larger norm."""
+    """How many are larger."""
     of: int
     least: float
     quartiles: list[float]

@@ -20,7 +20,7 @@ from paramdex_schemas import QueryError
 
 SHOWN = 200
 """Rows on the page; downloads give more."""
-Sql = Annotated[str, Query(max_length=20_000, description="one SELECT over the atlas's tables")]
+Sql = Annotated[str, Query(max_length=20_000, description="one SELECT over the atlas's tables, in DuckDB's SQL")]
 Most = Annotated[int, Query(ge=1, le=10_000, description="at most this many rows")]
 _PROBLEMS: dict[int | str, dict[str, Any]] = {status: {"model": Problem} for status in (400, 422, 429, 503)}
 
