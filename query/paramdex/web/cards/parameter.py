@@ -23,8 +23,8 @@ _NAMES = {
     "ff_value": "the neuron's value: what it writes",
     "attn_query": "the query dimension that meets this key",
     "attn_key": "the key dimension that meets this query",
-    "attn_value": "what is read where this is written",
-    "attn_output": "what is written for what this reads",
+    "attn_value": "the value dimension: what is read when this is written",
+    "attn_output": "the output dimension: what is written when this is read",
 }
 _OTHER = {"attn_query": "attn_key", "attn_key": "attn_query", "attn_value": "attn_output", "attn_output": "attn_value"}
 _NEAR = 5
