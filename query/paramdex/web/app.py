@@ -87,11 +87,11 @@ class Guard:
         headers = dict(scope["headers"])
         host = headers.get(b"host", b"").decode("latin-1")
         if self.hosts is not None and _name(host) not in self.hosts:
-            said = Fault(status=400, kind="request", message="this server does not go by that name")
+            said = Fault(status=400, kind="request", message="this server does not answer to that host name")
             await _json(said)(scope, receive, guarded)
             return
         if headers.get(b"sec-fetch-site") == b"cross-site" and headers.get(b"sec-fetch-dest") != b"document":
-            said = Fault(status=403, kind="request", message="a page of another site has no answer from this server")
+            said = Fault(status=403, kind="request", message="this server does not answer pages of other sites")
             await _json(said)(scope, receive, guarded)
             return
         await self.app(scope, receive, guarded)
@@ -250,7 +250,8 @@ def _add_errors(app: FastAPI, tell: Callable[[Request, ParamdexError], Response]
         return respond(request, said, dict(error.headers or {}))
 
     async def unknown(request: Request, _: Exception) -> Response:
-        return respond(request, Fault(status=500, kind="server", message="this is a fault of the server's own"), None)
+        said = Fault(status=500, kind="server", message="the server failed; your request is not to blame")
+        return respond(request, said, None)
 
     handlers: dict[Any, Any] = {
         ParamdexError: ours,

@@ -48,7 +48,7 @@ class Lookups:
     def _answer(self, process: Process, question: bytes) -> Any:
         message = process.exchange(question, self._share.seconds)
         if message is None:
-            raise QueryError("this look-up ended before it was done; ask for less, in one model say")
+            raise QueryError("this was cut short; ask for less, say of one model")
         answer = pickle.loads(message)  # noqa: S301  # this program's own
         if isinstance(answer, BaseException):
             raise answer
@@ -62,7 +62,7 @@ def _answered(atlas: Atlas, message: bytes) -> Any:
     except ParamdexError as error:
         return error
     except MemoryError:
-        return QueryError("this look-up takes more memory than there is; ask for less, in one model say")
+        return QueryError("this takes more memory than there is; ask for less, say of one model")
     except Exception as error:  # noqa: BLE001  # the server says that it is a fault of its own
         return RuntimeError(f"{type(error).__name__}: {error}")
 

@@ -284,7 +284,7 @@ def check_heads(atlas: Atlas, address: str, model: str | None) -> None:
         if where.is_head and (model or where.model) in (one.name, "all") and too_many_heads(one):
             raise QueryError(
                 f"{one.name} has too many heads to compare while you wait; "
-                f"paramdex similar ATLAS {where} --in {model or where.model} does it"
+                f"run paramdex similar ATLAS {where} --in {model or where.model} instead"
             )
 
 

@@ -62,7 +62,7 @@ class Process:
         """Wait until the process is ready. Raises QueryError where it does not start."""
         if read_message(self._out) != b"ready":
             self.end()
-            raise QueryError("this cannot be asked now: its process did not start")
+            raise QueryError("this cannot be answered now: its process did not start; try again")
 
     @property
     def alive(self) -> bool:
@@ -149,7 +149,7 @@ class Crew:
         if self._closed:
             raise EndingError
         if len(self._asked) >= self._share.running + self._share.waiting:
-            raise BusyError("too many questions are waiting; try again in some seconds")
+            raise BusyError("too many questions are waiting; try again in a few seconds")
         future = self._threads.submit(self._run, work)
         self._asked.add(future)
         future.add_done_callback(self._asked.discard)

@@ -31,4 +31,4 @@ class EndingError(QueryError):
     """The server shuts down before the question is answered."""
 
     def __init__(self) -> None:
-        super().__init__("this server is ending")
+        super().__init__("this server is shutting down")

@@ -87,7 +87,7 @@ class Turns:
     async def _page(self, scope: Scope, gone: asyncio.Task[None]) -> list[Message] | BusyError | LateError:
         """The ASGI messages of a page, none where its client is gone; or the error where it was not made."""
         if self._pages.full:
-            return _busy("too many pages are waited for")
+            return _busy("too many pages are waiting")
         seconds = self._pages.share.seconds
         entered = asyncio.create_task(self._pages.enter())
         mine = False
@@ -97,7 +97,7 @@ class Turns:
             if not mine and not entered.cancel():
                 self._pages.leave()
         if not mine:
-            return [] if gone.done() else _busy("too many pages are before this one")
+            return [] if gone.done() else _busy("too many pages are ahead of this one")
         answer, making = self._answer(scope, gone)
         making.add_done_callback(lambda _: self._pages.leave())
         if await _first(making, gone, seconds):
@@ -161,8 +161,8 @@ def _heard(task: asyncio.Task[None]) -> None:
 
 
 def _late(seconds: float) -> LateError:
-    return LateError(f"this takes longer than {seconds:g} seconds; ask for less, in one model say, or try again")
+    return LateError(f"this takes longer than {seconds:g} seconds; ask for less, say of one model, or try again")
 
 
 def _busy(why: str) -> BusyError:
-    return BusyError(f"{why}; try again in some seconds")
+    return BusyError(f"{why}; try again in a few seconds")

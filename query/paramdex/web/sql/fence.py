@@ -94,4 +94,4 @@ class Fence:
     def _too_much(self, what: str) -> str:
         if what == "time":
             return f"this took longer than {self.limits.seconds:g} seconds and was stopped; ask for less"
-        return f"this takes more memory than the {self.limits.memory_mb} MB that a query may have; ask for less"
+        return f"this takes more memory than the {self.limits.memory_mb} MB that a query may use; ask for less"

@@ -59,7 +59,7 @@ def render(asked: RenderRequest, table: pa.Table) -> Rendered:
         raise
     except (ValueError, OverflowError, TypeError, PydanticSerializationError, pa.ArrowException) as error:
         what = {"csv": "text", "parquet": "Parquet"}.get(asked.form, "JSON")
-        raise QueryError(f"a value of this answer has no {what} form ({error}); cast it to VARCHAR") from error
+        raise QueryError(f"a value of this answer cannot be written as {what} ({error}); cast it to VARCHAR") from error
 
 
 def _json(asked: RenderRequest, table: pa.Table) -> Rendered:

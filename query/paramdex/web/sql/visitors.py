@@ -77,7 +77,7 @@ def check(tree: str, hidden: frozenset[str]) -> None:
     try:
         read = json.loads(tree)
     except RecursionError:
-        raise QueryError("this is nested too deeply for SQL here; take it apart by WITH") from None
+        raise QueryError("this is nested too deeply; take it apart with WITH") from None
     for node in _nodes(read):
         kind = str(node.get("type", ""))
         if kind.endswith("_NODE") and kind not in _QUERIES:
@@ -91,9 +91,9 @@ def check(tree: str, hidden: frozenset[str]) -> None:
             if name.lower() in hidden:
                 refused = name
             elif kind == "SHOW_REF" and name not in _SHOWN:  # which may be a setting
-                raise QueryError(f"SHOW gives no more than TABLES, SCHEMAS or DATABASES here; write DESCRIBE {name}")
+                raise QueryError(f"SHOW is for TABLES, SCHEMAS and DATABASES here; for a table write DESCRIBE {name}")
         if refused:
-            raise QueryError(f"{refused} is not for visitors: SQL here reads the atlas's own tables")
+            raise QueryError(f"{refused} is not allowed here: SQL reads the atlas's own tables")
 
 
 def readable(connection: duckdb.DuckDBPyConnection, sql: str, hidden: frozenset[str]) -> Reading:
