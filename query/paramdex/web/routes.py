@@ -7,7 +7,7 @@ postponed in this module.
 import copy
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Path, Query, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
@@ -23,7 +23,7 @@ from paramdex.web.cards.model import Home, ModelCard, home, model_card
 from paramdex.web.cards.parameter import ParameterCard, parameter_card
 from paramdex.web.cards.problem import Problem
 from paramdex.web.cards.questions import AnySimilar, Found, Searched, Similar, SimilarHeads, Understood
-from paramdex.web.cards.shapes import Shape
+from paramdex.web.cards.shapes import Shape, Side, Sides
 from paramdex.web.html.pages import Pages
 from paramdex.web.lookup_worker import Lookups
 from paramdex_schemas import Address, AddressError
@@ -33,8 +33,6 @@ K = Annotated[int, Query(ge=1, le=200, description="how many results to give")]
 ModelName = Annotated[str | None, Query(max_length=200, description="only this model")]
 KindName = Annotated[str | None, Query(max_length=40, description="only this kind: ff_key, ff_value, ...")]
 LayerNumber = Annotated[int | None, Query(ge=0, le=10**6, description="only this layer")]
-Side = Literal["top", "bottom"]
-Sides = Literal["top", "bottom", "both"]
 AddressPath = Annotated[str, Path(max_length=500, description="MODEL, MODEL/L3/H5, MODEL/L3/ff_value/1024, ...")]
 AddressQuery = Annotated[str, Query(max_length=500, description="the address of a parameter or a head")]
 PlaceQuery = Annotated[str, Query(max_length=40, description="a layer: L3, or encoder/L3")]

@@ -14,7 +14,7 @@ from paramdex.result import visible
 from paramdex.store.nearest import Hit
 from paramdex.web.cards.choices import split_words
 from paramdex.web.cards.lookups import described, short, too_many_heads
-from paramdex.web.cards.shapes import Named, Near, Shape, Side
+from paramdex.web.cards.shapes import Named, Near, Shape, Side, Sides
 from paramdex_schemas import KINDS, Address, QueryError, TokenError
 from paramdex_schemas.layout import place_name
 
@@ -93,7 +93,7 @@ class Searched(Shape):
 
     q: str
     words: list[str]
-    side: Literal["top", "bottom", "both"]
+    side: Sides
     rows: list[NearWords]
     facets: Facets
     counted: int
@@ -189,7 +189,7 @@ def find(
     model: str | None = None,
     kind: str | None = None,
     layer: int | None = None,
-    side: Literal["top", "bottom"] | None = None,
+    side: Side | None = None,
 ) -> Found:
     """Parameters and heads that have the words among their strongest tokens: k of each."""
     words = split_words(q)
@@ -239,7 +239,7 @@ def search(
     model: str | None = None,
     kind: str | None = None,
     layer: int | None = None,
-    side: Literal["top", "bottom", "both"] = "top",
+    side: Sides = "top",
 ) -> Searched:
     """The k parameters nearest to the words."""
     words = split_words(q)
@@ -261,7 +261,7 @@ def similar(
     *,
     model: str | None = None,
     kind: str | None = None,
-    side: Literal["top", "bottom", "both"] = "top",
+    side: Sides = "top",
 ) -> Similar | SimilarHeads:
     """The k parameters nearest to a parameter, or the k heads nearest to a head by each matrix."""
     where = atlas.address(address)

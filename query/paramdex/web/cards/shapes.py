@@ -11,6 +11,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 Side = Literal["top", "bottom"]
+Sides = Literal["top", "bottom", "both"]
 
 
 class Shape(BaseModel):
