@@ -363,3 +363,15 @@ def save_all(root: Path) -> dict[str, Path]:
     tokenizer = wordpiece_tokenizer()
     folders["bert"] = save(root / "bert", encoder(len(tokenizer)), tokenizer, 5)
     return folders
+
+
+def save_planted(folder: Path, rows: range, seed: int) -> Path:
+    """A two-layer GPT-2 of 120 words, with some rows of its embedding short and in one direction."""
+    save(folder, gpt2(120), word_tokenizer(120), seed)
+    tensors = load_file(folder / "model.safetensors")
+    E = tensors["transformer.wte.weight"]
+    way = torch.randn(E.shape[1], generator=torch.Generator().manual_seed(seed))
+    noise = torch.randn(len(rows), E.shape[1], generator=torch.Generator().manual_seed(seed + 1))
+    E[list(rows)] = 0.2 * E.norm(dim=1).median() * (way + 0.2 * noise) / way.norm()
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    return folder

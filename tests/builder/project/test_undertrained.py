@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 import models
 import paramdex
@@ -163,24 +163,12 @@ def unmakeable(token: str) -> bool:
     return token.startswith("##") and all(unicodedata.category(c)[0] in "PS" for c in token[2:])
 
 
-def save_planted(folder: Path, rows: range, seed: int) -> Path:
-    """A two-layer GPT-2 of 120 words, with some rows of its embedding short and in one direction."""
-    models.save(folder, models.gpt2(120), models.word_tokenizer(120), seed)
-    tensors = load_file(folder / "model.safetensors")
-    E = tensors["transformer.wte.weight"]
-    way = torch.randn(E.shape[1], generator=torch.Generator().manual_seed(seed))
-    noise = torch.randn(len(rows), E.shape[1], generator=torch.Generator().manual_seed(seed + 1))
-    E[list(rows)] = 0.2 * E.norm(dim=1).median() * (way + 0.2 * noise) / way.norm()
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    return folder
-
-
 def test_an_atlas_tells_them_by_model_and_by_vocabulary(tmp_path: Path) -> None:
     """A token is under-trained in the table ``tokens`` where it is so in every model of the vocabulary."""
     options, expected = Options(top_k=5, pair_k=5, neighbor_k=1, device="cpu"), set(range(60, 120))
     for number, rows in enumerate([range(100, 120), range(95, 115), range(0)]):
         name = f"m{number}"
-        save_planted(tmp_path / name, rows, number)
+        models.save_planted(tmp_path / name, rows, number)
         build([str(tmp_path / name)], tmp_path / "x.atlas", options)
         expected &= set(rows)
         with paramdex.open(tmp_path / "x.atlas") as atlas:

@@ -20,6 +20,7 @@ from transformers import AddedToken, PreTrainedTokenizerFast
 import models
 from paramdex_builder.read.checkpoint import Checkpoint
 from paramdex_builder.read.vocabulary import Vocabulary, byte_alphabet, read_vocabulary, readable
+from tokenizer_styles import word_end_tokenizer
 
 BYTE_LEVEL = {
     "<|end|>": ("<|end|>", False, True, "<|end|>"),
@@ -62,25 +63,6 @@ WORD_END = {
     "a</w>": ("a ", None, False, "a"),
     "a": ("a", None, False, "a"),
 }
-
-
-def word_end_tokenizer() -> PreTrainedTokenizerFast:
-    """BPE as the first GPT has it: ``</w>`` where a word ends, and nothing where one begins."""
-    letters = sorted({letter for word in models.WORDS for letter in word.lower()})
-    vocabulary = {token: i for i, token in enumerate(["<unk>", *letters, *(letter + "</w>" for letter in letters)])}
-    merges = []
-    for word in (word.lower() for word in models.WORDS):
-        whole = word[0]
-        for piece in [*word[1:-1], word[-1] + "</w>"]:
-            if whole + piece not in vocabulary:
-                vocabulary[whole + piece] = len(vocabulary)
-                merges.append((whole, piece))
-            whole += piece
-    model = tokenizers.models.BPE(vocab=vocabulary, merges=merges, unk_token="<unk>", end_of_word_suffix="</w>")
-    tokenizer = Tokenizer(model)
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = tokenizers.decoders.BPEDecoder(suffix="</w>")
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
 
 
 KINDS: dict[str, tuple[Callable, dict[str, tuple[str, bool | None, bool, str]]]] = {

@@ -11,7 +11,6 @@ from click.testing import CliRunner
 from conftest import _shared
 from hypothesis import given
 from hypothesis import strategies as st
-from test_decoded_texts import STYLES
 from transformers import AddedToken
 
 import models
@@ -24,6 +23,7 @@ from paramdex.web.cards.shapes import Token
 from paramdex.web.html.drawing import ask_for
 from paramdex_builder import Options, build
 from paramdex_schemas.folding import fold
+from tokenizer_styles import STYLES
 from web_helpers import data, hostile_tokenizer, page, server
 
 COMPOSED, DECOMPOSED = "café", "cafe\u0301"

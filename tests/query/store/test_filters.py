@@ -8,7 +8,6 @@ import duckdb
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from test_undertrained import save_planted
 
 import models
 from paramdex import Atlas, QueryError, TokenFilter
@@ -158,7 +157,7 @@ def test_find_without_pairs_of_one_word(atlas: Atlas, db: duckdb.DuckDBPyConnect
 def test_undertrained_tokens_by_model(tmp_path: Path) -> None:
     """Each model's lists lose what is under-trained in that model."""
     for number, rows in enumerate([range(100, 120), range(90, 110)]):
-        save_planted(tmp_path / f"m{number}", rows, number)
+        models.save_planted(tmp_path / f"m{number}", rows, number)
     options = Options(top_k=120, pair_k=50, neighbor_k=1, device="cpu")
     build([str(tmp_path / "m0"), str(tmp_path / "m1")], tmp_path / "x.atlas", options)
     with open_atlas(tmp_path / "x.atlas") as atlas:
