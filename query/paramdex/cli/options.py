@@ -1,7 +1,7 @@
 """What the commands share: options and how their values are typed, opening an atlas, and printing an answer.
 
-A command is a ``click.Command`` of its own, which program.py adds to the program; a package that brings another one
-(README, "A command of your own") may use what stands here.
+A command is a ``click.Command`` of its own, which program.py adds to the program. Packages that bring commands
+(others.py) may use what stands here.
 """
 
 from __future__ import annotations

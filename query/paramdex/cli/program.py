@@ -13,9 +13,9 @@ from typing import Any, NoReturn
 
 import click
 
-from paramdex.cli import building, demo, questions, serving
+from paramdex.cli import building, demo, others, questions, serving
 from paramdex.cli.options import say
-from paramdex_schemas import ParamdexError
+from paramdex_schemas import ParamdexError, QueryError
 
 
 class _Group(click.Group):
@@ -23,6 +23,21 @@ class _Group(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  # click calls it so
         return list(self.commands)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """One of these commands, or of that name what another package brings."""
+        return super().get_command(ctx, cmd_name) or others.load(cmd_name)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        super().format_commands(ctx, formatter)
+        try:
+            found = {name: entries for name, entries in others.installed().items() if name not in self.commands}
+        except QueryError as error:
+            found = {}
+            formatter.write_text(str(error))
+        if found:
+            with formatter.section("Commands of other packages"):
+                formatter.write_dl([(name, entries[0].value.partition(":")[0]) for name, entries in found.items()])
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
