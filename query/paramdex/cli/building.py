@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from paramdex.cli.ctrl_c import raise_again
 from paramdex.cli.options import FORMAT, FilePath, check_plot, needing_builder, picture, print_and_plot
 from paramdex_schemas import QueryError
 
@@ -36,6 +37,7 @@ def build_atlas(sources: Sequence[str], output: str, options: Mapping[str, Any])
         from paramdex_builder import Options, TerminalProgress
         from paramdex_builder import build as run
 
+        raise_again()
         try:
             run(sources, output, Options(**options), TerminalProgress())
         except KeyboardInterrupt as error:
@@ -121,6 +123,7 @@ def evaluate(source: str, text: str, plot: str | None, output: str, **options: A
         from paramdex_builder import evaluate as run
         from paramdex_builder.measure.evaluate import read_words
 
+        raise_again()
         table = run(source, read_words(text), EvaluateOptions(**options), TerminalProgress())
     print_and_plot(evaluation(table), output, plot)
 
@@ -188,6 +191,7 @@ def stitch(
         from paramdex_builder import stitch as run
         from paramdex_builder.measure.classifier import read_labelled
 
+        raise_again()
         texts = read_labelled(reviews, words=words, limit=limit)
         options["last"] = options["last"] or None
         table = run(pretrained, tuned, texts, StitchOptions(**options), TerminalProgress())

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from paramdex.cli.ctrl_c import raise_again
 from paramdex_schemas import QueryError
 from paramdex_schemas.errors import escaped
 
@@ -113,6 +114,7 @@ def open_atlas(path: str) -> Atlas:
     without_pandas()
     from paramdex.atlas import Atlas
 
+    raise_again()
     return Atlas(path)
 
 

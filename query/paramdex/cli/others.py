@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from paramdex.cli.ctrl_c import raise_again
 from paramdex_schemas import QueryError
 
 if TYPE_CHECKING:
@@ -61,9 +62,10 @@ def load(name: str) -> click.Command | None:
         ) from error
     if not isinstance(command, click.Command):
         raise QueryError(
-            f"the command {name} cannot be used: {places} is of the type {type(command).__name__}, not a click.Command; "
-            "mend or uninstall the package that brings it"
+            f"the command {name} cannot be used: {places} is of the type {type(command).__name__}, not a "
+            "click.Command; mend or uninstall the package that brings it"
         )
+    raise_again()
     return command
 
 

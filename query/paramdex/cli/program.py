@@ -13,8 +13,27 @@ from typing import Any, NoReturn
 
 import click
 
-from paramdex.cli import building, demo, others, questions, serving
+from paramdex.cli.building import build, evaluate, stitch
+from paramdex.cli.ctrl_c import INTERRUPTED, end_at_once
+from paramdex.cli.demo import demo
 from paramdex.cli.options import say
+from paramdex.cli.others import installed, load
+from paramdex.cli.questions import (
+    align,
+    check,
+    diff,
+    directions,
+    find,
+    heads,
+    info,
+    lens,
+    match,
+    search,
+    show,
+    similar,
+    sql,
+)
+from paramdex.cli.serving import serve
 from paramdex_schemas import ParamdexError, QueryError
 
 
@@ -26,12 +45,12 @@ class _Group(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """One of these commands, or of that name what another package brings."""
-        return super().get_command(ctx, cmd_name) or others.load(cmd_name)
+        return super().get_command(ctx, cmd_name) or load(cmd_name)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         super().format_commands(ctx, formatter)
         try:
-            found = {name: entries for name, entries in others.installed().items() if name not in self.commands}
+            found = {name: entries for name, entries in installed().items() if name not in self.commands}
         except QueryError as error:
             found = {}
             formatter.write_text(str(error))
@@ -60,41 +79,25 @@ def cli() -> None:
 
 
 for each in (
-    building.build,
-    questions.info,
-    questions.show,
-    questions.find,
-    questions.search,
-    questions.similar,
-    questions.lens,
-    questions.directions,
-    questions.heads,
-    questions.align,
-    questions.match,
-    questions.diff,
-    building.evaluate,
-    building.stitch,
-    questions.sql,
-    questions.check,
-    serving.serve,
-    demo.demo,
+    *(build, info, show, find, search, similar, lens, directions, heads, align, match, diff),
+    *(evaluate, stitch, sql, check, serve, demo),
 ):
     cli.add_command(each)
 
 
-def fail(message: str) -> NoReturn:
-    """End with one clear line on standard error and exit code 2."""
+def fail(message: str, code: int = 2) -> NoReturn:
+    """End with one clear line on standard error and an exit code."""
     with suppress(OSError):  # of a standard error that cannot be written
         say(f"error: {message}", err=True)
-    sys.exit(2)
+    sys.exit(code)
 
 
 def main() -> None:
     """The program ``paramdex``."""
     try:
         cli.main(prog_name="paramdex", standalone_mode=False)
-    except click.exceptions.Abort:
-        fail("interrupted")
+    except click.exceptions.Abort:  # what click makes of KeyboardInterrupt
+        fail("interrupted", INTERRUPTED)
     except click.ClickException as error:
         text = io.StringIO()
         error.show(text)
@@ -104,7 +107,7 @@ def main() -> None:
     except ParamdexError as error:
         fail(str(error))
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
     except MemoryError:
         fail("this takes more memory than there is")
     except OSError as error:
@@ -119,7 +122,7 @@ def _drop_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def run() -> NoReturn:
+def run_process() -> NoReturn:
     """``main`` as a process of its own, which ends at once: Python and its libraries would take a tenth of a second to
     put away what the system takes back anyhow.
     """
@@ -131,6 +134,7 @@ def run() -> NoReturn:
         main()
     except SystemExit as end:
         code = int(end.code or 0)
+    end_at_once()  # what waits for a reader is written, or not
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             with suppress(OSError):  # of what could not be written, which has been said where it could

@@ -87,7 +87,11 @@ BROKEN = {
         "their_thing:thing",
         "cannot be loaded from their_thing:thing: RuntimeError: one; ",
     ),
-    "is something else": (OVERLAP, "their_thing:number", "cannot be used: their_thing:number is of the type int, not a "),
+    "is something else": (
+        OVERLAP,
+        "their_thing:number",
+        "cannot be used: their_thing:number is of the type int, not a ",
+    ),
     "names no module": ("", "", "cannot be loaded from : "),
 }
 """Code of the package, what its entry point names, what is said of the command."""
