@@ -14,7 +14,7 @@ TYPE_CHECKING = False  # as typing has it, which takes longer to import than all
 if TYPE_CHECKING:
     from paramdex.atlas import Atlas, open  # noqa: A004  # `paramdex.open` reads as `gzip.open` does
     from paramdex.result import Result
-    from paramdex.store.filters import TokenFilter
+    from paramdex.store.token_filter import TokenFilter
     from paramdex_schemas import (
         AddressError,
         AtlasError,
@@ -48,7 +48,7 @@ if not TYPE_CHECKING:  # type checkers read the imports above, and know of no ot
         "Atlas": "paramdex.atlas",
         "open": "paramdex.atlas",
         "Result": "paramdex.result",
-        "TokenFilter": "paramdex.store.filters",
+        "TokenFilter": "paramdex.store.token_filter",
     }
     """Where a name of ``__all__`` comes from, unless from ``paramdex_schemas``."""
     _MODULES = ("atlas", "result")

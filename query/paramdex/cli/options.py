@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from paramdex.cli.ctrl_c import raise_again
+from paramdex.store.token_filter import FLAGS, RULES, Rule, TokenFilter
 from paramdex_schemas import QueryError
 from paramdex_schemas.errors import escaped
 
@@ -67,39 +68,28 @@ FORMAT = click.option(
     help="a table for people, or JSON or CSV for machines",
 )
 
-_OPTIONS = [
-    click.option("--ascii", is_flag=True, help="show only tokens of ASCII characters"),
-    click.option("--alnum", is_flag=True, help="show only tokens of letters and digits"),
-    click.option("--word-starts", is_flag=True, help="show only tokens that start a word"),
-    click.option(
-        "--words", "word_file", type=FilePath(), metavar="FILE", help="show only the words of this file, one a line"
-    ),
-    click.option("--no-undertrained", is_flag=True, help="show no tokens that training hardly used"),
-]
-_OF_PAIRS = [
-    click.option("--no-identical", is_flag=True, help="show no pairs of a token with itself"),
-    click.option("--no-same-word", is_flag=True, help="show no pairs that differ only in case or space"),
-]
 
-_NAMES = ("ascii", "alnum", "word_starts", "no_undertrained", "no_identical", "no_same_word")
+def _filter_option(name: str, rule: Rule) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    flag, place, shown = f"--{name.replace('_', '-')}", f"filter_{name}", f"show {rule.help}"
+    if name in FLAGS:
+        return click.option(flag, place, is_flag=True, help=shown)
+    return click.option(flag, place, type=FilePath(), metavar="FILE", help=shown)
 
 
 def filtered(*, pairs: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Give a command the options of a filter, and those ``of pairs`` where it shows pairs; it gets one ``filter``."""
-    options = [*_OPTIONS, *(_OF_PAIRS if pairs else [])]
+    """Give a command the options of a filter, with those of pairs where it shows ``pairs``; it gets one ``filter``."""
+    rules = {name: rule for name, rule in RULES.items() if pairs or not rule.of_pairs}
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(command)
         def call(*args: Any, **values: Any) -> Any:
-            from paramdex.store.filters import TokenFilter
-
-            fields = {name: values.pop(name) for name in _NAMES if name in values}
-            chosen = TokenFilter(words=values.pop("word_file"), **fields)
+            chosen = TokenFilter(**{name: values.pop(f"filter_{name}") for name in rules})
             return command(*args, filter=chosen or None, **values)
 
-        for option in reversed(options):
-            call = option(call)
-        return call
+        decorated: Callable[..., Any] = call
+        for name, rule in reversed(rules.items()):
+            decorated = _filter_option(name, rule)(decorated)
+        return decorated
 
     return decorate
 
