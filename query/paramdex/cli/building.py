@@ -20,9 +20,11 @@ SPACE = click.option(
     type=click.Choice(["output", "input"]),
     default="output",
     show_default=True,
-    help="the embedding whose rows the scores belong to",
+    help="the embedding that scores the tokens: output (the unembedding) or input",
 )
-FOLD_NORM = click.option("--fold-norm", is_flag=True, help="fold norms into the vectors beside them")
+FOLD_NORM = click.option(
+    "--fold-norm", is_flag=True, help="fold the norms' gains, and LayerNorm's centring, into the weights beside them"
+)
 
 
 def build_atlas(sources: Sequence[str], output: str, options: Mapping[str, Any]) -> None:
@@ -41,25 +43,39 @@ def build_atlas(sources: Sequence[str], output: str, options: Mapping[str, Any])
         try:
             run(sources, output, Options(**options), TerminalProgress())
         except KeyboardInterrupt as error:
-            raise QueryError("interrupted; run the same command again, and it goes on where it was") from error
+            raise QueryError("interrupted; run the same command again to continue where it stopped") from error
 
 
 @click.command()
 @click.argument("sources", nargs=-1, required=True, metavar="[NAME=]SOURCE...")
 @click.option("-o", "--output", required=True, type=FilePath(), help="the atlas to make or add to")
-@click.option("--top-k", type=int, default=50, show_default=True, help="strongest tokens kept a parameter and side")
-@click.option("--pair-k", type=int, default=200, show_default=True, help="strongest pairs kept a head, matrix and side")
-@click.option("--neighbor-k", type=int, default=5, show_default=True, help="nearest kept a parameter and other model")
-@SPACE
-@click.option("--base", help="the model that the sources were tuned from: keep what moved (also from a LoRA folder)")
-@FOLD_NORM
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N")
 @click.option(
-    "--directions-k", type=int, default=8, show_default=True, help="singular directions kept a head and matrix"
+    "--top-k", type=int, default=50, show_default=True, help="strongest tokens to keep per parameter and side"
 )
-@click.option("--memory", help="the most it may take, such as 8G  [default: half of what is free, or what it needs]")
+@click.option(
+    "--pair-k", type=int, default=200, show_default=True, help="strongest pairs to keep per head, matrix and side"
+)
+@click.option(
+    "--neighbor-k",
+    type=int,
+    default=5,
+    show_default=True,
+    help="nearest parameters to keep per parameter and other model",
+)
+@SPACE
+@click.option("--base", help="the model that the sources (LoRA folders, too) were tuned from: keep what moved")
+@FOLD_NORM
+@click.option(
+    "--device", default="auto", show_default=True, help="auto (a GPU where there is one), cpu, cuda or cuda:N"
+)
+@click.option(
+    "--directions-k", type=int, default=8, show_default=True, help="singular directions to keep per head and matrix"
+)
+@click.option("--memory", help="the most memory to take, such as 8G  [default: half of what is free, or what it needs]")
 def build(sources: tuple[str, ...], output: str, **options: Any) -> None:
-    """Build an atlas of models, or add models to one. Interrupted, the same command goes on where it was.
+    """Build an atlas of models, or add models to one.
+
+    After an interruption, the same command continues where it stopped.
 
     SOURCE is a folder with config.json, weights and tokenizer, or a name on the Hugging Face hub, NAME@REVISION for a
     branch, tag or commit.
@@ -75,7 +91,7 @@ def build(sources: tuple[str, ...], output: str, **options: Any) -> None:
 
 @click.command()
 @click.argument("source")
-@click.option("--text", required=True, type=FilePath(), help="a text file, plain or .xz, to run it on")
+@click.option("--text", required=True, type=FilePath(), help="a text file, plain or .xz, to run the model on")
 @SPACE
 @FOLD_NORM
 @click.option(
@@ -84,32 +100,38 @@ def build(sources: tuple[str, ...], output: str, **options: Any) -> None:
     type=click.IntRange(1),
     default=50,
     show_default=True,
-    help="strongest tokens of states and their parameters",
+    help="strongest tokens to compare, of states and their parameters",
 )
-@click.option("--pair-k", type=click.IntRange(1), default=100, show_default=True, help="strongest tokens in a pair")
+@click.option(
+    "--pair-k",
+    type=click.IntRange(1),
+    default=100,
+    show_default=True,
+    help="strongest tokens to compare, of the vectors of a pair",
+)
 @click.option(
     "--samples",
     type=click.IntRange(2),
     default=1000,
     show_default=True,
-    help="tokens of the text looked at, and pairs of a kind and layer, at most",
+    help="most tokens of the text to look at, and most pairs per kind and layer",
 )
 @click.option(
     "--draws",
     type=click.IntRange(1),
     default=40,
     show_default=True,
-    help="draws of each baseline; of fewer than 19 no p-value is as small as 0.05",
+    help="random draws per baseline; with fewer than 19 no p-value can be as small as 0.05",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="seed of all that is drawn at random")
+@click.option("--seed", type=int, default=0, show_default=True, help="seed of the random draws")
 @picture("all measures")
 @FORMAT
 def evaluate(source: str, text: str, plot: str | None, output: str, **options: Any) -> None:
     """Can a model's parameters be read as tokens? The measures of Dar et al., beside their baselines.
 
-    Runs the model SOURCE, as for build, over a text. Whether a state's strongest tokens are those of the parameters
-    most active there; whether vectors that belong together have strongest tokens in common; whether E^T does for the
-    inverse of E.
+    Runs a model over a text; SOURCE names it as for build. Measures whether a state's strongest tokens are those of the
+    parameters most active there, whether vectors that belong together share strongest tokens, and whether E^T can stand
+    in for the inverse of E.
 
     \b
     paramdex evaluate gpt2 --text wiki.txt
@@ -132,31 +154,31 @@ def evaluate(source: str, text: str, plot: str | None, output: str, **options: A
 @click.argument("pretrained")
 @click.argument("tuned", nargs=-1, required=True)
 @click.option(
-    "--reviews", required=True, type=FilePath(), help="texts to judge: JSON lines with text and label, plain or .xz"
+    "--reviews", required=True, type=FilePath(), help="texts to classify: JSON lines with text and label, plain or .xz"
 )
-@click.option("--base", help="the model that TUNED was tuned from: measured too, and needed for an adapter")
+@click.option("--base", help="the model that TUNED was tuned from; it is measured, too, and an adapter needs it")
 @click.option(
     "--last",
     type=click.IntRange(0),
     multiple=True,
-    help="keep so many last layers of TUNED, can be given again (default: every number)",
+    help="keep this many last layers of TUNED; can be repeated  [default: every number]",
 )
 @click.option(
     "--state",
     type=click.Choice(["raw", "scaled", "normed"]),
     default="raw",
     show_default=True,
-    help="states as they are, in the mean length of TUNED's own, or through a final norm",
+    help="states as they are (raw), in the mean length of TUNED's own (scaled), or through a final norm (normed)",
 )
 @click.option(
     "--space",
     type=click.Choice(["output", "input"]),
     default="output",
     show_default=True,
-    help="the embeddings that the map leads through",
+    help="the embeddings that the map goes through",
 )
-@click.option("--words", type=click.IntRange(1), help="take the last so many words of every text")
-@click.option("--limit", type=click.IntRange(1), help="take so many texts, evenly from the file")
+@click.option("--words", type=click.IntRange(1), help="take only the last words of each text, this many")
+@click.option("--limit", type=click.IntRange(1), help="take only this many texts, spread evenly over the file")
 @picture("accuracies")
 @FORMAT
 def stitch(
@@ -171,13 +193,13 @@ def stitch(
 ) -> None:
     """The first layers of one model under the last layers and the classifier of another, without training.
 
-    In between, states go through the vocabulary that the two models share: the kernel E_A E_B^+ of Dar et al.
-    TUNED is a classifier: a folder of transformers' with a head for sequence classification, or a model's folder or a
-    LoRA adapter with classifier.safetensors beside it. Several are averaged in print. Texts are tokenized by TUNED's
-    own tokenizer, and run as if each were alone.
+    In between, states are mapped through the vocabulary that the two models share, by the kernel E_A E_B^+ of Dar et
+    al. TUNED is a classifier: a folder of transformers with a head for sequence classification, or the folder of a
+    model or a LoRA adapter with classifier.safetensors in it. With several, the table shows averages. Texts are
+    tokenized by TUNED's own tokenizer, and each is run as if it were alone.
 
-    Labels are the class names of TUNED's config (id2label), LABEL_0, LABEL_1 ..., or all the numbers from 0. Where
-    nothing names the classes, other labels are taken in sorted order, which is then said.
+    Labels are the class names of TUNED's config (id2label), LABEL_0, LABEL_1 ..., or the numbers from 0. Where nothing
+    names the classes, other labels are numbered in sorted order, and a line says so.
 
     \b
     paramdex stitch gpt2-medium ./gpt2-imdb --reviews imdb-test.jsonl --last 3 --plot stitch.png

@@ -1,4 +1,4 @@
-"""The command that builds the demo atlas and takes the tour of README with it."""
+"""The command that builds the demo atlas and runs the README's tour on it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from paramdex_schemas.errors import escaped
 
 
 @click.command()
-@click.option("--models", default="data/models", show_default=True, type=FilePath(), help="folder of the demo models")
+@click.option(
+    "--models", default="data/models", show_default=True, type=FilePath(), help="the folder of the demo models"
+)
 @click.option("-o", "--output", default="demo.atlas", show_default=True, type=FilePath(), help="the atlas to make")
 def demo(models: str, output: str) -> None:
     """Build an atlas of the demo models, and of all-MiniLM-L6-v2 where it is installed, and take the tour.

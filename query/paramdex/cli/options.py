@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 
 
 class FilePath(click.Path):
-    """A path as it was typed, for what is called to read; not empty, which Python takes for the current folder."""
+    """A path as it was typed, which what the command calls will read.
+
+    An empty one is refused, as Python would take it for the current folder.
+    """
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if value == "":
@@ -47,17 +50,19 @@ class LayerNumber(Whole):
 
 
 ATLAS = click.argument("atlas", type=FilePath())
-K = click.option("-k", "--k", "k", type=Whole(1, 10_000), default=10, show_default=True, help="how many to give")
-MODEL = click.option("--in", "--model", "model", metavar="MODEL", help="only in this model")
-KIND = click.option("--kind", help="only of this kind: ff_key, ff_value, attn_query, ...")
-KIND_OR_MATRIX = click.option("--kind", help="only of this kind: ff_key, ff_value, ..., or QK or VO for heads")
-LAYER = click.option("--layer", type=LayerNumber(0), metavar="N", help="only in this layer")
+K = click.option(
+    "-k", "--k", "k", type=Whole(1, 10_000), default=10, show_default=True, help="how many results to give"
+)
+MODEL = click.option("--in", "--model", "model", metavar="MODEL", help="only this model")
+KIND = click.option("--kind", help="only this kind: ff_key, ff_value, attn_query, ...")
+KIND_OR_MATRIX = click.option("--kind", help="only this kind: ff_key, ff_value, ...; for heads, QK or VO")
+LAYER = click.option("--layer", type=LayerNumber(0), metavar="N", help="only this layer")
 SIDE = click.option(
     "--side",
     type=click.Choice(["top", "bottom", "both"]),
     default="top",
     show_default=True,
-    help="largest correlations, most negative ones, or largest in size",
+    help="the largest correlations (top), the most negative (bottom) or the largest in size (both)",
 )
 FORMAT = click.option(
     "--format",
@@ -65,7 +70,7 @@ FORMAT = click.option(
     type=click.Choice(["table", "json", "csv"]),
     default="table",
     show_default=True,
-    help="a table for people, or JSON or CSV for machines",
+    help="a table for people; JSON or CSV for programs",
 )
 
 
@@ -77,7 +82,10 @@ def _filter_option(name: str, rule: Rule) -> Callable[[Callable[..., Any]], Call
 
 
 def filtered(*, pairs: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Give a command the options of a filter, with those of pairs where it shows ``pairs``; it gets one ``filter``."""
+    """Give a command the options of a filter, with those about pairs where it shows ``pairs``.
+
+    The command gets them as one argument, ``filter``: a TokenFilter, or None where nothing is to be left out.
+    """
     rules = {name: rule for name, rule in RULES.items() if pairs or not rule.of_pairs}
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -95,12 +103,12 @@ def filtered(*, pairs: bool = False) -> Callable[[Callable[..., Any]], Callable[
 
 
 def picture(what: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """The option --plot, whose picture is of ``what``."""
+    """The option ``--plot``; its help says ``what`` is drawn."""
     return click.option("--plot", type=FilePath(), help=f"draw {what} into this file (.png, .svg, .html)")
 
 
 def open_atlas(path: str) -> Atlas:
-    """The atlas that a command is to ask."""
+    """Open the atlas that a command asks. Raises AtlasError where there is none, or it cannot be read."""
     without_pandas()
     from paramdex.atlas import Atlas
 
@@ -110,7 +118,7 @@ def open_atlas(path: str) -> Atlas:
 
 @contextmanager
 def needing_builder(what: str) -> Iterator[None]:
-    """Around what loads the builder: says what to install where something of it is missing."""
+    """A block that imports the builder. Raises QueryError, which says what to install, where a library is missing."""
     without_pandas()
     try:
         yield
@@ -130,8 +138,10 @@ class _NoPandas:
 
 
 def without_pandas() -> None:
-    """Have pyarrow look for pandas now, in vain. Where it finds it, it imports it for the first list that becomes an
-    array, which takes as long as all else that most commands do; none needs it.
+    """Make pyarrow believe that pandas is not installed.
+
+    pyarrow imports pandas, where it finds it, when it first makes an array of a list. That takes as long as all the
+    rest of most commands, and no command needs it. pyarrow looks once: here, while a finder hides pandas.
     """
     import pyarrow as pa
 
@@ -144,8 +154,9 @@ def without_pandas() -> None:
 
 
 def print_result(result: Any, output: str) -> None:
-    """A table for people in the encoding of the terminal; what a program reads in UTF-8 and byte for byte, of which
-    click would take out what looks like a colour.
+    """Print a result: a table in the terminal's encoding, JSON and CSV in UTF-8.
+
+    JSON and CSV are written as bytes, for click would remove from text whatever looks like a colour.
     """
     text = result.render(output)
     to_bytes = output != "table" and hasattr(sys.stdout, "buffer")  # a stream in memory may take text alone
@@ -153,12 +164,12 @@ def print_result(result: Any, output: str) -> None:
 
 
 def say(text: str, *, err: bool = False) -> None:
-    """Lines for people. No name that they hold acts on the terminal."""
+    """Print lines for people. Control characters in them are escaped, so that no name acts on the terminal."""
     click.echo(escaped(text, but="\n\t"), err=err)
 
 
 def print_and_plot(result: Any, output: str, plot: str | None, printed: Any = None) -> None:
-    """Print a result, or what is to be ``printed`` in its place, and draw its picture where there is a file for it."""
+    """Print a result, or ``printed`` in its place. Draw the result's picture first where ``plot`` names a file."""
     if plot is not None:
         result.plot(plot)
     print_result(result if printed is None else printed, output)
@@ -167,7 +178,7 @@ def print_and_plot(result: Any, output: str, plot: str | None, printed: Any = No
 
 
 def check_plot(plot: str | None) -> None:
-    """Raises QueryError where ``plot`` cannot be drawn, before the work of which it is to be the picture."""
+    """Raises QueryError where a picture cannot be drawn into ``plot``. To be asked before the work that it shows."""
     if plot is not None:
         from paramdex.picture import picture_format
         from paramdex_schemas.arguments import given_path

@@ -43,12 +43,14 @@ def info(atlas: str, output: str) -> None:
 @ATLAS
 @click.argument("address")
 @K
-@click.option("--same-word", is_flag=True, help="for a head: keep pairs of one word with itself")
+@click.option("--same-word", is_flag=True, help="for a head: also show pairs of a word with itself")
 @filtered(pairs=True)
 @picture("a parameter's tokens")
 @FORMAT
 def show(atlas: str, address: str, k: int, same_word: bool, filter: Any, plot: str | None, output: str) -> None:
-    """The strongest tokens of a parameter, or the strongest token pairs of a head, both sides.
+    """The strongest tokens of a parameter, or token pairs of a head: top and bottom.
+
+    For the name of a model alone: what the atlas says of it.
 
     \b
     paramdex show demo.atlas tiny-a/L3/ff_value/17
@@ -58,7 +60,7 @@ def show(atlas: str, address: str, k: int, same_word: bool, filter: Any, plot: s
     """
     found = open_atlas(atlas).show(address, k, distinct=not same_word, filter=filter)
     if plot is not None and not hasattr(found, "plot"):
-        raise QueryError(f"--plot draws the tokens of a parameter, and {address} is none")
+        raise QueryError(f"--plot draws the tokens of a parameter; {address} is not one")
     print_and_plot(found, output, plot)
 
 
@@ -74,8 +76,8 @@ def show(atlas: str, address: str, k: int, same_word: bool, filter: Any, plot: s
 def find(atlas: str, tokens: tuple[str, ...], k: int, output: str, **where: Any) -> None:
     """Parameters and heads that have these tokens among their strongest.
 
-    A bare word finds every spelling of it; a word with a mark of its own (" Canada", Ġcanada, ##ing) just that one.
-    Several words in one argument are several words, unless a vocabulary has them as one.
+    A plain word finds all its spellings. A word with a marker of its own (" Canada", Ġcanada, ##ing) finds only that
+    token. An argument with several words is read as several, unless a vocabulary has it as one token.
 
     \b
     paramdex find demo.atlas soup bread wine
@@ -95,8 +97,10 @@ def find(atlas: str, tokens: tuple[str, ...], k: int, output: str, **where: Any)
 @filtered()
 @FORMAT
 def search(atlas: str, words: tuple[str, ...], k: int, output: str, **where: Any) -> None:
-    """The parameters nearest to a set of words, over the whole vocabulary: by the mean z of their tokens, which in one
-    vocabulary is by correlation.
+    """The parameters nearest to a set of words, over the whole vocabulary.
+
+    They are ranked by z: how many standard deviations the scores of the words' tokens lie from the mean of all scores,
+    on average. Within one vocabulary that is the order of the correlations.
 
     \b
     paramdex search demo.atlas "canada ottawa toronto"
@@ -109,17 +113,17 @@ def search(atlas: str, words: tuple[str, ...], k: int, output: str, **where: Any
 @ATLAS
 @click.argument("address")
 @K
-@click.option("--in", "--model", "model", metavar="MODEL", help='in this model, or "all"; by default in its own')
-@click.option("--kind", help="of this kind, by default of its own; for a head QK or VO, by default both")
+@click.option("--in", "--model", "model", metavar="MODEL", help='in this model, or in "all"  [default: its own]')
+@click.option("--kind", help="this kind  [default: its own]; for a head, QK or VO  [default: both]")
 @LAYER
 @SIDE
 @filtered(pairs=True)
 @FORMAT
 def similar(atlas: str, address: str, k: int, output: str, **where: Any) -> None:
-    """The parameters or heads nearest to one, in its own or another model.
+    """The parameters or heads nearest to a given one, in its own or another model.
 
-    Of a parameter by the correlation of scores over the whole vocabulary; of a head by the cosine of its matrices QK
-    and VO over all pairs of tokens.
+    Parameters are compared by the correlation of their scores over the whole vocabulary, heads by the cosine of their
+    matrices QK and VO (the OV circuit) over all pairs of tokens.
 
     \b
     paramdex similar demo.atlas tiny-a/L3/ff_value/17
@@ -132,9 +136,9 @@ def similar(atlas: str, address: str, k: int, output: str, **where: Any) -> None
 @click.command()
 @ATLAS
 @click.argument("vectors", metavar="FILE", type=FilePath())
-@click.option("--model", "--in", "model", required=True, help="the model of whose residual stream they are")
-@click.option("--row", type=click.IntRange(0), help="this row of a matrix, counted from 0")
-@click.option("--name", help="this tensor of a .safetensors file")
+@click.option("--model", "--in", "model", required=True, help="the model whose residual stream the vector belongs to")
+@click.option("--row", type=click.IntRange(0), help="take this row of a matrix, counted from 0")
+@click.option("--name", help="take this tensor of a .safetensors file")
 @K
 @KIND
 @LAYER
@@ -142,9 +146,9 @@ def similar(atlas: str, address: str, k: int, output: str, **where: Any) -> None
 @filtered()
 @FORMAT
 def lens(atlas: str, vectors: str, model: str, k: int, output: str, **which: Any) -> None:
-    """What a vector of your own says: its tokens, and the parameters nearest to it.
+    """What a vector of your own says: its strongest tokens (the logit lens), and the parameters nearest to it.
 
-    FILE is a .npy or .safetensors file with a vector of the model's residual stream, or a matrix with one a row: a
+    FILE is a .npy or .safetensors file with a vector of the model's residual stream, or a matrix with one per row: a
     steering vector, a probe, the decoder of a sparse autoencoder.
 
     \b
@@ -157,12 +161,14 @@ def lens(atlas: str, vectors: str, model: str, k: int, output: str, **which: Any
 @click.command()
 @ATLAS
 @click.argument("address")
-@click.option("-k", "--k", "k", type=Whole(1, 10_000), default=4, show_default=True, help="how many of each matrix")
-@click.option("--matrix", type=click.Choice(["QK", "VO"]), help="of this matrix alone")
+@click.option(
+    "-k", "--k", "k", type=Whole(1, 10_000), default=4, show_default=True, help="how many directions per matrix"
+)
+@click.option("--matrix", type=click.Choice(["QK", "VO"]), help="only this matrix")
 @filtered()
 @FORMAT
 def directions(atlas: str, address: str, k: int, matrix: str | None, filter: Any, output: str) -> None:
-    """What a head reads and what it writes for it: the singular directions of its matrices.
+    """What a head reads, and what it writes in response: the singular directions of its matrices.
 
     \b
     paramdex directions demo.atlas minilm/L5/H10
@@ -173,29 +179,35 @@ def directions(atlas: str, address: str, k: int, matrix: str | None, filter: Any
 
 @click.command()
 @ATLAS
-@click.option("--pairs", required=True, type=FilePath(), help="a file: SOURCE, a tab and TARGET a line")
+@click.option(
+    "--pairs", required=True, type=FilePath(), help="a file of word pairs, one per line: SOURCE, a tab, TARGET"
+)
 @K
 @MODEL
 @click.option(
-    "--matrix", type=click.Choice(["VO", "QK"]), default="VO", show_default=True, help="read → written, or query → key"
+    "--matrix",
+    type=click.Choice(["VO", "QK"]),
+    default="VO",
+    show_default=True,
+    help="VO: read → written (the OV circuit); QK: query → key",
 )
 @click.option(
     "--top",
     type=click.IntRange(0, 10_000),
     default=10,
     show_default=True,
-    help="of how many strongest tokens of a row the shares are; 0 leaves them out and is faster",
+    help="share: how often a target is among this many strongest tokens of its source; 0 skips it, which is faster",
 )
 @click.option(
     "--side",
     type=click.Choice(["top", "bottom", "both"]),
     default="top",
     show_default=True,
-    help="largest z, most negative, or largest in size",
+    help="the largest z (top), the most negative (bottom) or the largest in size (both)",
 )
 @FORMAT
 def heads(atlas: str, pairs: str, k: int, output: str, **which: Any) -> None:
-    """Which heads do what your pairs of words do: a country and its capital, a verb and its past.
+    """Which heads relate words as your pairs do: a country and its capital, a verb and its past tense.
 
     \b
     paramdex heads demo.atlas --pairs countries.tsv
@@ -210,7 +222,7 @@ def heads(atlas: str, pairs: str, k: int, output: str, **which: Any) -> None:
 @click.argument("model_b")
 @KIND
 @picture("heat maps")
-@click.option("--summary", is_flag=True, help="with json and csv: a row a kind, not a row a pair of layers")
+@click.option("--summary", is_flag=True, help="with json and csv: one row per kind, not per pair of layers")
 @FORMAT
 def align(
     atlas: str, model_a: str, model_b: str, kind: str | None, plot: str | None, summary: bool, output: str
@@ -231,23 +243,23 @@ def align(
 @ATLAS
 @click.argument("model_a")
 @click.argument("model_b")
-@click.option("--kind", default="ff_value", show_default=True, help="of this kind: ff_key, ff_value, ...")
-@click.option("--layer-a", type=LayerNumber(0), metavar="N", help="only of this layer of the first model")
-@click.option("--layer-b", type=LayerNumber(0), metavar="N", help="only of this layer of the second model")
+@click.option("--kind", default="ff_value", show_default=True, help="this kind: ff_key, ff_value, ...")
+@click.option("--layer-a", type=LayerNumber(0), metavar="N", help="only this layer of the first model")
+@click.option("--layer-b", type=LayerNumber(0), metavar="N", help="only this layer of the second model")
 @K
 @click.option(
     "--side",
     type=click.Choice(["top", "both"]),
     default="top",
     show_default=True,
-    help="both: a large negative correlation is near, too",
+    help="both: large negative correlations count as near, too",
 )
 @filtered()
 @FORMAT
 def match(atlas: str, model_a: str, model_b: str, kind: str, k: int, output: str, **which: Any) -> None:
-    """Which parameter of another model does the job of each of one model's: nearest, mutual, and one to one.
+    """For each parameter of one model its counterpart in another: the nearest, and a one-to-one partner.
 
-    Prints the most similar; json and csv give all.
+    Also says whether each is the other's nearest (mutual). Prints the most similar; json and csv give all.
 
     \b
     paramdex match demo.atlas tiny-a tiny-b
@@ -269,7 +281,8 @@ def match(atlas: str, model_a: str, model_b: str, kind: str, k: int, output: str
 def diff(atlas: str, base: str, tuned: str | None, k: int, plot: str | None, output: str, **which: Any) -> None:
     """What training moved most: neurons and heads, with the tokens they moved toward and away from.
 
-    BASE and TUNED are names in the atlas or the sources of a build with --base, whose name alone does as well.
+    BASE and TUNED are names in the atlas, or the sources that were given to a build with --base. The name of the model
+    that such a build made is enough by itself.
 
     \b
     paramdex diff bert.atlas ./bert ./bert-imdb

@@ -10,21 +10,29 @@ from paramdex_schemas import QueryError
 
 @click.command()
 @ATLAS
-@click.option("--host", default="127.0.0.1", show_default=True, help="the address to listen on; 0.0.0.0 is every one")
-@click.option("--port", type=click.IntRange(0, 65535), default=8642, show_default=True, help="0 takes one that is free")
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, help="the address to listen on; 0.0.0.0 is all of this machine's"
+)
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8642,
+    show_default=True,
+    help="the port to listen on; 0 takes a free one",
+)
 @click.option(
     "--sql-seconds",
     type=click.FloatRange(0.1, 600),
     default=10.0,
     show_default=True,
-    help="seconds until a visitor's SQL is stopped",
+    help="seconds after which a visitor's SQL is stopped",
 )
 @click.option(
     "--sql-memory",
     type=click.IntRange(64),
     default=512,
     show_default=True,
-    help="megabytes that a visitor's SQL may hold",
+    help="megabytes that a visitor's SQL may take",
 )
 def serve(atlas: str, host: str, port: int, sql_seconds: float, sql_memory: int) -> None:
     """Explore an atlas in the browser: a page for every model, head and parameter, and its data as JSON.
