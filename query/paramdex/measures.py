@@ -16,13 +16,13 @@ from paramdex.result import Drawn
 
 PAPER = "The paper's remark: 3 of its 11 tuned models went above 70 %, stitched onto GPT-2 medium."
 GOOD = 0.7
-"""The accuracy that the paper counts its runs by."""
+"""The paper counts the runs that are more accurate than this."""
 RARE = 0.05
-"""The share of draws of a baseline that reach a value which counts as above it."""
+"""A value is above its baseline if at most this share of the baseline's draws reach it."""
 _FEWEST = math.ceil(1 / RARE)
-"""Draws, with the value itself, of which one is no more than that."""
+"""So many draws, the value itself among them, are needed before one of them is no more than that share."""
 _SHUFFLED = ("shuffled", "active elsewhere")
-"""The baselines that are orders of the n things looked at."""
+"""The baselines that put the n things that are looked at into another order."""
 _TITLES = {
     "states": "share of a state's strongest tokens that its most active parameters have among theirs",
     "pairs": "overlap (Jaccard) of the strongest tokens of two vectors that belong together",
@@ -35,8 +35,8 @@ _GREYS = {"random": "0.75", "active elsewhere": "0.45", "shuffled": "0.6"}
 
 @dataclass(frozen=True, repr=False)
 class Evaluation(Drawn):
-    """Rows of measure, kind, layer, k: ``value`` beside ``baseline``, the mean over draws, with their ``deviation``
-    and the share ``p_value`` of them that reach the value, itself one of them: at least 1 / (``draws`` + 1).
+    """A row per measure, kind, layer and k: ``value``, and the mean ``baseline`` of draws with their ``deviation``.
+    ``p_value`` is the share of draws that reach the value, itself counted as one: at least 1 / (``draws`` + 1).
     """
 
     def figure(self) -> Any:
@@ -46,8 +46,8 @@ class Evaluation(Drawn):
 
 @dataclass(frozen=True, repr=False)
 class Stitching(Drawn):
-    """Rows of tuned, part, first, last: the accuracy of the ``first`` layers of one model under the ``last`` layers of
-    another (part ``stitched``), and that of the tuned models and their base by themselves.
+    """A row per tuned model, part, first and last: the accuracy of the ``first`` layers of one model under the ``last``
+    layers of another (part ``stitched``), and that of the tuned models and their base by themselves.
     """
 
     def figure(self) -> Any:
@@ -62,7 +62,7 @@ def evaluation(table: pa.Table) -> Evaluation:
     for key in dict.fromkeys((row["measure"], row["kind"], row["against"]) for row in rows):
         measure, kind, other = key
         own = [row for row in rows if (row["measure"], row["kind"], row["against"]) == key]
-        if measure == "keep_k":  # a line a k, in steps of ten
+        if measure == "keep_k":  # one line per k, in steps of ten
             own = [row for row in own if row["k"] in (10, 100, 1000, 10_000) or row is own[-1]]
         for group in [[row] for row in own] if measure == "keep_k" else [own]:
             value, baseline = (float(np.mean([row[name] for row in group])) for name in ("value", "baseline"))
@@ -82,13 +82,13 @@ def evaluation(table: pa.Table) -> Evaluation:
     title = f"{first['model']}: {first['space']} embedding, norms {'' if first['fold_norm'] else 'not '}folded"
     counts = {row["measure"]: row["n"] for row in rows}
     notes = [f"{name}: {_TITLES[name]} (n = {n:,})" for name, n in counts.items()]
-    notes.append(f"above: layers whose value at most {RARE:.0%} of the draws of the baseline reach")
+    notes.append(f"above: how many layers have a value that at most {RARE:.0%} of the baseline's draws reach")
     notes += dict.fromkeys(why for row in rows for why in _too_few(row))
     return Evaluation(table, title, notes, pa.Table.from_pylist(lines))
 
 
 def _above(rows: list[dict[str, Any]]) -> str | None:
-    """How many layers are above their baseline; None where nothing was drawn, or too little for any to be."""
+    """How many layers are above their baseline; None where nothing was drawn, or too few draws for any to be above."""
     if rows[0]["p_value"] is None or any(_too_few(row) for row in rows):
         return None
     return f"{sum(row['p_value'] <= RARE for row in rows)} of {len(rows)}"
@@ -99,8 +99,8 @@ def _too_few(row: dict[str, Any]) -> list[str]:
     found = []
     if row["p_value"] is not None and row["draws"] + 1 < _FEWEST:
         found.append(
-            f"above is not said: of {row['draws']} draws the least p-value is 1/{row['draws'] + 1}, "
-            f"and {RARE} takes {_FEWEST - 1} or more (--draws)"
+            f"above is not said: with {row['draws']} draws no p-value is below 1/{row['draws'] + 1}; "
+            f"{RARE} takes {_FEWEST - 1} draws or more (--draws)"
         )
     if row["against"] in _SHUFFLED and math.factorial(row["n"]) < _FEWEST:
         found.append(
@@ -117,8 +117,8 @@ def _by_layer(rows: list[dict[str, Any]]) -> str | None:
 
 
 def stitching(table: pa.Table) -> Stitching:
-    """From the table of ``paramdex_builder.stitch``: printed a line for each number of first layers, a column for each
-    number of last layers, accuracies averaged over the tuned models.
+    """From the table of ``paramdex_builder.stitch``. What is printed has a line per number of first layers and a column
+    per number of last layers, with accuracies averaged over the tuned models.
     """
     rows = table.to_pylist()
     points = [row for row in rows if row["part"] == "stitched"]
@@ -155,14 +155,14 @@ def _end(rows: list[dict[str, Any]], part: str, name: str) -> str:
 
 
 def _spread(values: list[float]) -> str:
-    """A value, or of several their mean with the least and the largest."""
+    """One value; of several, the mean with the least and the largest."""
     if len(values) == 1:
         return f"{values[0]:.3f}"
     return f"{np.mean(values):.3f}, from {min(values):.3f} to {max(values):.3f}"
 
 
 def last_part(source: str) -> str:
-    """The last part of a source, where there is little room.
+    """The last part of a source, for places with little room.
 
     >>> last_part("data/models/tiny-a")
     'tiny-a'
@@ -171,7 +171,7 @@ def last_part(source: str) -> str:
 
 
 def by(rows: list[dict[str, Any]], value: str, key: Callable[[dict[str, Any]], Any]) -> dict[Any, list[float]]:
-    """The values of rows in groups, in order of the groups' keys."""
+    """A column's values in groups: key -> values, the keys in order."""
     found: dict[Any, list[float]] = {}
     for row in rows:
         found.setdefault(key(row), []).append(row[value])
@@ -179,7 +179,7 @@ def by(rows: list[dict[str, Any]], value: str, key: Callable[[dict[str, Any]], A
 
 
 def _evaluation_figure(evaluation: Evaluation) -> Any:
-    """Bars a layer for every kind, the baselines in grey beside the value; and curves over k for the inverses."""
+    """For every kind bars per layer, the baselines in grey beside the value; for the inverses curves over k."""
     rows = evaluation.to_rows()
     panels = list(dict.fromkeys((row["measure"], row["kind"]) for row in rows if row["measure"] != "keep_k"))
     kept = [row for row in rows if row["measure"] == "keep_k"]
@@ -233,8 +233,8 @@ def _inverses(axis: Any, rows: list[dict[str, Any]]) -> None:
 
 
 def _stitching_figure(stitching: Stitching) -> Any:
-    """Accuracy over the number of first layers, a line for each number of last layers: the mean over tuned models and
-    the band from the least to the largest; dashed the ends, dotted the most frequent class.
+    """Accuracy over the number of first layers, one line per number of last layers: the mean over the tuned models, in
+    a band from the least to the largest. The ends are dashed, the most frequent class is dotted.
     """
     rows = stitching.to_rows()
     points = [row for row in rows if row["part"] == "stitched"]

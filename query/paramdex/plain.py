@@ -19,8 +19,8 @@ from paramdex_schemas import QueryError
 
 
 def plain_values(column: pa.ChunkedArray) -> list[Any]:
-    """A column's values as plain Python: float32 in its own shortest form, decimals as integers or floats where those
-    are no other number.
+    """A column's values as plain Python: float32 in its shortest form, decimals as integers or floats where that is the
+    same number. Raises QueryError for dates and times that Python does not have.
     """
     try:
         values = column.to_pylist()
@@ -31,7 +31,7 @@ def plain_values(column: pa.ChunkedArray) -> list[Any]:
 
 
 def converter(of: pa.DataType) -> Callable[[Any], Any] | None:
-    """Makes plain Python of a value of a type that is not null; None where it is plain."""
+    """What makes plain Python of a value, not null, of an Arrow type; None where ``to_pylist`` gave that already."""
     if pa.types.is_float32(of):
         return short
     if pa.types.is_decimal(of):
@@ -51,7 +51,7 @@ def converter(of: pa.DataType) -> Callable[[Any], Any] | None:
 
 
 def short(value: float | None) -> float:
-    """A float32 in its own shortest form; 0 for none.
+    """A float32 in its shortest form: the fewest digits that name it. 0 for None.
 
     >>> short(0.2206999957561493)
     0.2207
@@ -60,7 +60,7 @@ def short(value: float | None) -> float:
 
 
 def plain_decimal(value: Decimal) -> int | float | Decimal:
-    """An integer or a float where that is the same number.
+    """A decimal as an integer or a float, where that is the same number.
 
     >>> plain_decimal(Decimal("3.00")), plain_decimal(Decimal("0.1")), plain_decimal(Decimal("12345678901234567.8"))
     (3, 0.1, Decimal('12345678901234567.8'))

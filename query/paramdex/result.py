@@ -1,4 +1,4 @@
-"""Results: an Arrow table that prints well in a terminal and a notebook, and turns into what a program wants."""
+"""Results: an Arrow table that prints well in a terminal and a notebook, and converts to what a program needs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _GAP = 3
 
 
 def table_of(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
-    """A table of rows that may have more than the schema's columns, or less; in one conversion."""
+    """A table with the schema's columns. Other keys of the rows are dropped; those that a row lacks are null."""
     return pa.Table.from_struct_array(pa.array(rows, pa.struct(list(schema))))
 
 
@@ -44,15 +44,15 @@ class Result:
     title: str | None = None
     notes: Sequence[str] = ()
     shown: pa.Table | None = field(default=None, repr=False)
-    """What is printed in place of ``table``, where rows and columns read better in another shape; what is made of
-    ``table`` alone is made when it is printed.
+    """What is printed in place of ``table``, where another shape reads better. It may be made when it is printed, if
+    ``table`` alone is enough to make it.
     """
 
     def __post_init__(self) -> None:
         """Raises QueryError for a field of another type."""
         tables = (self.table,) if self.shown is None else (self.table, self.shown)
         if not all(isinstance(table, pa.Table) for table in tables):
-            raise QueryError(f"a result is of pyarrow tables, not of {', '.join(map(quoted, tables))}")
+            raise QueryError(f"a result takes pyarrow tables, not {', '.join(map(quoted, tables))}")
         texts = given_items(self.notes, QueryError(f"notes are a sequence of texts, not {quoted(self.notes)}"))
         for text in texts if self.title is None else [self.title, *texts]:
             check_text(text, QueryError(f"titles and notes are valid UTF-8 text, not {quoted(text)}"))
@@ -75,13 +75,13 @@ class Result:
         return self.table
 
     def to_pandas(self) -> pd.DataFrame:
-        """Raises QueryError where pandas is not installed, or has no such values."""
+        """As a pandas DataFrame. Raises QueryError where pandas is not installed or cannot hold the values."""
         try:
             return self.table.to_pandas()
         except ImportError as error:
             raise QueryError("this needs pandas; install it with: pip install pandas") from error
         except (pa.ArrowException, ValueError) as error:  # years after 9999, unions
-            raise QueryError(f"pandas has no such values ({error}); cast them to VARCHAR in SQL") from error
+            raise QueryError(f"pandas cannot hold these values ({error}); cast them to VARCHAR in SQL") from error
 
     def to_rows(self) -> list[dict[str, Any]]:
         """The rows as dictionaries of plain Python values."""
@@ -89,12 +89,12 @@ class Result:
         return [dict(zip(self.columns, row, strict=True)) for row in zip(*columns, strict=True)]
 
     def to_json(self) -> str:
-        """One JSON array of row objects, a row a line; null stands for NaN and infinity, which JSON does not have."""
+        """One JSON array of row objects, one row per line. NaN and infinity, which JSON lacks, become null."""
         rows = [json_text(row) for row in self.to_rows()]
         return "[" + ",\n ".join(rows) + "]"
 
     def to_csv(self) -> str:
-        """Comma-separated values with a header; a list or a struct is written as JSON."""
+        """Comma-separated values with a header. Lists and structs are written as JSON."""
         return "\n".join(map(csv_line, [self.columns, *(row.values() for row in self.to_rows())]))
 
     def render(self, output: str) -> str:
@@ -128,7 +128,7 @@ class Result:
         return Group(*parts, *(Text(escaped(note, but="\n")) for note in self.notes))
 
     def _least_width(self) -> int:
-        """The columns that a table needs so that no number and no address is cut; texts fold."""
+        """The width in characters at which no number and no address is cut; texts fold."""
         from rich.cells import cell_len
 
         shown = self._printed
@@ -146,13 +146,13 @@ class Result:
 
         text = io.StringIO()
         width = max(shutil.get_terminal_size((WIDTH, 24)).columns, self._least_width())
-        # plain text everywhere: rich would draw into a notebook by itself, and in bold where FORCE_COLOR is set
+        # plain text everywhere: rich would draw into a notebook by itself, and write bold text if FORCE_COLOR is set
         console = Console(file=text, width=width, color_system=None, force_terminal=False, force_jupyter=False)
         console.print(self._rich())
         return "\n".join(line.rstrip() for line in text.getvalue().split("\n")).rstrip("\n")
 
     __repr__ = __str__
-    """What a Python prompt shows of an answer is the answer."""
+    """A Python prompt shows the answer itself."""
 
     def _repr_html_(self) -> str:
         from html import escape
@@ -179,8 +179,8 @@ class Drawn(Result):
         raise NotImplementedError
 
     def plot(self, path: str | Path | None = None) -> Any:
-        """Draw the picture into a file, whose ending chooses the format, and give its path; without one give a picture
-        that a notebook shows. Raises QueryError where it cannot be drawn or written.
+        """Draw the picture into a file and return its path; the ending chooses the format. Without a path, return a
+        picture that a notebook shows. Raises QueryError where it cannot be drawn or written.
         """
         from paramdex.picture import Picture, save
 
@@ -200,7 +200,7 @@ def _is_whole(column: pa.Field) -> bool:
 
 
 def _cells(shown: pa.Table) -> list[list[str]]:
-    """The columns of a table as they are printed, the first SHOWN_ROWS rows."""
+    """The columns of a table as they are printed, of the first SHOWN_ROWS rows."""
     return [
         [_cell(value) for value in plain_values(shown.column(i).slice(0, SHOWN_ROWS))] for i in range(shown.num_columns)
     ]
@@ -214,7 +214,7 @@ def csv_line(row: Iterable[Any]) -> str:
     """
     import csv
 
-    line = io.StringIO()  # a line each: csv quotes only those line ends that it writes itself
+    line = io.StringIO()  # a new one per line: csv quotes only the line ends that it writes itself
     cells = [json_text(value) if isinstance(value, (list, dict)) else value for value in row]
     csv.writer(line, lineterminator="\r\n").writerow(cells)
     return line.getvalue()[:-2]

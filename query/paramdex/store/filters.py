@@ -35,7 +35,7 @@ _OPTIONS = {"tokens": "--top-k", "pairs": "--pair-k"}
 
 @dataclass
 class Sieve:
-    """A filter at work on one answer: it has a mask for each model, and counts the lists that ran short."""
+    """A filter at work on one answer. It keeps a mask per model, and counts the lists that were made too short."""
 
     database: Database
     filter: TokenFilter | None
@@ -62,7 +62,7 @@ class Sieve:
         return self._first((i for i, each in enumerate(ids) if self._passes(model, each)), len(ids), k, "tokens")
 
     def pairs(self, model: Model, pairs: Sequence[dict[str, Any]], k: int) -> list[int]:
-        """As ``tokens``, of a head's strongest pairs: rows with source_id, target_id and perhaps same_word."""
+        """As ``tokens``, for a head's strongest pairs: rows with source_id, target_id and perhaps same_word."""
         return self._first((i for i, pair in enumerate(pairs) if self.passes(model, pair)), len(pairs), k, "pairs")
 
     def passes(self, model: Model, pair: dict[str, Any]) -> bool:
@@ -74,7 +74,7 @@ class Sieve:
         return self._passes(model, source) and self._passes(model, target)
 
     def directions(self, model: Model, ids: Sequence[int], k: int) -> list[int]:
-        """As ``tokens``, of a direction's few tokens: the places of all that pass, k of which are printed."""
+        """As ``tokens``, for the few tokens of a direction: the places of all that pass. k of them are printed."""
         passing = [i for i, each in enumerate(ids) if self._passes(model, each)]
         self._first(iter(passing), len(ids), k, "tokens of a direction")
         return passing
@@ -84,20 +84,19 @@ class Sieve:
         return mask is None or bool(mask[token_id])
 
     def wanted(self, model: Model, item: Wanted) -> Wanted:
-        """Of the items that were asked for those that pass in a model."""
+        """The items that were asked for, without those that the filter leaves out in a model."""
         mask = self.mask(model)
         left = [(i, word) for i, word in zip(item.ids, item.words, strict=True) if mask is None or mask[i]]
         return replace(item, ids=[i for i, _ in left], words=[word for _, word in left])
 
     def notes(self) -> list[str]:
-        """What the reader must know of the lists that were shown."""
+        """Notes on the lists that were shown: which the filter made shorter than was asked for."""
         found = list(self._notes)
         for what, (short, total, k) in self._short.items():
             if short:
-                lists = f"{short} of {total} lists have" if total > 1 else "the list has"
+                lists = f"{short} of {total} lists {'has' if short == 1 else 'have'}" if total > 1 else "the list has"
                 more = f" (build with a larger {_OPTIONS[what]} to keep more)" if what in _OPTIONS else ""
-                why = "for no more of those that the atlas keeps pass"
-                found.append(f"filtered: {lists} fewer than {k} {what}, {why}{more}")
+                found.append(f"filtered: {lists} fewer than {k} {what}: the atlas keeps no more that pass{more}")
         return found
 
     def _first(self, passing: Iterator[int], n: int, k: int, what: str) -> list[int]:
@@ -120,7 +119,9 @@ class Sieve:
     def _of_rule(self, model: Model, rule: Rule) -> Mask | None:
         """Which tokens of a model a rule lets pass (V); None where its vocabulary does not say."""
         if not says(self.database, model, rule):
-            self._notes.append(f"the vocabulary of {model.name} does not say {rule.unsaid}; none is left out for it")
+            self._notes.append(
+                f"the vocabulary of {model.name} does not say {rule.unsaid}, so no token is left out for that"
+            )
             return None
         if rule.table == "token_embeddings":
             sql = f"SELECT {rule.passes} AS passes FROM store.token_embeddings WHERE model_id = ? ORDER BY token_id"
@@ -143,8 +144,10 @@ def says(database: Database, model: Model, rule: Rule) -> bool:
 
 
 def _of_words(database: Database, vocabulary: str, words: list[str]) -> Mask:
-    """Which items of a vocabulary (V) the words stand for: a bare one for all that read as it, or where none does for
-    what is spelled so or continues a word with it, a marked one for one.
+    """Which items of a vocabulary (V) the words stand for.
+
+    A plain word stands for all items that read as it does; where there are none, for the item that is spelled so, or
+    that continues a word with it. A word with a marker stands for one item.
     """
     import pyarrow.compute as pc
 
@@ -154,7 +157,7 @@ def _of_words(database: Database, vocabulary: str, words: list[str]) -> Mask:
     alike = {word: bare(word) for word in words if not is_marked(word)}
     others = [word for word, reads in alike.items() if reads not in known]
     folded = [*alike.values(), *map(continuation, others)]
-    spaces = [text for text in map(bare, marked) if text.isspace()]  # that markers stand for
+    spaces = [text for text in map(bare, marked) if text.isspace()]  # markers stand for spaces
     columns = [("folded", folded), ("token", marked + others), ("text", marked + spaces)]
     found = [pc.is_in(database.tokens(vocabulary, name), pa.array(values, pa.string())) for name, values in columns]
     mask: Mask = np.logical_or.reduce([each.to_numpy(zero_copy_only=False) for each in found])

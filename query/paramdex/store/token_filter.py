@@ -29,9 +29,9 @@ class Rule:
     passes: str = ""
     """The SQL condition on that table's rows; on ``tokens`` it is a column."""
     unsaid: str = ""
-    """What the vocabularies do not say of which no token passes; nothing is left out there."""
+    """What a vocabulary leaves unsaid if none of its tokens passes; there the rule leaves out nothing."""
     of_pairs: bool = False
-    """Whether it is about pairs of tokens, and not about each token."""
+    """Whether the rule is about pairs of tokens, rather than single tokens."""
 
 
 def _rule(**values: Any) -> dict[str, Rule]:
@@ -68,13 +68,13 @@ class TokenFilter:
         ),
     )
     words: str | PathLike[str] | Sequence[str] | None = field(
-        default=None, metadata=_rule(help="only the words of this file, one a line")
+        default=None, metadata=_rule(help="only the words of this file, one per line")
     )
     no_undertrained: bool = field(
         default=False,
         metadata=_rule(
             help="no tokens that training hardly used",
-            label="none that are under-trained",
+            label="no under-trained tokens",
             table="token_embeddings",
             passes="NOT is_undertrained",
         ),
@@ -109,11 +109,11 @@ class TokenFilter:
         if isinstance(self.words, (str, PathLike)):
             lines = [line for line in read_lines(self.words, "word list") if line.strip()]
         else:
-            lines = [word for word in self.words if word]  # of white space alone, it is an item of just that
+            lines = [word for word in self.words if word]  # a word of white space alone is such a token
         found = list(dict.fromkeys(lines))
         if not found:
             name = f" {self.words}" if isinstance(self.words, (str, PathLike)) else ""
-            raise QueryError(f"the word list{name} holds no words; write one a line")
+            raise QueryError(f"the word list{name} holds no words; write one per line")
         return found
 
 

@@ -1,6 +1,6 @@
-"""Which tokens and pairs a card shows: asked for in the query of its address, and the same as a filter and in SQL.
+"""Which tokens and pairs a card shows: the parameters of its URL, as a filter and as SQL.
 
-FastAPI reads these annotations, so they are not postponed.
+FastAPI evaluates annotations, so they are not postponed in this module.
 """
 
 import re
@@ -21,8 +21,8 @@ _QUOTED = re.compile('"((?:[^"]|"")*)"')
 
 
 def split_words(q: str) -> list[str]:
-    """What a person typed into words: split at white space; what stands in double quotes is one word, spaces and all,
-    in which two double quotes are one.
+    """Split what a person typed into words, at white space. Text in double quotes is one word and keeps its spaces; two
+    double quotes inside it stand for one. Raises QueryError for more than 50 words.
 
     >>> split_words('wine " Canada" ##ing " "","')
     ['wine', ' Canada', '##ing', ' ",']
@@ -43,7 +43,7 @@ def split_words(q: str) -> list[str]:
 
 
 def searched(text: str) -> str:
-    """A text as one is looked for within it: lower case, in Unicode's composed form; as DuckDB can say it."""
+    """A text in the form in which texts are searched: lower case and NFC, which SQL can compute too."""
     return normalize("NFC", text.lower())
 
 
@@ -64,7 +64,9 @@ else:
 class TokenChoice(_Rules):
     """Which tokens are shown: those that pass all that is asked, as with the options of ``paramdex show``."""
 
-    only: Annotated[str, Query(max_length=2000, description="only tokens that are one of these words")] = ""
+    only: Annotated[
+        str, Query(max_length=2000, description="only these words; double quotes keep the spaces of one")
+    ] = ""
 
     @property
     def _asked(self) -> dict[str, bool]:
@@ -84,7 +86,7 @@ class TokenChoice(_Rules):
         return TokenFilter(words=split_words(self.only) or None, **self._asked)
 
     def passing(self, atlas: Atlas, model: Model) -> list[str]:
-        """Queries in SQL, each for the token_ids that one part of the choice lets pass; none where all do."""
+        """SQL queries, each for the token_ids that a part of the choice lets pass. None are needed if all pass."""
         conditions: dict[str, list[str]] = {"tokens": [f"vocabulary = '{model.vocabulary}'"]}
         conditions["token_embeddings"] = [f"model = '{model.name}'"]
         for name, rule in TOKEN_RULES.items():
@@ -110,16 +112,22 @@ class PairChoice(TokenChoice):
         Literal["different", "tokens", "all"],
         Query(description="head: pairs of different words, of different tokens, or all"),
     ] = "different"
-    contains: Annotated[str, Query(max_length=100, description="head: pairs of which a token has this text")] = ""
+    contains: Annotated[
+        str, Query(max_length=100, description="head: only pairs with this text in one of their tokens")
+    ] = ""
     min_z: Annotated[
         float,
         BeforeValidator(lambda value: value or 0.0),  # a field of a form that was left empty
-        Query(ge=0, allow_inf_nan=False, description="head: pairs whose score lies as many standard deviations away"),
+        Query(
+            ge=0,
+            allow_inf_nan=False,
+            description="head: only pairs whose score lies at least this many standard deviations from the mean",
+        ),
     ] = 0.0
 
     @property
     def chosen(self) -> bool:
-        """Whether other pairs are shown than without a choice."""
+        """Whether anything was chosen."""
         return self != PairChoice()
 
     def filter(self) -> TokenFilter:
@@ -131,7 +139,7 @@ class PairChoice(TokenChoice):
         return "rank_distinct" if self.words == "different" else "rank"
 
     def sql(self, atlas: Atlas, model: Model, address: str, k: int) -> str:
-        """The query for what the card of a head shows."""
+        """The SQL query for what the card of a head shows."""
         rank = self.rank
         query = f"SELECT matrix, side, {rank}, source, target, score\nFROM head_pairs"
         where = [f"address = '{address}'", f"{rank} IS NOT NULL"]
