@@ -84,7 +84,7 @@ class Sieve:
         return mask is None or bool(mask[token_id])
 
     def wanted(self, model: Model, item: Wanted) -> Wanted:
-        """The items that were asked for, without those that the filter leaves out in a model."""
+        """The wanted items that pass in a model."""
         mask = self.mask(model)
         left = [(i, word) for i, word in zip(item.ids, item.words, strict=True) if mask is None or mask[i]]
         return replace(item, ids=[i for i, _ in left], words=[word for _, word in left])
@@ -96,7 +96,9 @@ class Sieve:
             if short:
                 lists = f"{short} of {total} lists {'has' if short == 1 else 'have'}" if total > 1 else "the list has"
                 more = f" (build with a larger {_OPTIONS[what]} to keep more)" if what in _OPTIONS else ""
-                found.append(f"filtered: {lists} fewer than {k} {what}: the atlas keeps no more that pass{more}")
+                found.append(
+                    f"filtered: {lists} fewer than {k} {what}, because the atlas keeps no more that pass{more}"
+                )
         return found
 
     def _first(self, passing: Iterator[int], n: int, k: int, what: str) -> list[int]:
@@ -144,10 +146,8 @@ def says(database: Database, model: Model, rule: Rule) -> bool:
 
 
 def _of_words(database: Database, vocabulary: str, words: list[str]) -> Mask:
-    """Which items of a vocabulary (V) the words stand for.
-
-    A plain word stands for all items that read as it does; where there are none, for the item that is spelled so, or
-    that continues a word with it. A word with a marker stands for one item.
+    """Which items of a vocabulary (V) the words stand for. A bare word stands for all items that read like it, or if
+    there are none for those spelled like it or continuing a word with it. A marked word stands for one item.
     """
     import pyarrow.compute as pc
 
