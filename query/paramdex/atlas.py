@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import pyarrow as pa
 
-from paramdex.result import Result, visible
+from paramdex.result import Result
 from paramdex.store.database import Database
 from paramdex.store.filters import Sieve, TokenFilter
 from paramdex.store.nearest import Hit
@@ -20,6 +20,7 @@ from paramdex.store.nearest import signs_of as _signs
 from paramdex.store.related import unrelated
 from paramdex.store.vectors import Vectors
 from paramdex.store.words import Wanted, resolve, separated, words_of
+from paramdex.text import visible
 from paramdex.verbs.align import Alignment, align
 from paramdex.verbs.diff import diff
 from paramdex.verbs.directions import directions

@@ -1,4 +1,4 @@
-"""What ``evaluate`` and ``stitch`` measured, as results that print a summary and draw themselves."""
+"""What ``evaluate`` and ``stitch`` measured, as results that print a summary, and the pictures of them."""
 
 from __future__ import annotations
 
@@ -11,48 +11,48 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from paramdex.picture import _figure_class
 from paramdex.result import Drawn
 
 PAPER = "The paper's remark: 3 of its 11 tuned models went above 70 %, stitched onto GPT-2 medium."
 GOOD = 0.7
-"""The accuracy that the paper counts its runs by."""
+"""The paper counts the runs that are more accurate than this."""
 RARE = 0.05
-"""The share of draws of a baseline that reach a value which counts as above it."""
+"""A value is above its baseline if at most this share of the baseline's draws reach it."""
 _FEWEST = math.ceil(1 / RARE)
-"""Draws, with the value itself, of which one is no more than that."""
+"""So many draws, the value itself among them, are needed before one of them is no more than that share."""
 _SHUFFLED = ("shuffled", "active elsewhere")
-"""The baselines that are orders of the n things looked at."""
+"""The baselines that put the n things that are looked at into another order."""
 _TITLES = {
     "states": "share of a state's strongest tokens that its most active parameters have among theirs",
     "pairs": "overlap (Jaccard) of the strongest tokens of two vectors that belong together",
     "keep_k": "cosine to the true inner products with only the k largest scores kept, E^T against the pseudo-inverse",
 }
+_MEASURES = {"states": "states and their most active parameters", "pairs": "related pairs"}
+_GREYS = {"random": "0.75", "active elsewhere": "0.45", "shuffled": "0.6"}
+"""The colors of baselines."""
 
 
 @dataclass(frozen=True, repr=False)
 class Evaluation(Drawn):
-    """Rows of measure, kind, layer, k: ``value`` beside ``baseline``, the mean over draws, with their ``deviation``
-    and the share ``p_value`` of them that reach the value, itself one of them: at least 1 / (``draws`` + 1).
+    """A row per measure, kind, layer and k: ``value``, and the mean ``baseline`` of draws with their ``deviation``.
+    ``p_value`` is the share of draws that reach the value, itself counted as one: at least 1 / (``draws`` + 1).
     """
 
     def figure(self) -> Any:
         """Bars of every measure, by kind and layer."""
-        from paramdex.plot_measures import evaluation_figure
-
-        return evaluation_figure(self)
+        return _evaluation_figure(self)
 
 
 @dataclass(frozen=True, repr=False)
 class Stitching(Drawn):
-    """Rows of tuned, part, first, last: the accuracy of the ``first`` layers of one model under the ``last`` layers of
-    another (part ``stitched``), and that of the tuned models and their base by themselves.
+    """A row per tuned model, part, first and last: the accuracy of the ``first`` layers of one model under the ``last``
+    layers of another (part ``stitched``), and that of the tuned models and their base by themselves.
     """
 
     def figure(self) -> Any:
         """Accuracy by layer, with its ends."""
-        from paramdex.plot_measures import stitching_figure
-
-        return stitching_figure(self)
+        return _stitching_figure(self)
 
 
 def evaluation(table: pa.Table) -> Evaluation:
@@ -62,7 +62,7 @@ def evaluation(table: pa.Table) -> Evaluation:
     for key in dict.fromkeys((row["measure"], row["kind"], row["against"]) for row in rows):
         measure, kind, other = key
         own = [row for row in rows if (row["measure"], row["kind"], row["against"]) == key]
-        if measure == "keep_k":  # a line a k, in steps of ten
+        if measure == "keep_k":  # one line per k, in steps of ten
             own = [row for row in own if row["k"] in (10, 100, 1000, 10_000) or row is own[-1]]
         for group in [[row] for row in own] if measure == "keep_k" else [own]:
             value, baseline = (float(np.mean([row[name] for row in group])) for name in ("value", "baseline"))
@@ -82,13 +82,13 @@ def evaluation(table: pa.Table) -> Evaluation:
     title = f"{first['model']}: {first['space']} embedding, norms {'' if first['fold_norm'] else 'not '}folded"
     counts = {row["measure"]: row["n"] for row in rows}
     notes = [f"{name}: {_TITLES[name]} (n = {n:,})" for name, n in counts.items()]
-    notes.append(f"above: layers whose value at most {RARE:.0%} of the draws of the baseline reach")
+    notes.append(f"above: how many layers have a value that at most {RARE:.0%} of the baseline's draws reach")
     notes += dict.fromkeys(why for row in rows for why in _too_few(row))
     return Evaluation(table, title, notes, pa.Table.from_pylist(lines))
 
 
 def _above(rows: list[dict[str, Any]]) -> str | None:
-    """How many layers are above their baseline; None where nothing was drawn, or too little for any to be."""
+    """How many layers are above their baseline; None where nothing was drawn, or too few draws for any to be above."""
     if rows[0]["p_value"] is None or any(_too_few(row) for row in rows):
         return None
     return f"{sum(row['p_value'] <= RARE for row in rows)} of {len(rows)}"
@@ -99,8 +99,8 @@ def _too_few(row: dict[str, Any]) -> list[str]:
     found = []
     if row["p_value"] is not None and row["draws"] + 1 < _FEWEST:
         found.append(
-            f"above is not said: of {row['draws']} draws the least p-value is 1/{row['draws'] + 1}, "
-            f"and {RARE} takes {_FEWEST - 1} or more (--draws)"
+            f"above is not said: with {row['draws']} draws no p-value is below 1/{row['draws'] + 1}; "
+            f"{RARE} takes {_FEWEST - 1} draws or more (--draws)"
         )
     if row["against"] in _SHUFFLED and math.factorial(row["n"]) < _FEWEST:
         found.append(
@@ -117,8 +117,8 @@ def _by_layer(rows: list[dict[str, Any]]) -> str | None:
 
 
 def stitching(table: pa.Table) -> Stitching:
-    """From the table of ``paramdex_builder.stitch``: printed a line for each number of first layers, a column for each
-    number of last layers, accuracies averaged over the tuned models.
+    """From the table of ``paramdex_builder.stitch``. What is printed has a line per number of first layers and a column
+    per number of last layers, with accuracies averaged over the tuned models.
     """
     rows = table.to_pylist()
     points = [row for row in rows if row["part"] == "stitched"]
@@ -132,9 +132,10 @@ def stitching(table: pa.Table) -> Stitching:
             line[f"last {last}"] = float(np.mean(found)) if found else None
         lines.append(line)
     n, chance = rows[0]["n"], rows[0]["largest_class"]
-    of = short(tuned[0]) if len(tuned) == 1 else f"{len(tuned)} tuned models (means)"
+    of = last_part(tuned[0]) if len(tuned) == 1 else f"{len(tuned)} tuned models (means)"
+    first_of = last_part(rows[0]["pretrained"])
     title = (
-        f"accuracy of the first layers of {short(rows[0]['pretrained'])} under the last layers and classifier of {of}\n"
+        f"accuracy of the first layers of {first_of} under the last layers and classifier of {of}\n"
         f"{n:,} texts, states {points[0]['state']}"
     )
     notes = [_end(rows, "fine-tuned", "tuned"), _end(rows, "pre-trained", "its base under its classifier")]
@@ -154,24 +155,106 @@ def _end(rows: list[dict[str, Any]], part: str, name: str) -> str:
 
 
 def _spread(values: list[float]) -> str:
-    """A value, or of several their mean with the least and the largest."""
+    """One value; of several, the mean with the least and the largest."""
     if len(values) == 1:
         return f"{values[0]:.3f}"
     return f"{np.mean(values):.3f}, from {min(values):.3f} to {max(values):.3f}"
 
 
-def short(source: str) -> str:
-    """The last part of a source, where there is little room.
+def last_part(source: str) -> str:
+    """The last part of a source, for places with little room.
 
-    >>> short("data/models/tiny-a")
+    >>> last_part("data/models/tiny-a")
     'tiny-a'
     """
     return Path(source).name or source
 
 
 def by(rows: list[dict[str, Any]], value: str, key: Callable[[dict[str, Any]], Any]) -> dict[Any, list[float]]:
-    """The values of rows in groups, in order of the groups' keys."""
+    """A column's values in groups: key -> values, the keys in order."""
     found: dict[Any, list[float]] = {}
     for row in rows:
         found.setdefault(key(row), []).append(row[value])
     return dict(sorted(found.items()))
+
+
+def _evaluation_figure(evaluation: Evaluation) -> Any:
+    """For every kind bars per layer, the baselines in grey beside the value; for the inverses curves over k."""
+    rows = evaluation.to_rows()
+    panels = list(dict.fromkeys((row["measure"], row["kind"]) for row in rows if row["measure"] != "keep_k"))
+    kept = [row for row in rows if row["measure"] == "keep_k"]
+    n = len(panels) + bool(kept)
+    columns = min(4, n)
+    lines = -(-n // columns)
+    figure = _figure_class()(figsize=(3.4 * columns, 2.7 * lines + 0.5), layout="constrained")
+    axes = figure.subplots(lines, columns, squeeze=False).flatten()
+    explained: set[str] = set()
+    for axis, (measure, kind) in zip(axes, panels, strict=False):
+        _bars(axis, [row for row in rows if (row["measure"], row["kind"]) == (measure, kind)])
+        axis.set_title(f"{_MEASURES[measure]}\n{kind}", fontsize=9)
+        if measure not in explained:  # the same bars stand in every panel of a measure
+            axis.margins(y=0.35)
+            axis.legend(fontsize=7)
+        explained.add(measure)
+    if kept:
+        _inverses(axes[len(panels)], kept)
+    for axis in axes[n:]:
+        axis.remove()
+    folded = "" if rows[0]["fold_norm"] else "not "
+    figure.suptitle(f"{last_part(rows[0]['model'])}: {rows[0]['space']} embedding, norms {folded}folded")
+    return figure
+
+
+def _bars(axis: Any, rows: list[dict[str, Any]]) -> None:
+    """The value of every layer, and beside it the mean and deviation of each baseline."""
+    others = list(dict.fromkeys(row["against"] for row in rows))
+    layers = sorted({row["layer"] for row in rows})
+    width = 0.8 / (len(others) + 1)
+    place = np.arange(len(layers)) - 0.4 + width / 2
+    own = [row for row in rows if row["against"] == others[0]]
+    axis.bar(place, [row["value"] for row in own], width, color="C0", label="these")
+    for i, other in enumerate(others, start=1):
+        found = [row for row in rows if row["against"] == other]
+        heights, errors = ([row[name] for row in found] for name in ("baseline", "deviation"))
+        axis.bar(place + i * width, heights, width, yerr=errors, color=_GREYS.get(other, "0.6"), label=other)
+    axis.set_xticks(np.arange(len(layers)), layers)
+    axis.set_xlabel("layer")
+
+
+def _inverses(axis: Any, rows: list[dict[str, Any]]) -> None:
+    for i, (kind, ks) in enumerate(by(rows, "k", lambda row: row["kind"]).items()):
+        own = [row for row in rows if row["kind"] == kind]
+        axis.plot(ks, [row["value"] for row in own], "o-", color=f"C{i}", markersize=3, label=kind)
+        axis.plot(ks, [row["baseline"] for row in own], "o--", color=f"C{i}", markersize=3)
+    axis.set_xscale("log")
+    axis.set_xlabel("k, scores kept")
+    axis.set_title("cosine to the true inner products:\nE^T, and dashed the pseudo-inverse", fontsize=9)
+    axis.legend(fontsize=7)
+
+
+def _stitching_figure(stitching: Stitching) -> Any:
+    """Accuracy over the number of first layers, one line per number of last layers: the mean over the tuned models, in
+    a band from the least to the largest. The ends are dashed, the most frequent class is dotted.
+    """
+    rows = stitching.to_rows()
+    points = [row for row in rows if row["part"] == "stitched"]
+    figure = _figure_class()(figsize=(8.5, 4.2), layout="constrained")
+    axis = figure.subplots()
+    for i, last in enumerate(sorted({row["last"] for row in points})):
+        found = by([row for row in points if row["last"] == last], "accuracy", lambda row: row["first"])
+        firsts = list(found)
+        axis.plot(firsts, [np.mean(values) for values in found.values()], "o-", color=f"C{i}", label=f"last {last}")
+        if any(len(values) > 1 for values in found.values()):
+            low, high = ([pick(values) for values in found.values()] for pick in (min, max))
+            axis.fill_between(firsts, low, high, color=f"C{i}", alpha=0.12, linewidth=0)
+    for part, color, name in (("fine-tuned", "black", "tuned model"), ("pre-trained", "0.5", "its base")):
+        ends = [row["accuracy"] for row in rows if row["part"] == part]
+        if ends:
+            axis.axhline(float(np.mean(ends)), color=color, linestyle="--", label=f"{name}, not stitched")
+    axis.axhline(rows[0]["largest_class"], color="0.5", linestyle=":", label="most frequent class")
+    axis.set_xticks(sorted({row["first"] for row in points}))
+    axis.set_xlabel(f"first layers, of {last_part(rows[0]['pretrained'])}")
+    axis.set_ylabel(f"accuracy, {rows[0]['n']:,} texts")
+    axis.set_title(f"stitched through the vocabulary (states {points[0]['state']})")
+    figure.legend(loc="outside right center", fontsize=8)
+    return figure

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from paramdex.result import visible
+from paramdex.text import visible
 from paramdex.verbs.align import Alignment, short_name
 from paramdex.verbs.diff import Moved
 from paramdex.verbs.show import Card

@@ -1,20 +1,18 @@
-"""Results: an Arrow table that prints well in a terminal and a notebook, and turns into what a program wants."""
+"""Results: an Arrow table that prints well in a terminal and a notebook, and converts to what a program needs."""
 
 from __future__ import annotations
 
 import io
-import json
-import math
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
 
+from paramdex.plain import json_text, plain_values
+from paramdex.text import visible
 from paramdex_schemas import QueryError
 from paramdex_schemas.arguments import given_items, given_path
 from paramdex_schemas.errors import check_text, escaped, quoted
@@ -34,7 +32,7 @@ _GAP = 3
 
 
 def table_of(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
-    """A table of rows that may have more than the schema's columns, or less; in one conversion."""
+    """A table with the schema's columns. Other keys of the rows are dropped; those that a row lacks are null."""
     return pa.Table.from_struct_array(pa.array(rows, pa.struct(list(schema))))
 
 
@@ -46,15 +44,15 @@ class Result:
     title: str | None = None
     notes: Sequence[str] = ()
     shown: pa.Table | None = field(default=None, repr=False)
-    """What is printed in place of ``table``, where rows and columns read better in another shape; what is made of
-    ``table`` alone is made when it is printed.
+    """What is printed in place of ``table``, where another shape reads better. It may be made when it is printed, if
+    ``table`` alone is enough to make it.
     """
 
     def __post_init__(self) -> None:
         """Raises QueryError for a field of another type."""
         tables = (self.table,) if self.shown is None else (self.table, self.shown)
         if not all(isinstance(table, pa.Table) for table in tables):
-            raise QueryError(f"a result is of pyarrow tables, not of {', '.join(map(quoted, tables))}")
+            raise QueryError(f"a result takes pyarrow tables, not {', '.join(map(quoted, tables))}")
         texts = given_items(self.notes, QueryError(f"notes are a sequence of texts, not {quoted(self.notes)}"))
         for text in texts if self.title is None else [self.title, *texts]:
             check_text(text, QueryError(f"titles and notes are valid UTF-8 text, not {quoted(text)}"))
@@ -64,7 +62,7 @@ class Result:
         return self.table if self.shown is None else self.shown
 
     def __len__(self) -> int:
-        return self.table.num_rows
+        return int(self.table.num_rows)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return iter(self.to_rows())
@@ -77,26 +75,26 @@ class Result:
         return self.table
 
     def to_pandas(self) -> pd.DataFrame:
-        """Raises QueryError where pandas is not installed, or has no such values."""
+        """As a pandas DataFrame. Raises QueryError where pandas is not installed or cannot hold the values."""
         try:
             return self.table.to_pandas()
         except ImportError as error:
             raise QueryError("this needs pandas; install it with: pip install pandas") from error
         except (pa.ArrowException, ValueError) as error:  # years after 9999, unions
-            raise QueryError(f"pandas has no such values ({error}); cast them to VARCHAR in SQL") from error
+            raise QueryError(f"pandas cannot hold these values ({error}); cast them to VARCHAR in SQL") from error
 
     def to_rows(self) -> list[dict[str, Any]]:
         """The rows as dictionaries of plain Python values."""
-        columns = [_plain(self.table.column(i)) for i in range(self.table.num_columns)]
+        columns = [plain_values(self.table.column(i)) for i in range(self.table.num_columns)]
         return [dict(zip(self.columns, row, strict=True)) for row in zip(*columns, strict=True)]
 
     def to_json(self) -> str:
-        """One JSON array of row objects, a row a line; null stands for NaN and infinity, which JSON does not have."""
-        rows = [_json(row) for row in self.to_rows()]
+        """One JSON array of row objects, one row per line. NaN and infinity, which JSON lacks, become null."""
+        rows = [json_text(row) for row in self.to_rows()]
         return "[" + ",\n ".join(rows) + "]"
 
     def to_csv(self) -> str:
-        """Comma-separated values with a header; a list or a struct is written as JSON."""
+        """Comma-separated values with a header. Lists and structs are written as JSON."""
         return "\n".join(map(csv_line, [self.columns, *(row.values() for row in self.to_rows())]))
 
     def render(self, output: str) -> str:
@@ -130,7 +128,7 @@ class Result:
         return Group(*parts, *(Text(escaped(note, but="\n")) for note in self.notes))
 
     def _least_width(self) -> int:
-        """The columns that a table needs so that no number and no address is cut; texts fold."""
+        """The width in characters at which no number and no address is cut; texts fold."""
         from rich.cells import cell_len
 
         shown = self._printed
@@ -148,13 +146,13 @@ class Result:
 
         text = io.StringIO()
         width = max(shutil.get_terminal_size((WIDTH, 24)).columns, self._least_width())
-        # plain text everywhere: rich would draw into a notebook by itself, and in bold where FORCE_COLOR is set
+        # plain text everywhere: rich would draw into a notebook by itself, and write bold text if FORCE_COLOR is set
         console = Console(file=text, width=width, color_system=None, force_terminal=False, force_jupyter=False)
         console.print(self._rich())
         return "\n".join(line.rstrip() for line in text.getvalue().split("\n")).rstrip("\n")
 
     __repr__ = __str__
-    """What a Python prompt shows of an answer is the answer."""
+    """A Python prompt shows the answer itself."""
 
     def _repr_html_(self) -> str:
         from html import escape
@@ -181,8 +179,8 @@ class Drawn(Result):
         raise NotImplementedError
 
     def plot(self, path: str | Path | None = None) -> Any:
-        """Draw the picture into a file, whose ending chooses the format, and give its path; without one give a picture
-        that a notebook shows. Raises QueryError where it cannot be drawn or written.
+        """Draw the picture into a file and return its path; the ending chooses the format. Without a path, return a
+        picture that a notebook shows. Raises QueryError where it cannot be drawn or written.
         """
         from paramdex.picture import Picture, save
 
@@ -193,7 +191,7 @@ class Drawn(Result):
 
 
 def _is_number(column: pa.Field) -> bool:
-    return pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
+    return bool(pa.types.is_integer(column.type) or pa.types.is_floating(column.type))
 
 
 def _is_whole(column: pa.Field) -> bool:
@@ -202,55 +200,10 @@ def _is_whole(column: pa.Field) -> bool:
 
 
 def _cells(shown: pa.Table) -> list[list[str]]:
-    """The columns of a table as they are printed, the first SHOWN_ROWS rows."""
-    return [[_cell(value) for value in _plain(shown.column(i).slice(0, SHOWN_ROWS))] for i in range(shown.num_columns)]
-
-
-def _plain(column: pa.ChunkedArray) -> list[Any]:
-    """A column's values as plain Python: float32 in its own shortest form, decimals as integers or floats where those
-    are no other number.
-    """
-    try:
-        values = column.to_pylist()
-    except (OverflowError, ValueError) as error:  # years after 9999, nanoseconds
-        raise QueryError(f"Python has no such date or time ({error}); cast it to VARCHAR in SQL") from error
-    convert = _converter(column.type)
-    return values if convert is None else [None if value is None else convert(value) for value in values]
-
-
-def _converter(of: pa.DataType) -> Callable[[Any], Any] | None:
-    """Makes plain Python of a value of a type that is not null; None where it is plain."""
-    if pa.types.is_float32(of):
-        return lambda value: float(str(np.float32(value)))
-    if pa.types.is_decimal(of):
-        return _plain_decimal
-    if pa.types.is_interval(of):
-        return lambda value: f"P{value.months}M{value.days}DT{value.nanoseconds / 1e9:.9g}S"
-    if pa.types.is_struct(of):
-        fields = {field.name: _converter(field.type) or (lambda value: value) for field in of}
-        return lambda value: {name: None if item is None else fields[name](item) for name, item in value.items()}
-    if pa.types.is_map(of):
-        key, item = (_converter(each) or (lambda value: value) for each in (of.key_type, of.item_type))
-        return lambda value: [(key(name), None if each is None else item(each)) for name, each in value]
-    if not (pa.types.is_list(of) or pa.types.is_fixed_size_list(of)):
-        return None
-    inner = _converter(of.value_type)
-    return None if inner is None else lambda value: [None if item is None else inner(item) for item in value]
-
-
-def _plain_decimal(value: Decimal) -> int | float | Decimal:
-    """An integer or a float where that is the same number.
-
-    >>> _plain_decimal(Decimal("3.00")), _plain_decimal(Decimal("0.1")), _plain_decimal(Decimal("12345678901234567.8"))
-    (3, 0.1, Decimal('12345678901234567.8'))
-    """
-    if value == int(value):
-        return int(value)
-    return float(value) if Decimal(repr(float(value))) == value else value
-
-
-def _json(value: Any) -> str:
-    return json.dumps(_finite(value), ensure_ascii=False, default=str)
+    """The columns of a table as they are printed, of the first SHOWN_ROWS rows."""
+    return [
+        [_cell(value) for value in plain_values(shown.column(i).slice(0, SHOWN_ROWS))] for i in range(shown.num_columns)
+    ]
 
 
 def csv_line(row: Iterable[Any]) -> str:
@@ -261,39 +214,10 @@ def csv_line(row: Iterable[Any]) -> str:
     """
     import csv
 
-    line = io.StringIO()  # a line each: csv quotes only those line ends that it writes itself
-    cells = [_json(value) if isinstance(value, (list, dict)) else value for value in row]
+    line = io.StringIO()  # a new one per line: csv quotes only the line ends that it writes itself
+    cells = [json_text(value) if isinstance(value, (list, dict)) else value for value in row]
     csv.writer(line, lineterminator="\r\n").writerow(cells)
     return line.getvalue()[:-2]
-
-
-def _finite(value: Any) -> Any:
-    """The value with None for every NaN and infinity in it."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return value
-
-
-def visible(text: str) -> str:
-    r"""Text as it is printed: a space at either end as ␣, characters that would not be seen as themselves escaped.
-
-    >>> visible(" Canada"), visible("a\nb")
-    ('␣Canada', 'a\\nb')
-    """
-    inner = text.strip(" ")
-    if inner != text:
-        start = len(text) - len(text.lstrip(" "))
-        text = "␣" * start + inner + "␣" * (len(text) - start - len(inner))
-    return escaped(text)
-
-
-def arrow(source: str, target: str) -> str:
-    """A pair of tokens as it is printed."""
-    return f"{visible(source)} → {visible(target)}"
 
 
 def _cell(value: Any) -> str:

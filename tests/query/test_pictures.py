@@ -20,7 +20,7 @@ import oracle
 import paramdex
 from paramdex import Atlas
 from paramdex.cli import cli, main
-from paramdex.result import visible
+from paramdex.text import visible
 from paramdex.verbs.show import Card, token_plane
 from paramdex_builder import Options, build
 from paramdex_schemas import QueryError
@@ -101,7 +101,7 @@ def test_only_parameters_are_drawn(
     with pytest.raises(SystemExit) as end:
         main()
     assert end.value.code == 2
-    assert capsys.readouterr().err == f"error: --plot draws the tokens of a parameter, and {address} is none\n"
+    assert capsys.readouterr().err == f"error: --plot draws the tokens of a parameter; {address} is not one\n"
     assert not path.exists()
 
 

@@ -1,16 +1,14 @@
-"""Filters: which tokens and pairs are shown, as the notebooks of the paper have them, and without under-trained tokens.
+"""Filters at work: which of an atlas's tokens and pairs a ``TokenFilter`` lets pass.
 
-A filter works on what an atlas keeps, the strongest tokens and pairs of each side. A list that is shorter for it than
-was asked for is said so in a note.
+A filter works on what an atlas keeps, the strongest tokens and pairs of each side. Where it makes a list shorter than
+was asked for, a note says so.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields, replace
-from functools import cached_property
-from os import PathLike
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,13 +16,15 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from paramdex.store.database import Database
-from paramdex.store.words import Wanted, bare, check_words, continuation, is_marked, read_lines, words_of
+from paramdex.store.token_filter import TOKEN_RULES, Rule, TokenFilter
+from paramdex.store.words import Wanted, bare, check_words, continuation, is_marked
 from paramdex_schemas import QueryError
-from paramdex_schemas.arguments import yes_or_no
 from paramdex_schemas.errors import quoted
 
 if TYPE_CHECKING:
     from paramdex_schemas.model import Model
+
+__all__ = ["ALL", "Sieve", "TokenFilter", "says"]
 
 Mask = npt.NDArray[np.bool_]
 ALL = 10_000
@@ -33,56 +33,9 @@ _OPTIONS = {"tokens": "--top-k", "pairs": "--pair-k"}
 """What a list is of -> the option of a build that says how many of them are kept."""
 
 
-@dataclass(frozen=True)
-class TokenFilter:
-    """Which tokens, and which pairs of tokens, are shown: those that every field that is set lets pass."""
-
-    ascii: bool = False
-    """only tokens of ASCII characters"""
-    alnum: bool = False
-    """only tokens of letters and digits"""
-    word_starts: bool = False
-    """only tokens that start a word"""
-    words: str | PathLike[str] | Sequence[str] | None = None
-    """only these words: a file with one a line, or a sequence; each matches as a word of ``find`` does, but is one word
-    whatever white space it has"""
-    no_undertrained: bool = False
-    """no tokens that the model's training text hardly used (the table ``token_embeddings``)"""
-    no_identical: bool = False
-    """no pairs of a token with itself"""
-    no_same_word: bool = False
-    """no pairs of tokens that differ only in case or space, or not at all"""
-
-    def __post_init__(self) -> None:
-        """Raises QueryError or TokenError for a field of another type."""
-        for name in (each.name for each in fields(self) if each.name != "words"):
-            object.__setattr__(self, name, yes_or_no(name, getattr(self, name)))
-        if self.words is not None and not isinstance(self.words, (str, PathLike)):
-            object.__setattr__(self, "words", tuple(words_of(self.words)))
-
-    def __bool__(self) -> bool:
-        """Whether anything is left out."""
-        return self != TokenFilter()
-
-    @cached_property
-    def word_list(self) -> list[str] | None:
-        """The words that may pass; None where any may. Raises QueryError for a file that cannot be read or is empty."""
-        if self.words is None:
-            return None
-        if isinstance(self.words, (str, PathLike)):
-            lines = [line for line in read_lines(self.words, "word list") if line.strip()]
-        else:
-            lines = [word for word in self.words if word]  # of white space alone, it is an item of just that
-        found = list(dict.fromkeys(lines))
-        if not found:
-            name = f" {self.words}" if isinstance(self.words, (str, PathLike)) else ""
-            raise QueryError(f"the word list{name} holds no words; write one a line")
-        return found
-
-
 @dataclass
 class Sieve:
-    """A filter at work on one answer: it has a mask for each model, and counts the lists that ran short."""
+    """A filter at work on one answer. It keeps a mask per model, and counts the lists that were made too short."""
 
     database: Database
     filter: TokenFilter | None
@@ -109,7 +62,7 @@ class Sieve:
         return self._first((i for i, each in enumerate(ids) if self._passes(model, each)), len(ids), k, "tokens")
 
     def pairs(self, model: Model, pairs: Sequence[dict[str, Any]], k: int) -> list[int]:
-        """As ``tokens``, of a head's strongest pairs: rows with source_id, target_id and perhaps same_word."""
+        """As ``tokens``, for a head's strongest pairs: rows with source_id, target_id and perhaps same_word."""
         return self._first((i for i, pair in enumerate(pairs) if self.passes(model, pair)), len(pairs), k, "pairs")
 
     def passes(self, model: Model, pair: dict[str, Any]) -> bool:
@@ -121,7 +74,7 @@ class Sieve:
         return self._passes(model, source) and self._passes(model, target)
 
     def directions(self, model: Model, ids: Sequence[int], k: int) -> list[int]:
-        """As ``tokens``, of a direction's few tokens: the places of all that pass, k of which are printed."""
+        """As ``tokens``, for the few tokens of a direction: the places of all that pass. k of them are printed."""
         passing = [i for i, each in enumerate(ids) if self._passes(model, each)]
         self._first(iter(passing), len(ids), k, "tokens of a direction")
         return passing
@@ -131,20 +84,21 @@ class Sieve:
         return mask is None or bool(mask[token_id])
 
     def wanted(self, model: Model, item: Wanted) -> Wanted:
-        """Of the items that were asked for those that pass in a model."""
+        """The wanted items that pass in a model."""
         mask = self.mask(model)
         left = [(i, word) for i, word in zip(item.ids, item.words, strict=True) if mask is None or mask[i]]
         return replace(item, ids=[i for i, _ in left], words=[word for _, word in left])
 
     def notes(self) -> list[str]:
-        """What the reader must know of the lists that were shown."""
+        """Notes on the lists that were shown: which the filter made shorter than was asked for."""
         found = list(self._notes)
         for what, (short, total, k) in self._short.items():
             if short:
-                lists = f"{short} of {total} lists have" if total > 1 else "the list has"
+                lists = f"{short} of {total} lists {'has' if short == 1 else 'have'}" if total > 1 else "the list has"
                 more = f" (build with a larger {_OPTIONS[what]} to keep more)" if what in _OPTIONS else ""
-                why = "for no more of those that the atlas keeps pass"
-                found.append(f"filtered: {lists} fewer than {k} {what}, {why}{more}")
+                found.append(
+                    f"filtered: {lists} fewer than {k} {what}, because the atlas keeps no more that pass{more}"
+                )
         return found
 
     def _first(self, passing: Iterator[int], n: int, k: int, what: str) -> list[int]:
@@ -158,30 +112,42 @@ class Sieve:
     def _make(self, model: Model) -> Mask | None:
         if not self.filter:
             return None
+        asked = [rule for name, rule in TOKEN_RULES.items() if getattr(self.filter, name)]
+        masks = [mask for mask in (self._of_rule(model, rule) for rule in asked) if mask is not None]
+        if self.filter.word_list is not None:
+            masks.append(_of_words(self.database, model.vocabulary, self.filter.word_list))
+        return np.logical_and.reduce(masks) if masks else None
+
+    def _of_rule(self, model: Model, rule: Rule) -> Mask | None:
+        """Which tokens of a model a rule lets pass (V); None where its vocabulary does not say."""
+        if not says(self.database, model, rule):
+            self._notes.append(
+                f"the vocabulary of {model.name} does not say {rule.unsaid}, so no token is left out for that"
+            )
+            return None
+        if rule.table == "token_embeddings":
+            sql = f"SELECT {rule.passes} AS passes FROM store.token_embeddings WHERE model_id = ? ORDER BY token_id"
+            found: Mask = self.database.kept(sql, model.model_id)["passes"].to_numpy()
+            return found
         import pyarrow.compute as pc  # here, as it takes longer to import than an atlas to open
 
-        of, vocabulary = self.filter, model.vocabulary
-        masks: list[Mask] = []
-        for asked, column in ((of.ascii, "is_ascii"), (of.alnum, "is_alnum"), (of.word_starts, "is_word_start")):
-            if asked:
-                values = self.database.tokens(vocabulary, column)
-                starts = values.drop_null()
-                if column == "is_word_start" and not pc.any(starts).as_py():
-                    note = f"the vocabulary of {model.name} does not say what starts a word; none is left out for it"
-                    self._notes.append(note)
-                else:
-                    masks.append(pc.fill_null(values, fill_value=False).to_numpy(zero_copy_only=False))
-        if of.word_list is not None:
-            masks.append(_of_words(self.database, vocabulary, of.word_list))
-        if of.no_undertrained:
-            sql = "SELECT is_undertrained FROM store.token_embeddings WHERE model_id = ? ORDER BY token_id"
-            masks.append(~self.database.kept(sql, model.model_id)["is_undertrained"].to_numpy())
-        return np.logical_and.reduce(masks) if masks else None
+        passing = pc.fill_null(self.database.tokens(model.vocabulary, rule.passes), fill_value=False)
+        mask: Mask = passing.to_numpy(zero_copy_only=False)
+        return mask
+
+
+def says(database: Database, model: Model, rule: Rule) -> bool:
+    """Whether a model's vocabulary says of its tokens what a rule asks."""
+    if not rule.unsaid:
+        return True
+    import pyarrow.compute as pc
+
+    return bool(pc.any(database.tokens(model.vocabulary, rule.passes)).as_py())
 
 
 def _of_words(database: Database, vocabulary: str, words: list[str]) -> Mask:
-    """Which items of a vocabulary (V) the words stand for: a bare one for all that read as it, or where none does for
-    what is spelled so or continues a word with it, a marked one for one.
+    """Which items of a vocabulary (V) the words stand for. A bare word stands for all items that read like it, or if
+    there are none for those spelled like it or continuing a word with it. A marked word stands for one item.
     """
     import pyarrow.compute as pc
 
@@ -191,7 +157,8 @@ def _of_words(database: Database, vocabulary: str, words: list[str]) -> Mask:
     alike = {word: bare(word) for word in words if not is_marked(word)}
     others = [word for word, reads in alike.items() if reads not in known]
     folded = [*alike.values(), *map(continuation, others)]
-    spaces = [text for text in map(bare, marked) if text.isspace()]  # that markers stand for
+    spaces = [text for text in map(bare, marked) if text.isspace()]  # markers stand for spaces
     columns = [("folded", folded), ("token", marked + others), ("text", marked + spaces)]
     found = [pc.is_in(database.tokens(vocabulary, name), pa.array(values, pa.string())) for name, values in columns]
-    return np.logical_or.reduce([each.to_numpy(zero_copy_only=False) for each in found])
+    mask: Mask = np.logical_or.reduce([each.to_numpy(zero_copy_only=False) for each in found])
+    return mask

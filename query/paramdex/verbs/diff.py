@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from paramdex.result import Drawn, arrow, table_of
+from paramdex.result import Drawn, table_of
 from paramdex.store.filters import ALL, Sieve, TokenFilter
+from paramdex.text import arrow
 from paramdex.verbs.hits import tokens_of
 from paramdex_schemas import KINDS, MATRICES, AddressError, QueryError
 from paramdex_schemas.arguments import path_text

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from paramdex.result import Result, table_of, visible
+from paramdex.result import Result, table_of
 from paramdex.store.common_space import Common, compared
 from paramdex.store.filters import ALL, Sieve, TokenFilter
 from paramdex.store.nearest import Hit, nearest, signs_of, strongest_hits
 from paramdex.store.postings import Postings, Strongest
 from paramdex.store.words import Wanted
+from paramdex.text import visible
 from paramdex_schemas import Address
 from paramdex_schemas.isometry import Array, times_vector
 

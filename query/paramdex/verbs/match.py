@@ -15,9 +15,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from paramdex.result import Result, table_of, visible
+from paramdex.result import Result, table_of
 from paramdex.store.common_space import common
 from paramdex.store.filters import Sieve, TokenFilter
+from paramdex.text import visible
 from paramdex.verbs.hits import tokens_of
 from paramdex_schemas import KINDS, QueryError
 from paramdex_schemas.errors import check_text, nearest, quoted

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from paramdex.result import Drawn, Result, arrow, table_of
+from paramdex.result import Drawn, Result, table_of
 from paramdex.store.filters import ALL, Sieve
 from paramdex.store.postings import Postings
+from paramdex.text import arrow
 from paramdex_schemas import KINDS, Address
 from paramdex_schemas.isometry import Array
 

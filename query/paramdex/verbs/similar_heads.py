@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from paramdex.result import Result, arrow, table_of
+from paramdex.result import Result, table_of
 from paramdex.store.common_space import Common, Side, compared
 from paramdex.store.filters import ALL, Sieve, TokenFilter
 from paramdex.store.head_matrices import coordinates, displacements, heads, owners
+from paramdex.text import arrow
 from paramdex_schemas import MATRICES, Address, QueryError
 from paramdex_schemas.errors import check_text, nearest, quoted
 from paramdex_schemas.isometry import Array

@@ -242,7 +242,7 @@ def test_one_in_twenty_is_above(draws: int) -> None:
 def test_too_few_draws_for_any_layer_to_be_above_are_said(draws: int, other: str) -> None:
     above, notes = of_layers([1 / (draws + 1)] * 4, draws, 1000, other)
     assert above is None
-    least = f"of {draws} draws the least p-value is 1/{draws + 1}, and 0.05 takes 19 or more (--draws)"
+    least = f"with {draws} draws no p-value is below 1/{draws + 1}; 0.05 takes 19 draws or more (--draws)"
     assert notes.splitlines()[-1] == f"above is not said: {least}"
 
 

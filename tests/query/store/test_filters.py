@@ -52,8 +52,9 @@ def test_show_of_a_parameter(atlas: Atlas, model: str, rule: str) -> None:
     assert result.to_rows() == expected
     short = sum(len([row for row in expected if row["side"] == side]) < 4 for side in ("top", "bottom"))
     said = [note for note in result.notes if note.startswith("filtered: ")]
-    why = "for no more of those that the atlas keeps pass (build with a larger --top-k to keep more)"
-    assert said == [f"filtered: {short} of 2 lists have fewer than 4 tokens, {why}"][: short > 0]
+    why = "because the atlas keeps no more that pass (build with a larger --top-k to keep more)"
+    have = "has" if short == 1 else "have"
+    assert said == [f"filtered: {short} of 2 lists {have} fewer than 4 tokens, {why}"][: short > 0]
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -200,7 +201,8 @@ def test_a_vocabulary_that_marks_only_ends_of_words(small_atlas: Path, tmp_path:
     with open_atlas(tmp_path / "x.atlas") as atlas:
         plain, result = (atlas.show("bert/L0/ff_key/1", filter=f) for f in (None, TokenFilter(word_starts=True)))
         assert result.to_rows() == plain.to_rows()
-        assert list(result.notes) == ["the vocabulary of bert does not say what starts a word; none is left out for it"]
+        said = "the vocabulary of bert does not say what starts a word, so no token is left out for that"
+        assert list(result.notes) == [said]
 
 
 def test_command_line(small_atlas: Path, atlas: Atlas, tmp_path: Path) -> None:
@@ -227,7 +229,7 @@ def test_word_lists_that_cannot_be_used(atlas: Atlas, tmp_path: Path) -> None:
     for words, message in (
         (tmp_path / "none.txt", r"none.txt cannot be read: No such file"),
         (tmp_path / "bytes.txt", r"bytes.txt cannot be read: it is not UTF-8 text"),
-        (str(tmp_path / "empty.txt"), r"empty.txt holds no words; write one a line"),
+        (str(tmp_path / "empty.txt"), r"empty.txt holds no words; write one per line"),
         ([], r"the word list holds no words"),
     ):
         with pytest.raises(QueryError, match=message):

@@ -185,7 +185,7 @@ def test_verb_with_a_filter(atlas: Atlas) -> None:
             assert row[name] == [text for text in whole[name] if text.isalnum() and text.isascii()]
     lists = [row[name] for row in result.to_rows() for name in row if isinstance(row[name], list)]
     short = sum(len(each) < 5 for each in lists)
-    note = f"filtered: {short} of 32 lists have fewer than 5 tokens of a direction, for no more of those"
+    note = f"filtered: {short} of 32 lists have fewer than 5 tokens of a direction, because the atlas keeps no more"
     assert [each for each in result.notes if each.startswith(note)] == list(result.notes)
     assert len(result.notes) == (short > 0)
 

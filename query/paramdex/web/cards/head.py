@@ -9,10 +9,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from paramdex import Atlas
+from paramdex.plain import short
 from paramdex.store.filters import ALL, Sieve
 from paramdex.store.head_matrices import displacements, heads
 from paramdex.web.cards.choices import PairChoice, searched
-from paramdex.web.cards.lookups import Items, numbers, rows, short, standing, too_many_heads
+from paramdex.web.cards.lookups import Items, numbers, rows, standing, too_many_heads
 from paramdex.web.cards.shapes import Cell, Shape, Side, Standing, Token
 from paramdex_schemas import KINDS, MATRICES, Address
 from paramdex_schemas.model import Model

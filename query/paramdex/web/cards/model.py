@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from paramdex import Atlas
+from paramdex.plain import short
 from paramdex.result import Result
 from paramdex.store.database import named_query
 from paramdex.store.head_matrices import heads
-from paramdex.web.cards.lookups import numbers, short, span
+from paramdex.web.cards.lookups import numbers, span
 from paramdex.web.cards.shapes import Cell, Shape
 from paramdex.web.cards.sources import public_source
 from paramdex_schemas import Address, QueryError

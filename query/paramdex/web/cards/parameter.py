@@ -6,12 +6,13 @@ from dataclasses import replace
 from typing import Literal
 
 from paramdex import Atlas
+from paramdex.plain import short
 from paramdex.store.common_space import shared_note
 from paramdex.store.nearest import Hit
 from paramdex.store.related import related_on
 from paramdex.verbs.hits import hits_of_parameter
 from paramdex.web.cards.choices import TokenChoice
-from paramdex.web.cards.lookups import described, numbers, rows, short, span, standing
+from paramdex.web.cards.lookups import described, numbers, rows, span, standing
 from paramdex.web.cards.shapes import Named, Near, Scored, Shape, Standing
 from paramdex_schemas import KINDS, Address
 from paramdex_schemas.model import Model

@@ -10,10 +10,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from paramdex import Atlas
-from paramdex.result import visible
+from paramdex.plain import short
 from paramdex.store.nearest import Hit
+from paramdex.text import visible
 from paramdex.web.cards.choices import split_words
-from paramdex.web.cards.lookups import described, short, too_many_heads
+from paramdex.web.cards.lookups import described, too_many_heads
 from paramdex.web.cards.shapes import Named, Near, Shape, Side, Sides
 from paramdex_schemas import KINDS, Address, QueryError, TokenError
 from paramdex_schemas.layout import place_name
