@@ -26,7 +26,7 @@ from safetensors import safe_open
 from paramdex.result import Result
 from paramdex.tour import PUBLISHED
 from paramdex_builder.project import pair_scan
-from paramdex_builder.project import tokens as project
+from paramdex_builder.project.block import Block
 from paramdex_builder.project.engines import FLOAT32, Precision, precision_of
 from paramdex_builder.project.kernels import avx2
 from paramdex_builder.project.pairs import Words, same_words, strongest_pairs
@@ -164,9 +164,9 @@ def stages() -> Iterator[dict[str, float]]:
     undo = [
         timed(Precision, "product", "product"),
         timed(avx2, "scores", "product"),  # and the largest of every group with it
-        timed(project._Block, "scores", "scores"),  # noqa: SLF001
-        timed(project._Block, "whole", "scores"),  # noqa: SLF001
-        timed(vars(project._Block)["rounded"], "func", "rounding"),  # noqa: SLF001
+        timed(Block, "scores", "scores"),
+        timed(Block, "whole", "scores"),
+        timed(vars(Block)["rounded"], "func", "rounding"),
     ]
     try:
         yield spent

@@ -22,13 +22,13 @@ from hypothesis import strategies as st
 pytest.importorskip("triton")
 
 from paramdex_builder.project import gpu_pairs as fused_pairs
-from paramdex_builder.project import pair_scan
-from paramdex_builder.project import tokens as project
+from paramdex_builder.project import pair_scan, tokens
+from paramdex_builder.project.block import Tokens, screen_of
 from paramdex_builder.project.engines import FLOAT32, TENSOR_CORES, UNDERFLOW, dot
 from paramdex_builder.project.kernels import triton as triton_kernels
 from paramdex_builder.project.pairs import same_words, strongest_pairs
 from paramdex_builder.project.space import make_space
-from paramdex_builder.project.tokens import Tokens, strongest_tokens
+from paramdex_builder.project.tokens import strongest_tokens
 
 CPU = torch.device("cpu")
 KS = [1, 50, 200]
@@ -66,8 +66,8 @@ def check_tokens(E: np.ndarray, W: np.ndarray, k: int) -> int:
     space, rows = make_space(torch.from_numpy(E), CPU), torch.from_numpy(W)
     left_over: list[int] = []
     with pytest.MonkeyPatch.context() as patch:
-        plain = project._screened
-        patch.setattr(project, "_screened", lambda part, *rest: left_over.append(len(part)) or plain(part, *rest))
+        plain = tokens._screened
+        patch.setattr(tokens, "_screened", lambda part, *rest: left_over.append(len(part)) or plain(part, *rest))
         found = strongest_tokens(rows, space, k, TENSOR_CORES)
     usual = strongest_tokens(rows, space, k, FLOAT32)
     scores = settled(W, E)
@@ -148,13 +148,13 @@ def test_rows_of_other_tails_have_their_own_threshold() -> None:
     E = normal(6, 400, 40)
     space = make_space(torch.from_numpy(E.astype(np.float32)), CPU)
     one, other = normal(7, 40, 40).astype(np.float32), (E[:40] + normal(8, 40, 40)).astype(np.float32)
-    known = project._screen(space, TENSOR_CORES).deviations
+    known = screen_of(space, TENSOR_CORES).deviations
     known[50] = 9.0
     for rows in (one, other):
         found = strongest_tokens(torch.from_numpy(rows), space, 50, TENSOR_CORES)
-        for side, tokens in strongest_tokens(torch.from_numpy(rows), make_space(space.embedding, CPU), 50).items():
-            assert torch.equal(found[side].ids, tokens.ids)
-            assert torch.equal(bits(found[side].scores), bits(tokens.scores))
+        for side, usual in strongest_tokens(torch.from_numpy(rows), make_space(space.embedding, CPU), 50).items():
+            assert torch.equal(found[side].ids, usual.ids)
+            assert torch.equal(bits(found[side].scores), bits(usual.scores))
         assert 0.5 < known[50] < 4
 
 

@@ -1,4 +1,4 @@
-"""strongest_tokens and moments against float64 over the whole vocabulary.
+"""strongest_tokens and the moments of scores against float64 over the whole vocabulary.
 
 Most examples have weights on a coarse grid, where float64 sums are exact: there ids and scores must be *equal* to the
 brute force, ties and all, whatever they are screened in. So they must on real weights, where the brute force is by
@@ -18,10 +18,11 @@ from hypothesis.extra.numpy import arrays
 
 import oracle
 from paramdex.tour import demo_sources
-from paramdex_builder.project import tokens as project
+from paramdex_builder.project import block, tokens
+from paramdex_builder.project.block import Block, Tokens, rank
 from paramdex_builder.project.engines import BFLOAT16, FLOAT32, Precision, dot
 from paramdex_builder.project.space import Space, make_space
-from paramdex_builder.project.tokens import Tokens, moments, rank, strongest_tokens
+from paramdex_builder.project.tokens import strongest_tokens
 from precisions import FASTEST, PRECISIONS
 
 CPU = torch.device("cpu")
@@ -57,15 +58,15 @@ def settled(E: torch.Tensor, rows: torch.Tensor, k: int) -> dict[str, Tokens]:
     return {"top": rank(scores, ids, min(k, len(E))), "bottom": Tokens(bottom.ids, -bottom.scores + 0.0)}
 
 
-def first(tokens: dict[str, Tokens], k: int) -> dict[str, Tokens]:
-    return {side: Tokens(found.ids[:, :k], found.scores[:, :k]) for side, found in tokens.items()}
+def first(sides: dict[str, Tokens], k: int) -> dict[str, Tokens]:
+    return {side: Tokens(found.ids[:, :k], found.scores[:, :k]) for side, found in sides.items()}
 
 
 def assert_same_bytes(found: dict[str, Tokens], expected: dict[str, Tokens]) -> None:
-    for side, tokens in expected.items():
-        assert torch.equal(found[side].ids, tokens.ids), side
+    for side, one in expected.items():
+        assert torch.equal(found[side].ids, one.ids), side
         assert torch.equal(
-            found[side].scores.contiguous().view(torch.int32), tokens.scores.contiguous().view(torch.int32)
+            found[side].scores.contiguous().view(torch.int32), one.scores.contiguous().view(torch.int32)
         ), side
 
 
@@ -169,10 +170,8 @@ def test_largest_and_smallest_weights_of_a_dtype(largest: float, smallest: float
 def wholes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many rows each call scored as a whole."""
     seen: list[int] = []
-    whole = project._Block.whole
-    monkeypatch.setattr(
-        project._Block, "whole", lambda self, rows, *args: seen.append(len(rows)) or whole(self, rows, *args)
-    )
+    whole = Block.whole
+    monkeypatch.setattr(Block, "whole", lambda self, rows, *args: seen.append(len(rows)) or whole(self, rows, *args))
     return seen
 
 
@@ -253,8 +252,8 @@ def test_displacements_in_float64() -> None:
 
 def test_no_rows() -> None:
     space = make_space(torch.ones(70, 3), CPU)
-    for tokens in strongest_tokens(torch.empty(0, 3), space, 5).values():
-        assert tokens.ids.shape == tokens.scores.shape == (0, 5)
+    for found in strongest_tokens(torch.empty(0, 3), space, 5).values():
+        assert found.ids.shape == found.scores.shape == (0, 5)
 
 
 @pytest.fixture(params=["tiles", "groups", "rows", "some together", "noise", "crowds", "large", "large, alone"])
@@ -271,7 +270,7 @@ def shape(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
         "large, alone": {"_MUCH": 0, "_FEW_TOKENS": 13, "_TOGETHER": 0},
     }
     for name, value in settings[request.param].items():
-        monkeypatch.setattr(project, name, value)
+        monkeypatch.setattr(block if hasattr(block, name) else tokens, name, value)
     return request.param
 
 
@@ -321,7 +320,7 @@ def test_same_bytes_from_any_threads_blocks_and_precision(
     expected = strongest_tokens(rows, space, 50, FLOAT32)
     threads = torch.get_num_threads()
     try:
-        for n_threads, block, precision in (
+        for n_threads, n_rows, precision in (
             (1, 512, BFLOAT16),
             (2, 512, BFLOAT16),
             (2, 512, FLOAT32),
@@ -331,7 +330,7 @@ def test_same_bytes_from_any_threads_blocks_and_precision(
             (2, 37, FASTEST),
         ):
             torch.set_num_threads(n_threads)
-            monkeypatch.setattr(project, "_BLOCK_ROWS", (block, block))
+            monkeypatch.setattr(tokens, "_BLOCK_ROWS", (n_rows, n_rows))
             assert_same_bytes(strongest_tokens(rows, space, 50, precision), expected)
     finally:
         torch.set_num_threads(threads)
@@ -352,13 +351,13 @@ def test_demo_models(model: str) -> None:
 def assert_moments(E: np.ndarray, rows: np.ndarray) -> None:
     """Mean and population deviation of all V scores; the deviation to 1e-7 of the scores' size."""
     E, rows = E.astype(np.float32), rows.astype(np.float32)
-    mean, std = moments(torch.from_numpy(rows), make_space(torch.from_numpy(E), CPU))
+    found = make_space(torch.from_numpy(E), CPU).describe(torch.from_numpy(rows))
     full = rows.astype(np.float64) @ E.T.astype(np.float64)
     # Scores are as large as the lengths allow at most; what the null space drops is 1e-8 of that.
     size = np.linalg.norm(rows.astype(np.float64), axis=1) * np.linalg.norm(E.astype(np.float64), axis=1).max()
     size = np.maximum(size, 1e-300)
-    assert (np.abs(mean.numpy() - full.mean(1)) / size).max() < 1e-12
-    assert (np.abs(std.numpy() - full.std(1)) / size).max() < 3e-7
+    assert (np.abs(found.mean.numpy() - full.mean(1)) / size).max() < 1e-12
+    assert (np.abs(found.std.numpy() - full.std(1)) / size).max() < 3e-7
 
 
 @given(problems())
@@ -372,10 +371,10 @@ def test_moments_of_random_weights(V: int, d: int, seed: int) -> None:
     """Full rank: mean and deviation to 1e-10 of themselves."""
     draw = np.random.default_rng(seed)
     E, rows = (draw.normal(size=(V, d)) + 3).astype(np.float32), draw.normal(size=(4, d)).astype(np.float32)
-    mean, std = moments(torch.from_numpy(rows), make_space(torch.from_numpy(E), CPU))
+    found = make_space(torch.from_numpy(E), CPU).describe(torch.from_numpy(rows))
     full = rows.astype(np.float64) @ E.T.astype(np.float64)
-    np.testing.assert_allclose(mean.numpy(), full.mean(1), rtol=1e-10, atol=1e-12)
-    np.testing.assert_allclose(std.numpy(), full.std(1), rtol=1e-10)
+    np.testing.assert_allclose(found.mean.numpy(), full.mean(1), rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(found.std.numpy(), full.std(1), rtol=1e-10)
 
 
 @pytest.mark.parametrize(
