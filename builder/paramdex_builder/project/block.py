@@ -14,19 +14,18 @@ from typing import NamedTuple
 import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from paramdex_builder.project.engines import (
+from paramdex_builder.project.arithmetic import (
     LARGEST,
     UNDERFLOW,
-    Precision,
+    Bits,
     as_stored,
     ascending,
     at_least,
-    chosen_products,
     dot,
     gamma64,
     kth_largest,
 )
-from paramdex_builder.project.kernels import avx2
+from paramdex_builder.project.engines import Engine
 from paramdex_builder.project.space import Space
 
 GROUPS = (64, 32, 16, 8, 4, 2, 1)
@@ -37,8 +36,6 @@ _TILE_BYTES = 1 << 20
 """Bytes of scores screened at a time on a processor, whose cache has them still when their groups are looked at."""
 _MUCH = 1 << 25
 """An embedding of more numbers than this is not held in float64 beside itself."""
-_FEW_TOKENS = 256
-"""Rows of such an E in float64 at a time."""
 _CHUNK = 1024
 """Rows held in float64 at a time."""
 
@@ -53,9 +50,9 @@ def group_size(V: int, k: int) -> int:
     return next(size for size in GROUPS if 4 * k * size <= V or size == 1)
 
 
-def doubled(size: int, stored: torch.dtype, precision: Precision) -> bool:
-    """Whether an E of so many numbers is held in float64 as well."""
-    return size <= _MUCH and not precision.scores_as_stored(stored)
+def doubled(size: int, stored: torch.dtype, engine: Engine) -> bool:
+    """Whether an E of ``size`` numbers of the dtype ``stored`` is held in float64 as well."""
+    return size <= _MUCH and not engine.reads(stored)
 
 
 @dataclass
@@ -87,7 +84,7 @@ class Screen:
     errors: torch.Tensor
     """||(e - c) / size - e'|| (V, float64)."""
     size: float
-    precision: Precision
+    engine: Engine
     vectors: torch.Tensor
     """E (V x d), in float64 where that is not much."""
     root: torch.Tensor
@@ -96,24 +93,24 @@ class Screen:
     """k -> of how many deviations almost all rows have k tokens beyond (``gpu_tokens``)."""
 
     @classmethod
-    def of(cls, space: Space, precision: Precision) -> Screen:
+    def of(cls, space: Space, engine: Engine) -> Screen:
         E = space.embedding
         size = space.longest + float(space.means.norm())
         groups, one_group = -(-len(E) // max(GROUPS)), torch.zeros(max(GROUPS), E.shape[1], device=E.device)
-        none = precision.packed(precision.operand(one_group.double()))
+        none = engine.packed(engine.operand(one_group.double()))
         rows = none.new_zeros(groups * len(none), none.shape[1])
         norms, errors = (torch.empty(len(E), dtype=torch.float64, device=E.device) for _ in range(2))
         step = -(-_CHUNK // max(GROUPS)) * max(GROUPS)
         for start in range(0, len(E), step):
             part = slice(start, min(start + step, len(E)))
             centred = (E[part].double() - space.means) / (size or 1)
-            low = precision.operand(centred)
-            rounded, packed = precision.values(low, E.shape[1]), precision.packed(low)
+            low = engine.operand(centred)
+            rounded, packed = engine.values(low, E.shape[1]), engine.packed(low)
             rows[start : start + len(packed)] = packed
             norms[part], errors[part] = rounded.norm(dim=1), (centred - rounded).norm(dim=1)
-        vectors = E.double() if doubled(E.numel(), E.dtype, precision) else E
-        root = torch.from_numpy(space.root.root / ((size or 1) * len(E) ** 0.5)).to(E.device, precision.of_scores)
-        return cls(rows, norms, errors, size, precision, vectors, root, {})
+        vectors = E.double() if doubled(E.numel(), E.dtype, engine) else E
+        root = torch.from_numpy(space.root.root / ((size or 1) * len(E) ** 0.5)).to(E.device, engine.score_dtype)
+        return cls(rows, norms, errors, size, engine, vectors, root, {})
 
 
 _screens = WeakTensorKeyDictionary()
@@ -121,11 +118,11 @@ _screens = WeakTensorKeyDictionary()
 _making = threading.Lock()
 
 
-def screen_of(space: Space, precision: Precision) -> Screen:
+def screen_of(space: Space, engine: Engine) -> Screen:
     with _making:
         found = _screens.get(space.embedding)
-        if found is None or found.precision != precision:
-            found = _screens[space.embedding] = Screen.of(space, precision)
+        if found is None or found.engine != engine:
+            found = _screens[space.embedding] = Screen.of(space, engine)
         return found
 
 
@@ -150,9 +147,10 @@ class Block:
 
     def __init__(self, W: torch.Tensor, space: Space, screen: Screen) -> None:
         self.W, self.E, self.screen = W, space.embedding, screen
-        tile = _TILE_BYTES // (len(W) * screen.precision.of_scores.itemsize) // max(GROUPS) * max(GROUPS)
+        self.bits = Bits(screen.engine.score_dtype)
+        tile = _TILE_BYTES // (len(W) * screen.engine.score_dtype.itemsize) // max(GROUPS) * max(GROUPS)
         self.tile = max(tile, *GROUPS) if W.device.type == "cpu" else len(screen.rows)
-        d, u = W.shape[1], screen.precision.u
+        d, u = W.shape[1], screen.engine.u
         self.norms = norms = W.norm(dim=1)
         self.relative = u / (1 - u)
         self.noise = gamma64(d) * space.longest * norms
@@ -165,11 +163,11 @@ class Block:
     @cached_property
     def rounded(self) -> tuple[torch.Tensor, torch.Tensor]:
         """w' of every row, an operand, and what b has for every 1 of ||e'|| (n)."""
-        precision, d = self.screen.precision, self.W.shape[1]
-        units = self.W / self.norms.clamp_min(1e-300)[:, None]
-        low = precision.operand(units)
-        values = precision.values(low, d)
-        return low, (units - values).norm(dim=1) + precision.gamma(d) * values.norm(dim=1)
+        engine, d = self.screen.engine, self.W.shape[1]
+        normalized = self.W / self.norms.clamp_min(1e-300)[:, None]
+        low = engine.operand(normalized)
+        values = engine.values(low, d)
+        return low, (normalized - values).norm(dim=1) + engine.gamma(d) * values.norm(dim=1)
 
     @property
     def low(self) -> torch.Tensor:
@@ -183,24 +181,24 @@ class Block:
         """The bits of all -t~ (n V / group x group), in ``space``, and of the largest t~ and the largest -t~ of every
         group (2 x n x V / group). The first are in order of tile, row and token.
         """
-        n, precision = len(self.low), self.screen.precision
-        peaks = torch.empty(2, n, len(self.screen.rows) // group, dtype=precision.bits, device=self.low.device)
+        n, engine = len(self.low), self.screen.engine
+        peaks = torch.empty(2, n, len(self.screen.rows) // group, dtype=self.bits.integers, device=self.low.device)
         done = 0
         for tile in self.screen.rows.split(self.tile):
             here = slice(done // group, (done + len(tile)) // group)
-            precision.screen(self.low, tile, space[n * done :], peaks[:, :, here], group, is_packed=True)
+            engine.screen(self.low, tile, space[n * done :], peaks[:, :, here], group, is_packed=True)
             done += len(tile)
-        return space[: n * done].view(precision.bits).view(-1, group), peaks
+        return space[: n * done].view(self.bits.integers).view(-1, group), peaks
 
     def candidates(self, bits: torch.Tensor, peaks: torch.Tensor, k: int, sign: int) -> Candidates:
         """The candidates of the side ``sign``, from what ``screened`` gives: ``bits``, and ``peaks`` of that side."""
-        screen, precision = self.screen, self.screen.precision
+        screen, floats = self.screen, self.bits.floats
         n, n_groups = peaks.shape
         group = bits.shape[1]
-        theta = kth_largest(peaks, k).view(precision.of_scores).double()
+        theta = kth_largest(peaks, k).view(floats).double()
         bound = self.bounds(screen.errors.max(), screen.norms.max(), slice(None))
         limit = (theta * (1 - self.relative) - 2 * bound - self.slack) / (1 + self.relative)
-        keys = precision.keys(limit.clamp_min(0)).masked_fill(~(limit > 0), torch.iinfo(precision.bits).max)
+        keys = self.bits.keys(limit.clamp_min(0)).masked_fill(~(limit > 0), torch.iinfo(self.bits.integers).max)
         hot = at_least(peaks, keys[:, None])
         row, place = hot // n_groups, hot % n_groups
         few = (limit > 0) & (torch.bincount(row, minlength=n) <= few_tokens(len(self.E), k))
@@ -211,10 +209,10 @@ class Block:
         per_tile = self.tile // group
         before = place // per_tile * per_tile
         group_of = before * n + row * (n_groups - before).clamp_max(per_tile) + place - before
-        over, found = precision.reaching(bits, group_of, keys[row], sign)
+        over, found = screen.engine.reaching(bits, group_of, keys[row], sign)
         at = over // group
         row, token = row[at], place[at] * group + over % group
-        value = found.view(precision.of_scores).double()
+        value = found.view(floats).double()
         # The same with the bound of each token. k of a row are certain to have more than 0.
         bound = self.bounds(screen.errors[token], screen.norms[token], row) + self.relative * value
         lower = (value - bound).clamp_min(0).float().view(torch.int32)
@@ -232,38 +230,10 @@ class Block:
 
     def scores(self, row: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
         """The stored scores (N, float32) of pairs of a row and a token."""
-        if self.screen.precision.tensor_cores:
-            from paramdex_builder.project.kernels.triton import dots
-
-            scores = dots(self.W, self.E, row, token)
-        else:
-            scores = self._products(row, token)
+        scores = self.screen.engine.dots(self.W, self.screen.vectors, row, token)
         stored, unsure = as_stored(scores, self.noise[row])
         stored[unsure] = self._settled(row[unsure], token[unsure])
         return stored
-
-    def _products(self, row: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
-        """The scores (N, float64) of pairs of a row and a token, as a library sums them.
-
-        They are taken token by token, so that every row of E is read once and those of W stay in the cache.
-        """
-        V, here = len(self.E), self.E.device
-        order = ascending(token << 32 | torch.arange(len(token), device=here)) & 0xFFFF_FFFF
-        by_token = row[order]
-        if self.screen.precision.scores_as_stored(self.E.dtype):
-            found = avx2.dots(self.W, self.E, by_token, token[order])
-        else:
-            ends = torch.zeros(V + 1, dtype=torch.int64, device=here)
-            ends[1:] = torch.bincount(token, minlength=V).cumsum(0)
-            found = torch.empty(len(token), dtype=torch.float64, device=here)
-            step = V if self.screen.vectors.dtype == torch.float64 else _FEW_TOKENS
-            for start, vectors in zip(range(0, V, step), self.screen.vectors.split(step), strict=True):
-                end = ends[start : start + len(vectors) + 1]
-                part = slice(int(end[0]), int(end[-1]))
-                found[part] = chosen_products(vectors.double(), self.W, end - end[0], by_token[part])
-        scores = torch.empty_like(found)
-        scores[order] = found
-        return scores
 
     def ranked(self, row: torch.Tensor, token: torch.Tensor, scores: torch.Tensor, k: int) -> Tokens:
         """The k tokens of largest score (N, float32) of each row; of rows with fewer, anything beside them."""

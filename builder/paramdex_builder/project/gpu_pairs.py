@@ -24,9 +24,9 @@ import numpy as np
 import torch
 
 from paramdex_builder.project import pair_scan
-from paramdex_builder.project.engines import UNDERFLOW, full_float32
-from paramdex_builder.project.kernels.triton import pairs_reaching
-from paramdex_builder.project.pair_scan import Pairs, Scan, Side
+from paramdex_builder.project.arithmetic import UNDERFLOW
+from paramdex_builder.project.engines import SelectingEngine, full_float32
+from paramdex_builder.project.pair_scan import Pairs, Scan, Side, Words
 
 ROOM = 1 << 20
 """So many pairs of a wave can be written down."""
@@ -43,8 +43,12 @@ class _Sorted:
     words: tuple[torch.Tensor, torch.Tensor]
 
 
-class FusedScan(Scan):
-    """The scan of A B^T by waves of tiles; ``precision`` is that of tensor cores."""
+class WaveScan(Scan):
+    """The scan of A B^T by waves of tiles, with an engine that selects."""
+
+    def __init__(self, A: torch.Tensor, B: torch.Tensor, words: Words, k: int, engine: SelectingEngine) -> None:
+        super().__init__(A, B, words, k, engine)
+        self.selecting = engine
 
     def run(self) -> list[Side]:
         """Find the pairs of both sides, top first."""
@@ -79,7 +83,7 @@ class FusedScan(Scan):
             return
         tiles, here = self.tiles, self.A.device
         places = np.stack([tiles.rows[start:stop], tiles.columns[start:stop]], 1)[kept].astype(np.int32)
-        count, pair = pairs_reaching(
+        count, pair = self.selecting.pairs_reaching(
             self.sorted.factors,
             self.sorted.norms,
             self.sorted.words,
@@ -87,8 +91,7 @@ class FusedScan(Scan):
             (pair_scan.TILE_ROWS, pair_scan.TILE_COLUMNS),
             torch.from_numpy(limits[kept]).to(here),
             ROOM,
-            self.error,
-            2 * UNDERFLOW,
+            (1 + self.error, 2 * UNDERFLOW),
         )
         found = int(count)
         if found <= ROOM:

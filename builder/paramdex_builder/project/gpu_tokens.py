@@ -17,9 +17,9 @@ from __future__ import annotations
 
 import torch
 
+from paramdex_builder.project.arithmetic import kth_largest
 from paramdex_builder.project.block import Block, Candidates
-from paramdex_builder.project.engines import kth_largest
-from paramdex_builder.project.kernels.triton import tokens_reaching
+from paramdex_builder.project.engines import SelectingEngine
 
 _SAMPLE = 64
 """So many rows show how many deviations theta is."""
@@ -29,14 +29,14 @@ _GOOD = 7 / 8
 """Where fewer rows are done than this, theta is looked for again."""
 
 
-def candidates(block: Block, k: int, room: int) -> tuple[Candidates, Candidates]:
+def candidates(engine: SelectingEngine, block: Block, k: int, room: int) -> tuple[Candidates, Candidates]:
     """The candidates of the top and of the bottom; rows with few have no more than ``room`` on both sides together."""
     known = block.screen.deviations
     while True:
         fresh = k not in known
         if fresh:
             known[k] = _deviations(block, k)
-        left = _candidates(block, k, room, known[k])
+        left = _candidates(engine, block, k, room, known[k])
         if fresh or float(torch.stack([few for _, _, few in left]).double().mean()) >= _GOOD:
             return left
         del known[k]  # other rows than these had other tails
@@ -58,13 +58,15 @@ def _deviations(block: Block, k: int) -> float:
     return float(kth.quantile(_LEAST)) if len(kth) else 0.0
 
 
-def _candidates(block: Block, k: int, room: int, deviations: float) -> tuple[Candidates, Candidates]:
+def _candidates(
+    engine: SelectingEngine, block: Block, k: int, room: int, deviations: float
+) -> tuple[Candidates, Candidates]:
     """``candidates`` with theta at so many deviations."""
     screen, here = block.screen, block.low.device
     bound = block.bounds(screen.errors.max(), screen.norms.max(), slice(None))
     theta = (deviations * _deviation(block).double() - 2 * bound - block.slack).clamp_min(0).float()
     theta = theta.where(block.slack.isfinite(), torch.inf)
-    count, token, value = tokens_reaching(block.low, screen.rows, len(block.E), theta, room)
+    count, token, value = engine.tokens_reaching(block.low, screen.rows, len(block.E), theta, room)
     row = torch.arange(len(block.low), device=here)[:, None]
     place = torch.arange(room, device=here)
     token, value = token.where(place < count[:, None], 0), value.where(place < count[:, None], 0.0).double()

@@ -35,17 +35,17 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from paramdex_builder.project.engines import (
+from paramdex_builder.project.arithmetic import (
     UNDERFLOW,
-    Precision,
+    Bits,
     as_stored,
     ascending,
     at_least,
     dot,
-    full_float32,
     gamma64,
     kth_largest,
 )
+from paramdex_builder.project.engines import Engine, full_float32
 from paramdex_builder.work.workers import check
 
 TILE_ROWS, TILE_COLUMNS = 1024, 1024
@@ -201,18 +201,18 @@ class Factor:
     """A factor X M, times 2^exponent so that no norm is over 1, its rows sorted by norm."""
 
     rows: torch.Tensor
-    """An operand of V rows, in the precision of the screening."""
+    """An operand of V rows."""
     ids: torch.Tensor
     norms: np.ndarray
     """No less than the norms of the rows (V, float64), descending."""
     exponent: int
 
     @classmethod
-    def of(cls, X: torch.Tensor, M: torch.Tensor, precision: Precision) -> Factor:
+    def of(cls, X: torch.Tensor, M: torch.Tensor, engine: Engine) -> Factor:
         Y = X @ M
         norms = torch.linalg.vector_norm(Y, dim=1)
         exponent = -math.frexp(float(norms.max()))[1] - 1
-        rows, norms = precision.operand(Y.mul_(2.0**exponent)), norms * 2.0**exponent
+        rows, norms = engine.operand(Y.mul_(2.0**exponent)), norms * 2.0**exponent
         upper = norms.float().nextafter(torch.tensor(torch.inf, device=X.device)).where(norms > 0, 0.0)
         # One sort of integers, by norm descending and by id.
         order = ascending((_INFINITY - upper.view(torch.int32).long()) << 32 | torch.arange(len(X), device=X.device))
@@ -261,16 +261,17 @@ class Scan:
     A and B are products of float32 matrices, or else of a size such that their Grams are within float64's range.
     """
 
-    def __init__(self, A: torch.Tensor, B: torch.Tensor, words: Words, k: int, precision: Precision) -> None:
-        self.A, self.B, self.words, self.precision = A, B, words, precision
+    def __init__(self, A: torch.Tensor, B: torch.Tensor, words: Words, k: int, engine: Engine) -> None:
+        self.A, self.B, self.words, self.engine = A, B, words, engine
+        self.bits = Bits(engine.score_dtype)
         M, N, gap = balance(A, B)
-        self.left, self.right = Factor.of(A, M, precision), Factor.of(B, N, precision)
+        self.left, self.right = Factor.of(A, M, engine), Factor.of(B, N, engine)
         self.exponent = self.left.exponent + self.right.exponent
         """Thresholds and stored scores are as A and B have them; all else here is times 2^exponent."""
         self.gap = math.ldexp(gap, self.exponent)
-        self.error = precision.error(A.shape[1])
+        self.error = engine.error(A.shape[1])
         self.sides = [Side(sign, k, Pairs.empty(A.device)) for sign in (1, -1)]
-        self.buffer = torch.empty(TILE_ROWS * TILE_COLUMNS, dtype=precision.of_scores, device=A.device)
+        self.buffer = torch.empty(TILE_ROWS * TILE_COLUMNS, dtype=engine.score_dtype, device=A.device)
 
     def run(self) -> list[Side]:
         """Find the pairs of both sides, top first."""
@@ -332,16 +333,16 @@ class Scan:
     def _set_thresholds(self) -> None:
         """First thresholds, from the screened scores of the rows of largest norm."""
         rows, columns = slice(TILE_ROWS // 2), slice(TILE_COLUMNS // 2)
-        screened = self.precision.product(self.left.rows[rows], self.right.rows[columns], self.buffer)
+        screened = self.engine.product(self.left.rows[rows], self.right.rows[columns], self.buffer)
         source, target = self.left.ids[rows, None], self.right.ids[columns]
         screened.masked_fill_(self.words.number[source] == self.words.number[target], 0.0)
-        bits = screened.view(self.precision.bits).flatten()
+        bits = screened.view(self.bits.integers).flatten()
         for side in self.sides:
             if side.sign < 0:
-                bits.bitwise_xor_(self.precision.sign)
+                bits.bitwise_xor_(self.bits.sign)
             kth = kth_largest(bits, min(side.k, len(bits)))
             if kth > 0 and side.k <= len(bits):
-                self._raise(side, float(kth.view(self.precision.of_scores)), self._slack(0, 0))
+                self._raise(side, float(kth.view(self.bits.floats)), self._slack(0, 0))
 
     def _raise(self, side: Side, kth: float, slack: float) -> None:
         """Raise a side's threshold to what k pairs of different words reach that were screened at ``kth`` or more."""
@@ -360,19 +361,19 @@ class Scan:
         if rows.stop == row or not width:
             return
         part = STEP if width % STEP == 0 else width
-        n, precision = rows.stop - row, self.precision
-        peaks = torch.empty(2, n, width // part, dtype=precision.bits, device=self.buffer.device)
-        bits = precision.screen(left.rows[rows], right.rows[columns], self.buffer, peaks, part)
+        n, engine = rows.stop - row, self.engine
+        peaks = torch.empty(2, n, width // part, dtype=self.bits.integers, device=self.buffer.device)
+        bits = engine.screen(left.rows[rows], right.rows[columns], self.buffer, peaks, part)
         parts, slack = bits.view(-1, part), self._slack(row, column)
         for side in sides:
             limit = self._scaled(side.threshold) - slack
             if limit > 0:
-                key = precision.key(limit)
+                key = self.bits.key(limit)
                 hot = at_least(peaks[0 if side.sign > 0 else 1], key)
                 if not hot.shape[0]:
                     continue
-                keys = torch.full_like(hot, key, dtype=precision.bits)
-                place, _ = precision.reaching(parts, hot, keys, side.sign)
+                keys = torch.full_like(hot, key, dtype=self.bits.integers)
+                place, _ = engine.reaching(parts, hot, keys, side.sign)
                 place = hot.index_select(0, place // part) * part + place % part
             else:
                 place = at_least(self._of_side(side, bits), limit)
@@ -382,8 +383,9 @@ class Scan:
                 self._wait(side, place // width + row, place % width + column)
 
     def _of_side(self, side: Side, bits: torch.Tensor) -> torch.Tensor:
-        """The side's sign times the scores (float32), from the bits of -1 times the scores."""
-        return bits.view(self.precision.of_scores).float() * -side.sign
+        """The side's sign times the scores (float32 or wider), from the bits of -1 times the scores."""
+        floats = self.bits.floats
+        return bits.view(floats).to(torch.promote_types(floats, torch.float32)) * -side.sign
 
     def _wait(self, side: Side, rows: torch.Tensor, columns: torch.Tensor) -> None:
         """Let pairs wait until there are enough to score them together."""

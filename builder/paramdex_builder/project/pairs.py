@@ -15,7 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from paramdex_builder.project.engines import Precision, gamma64, precision_of
+from paramdex_builder.project.arithmetic import gamma64
+from paramdex_builder.project.engines import Engine, SelectingEngine, engine_of
+from paramdex_builder.project.gpu_pairs import WaveScan
 from paramdex_builder.project.pair_scan import Pairs, Scan, Words
 
 __all__ = [
@@ -55,15 +57,15 @@ class HeadPairs:
 
 
 def strongest_pairs(
-    A: torch.Tensor, B: torch.Tensor, words: Words, k: int, precision: Precision | None = None
+    A: torch.Tensor, B: torch.Tensor, words: Words, k: int, engine: Engine | None = None
 ) -> dict[str, HeadPairs]:
     """The k strongest pairs of A B^T (A, B: V x d_head, float64), overall and of different words, both sides.
 
-    Fewer where there are fewer pairs. Works on the device of ``A``; the result is the same on each, and for every
-    ``precision`` of the screening.
+    Fewer where there are fewer pairs. Works on the device of ``A``; the result is the same on each, and with every
+    ``engine``.
     """
-    precision = precision or precision_of(A.device)
-    scan = _way(precision)(A, B, words, k, precision)
+    engine = engine or engine_of(A.device)
+    scan = WaveScan(A, B, words, k, engine) if isinstance(engine, SelectingEngine) else Scan(A, B, words, k, engine)
     sides = scan.run()
     reachable = scan.reachable(words.source, words.target)
     source, target = words.source[reachable], words.target[reachable]
@@ -74,15 +76,6 @@ def strongest_pairs(
         both = Pairs.cat(distinct, same.signed(side.sign)).best(k)
         result[name] = HeadPairs(distinct.signed(side.sign), both.signed(side.sign))
     return result
-
-
-def _way(precision: Precision) -> type[Scan]:
-    """The scan for a precision."""
-    if not precision.tensor_cores:
-        return Scan
-    from paramdex_builder.project.gpu_pairs import FusedScan
-
-    return FusedScan
 
 
 def factors(E: torch.Tensor, weights: Sequence[torch.Tensor]) -> list[torch.Tensor]:

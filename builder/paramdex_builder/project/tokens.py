@@ -39,7 +39,8 @@ from paramdex_builder.project.block import (
     group_size,
     screen_of,
 )
-from paramdex_builder.project.engines import Precision, full_float32, precision_of
+from paramdex_builder.project.engines import Engine, SelectingEngine, engine_of, full_float32
+from paramdex_builder.project.gpu_tokens import candidates
 from paramdex_builder.project.space import Space
 from paramdex_builder.work.workers import check
 
@@ -55,18 +56,19 @@ _SELECTED_ROWS, _SELECTED_BYTES = (256, 1024), 256 << 20
 """Least and most rows of which a GPU selects tokens at a time, and bytes of the scores of those."""
 
 
-def strongest_tokens(rows: torch.Tensor, space: Space, k: int, precision: Precision | None = None) -> dict[str, Tokens]:
+def strongest_tokens(rows: torch.Tensor, space: Space, k: int, engine: Engine | None = None) -> dict[str, Tokens]:
     """The k strongest tokens of every row (n x d, float32 or float64), as {"top": ..., "bottom": ...}.
 
     On the device of E. Sides are ordered strongest first; where V < k, all V tokens are given. The result is the same
-    on every device and for every ``precision`` of the screening.
+    on every device and with every ``engine``.
     """
     E = space.embedding
     n, k = len(rows), min(k, len(E))
-    screen = screen_of(space, precision or precision_of(E.device))
-    selects = screen.precision.tensor_cores
-    step = _selected_rows(k) if selects else _scored_rows(screen)
-    buffer = _buffer(n, screen) if not selects else None
+    engine = engine or engine_of(E.device)
+    screen = screen_of(space, engine)
+    selecting = engine if isinstance(engine, SelectingEngine) else None
+    step = _selected_rows(k) if selecting else _scored_rows(screen)
+    buffer = _buffer(0 if selecting else n, screen)
     sides = [
         Tokens(*(torch.empty(n, k, dtype=dtype, device=E.device) for dtype in (torch.int64, torch.float32)))
         for _ in range(2)
@@ -74,7 +76,7 @@ def strongest_tokens(rows: torch.Tensor, space: Space, k: int, precision: Precis
     for start in range(0, n, step):
         here = slice(start, start + step)
         W = rows[here].to(E.device).double()
-        found = _screened(W, space, screen, k, buffer) if buffer is not None else _selected(W, space, screen, k)
+        found = _selected(selecting, W, space, screen, k) if selecting else _screened(W, space, screen, k, buffer)
         for side, sign, own in zip(sides, (1, -1), found, strict=True):
             side.ids[here], side.scores[here] = own.ids, own.scores * sign + 0.0  # + 0.0: -0.0 is 0.0
     return {"top": sides[0], "bottom": sides[1]}
@@ -85,22 +87,22 @@ def projection_held(V: int) -> int:
     return 2 * max(_BLOCK_BYTES, 4 * _BLOCK_ROWS[0] * V) + 3 * _SCORED_BYTES + 64 * _TOGETHER
 
 
-def projection_shared(V: int, d: int, stored: torch.dtype, precision: Precision) -> int:
+def projection_shared(V: int, d: int, stored: torch.dtype, engine: Engine) -> int:
     """About how many bytes all calls share, beside an E (V x d) that is held in the dtype ``stored``."""
-    vectors = 8 * V * d if doubled(V * d, stored, precision) else 0
-    return V * (precision.dtype.itemsize * d + 16) + precision.of_scores.itemsize * d * d + vectors
+    vectors = 8 * V * d if doubled(V * d, stored, engine) else 0
+    return V * (engine.operand_dtype.itemsize * d + 16) + engine.score_dtype.itemsize * d * d + vectors
 
 
 def _screened_rows(screen: Screen) -> int:
     """Rows screened at a time."""
     least, most = _BLOCK_ROWS
-    return min(most, max(least, _BLOCK_BYTES // (len(screen.rows) * screen.precision.of_scores.itemsize)))
+    return min(most, max(least, _BLOCK_BYTES // (len(screen.rows) * screen.engine.score_dtype.itemsize)))
 
 
 def _buffer(n: int, screen: Screen) -> torch.Tensor:
     """Room for the screened scores of a block of up to n rows."""
     size = min(n, _screened_rows(screen)) * len(screen.rows)
-    return torch.empty(size, dtype=screen.precision.of_scores, device=screen.rows.device)
+    return torch.empty(size, dtype=screen.engine.score_dtype, device=screen.rows.device)
 
 
 def _scored_rows(screen: Screen) -> int:
@@ -165,12 +167,10 @@ def _scored(block: Block, left: Sequence[Candidates], k: int) -> list[Tokens]:
     return sides
 
 
-def _selected(W: torch.Tensor, space: Space, screen: Screen, k: int) -> list[Tokens]:
+def _selected(engine: SelectingEngine, W: torch.Tensor, space: Space, screen: Screen, k: int) -> list[Tokens]:
     """``_screened``, by kernels that keep no scores but those of few tokens; other rows are left to it."""
-    from paramdex_builder.project.gpu_tokens import candidates  # which loads Triton
-
     block = Block(W, space, screen)
-    left = candidates(block, k, 2 * few_tokens(0, k))
+    left = candidates(engine, block, k, 2 * few_tokens(0, k))
     sides = _ranked(block, left, k)
     others = (~(left[0][2] & left[1][2])).nonzero().flatten()
     if len(others):

@@ -20,9 +20,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paramdex_builder.project.engines import gamma64
+from paramdex_builder.project.arithmetic import gamma64
 from paramdex_builder.project.kernels import avx2
-from paramdex_builder.project.kernels.avx2 import LEAST, dots, kernel, operand, packed, reaching, scores, unit, values
+from paramdex_builder.project.kernels.avx2 import (
+    LEAST,
+    dots,
+    kernel,
+    operand,
+    operand_error,
+    packed,
+    reaching,
+    scores,
+    values,
+)
 
 KERNELS = Path("builder", "paramdex_builder", "project", "kernels")
 ROOT = Path(__file__).parents[3]
@@ -41,7 +51,7 @@ def test_operands_keep_their_bound(n: int, d: int, exponent: int, seed: int) -> 
     x = torch.from_numpy(x)
     rows = operand(x)
     error, norms = (x - values(rows, d)).norm(dim=1), x.norm(dim=1)
-    assert (error <= 1.0001 * unit(d) * norms.clamp_min(LEAST)).all()
+    assert (error <= 1.0001 * operand_error(d) * norms.clamp_min(LEAST)).all()
     assert (values(rows, d)[1::4] == 0).all()
     assert int(rows[:, :d].abs().max()) < 2**14
 
@@ -58,7 +68,7 @@ def test_operands_are_rounded_some_rows_at_a_time(rows: int, monkeypatch: pytest
 def test_entries_that_would_round_up_to_2_14(entry: float) -> None:
     x = torch.tensor([[entry, 2.0**-10, 0.0], [-entry, 0.0, 2.0**-20]], dtype=torch.float64)
     rows = operand(x)
-    assert ((values(rows, 3) - x).norm(dim=1) <= unit(3) * x.norm(dim=1)).all()
+    assert ((values(rows, 3) - x).norm(dim=1) <= operand_error(3) * x.norm(dim=1)).all()
     assert int(rows[0, 0]) > 0 > int(rows[1, 0]) > -(2**14)
 
 

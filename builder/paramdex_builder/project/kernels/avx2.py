@@ -11,7 +11,7 @@ the row.
 to that is 2^14 - 1. Then a number is off by half of the scale, or where it is that one, all of it, in which case no
 other is over 2^8. So
 
-    ||x - x'|| <= scale sqrt(d + 3) / 2 <= 2^-14 sqrt(d + 3) ||x||                      (``unit``)
+    ||x - x'|| <= scale sqrt(d + 3) / 2 <= 2^-14 sqrt(d + 3) ||x||                      (``operand_error``)
 
 Rows of a norm below ``LEAST`` = 2^-100 have the scale of that norm and are off by no more than 2^-114 sqrt(d + 3).
 
@@ -67,7 +67,7 @@ def kernel() -> ctypes.CDLL | None:
     return library
 
 
-def unit(d: int) -> float:
+def operand_error(d: int) -> float:
     """How far a row of d numbers can be off, of its norm."""
     return 2.0**-14 * (d + 3) ** 0.5
 
@@ -179,7 +179,7 @@ def dots(a: torch.Tensor, b: torch.Tensor, of_a: torch.Tensor, of_b: torch.Tenso
 
 def _library() -> ctypes.CDLL:
     library = kernel()
-    assert library is not None, "precision_of takes int16 only where there is the kernel"
+    assert library is not None, "engine_of takes int16 only where there is the kernel"
     return library
 
 
