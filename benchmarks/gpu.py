@@ -1,4 +1,4 @@
-"""Time the two kernels of a build on a GPU: the strongest tokens of rows, and the strongest pairs of heads.
+"""Time the two searches of a build on a GPU: the strongest tokens of rows, and the strongest pairs of heads.
 
     python benchmarks/gpu.py           on a machine with an NVIDIA GPU and Triton
     python benchmarks/gpu.py --check   here, in seconds: tiny shapes, Triton's interpreter, no times

@@ -1,4 +1,4 @@
-"""Time the two kernels of a build on one core: the strongest pairs of a head, and the strongest tokens of a row.
+"""Time the two searches of a build on one core: the strongest pairs of a head, and the strongest tokens of a row.
 
     OMP_NUM_THREADS=1 python benchmarks/kernels.py [HEADS]
 

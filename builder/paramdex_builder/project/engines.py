@@ -305,7 +305,7 @@ def engine_of(device: torch.device) -> Engine:
     features: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     if features.get("amx_bf16") or features.get("avx512_bf16"):
         return BFLOAT16
-    if features.get("avx2") and not features.get("avx512_f") and avx2.kernel() is not None:
+    if features.get("avx2") and not features.get("avx512_f") and avx2.library() is not None:
         return INT16
     return FLOAT32
 

@@ -26,7 +26,7 @@ import torch
 from paramdex_builder.project import pair_scan
 from paramdex_builder.project.arithmetic import UNDERFLOW
 from paramdex_builder.project.engines import SelectingEngine, full_float32
-from paramdex_builder.project.pair_scan import Pairs, Scan, Side, Words
+from paramdex_builder.project.pair_scan import Scan, Search, TokenPairs, Words
 
 ROOM = 1 << 20
 """So many pairs of a wave can be written down."""
@@ -50,7 +50,7 @@ class WaveScan(Scan):
         super().__init__(A, B, words, k, engine)
         self.selecting = engine
 
-    def run(self) -> list[Side]:
+    def run(self) -> list[Search]:
         """Find the pairs of both sides, top first."""
         left, right = self.left, self.right
         here = self.A.device
@@ -64,16 +64,16 @@ class WaveScan(Scan):
         with full_float32():
             self._set_thresholds()
             while start < n:
-                least = min(side.threshold for side in self.sides)
+                least = min(search.threshold for search in self.searches)
                 reaching = int(np.searchsorted(-self.tiles.bounds, -least, side="right"))
                 stop = min(start + size, reaching)
                 if stop <= start:
                     break
                 self._wave(start, stop)
                 start, size = stop, size * _GROWTH
-            for side in self.sides:
-                self._score(side)
-        return self.sides
+            for search in self.searches:
+                self._score(search)
+        return self.searches
 
     def _wave(self, start: int, stop: int) -> None:
         """Search the tiles from number ``start`` on."""
@@ -102,7 +102,7 @@ class WaveScan(Scan):
             self._wave(middle, stop)
         else:
             row, column = places[0].tolist()
-            self._search(row, column, [self.sides[number] for number in np.flatnonzero(limits[0] < np.inf)])
+            self._visit(row, column, [self.searches[number] for number in np.flatnonzero(limits[0] < np.inf)])
 
     def _limits(self, start: int, stop: int) -> np.ndarray:
         """What s~ of the top and -s~ of the bottom must reach in every tile (n x 2, float32): infinity where none is
@@ -112,25 +112,25 @@ class WaveScan(Scan):
         norms = self.left.norms[tiles.rows[part]] * self.right.norms[tiles.columns[part]]
         slack = self.error * norms * (1 + 2.0**-50) + self.gap + UNDERFLOW
         limits = np.empty((len(slack), 2), np.float32)
-        for number, side in enumerate(self.sides):
-            exact = self._scaled(side.threshold) - slack
+        for number, search in enumerate(self.searches):
+            exact = self._scaled(search.threshold) - slack
             near = exact.astype(np.float32)
             near = np.where(near > exact, np.nextafter(near, np.float32(-np.inf)), near)
-            limits[:, number] = np.where(self._done(side, part), np.inf, near)
+            limits[:, number] = np.where(self._done(search, part), np.inf, near)
         return limits
 
-    def _done(self, side: Side, part: slice) -> np.ndarray:
-        """``Side.done_with`` of every tile."""
+    def _done(self, search: Search, part: slice) -> np.ndarray:
+        """``Search.done_with`` of every tile."""
         bounds, sources, targets = (getattr(self.tiles, name)[part] for name in ("bounds", "sources", "targets"))
-        if side.last is None or side.threshold == -math.inf:
-            return bounds < side.threshold
-        later = (sources > side.last[0]) | ((sources == side.last[0]) & (targets > side.last[1]))
-        return (bounds < side.threshold) | ((bounds == side.threshold) & later)
+        if search.last is None or search.threshold == -math.inf:
+            return bounds < search.threshold
+        later = (sources > search.last[0]) | ((sources == search.last[0]) & (targets > search.last[1]))
+        return (bounds < search.threshold) | ((bounds == search.threshold) & later)
 
     def _offer(self, pair: torch.Tensor) -> None:
         """Score pairs of different words (row 2^32 + column), and offer them to both sides, which keep their own."""
         if len(pair):
             source, target = self.left.ids[pair >> 32], self.right.ids[pair & 0xFFFF_FFFF]
-            found = Pairs(source, target, self.scores(source, target))
-            for side in self.sides:
-                side.offer(found.signed(side.sign))
+            found = TokenPairs(source, target, self.scores(source, target))
+            for search in self.searches:
+                search.offer(found.signed(search.sign))

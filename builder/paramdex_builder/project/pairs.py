@@ -18,11 +18,11 @@ import torch
 from paramdex_builder.project.arithmetic import gamma64
 from paramdex_builder.project.engines import Engine, SelectingEngine, engine_of
 from paramdex_builder.project.gpu_pairs import WaveScan
-from paramdex_builder.project.pair_scan import Pairs, Scan, Words
+from paramdex_builder.project.pair_scan import Scan, TokenPairs, Words
 
 __all__ = [
     "HeadPairs",
-    "Pairs",
+    "TokenPairs",
     "Words",
     "balanced",
     "factors",
@@ -52,8 +52,8 @@ def same_words(numbers: np.ndarray, device: torch.device) -> Words:
 class HeadPairs:
     """One side of a head's matrix: the best ``distinct`` (of different words), and the best of ``all`` pairs."""
 
-    distinct: Pairs
-    all: Pairs
+    distinct: TokenPairs
+    all: TokenPairs
 
 
 def strongest_pairs(
@@ -66,15 +66,15 @@ def strongest_pairs(
     """
     engine = engine or engine_of(A.device)
     scan = WaveScan(A, B, words, k, engine) if isinstance(engine, SelectingEngine) else Scan(A, B, words, k, engine)
-    sides = scan.run()
+    searches = scan.run()
     reachable = scan.reachable(words.source, words.target)
     source, target = words.source[reachable], words.target[reachable]
-    same = Pairs(source, target, scan.scores(source, target))
+    same = TokenPairs(source, target, scan.scores(source, target))
     result = {}
-    for name, side in zip(("top", "bottom"), sides, strict=True):
-        distinct = side.found.best(k)
-        both = Pairs.cat(distinct, same.signed(side.sign)).best(k)
-        result[name] = HeadPairs(distinct.signed(side.sign), both.signed(side.sign))
+    for name, search in zip(("top", "bottom"), searches, strict=True):
+        distinct = search.found.best(k)
+        both = TokenPairs.cat(distinct, same.signed(search.sign)).best(k)
+        result[name] = HeadPairs(distinct.signed(search.sign), both.signed(search.sign))
     return result
 
 

@@ -47,7 +47,7 @@ class Space:
     def describe(self, rows: torch.Tensor) -> Described:
         """What is said of every row w of ``rows`` (n x d) beside its tokens, a block of rows at a time."""
         norms, means, stds = (torch.empty(len(rows), dtype=torch.float64, device=rows.device) for _ in range(3))
-        units = torch.empty(len(rows), self.root.rank, device=rows.device)
+        normalized = torch.empty(len(rows), self.root.rank, device=rows.device)
         for start in range(0, len(rows), _CHUNK):
             here = slice(start, start + _CHUNK)
             w = rows[here].double()
@@ -55,8 +55,8 @@ class Space:
             norm, length = w.norm(dim=1), c.norm(dim=1)
             length = length.where(length > self.root.rounding * norm, 0.0)
             norms[here], means[here], stds[here] = norm, w @ self.means, length / self.size**0.5
-            units[here] = torch.where(length > 0, 1 / length, 0.0)[:, None].mul(c)
-        return Described(norms, means, stds, units)
+            normalized[here] = torch.where(length > 0, 1 / length, 0.0)[:, None].mul(c)
+        return Described(norms, means, stds, normalized)
 
 
 @dataclass

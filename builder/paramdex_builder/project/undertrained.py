@@ -72,7 +72,7 @@ def token_embeddings(E: torch.Tensor, means: np.ndarray, root: Root) -> TokenEmb
                 alike = np.flatnonzero(score >= np.float32(LEAST))
                 if not len(alike):
                     break
-                # the sum of unit rows of U is that of rows of E, weighted, without c
+                # the sum of the directions is a weighted sum of the rows of E, without c
                 total = _weighted(E, alike, rest)
                 total -= first * (first @ total)
                 score = _cosines(E, total, rest, there)

@@ -25,7 +25,7 @@ from paramdex_builder.project.kernels import avx2
 from paramdex_builder.project.kernels.avx2 import (
     LEAST,
     dots,
-    kernel,
+    library,
     operand,
     operand_error,
     packed,
@@ -38,7 +38,7 @@ KERNELS = Path("builder", "paramdex_builder", "project", "kernels")
 ROOT = Path(__file__).parents[3]
 COMPILES = platform.machine() == "x86_64" and shutil.which("cc") is not None
 needs_compiler = pytest.mark.skipif(not COMPILES, reason="needs a C compiler, and x86-64")
-needs_kernel = pytest.mark.skipif(kernel() is None, reason="there was no compiler for the kernel")
+needs_kernel = pytest.mark.skipif(library() is None, reason="there was no compiler for the kernel")
 
 
 @given(st.integers(1, 12), st.integers(1, 70), st.integers(-120, 99), st.integers(0, 2**32 - 1))
@@ -217,18 +217,18 @@ def test_what_the_kernel_cannot_read_is_refused() -> None:
 def test_an_installation_has_the_kernel() -> None:
     """Also this one, made by the hook of the build from the source as it is now."""
     if torch.backends.cpu.get_cpu_capability().startswith("AVX"):
-        assert kernel() is not None
+        assert library() is not None
     else:
-        assert kernel() is None
+        assert library() is None
 
 
 def test_no_kernel_where_the_processor_or_the_file_lacks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
-        assert kernel.__wrapped__() is None
+        assert library.__wrapped__() is None
     source = tmp_path / "avx2.c"
     monkeypatch.setattr(avx2, "_SOURCE", source)
-    assert kernel.__wrapped__() is None
+    assert library.__wrapped__() is None
 
 
 @needs_kernel
@@ -238,9 +238,9 @@ def test_no_kernel_of_another_state_of_the_source(monkeypatch: pytest.MonkeyPatc
         shutil.copy(file, tmp_path)
     source = tmp_path / "avx2.c"
     monkeypatch.setattr(avx2, "_SOURCE", source)
-    assert kernel.__wrapped__() is not None
+    assert library.__wrapped__() is not None
     source.write_bytes(source.read_bytes() + b"\n")
-    assert kernel.__wrapped__() is None
+    assert library.__wrapped__() is None
 
 
 @pytest.fixture

@@ -183,9 +183,9 @@ def test_screen(engine: Engine, n: int, groups: int, group: int, d: int, seed: i
 )
 def test_engine_of_processors(monkeypatch: pytest.MonkeyPatch, features: dict[str, object], expected: Engine) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: features, raising=False)
-    monkeypatch.setattr(avx2, "kernel", lambda: "a kernel")
+    monkeypatch.setattr(avx2, "library", lambda: "some kernels")
     assert engine_of(CPU) == expected
-    monkeypatch.setattr(avx2, "kernel", lambda: None)  # the installation could not compile it
+    monkeypatch.setattr(avx2, "library", lambda: None)  # the installation could not compile it
     assert engine_of(CPU) == (FLOAT32 if expected == INT16 else expected)
     monkeypatch.delattr(torch.cpu, "get_capabilities")  # which older PyTorch has not
     assert engine_of(CPU) == FLOAT32

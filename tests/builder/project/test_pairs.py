@@ -23,7 +23,7 @@ from paramdex.tour import demo_sources
 from paramdex_builder.project import pair_scan
 from paramdex_builder.project.arithmetic import dot
 from paramdex_builder.project.engines import BFLOAT16, FLOAT32
-from paramdex_builder.project.pair_scan import Factor, Pairs, Scan, above, balance
+from paramdex_builder.project.pair_scan import Factor, Scan, TokenPairs, above, balance
 from paramdex_builder.project.pairs import (
     HeadPairs,
     balanced,
@@ -80,7 +80,7 @@ def settled(A: torch.Tensor, B: torch.Tensor, words: np.ndarray, k: int) -> dict
     A library's float64 product, some rows at a time, only says which cannot be among them.
     """
     numbers = torch.from_numpy(words)
-    found = {(side, name): Pairs.empty(CPU) for side in (1, -1) for name in ("distinct", "all")}
+    found = {(side, name): TokenPairs.empty(CPU) for side in (1, -1) for name in ("distinct", "all")}
     room = 1e-6 * float(A.norm(dim=1).max() * B.norm(dim=1).max())
     for start in range(0, len(A), 64):
         source = torch.arange(len(A))[start : start + 64]
@@ -95,9 +95,9 @@ def settled(A: torch.Tensor, B: torch.Tensor, words: np.ndarray, k: int) -> dict
                 reached = float((side * scores)[~same].topk(k).values[-1])
             places = torch.from_numpy(np.flatnonzero((side * scores).numpy() >= reached - room))
             r, c = places // len(A), places % len(A)
-            new = Pairs(source[r], c, dot(A[source[r]], B[c]).float()).signed(side)
-            found[side, "all"] = Pairs.cat(found[side, "all"], new).best(k)
-            found[side, "distinct"] = Pairs.cat(known, new.take((~same[r, c]).nonzero().flatten())).best(k)
+            new = TokenPairs(source[r], c, dot(A[source[r]], B[c]).float()).signed(side)
+            found[side, "all"] = TokenPairs.cat(found[side, "all"], new).best(k)
+            found[side, "distinct"] = TokenPairs.cat(known, new.take((~same[r, c]).nonzero().flatten())).best(k)
     return {
         name: HeadPairs(found[side, "distinct"].signed(side), found[side, "all"].signed(side))
         for name, side in (("top", 1), ("bottom", -1))
@@ -228,8 +228,8 @@ def test_scan_ends_early(monkeypatch: pytest.MonkeyPatch) -> None:
     scale = np.where(np.arange(V) < 10, 1.0, 2.0**-10)[:, None]
     A, B = (np.abs(on_grid(23, V, 3)) + 1) * scale, on_grid(24, V, 3) * scale
     seen = []
-    search = Scan._search
-    monkeypatch.setattr(Scan, "_search", lambda *args: seen.append(args[1:3]) or search(*args))
+    visit = Scan._visit
+    monkeypatch.setattr(Scan, "_visit", lambda *args: seen.append(args[1:3]) or visit(*args))
     assert_exact(A, B, 5)
     assert 0 < len(seen) < 20 * len(ENGINES)  # of 20 x 15 tiles each
 
@@ -294,8 +294,8 @@ def test_factors_of_low_rank_in_both_terms(scale: float, monkeypatch: pytest.Mon
     low = [scale * draw.normal(size=(24, 2)) @ draw.normal(size=(2, 8)) for _ in range(2)]
     A, B = (torch.from_numpy(E @ np.concatenate(terms, 1)) for terms in ((low[0], P), (Q, low[1])))
     seen = []
-    search = Scan._search
-    monkeypatch.setattr(Scan, "_search", lambda *args: seen.append(args[1:3]) or search(*args))
+    visit = Scan._visit
+    monkeypatch.setattr(Scan, "_visit", lambda *args: seen.append(args[1:3]) or visit(*args))
     for engine in ENGINES:
         found = strongest_pairs(A, B, same_words(np.arange(300), CPU), 20, engine)
         assert_same_bytes(found, settled(A, B, np.arange(300), 20))
@@ -425,8 +425,8 @@ def test_what_did_not_move_is_quickly_known_to_be_zero(monkeypatch: pytest.Monke
     nothing = np.zeros((90, 4))
     A, B = np.concatenate([nothing, on_grid(33, 90, 4)], 1), np.concatenate([on_grid(34, 90, 4), nothing], 1)
     seen = []
-    search = Scan._search
-    monkeypatch.setattr(Scan, "_search", lambda *args: seen.append(args[1:3]) or search(*args))
+    visit = Scan._visit
+    monkeypatch.setattr(Scan, "_visit", lambda *args: seen.append(args[1:3]) or visit(*args))
     assert_exact(A, B, 5, draw.integers(0, 60, 90))
     assert len(seen) <= 2 * len(ENGINES)  # of 18 x 13 tiles each
 

@@ -44,27 +44,27 @@ _SOURCE = Path(__file__).with_name("avx2.c")
 
 
 @cache
-def kernel() -> ctypes.CDLL | None:
+def library() -> ctypes.CDLL | None:
     """The compiled functions of this source, or None: the installation has none, or the processor no AVX2."""
     if not torch.backends.cpu.get_cpu_capability().startswith("AVX"):
         return None
     try:
         number = hashlib.sha256(_SOURCE.read_bytes()).hexdigest()[:16]
-        library = ctypes.CDLL(str(_SOURCE.with_name(f"avx2-{number}.so")))
+        loaded = ctypes.CDLL(str(_SOURCE.with_name(f"avx2-{number}.so")))
     except OSError:
         return None
     pointer, size = ctypes.c_void_p, ctypes.c_int64
-    library.paramdex_reaching.argtypes = [pointer, pointer, pointer, size, size, ctypes.c_int32, pointer, pointer]
-    library.paramdex_reaching.restype = size
-    library.paramdex_dots.argtypes = [pointer, pointer, pointer, pointer, size, size, pointer]
-    library.paramdex_dots.restype = None
-    library.paramdex_int16_pack.argtypes = [pointer, size, size, pointer]
-    library.paramdex_int16_pack.restype = None
-    library.paramdex_int16_scores.argtypes = [
+    loaded.paramdex_reaching.argtypes = [pointer, pointer, pointer, size, size, ctypes.c_int32, pointer, pointer]
+    loaded.paramdex_reaching.restype = size
+    loaded.paramdex_dots.argtypes = [pointer, pointer, pointer, pointer, size, size, pointer]
+    loaded.paramdex_dots.restype = None
+    loaded.paramdex_int16_pack.argtypes = [pointer, size, size, pointer]
+    loaded.paramdex_int16_pack.restype = None
+    loaded.paramdex_int16_scores.argtypes = [
         pointer, pointer, size, size, size, pointer, size, size, pointer, pointer, size, ctypes.c_int,
     ]  # fmt: skip
-    library.paramdex_int16_scores.restype = ctypes.c_int
-    return library
+    loaded.paramdex_int16_scores.restype = ctypes.c_int
+    return loaded
 
 
 def operand_error(d: int) -> float:
@@ -95,7 +95,7 @@ def packed(rows: torch.Tensor) -> torch.Tensor:
     """
     n, d = len(rows), rows.shape[1] - 2
     rows, panels = rows.contiguous(), torch.empty(-(-n // PANEL) * PANEL, _packed_width(d), dtype=torch.int16)
-    _library().paramdex_int16_pack(rows.data_ptr(), n, d, panels.data_ptr())
+    _loaded().paramdex_int16_pack(rows.data_ptr(), n, d, panels.data_ptr())
     return panels
 
 
@@ -129,7 +129,7 @@ def scores(
         some = slice(start, min(start + step, m))
         columns, first = out[:, some], start // group
         top, bottom = peaks[:, :, first:]
-        return _library().paramdex_int16_scores(
+        return _loaded().paramdex_int16_scores(
             a.data_ptr(), b[some].data_ptr(), n, columns.shape[1], d, columns.data_ptr(), out.stride(0),
             group, top.data_ptr(), bottom.data_ptr(), peaks.stride(1), is_packed,
         )  # fmt: skip
@@ -147,7 +147,7 @@ def reaching(
     width, room = bits.shape[1], len(rows) * bits.shape[1]
     places, found = torch.empty(room, dtype=torch.int64), torch.empty(room, dtype=torch.int32)
     bits, rows, keys = bits.contiguous(), rows.contiguous(), keys.contiguous()
-    n = _library().paramdex_reaching(
+    n = _loaded().paramdex_reaching(
         bits.data_ptr(), rows.data_ptr(), keys.data_ptr(), len(rows), width, flip, places.data_ptr(), found.data_ptr()
     )
     return places[:n], found[:n]
@@ -163,7 +163,7 @@ def dots(a: torch.Tensor, b: torch.Tensor, of_a: torch.Tensor, of_b: torch.Tenso
 
     def part(start: int) -> None:
         some = slice(start, start + step)
-        _library().paramdex_dots(
+        _loaded().paramdex_dots(
             a.data_ptr(),
             b.data_ptr(),
             of_a[some].data_ptr(),
@@ -177,10 +177,10 @@ def dots(a: torch.Tensor, b: torch.Tensor, of_a: torch.Tensor, of_b: torch.Tenso
     return out
 
 
-def _library() -> ctypes.CDLL:
-    library = kernel()
-    assert library is not None, "engine_of takes int16 only where there is the kernel"
-    return library
+def _loaded() -> ctypes.CDLL:
+    found = library()
+    assert found is not None, "engine_of takes int16 only where the kernels are"
+    return found
 
 
 def _each(part: Callable[[int], Done], starts: range) -> list[Done]:
