@@ -97,7 +97,8 @@ def _chosen_products(a: torch.Tensor, b: torch.Tensor, ends: torch.Tensor, colum
     """
     zeros = torch.zeros(len(columns), dtype=a.dtype, device=a.device)
     pattern = torch.sparse_csr_tensor(ends, columns, zeros, (len(a), len(b)), check_invariants=False)
-    return torch.sparse.sampled_addmm(pattern, a, b.T, beta=0.0).values()
+    found: torch.Tensor = torch.sparse.sampled_addmm(pattern, a, b.T, beta=0.0)
+    return found.values()
 
 
 def as_stored(scores: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -7,6 +7,7 @@ is some rows W, with the bounds of what low precision says of them.
 from __future__ import annotations
 
 import threading
+from collections.abc import MutableMapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -113,12 +114,13 @@ class Screen:
         return cls(rows, norms, errors, size, engine, vectors, root, {})
 
 
-_screens = WeakTensorKeyDictionary()
+_screens: MutableMapping[torch.Tensor, Screen] = WeakTensorKeyDictionary()
 """The screen of every embedding in use: many blocks of rows are projected to one."""
 _making = threading.Lock()
 
 
 def screen_of(space: Space, engine: Engine) -> Screen:
+    """The screen of a space, made where the last one was of another engine. Threads may ask at once."""
     with _making:
         found = _screens.get(space.embedding)
         if found is None or found.engine != engine:
@@ -184,7 +186,7 @@ class Block:
         n, engine = len(self.low), self.screen.engine
         peaks = torch.empty(2, n, len(self.screen.rows) // group, dtype=self.bits.integers, device=self.low.device)
         done = 0
-        for tile in self.screen.rows.split(self.tile):
+        for tile in torch.split(self.screen.rows, self.tile):
             here = slice(done // group, (done + len(tile)) // group)
             engine.screen(self.low, tile, space[n * done :], peaks[:, :, here], group, is_packed=True)
             done += len(tile)
@@ -248,7 +250,7 @@ class Block:
 
     def whole(self, rows: torch.Tensor, k: int, sign: int) -> Tokens:
         """Of all tokens the k strongest of each of ``rows``, with sign times their stored scores."""
-        scores = torch.cat([self.W[rows] @ chunk.double().T for chunk in self.E.split(_CHUNK)], 1)
+        scores = torch.cat([self.W[rows] @ chunk.double().T for chunk in torch.split(self.E, _CHUNK)], 1)
         stored, unsure = as_stored(scores, self.noise[rows, None])
         V = len(self.E)
         stored.view(-1)[unsure] = self._settled(rows[unsure // V], unsure % V)
@@ -256,5 +258,5 @@ class Block:
 
     def _settled(self, row: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
         """The stored scores of pairs of a row and a token."""
-        parts = zip(row.split(_CHUNK), token.split(_CHUNK), strict=True)
+        parts = zip(torch.split(row, _CHUNK), torch.split(token, _CHUNK), strict=True)
         return torch.cat([dot(self.W[r], self.E[t].double()).float() for r, t in parts])

@@ -123,9 +123,11 @@ class WaveScan(Scan):
         """``Search.done_with`` of every tile."""
         bounds, sources, targets = (getattr(self.tiles, name)[part] for name in ("bounds", "sources", "targets"))
         if search.last is None or search.threshold == -math.inf:
-            return bounds < search.threshold
-        later = (sources > search.last[0]) | ((sources == search.last[0]) & (targets > search.last[1]))
-        return (bounds < search.threshold) | ((bounds == search.threshold) & later)
+            later = np.zeros(len(bounds), bool)
+        else:
+            later = (sources > search.last[0]) | ((sources == search.last[0]) & (targets > search.last[1]))
+        done: np.ndarray = (bounds < search.threshold) | ((bounds == search.threshold) & later)
+        return done
 
     def _offer(self, pair: torch.Tensor) -> None:
         """Score pairs of different words (row 2^32 + column), and offer them to both sides, which keep their own."""

@@ -44,7 +44,8 @@ def candidates(engine: SelectingEngine, block: Block, k: int, room: int) -> tupl
 
 def _deviation(block: Block) -> torch.Tensor:
     """The standard deviation of every row's t (n, float32), about."""
-    return (block.low @ block.screen.root.T).float().norm(dim=1)
+    found: torch.Tensor = (block.low @ block.screen.root.T).float().norm(dim=1)
+    return found
 
 
 def _deviations(block: Block, k: int) -> float:

@@ -299,7 +299,7 @@ class Scan:
     def scores(self, source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """The stored scores of pairs."""
         step = 1024 if source.device.type == "cpu" else 1 << 16  # as many as stay in a core's cache
-        parts = zip(source.split(step), target.split(step), strict=True)
+        parts = zip(torch.split(source, step), torch.split(target, step), strict=True)
         return torch.cat([dot(self.A.index_select(0, s), self.B.index_select(0, t)).float() for s, t in parts])
 
     def _tiles(self) -> list[tuple[int, int, float, int, int]]:
@@ -309,7 +309,7 @@ class Scan:
     def _ordered(self) -> Tiles:
         """All tiles, best first."""
         sources, targets = (
-            np.array([int(ids.min()) for ids in factor.ids.split(size)])
+            np.array([int(ids.min()) for ids in torch.split(factor.ids, size)])
             for factor, size in ((self.left, TILE_ROWS), (self.right, TILE_COLUMNS))
         )
         bounds = np.outer(self.left.norms[::TILE_ROWS], self.right.norms[::TILE_COLUMNS]) * (1 + 2.0**-50) + self.gap

@@ -44,8 +44,7 @@ def same_words(numbers: np.ndarray, device: torch.device) -> Words:
     groups = np.split(order, starts[1:])
     source = np.concatenate([np.repeat(group, len(group)) for group in groups])
     target = np.concatenate([np.tile(group, len(group)) for group in groups])
-    as_tensor = lambda array: torch.from_numpy(np.ascontiguousarray(array)).to(device)  # noqa: E731
-    return Words(as_tensor(numbers), as_tensor(source), as_tensor(target))
+    return Words(*(torch.from_numpy(np.ascontiguousarray(ids)).to(device) for ids in (numbers, source, target)))
 
 
 @dataclass
@@ -83,9 +82,9 @@ def factors(E: torch.Tensor, weights: Sequence[torch.Tensor]) -> list[torch.Tens
     stacked = torch.cat([P.double() for P in weights]).T
     out = torch.empty(len(E), stacked.shape[1], dtype=torch.float64, device=E.device)
     wide = torch.empty(_CHUNK, E.shape[1], dtype=torch.float64, device=E.device)
-    for some, products in zip(E.split(_CHUNK), out.split(_CHUNK), strict=True):
+    for some, products in zip(torch.split(E, _CHUNK), torch.split(out, _CHUNK), strict=True):
         torch.mm(wide[: len(some)].copy_(some), stacked, out=products)
-    return list(out.split([len(P) for P in weights], dim=1))
+    return list(torch.split(out, [len(P) for P in weights], dim=1))
 
 
 def balanced(P: torch.Tensor, Q: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -135,7 +134,7 @@ def pair_moments(A: torch.Tensor, B: torch.Tensor) -> tuple[float, float]:
 def _covariance(A: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
     """(A - mean)^T (A - mean) / V (d_head x d_head), for A (V x d_head)."""
     total = torch.zeros(A.shape[1], A.shape[1], dtype=A.dtype, device=A.device)
-    for part in A.split(_CHUNK):
+    for part in torch.split(A, _CHUNK):
         centred = part - mean
         total += centred.T @ centred
     return total / len(A)
@@ -144,4 +143,4 @@ def _covariance(A: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
 def frobenius(P: torch.Tensor, Q: torch.Tensor) -> float:
     """||P^T Q||_F for P, Q (d_head x d): the norm of the d x d matrix they make, from two small Grams."""
     P, Q = P.double(), Q.double()
-    return max(float(((P @ P.T) * (Q @ Q.T)).sum()), 0.0) ** 0.5
+    return float(max(float(((P @ P.T) * (Q @ Q.T)).sum()), 0.0) ** 0.5)

@@ -82,7 +82,8 @@ def make_space(embedding: torch.Tensor, device: torch.device, advance: Advance =
     gram = centred_gram(E, means, E, means, advance)
     root = isometry.gram_root(gram, len(E))
     advance(_decomposing(E.shape[1]))
-    longest = max(float(torch.linalg.vector_norm(chunk.double(), dim=1).max()) for chunk in E.split(_CHUNK))
+    chunks = torch.split(E, _CHUNK)
+    longest = max(float(torch.linalg.vector_norm(chunk.double(), dim=1).max()) for chunk in chunks)
     return Space(E, means, root, longest)
 
 
@@ -115,7 +116,8 @@ def centred_gram(
         a, b = (X[start : start + _CHUNK].to(A.device).double() for X in (A, B))
         total += (a - mean_a).T @ (b - mean_b)
         advance(len(a))
-    return total.cpu().numpy()
+    found: np.ndarray = total.cpu().numpy()
+    return found
 
 
 def pick_device(name: str) -> torch.device:

@@ -160,7 +160,7 @@ def _scored(block: Block, left: Sequence[Candidates], k: int) -> list[Tokens]:
     """The k strongest of every row, of the tokens ``left`` on both sides, or of all tokens where those are not few."""
     sides = _ranked(block, left, k)
     for side, sign, (_, _, few) in zip(sides, (1, -1), left, strict=True):
-        for part in (~few).nonzero().flatten().split(max(1, _BLOCK_BYTES // (32 * len(block.E)))):
+        for part in torch.split((~few).nonzero().flatten(), max(1, _BLOCK_BYTES // (32 * len(block.E)))):
             if len(part):
                 whole = block.whole(part, k, sign)
                 side.ids[part], side.scores[part] = whole.ids, whole.scores
@@ -176,7 +176,7 @@ def _selected(engine: SelectingEngine, W: torch.Tensor, space: Space, screen: Sc
     if len(others):
         step = _screened_rows(screen)
         buffer = _buffer(len(others), screen)
-        for part in others.split(step):
+        for part in torch.split(others, step):
             for side, found in zip(sides, _screened(W[part], space, screen, k, buffer), strict=True):
                 side.ids[part], side.scores[part] = found.ids, found.scores
     return sides
@@ -185,7 +185,7 @@ def _selected(engine: SelectingEngine, W: torch.Tensor, space: Space, screen: Sc
 def _ranked(block: Block, left: Sequence[Candidates], k: int) -> list[Tokens]:
     """The k strongest of the tokens ``left`` on both sides, with sign times their scores, where they are few."""
     scores = block.scores(torch.cat([row for row, _, _ in left]), torch.cat([token for _, token, _ in left]))
-    sides = scores.split([len(row) for row, _, _ in left])
+    sides = torch.split(scores, [len(row) for row, _, _ in left])
     return [
         block.ranked(row, token, sign * own, k) for own, sign, (row, token, _) in zip(sides, (1, -1), left, strict=True)
     ]

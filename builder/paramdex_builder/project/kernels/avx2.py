@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import math
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -69,14 +70,14 @@ def library() -> ctypes.CDLL | None:
 
 def operand_error(d: int) -> float:
     """How far a row of d numbers can be off, of its norm."""
-    return 2.0**-14 * (d + 3) ** 0.5
+    return 2.0**-14 * math.sqrt(d + 3)
 
 
 def operand(x: torch.Tensor) -> torch.Tensor:
     """The operand of x (n x d, float64; norms below 2^100)."""
     n, d = x.shape
     rows = torch.zeros(n, d + -d % 4 + 2, dtype=torch.int16)
-    for some, low in zip(x.split(_CHUNK), rows.split(_CHUNK), strict=True):
+    for some, low in zip(torch.split(x, _CHUNK), torch.split(rows, _CHUNK), strict=True):
         exponents = torch.frexp(some.norm(dim=1).clamp_min(LEAST)).exponent - 14
         scales = torch.ldexp(torch.ones(len(some), dtype=torch.float64), exponents)[:, None]
         low[:, :d] = (some / scales).round_().clamp_(-_LARGEST, _LARGEST)
@@ -129,10 +130,11 @@ def scores(
         some = slice(start, min(start + step, m))
         columns, first = out[:, some], start // group
         top, bottom = peaks[:, :, first:]
-        return _loaded().paramdex_int16_scores(
+        done: int = _loaded().paramdex_int16_scores(
             a.data_ptr(), b[some].data_ptr(), n, columns.shape[1], d, columns.data_ptr(), out.stride(0),
             group, top.data_ptr(), bottom.data_ptr(), peaks.stride(1), is_packed,
         )  # fmt: skip
+        return done
 
     if not all(_each(part, range(0, m, step))):
         raise MemoryError

@@ -30,6 +30,7 @@ _GROUP = 8
 """Tiles of so many rows of tiles go by together, so that what they share stays in the L2 cache."""
 
 
+# A kernel takes its pointers and sizes one by one.
 @triton.jit
 def _token_kernel(
     W, E, THETA, COUNT, FOUND, n, V, d, room,
@@ -69,6 +70,7 @@ def _token_kernel(
         place, at = place + 1, at + 1
 
 
+# A kernel takes its pointers and sizes one by one.
 @triton.jit
 def _pair_kernel(
     A, B, NORM_A, NORM_B, WORD_A, WORD_B, TILES, LIMITS, COUNT, PAIR, V, r, height, width, room, grow, under,
@@ -111,6 +113,7 @@ def _pair_kernel(
                 place += 1
 
 
+# A kernel takes its pointers and sizes one by one.
 @triton.jit
 def _dot_kernel(W, E, ROW, TOKEN, OUT, N, d, BM: tl.constexpr, BK: tl.constexpr):
     pair = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
