@@ -30,11 +30,11 @@ from paramdex_builder.project.engines import Engine
 from paramdex_builder.project.space import Space
 
 GROUPS = (64, 32, 16, 8, 4, 2, 1)
-"""Sizes of groups of tokens; the first is taken of which there are at least four times k."""
+"""Sizes of groups of tokens. The first is taken of which there are at least 4 k groups."""
 FEW = 256
 """See ``few_tokens``."""
 _TILE_BYTES = 1 << 20
-"""Bytes of scores screened at a time on a processor, whose cache has them still when their groups are looked at."""
+"""Bytes of scores screened at a time on a processor: its cache still has them when their groups are looked at."""
 _MUCH = 1 << 25
 """An embedding of more numbers than this is not held in float64 beside itself."""
 _CHUNK = 1024
@@ -42,7 +42,7 @@ _CHUNK = 1024
 
 
 def few_tokens(V: int, k: int) -> int:
-    """A row is scored as a whole where more tokens than so many of V are left for a side of k."""
+    """The most candidates that a row may have of V tokens for a side of k; with more it is scored as a whole."""
     return FEW + 6 * k + V // 32
 
 
@@ -65,9 +65,10 @@ class Tokens:
 
 
 def rank(scores: torch.Tensor, ids: torch.Tensor, k: int) -> Tokens:
-    """The k largest of each row of ``scores`` (n x m, float32), ties by the smaller id (``ids``, n x m, below 2^32).
+    """The k largest of each row of ``scores`` (n x m, float32). Of equal ones the smaller of ``ids`` (n x m, below
+    2^32) comes first.
 
-    They are sorted as integers: the bits of the score, made to compare as it does, and below them those of the id.
+    They are sorted as integers: above are the bits of the score, made to compare as it does, below are those of the id.
     """
     bits = (scores + 0.0).view(torch.int32).long()  # + 0.0: -0.0 is 0.0
     best = ascending((bits ^ ((bits >> 31) & 0x7FFF_FFFF)) << 32 | (0xFFFF_FFFF - ids))[:, -k:].flip(1)
@@ -77,7 +78,7 @@ def rank(scores: torch.Tensor, ids: torch.Tensor, k: int) -> Tokens:
 
 @dataclass
 class Screen:
-    """E as it is screened: ``rows`` e' = (e - c) / size in low precision, and rows of 0 up to whole groups, packed."""
+    """E as it is screened: ``rows`` e' = (e - c) / size in low precision, packed, with rows of 0 to fill up groups."""
 
     rows: torch.Tensor
     norms: torch.Tensor
@@ -89,9 +90,9 @@ class Screen:
     vectors: torch.Tensor
     """E (V x d), in float64 where that is not much."""
     root: torch.Tensor
-    """R / (size sqrt(V)) (r x d), in low precision: of how far t is spread."""
+    """R / (size sqrt(V)) (r x d), in low precision: it says how far t is spread."""
     deviations: dict[int, float]
-    """k -> of how many deviations almost all rows have k tokens beyond (``gpu_tokens``)."""
+    """k -> the number of deviations beyond which almost all rows have k tokens (``gpu_tokens``)."""
 
     @classmethod
     def of(cls, space: Space, engine: Engine) -> Screen:
@@ -115,7 +116,7 @@ class Screen:
 
 
 _screens: MutableMapping[torch.Tensor, Screen] = WeakTensorKeyDictionary()
-"""The screen of every embedding in use: many blocks of rows are projected to one."""
+"""The screen of every embedding in use: many blocks of rows share one."""
 _making = threading.Lock()
 
 
@@ -160,11 +161,11 @@ class Block:
         largest = space.longest * norms
         slack = (2.0**-22 * largest + 2.0**-148) / (screen.size * norms)
         self.slack = slack.where((largest > 0) & (largest < LARGEST), torch.inf)
-        """How much less a t is that is certain to be less once rounded to float32 (n)."""
+        """By how much a t must be less to be certainly less once it is rounded to float32 (n)."""
 
     @cached_property
     def rounded(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """w' of every row, an operand, and what b has for every 1 of ||e'|| (n)."""
+        """w' of every row, an operand, and the factor of ||e'|| in b (n)."""
         engine, d = self.screen.engine, self.W.shape[1]
         normalized = self.W / self.norms.clamp_min(1e-300)[:, None]
         low = engine.operand(normalized)
@@ -176,7 +177,7 @@ class Block:
         return self.rounded[0]
 
     def bounds(self, errors: torch.Tensor, norms: torch.Tensor, row: torch.Tensor | slice) -> torch.Tensor:
-        """b, from ||e - c - e'|| and ||e'||, for rows; 1.001 makes up for its own rounding."""
+        """b of some rows, from ||e - c - e'|| and ||e'||; 1.001 makes up for its own rounding."""
         return 1.001 * (errors + norms * self.rounded[1][row]) + UNDERFLOW
 
     def screened(self, group: int, space: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -238,7 +239,7 @@ class Block:
         return stored
 
     def ranked(self, row: torch.Tensor, token: torch.Tensor, scores: torch.Tensor, k: int) -> Tokens:
-        """The k tokens of largest score (N, float32) of each row; of rows with fewer, anything beside them."""
+        """The k tokens of largest score (N, float32) of each row. Rows with fewer have anything in the other places."""
         count = torch.bincount(row, minlength=len(self.W))
         place = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
         shape = len(self.W), max(k, int(count.max()))
@@ -249,7 +250,7 @@ class Block:
         return rank(values, ids, k)
 
     def whole(self, rows: torch.Tensor, k: int, sign: int) -> Tokens:
-        """Of all tokens the k strongest of each of ``rows``, with sign times their stored scores."""
+        """The k strongest of all tokens for each of ``rows``, with sign times their stored scores."""
         scores = torch.cat([self.W[rows] @ chunk.double().T for chunk in torch.split(self.E, _CHUNK)], 1)
         stored, unsure = as_stored(scores, self.noise[rows, None])
         V = len(self.E)

@@ -1,18 +1,19 @@
 """The scan of ``pair_scan`` on a GPU: pairs are selected where their screened scores are made.
 
-Tiles are the same and visited in the same order, best first, but many in one go: a *wave* of them, in one run of
-``kernels.triton.pairs_reaching``, which writes down the pairs that reach a limit and nothing else. The first wave is a
-few tiles, each next one several times as large. By then the threshold is the k-th best of all before, so that as many
-pairs as that, times k, are to be expected, and what low precision cannot tell apart from them.
+The tiles are the same, and they are visited in the same order, best first. But many of them go together, as a *wave*:
+one run of ``kernels.triton.pairs_reaching``, which writes down the pairs that reach a limit and nothing else. The first
+wave is a few tiles; each next one is several times as large. The threshold then is the k-th best score of all waves
+before. So we expect k pairs times the growth, and those that low precision cannot tell from them.
 
 **Exact.** The limits of a tile are those of ``pair_scan``, rounded down to float32: a pair is left out only where
 
     s~ + error ||a'|| ||b'|| + gap + UNDERFLOW < threshold - what float32 rounds off
 
 on its side, with the norms of the tile's first row and column. In a part of a tile no |s~| is over (1 + error) ||a'||
-||b'|| + UNDERFLOW, of the part's first row and column; where that is less than both limits it is not computed. What is
-written down is scored as it is there. Where more was to be written down than there is room for, the wave is cut in two
-and the second half meets what the first has raised the thresholds to; a wave of one tile is left to ``pair_scan``.
+||b'|| + UNDERFLOW, with the norms of the part's first row and column. Where that is less than both limits, the part is
+not computed. Pairs that are written down are scored as ``pair_scan`` does it. Where there is not enough room for them,
+the wave is cut in two, and the second half meets the thresholds that the first has raised. A wave of one tile is left
+to ``pair_scan``.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ from paramdex_builder.project.engines import SelectingEngine, full_float32
 from paramdex_builder.project.pair_scan import Scan, Search, TokenPairs, Words
 
 ROOM = 1 << 20
-"""So many pairs of a wave can be written down."""
+"""At most so many pairs of a wave can be written down."""
 _FIRST, _GROWTH = 4, 8
-"""Tiles of the first wave, and how many times as many the next one has."""
+"""Tiles of the first wave, and how many times as many each next one has."""
 
 
 @dataclass
@@ -76,7 +77,7 @@ class WaveScan(Scan):
         return self.searches
 
     def _wave(self, start: int, stop: int) -> None:
-        """Search the tiles from number ``start`` on."""
+        """Search the tiles from number ``start`` to before ``stop``."""
         limits = self._limits(start, stop)
         kept = np.flatnonzero((limits < np.inf).any(1))
         if not len(kept):
@@ -105,8 +106,8 @@ class WaveScan(Scan):
             self._visit(row, column, [self.searches[number] for number in np.flatnonzero(limits[0] < np.inf)])
 
     def _limits(self, start: int, stop: int) -> np.ndarray:
-        """What s~ of the top and -s~ of the bottom must reach in every tile (n x 2, float32): infinity where none is
-        worth it.
+        """What s~ of the top and -s~ of the bottom must reach in every tile (n x 2, float32): infinity where no pair
+        can be among the best.
         """
         tiles, part = self.tiles, slice(start, stop)
         norms = self.left.norms[tiles.rows[part]] * self.right.norms[tiles.columns[part]]
@@ -130,7 +131,7 @@ class WaveScan(Scan):
         return done
 
     def _offer(self, pair: torch.Tensor) -> None:
-        """Score pairs of different words (row 2^32 + column), and offer them to both sides, which keep their own."""
+        """Score pairs of different words (row 2^32 + column), and offer them to both searches. Each keeps its own."""
         if len(pair):
             source, target = self.left.ids[pair >> 32], self.right.ids[pair & 0xFFFF_FFFF]
             found = TokenPairs(source, target, self.scores(source, target))

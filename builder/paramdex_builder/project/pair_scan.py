@@ -1,30 +1,31 @@
 """The scan of a head's matrix A B^T for its strongest pairs: few of its V x V scores are looked at, none is missed.
 
-**Balanced.** A B^T is also that of A M and B N wherever M N^T = 1. Of all such factors the norms of A' = U sqrt(S) and
-B' = V sqrt(S) say most about the scores, with U S V^T the singular value decomposition of A B^T. They come from Grams
-of d_head x d_head: with A^T A = L L^T, B^T B = R R^T and U S V^T now that of L^T R, M = L^-T U sqrt(S) and
-N = R^-T V sqrt(S). What numbers make of that need not be exact, as long as it is known how far off it is. For any M
-and N, and any L, R with A^T A <= L L^T, B^T B <= R R^T, the rows of A, B are a = L x, b = R y with ||x||, ||y|| no
-more than 1, so
+**Balanced.** A M and B N have the same product A B^T wherever M N^T = 1. Of all such factors, the norms of
+A' = U sqrt(S) and B' = V sqrt(S) say most about the scores, where U S V^T is the singular value decomposition of A B^T.
+They come from Gram matrices of d_head x d_head: with A^T A = L L^T, B^T B = R R^T and U S V^T now the decomposition of
+L^T R, M = L^-T U sqrt(S) and N = R^-T V sqrt(S). The computed M and N need not be exact, as long as we know how far off
+they are. Take any M and N, and any L, R with A^T A <= L L^T, B^T B <= R R^T. Then the rows of A, B are a = L x, b = R y
+with ||x||, ||y|| at most 1, so
 
     |<a M, b N> - <a, b>| <= ||L^T R - (L^T M) (R^T N)^T||
 
-To be sure of the <=, L L^T is made larger than the computed A^T A by what that may be off, which also keeps L away
-from singular. To this come the roundings of float64 in A M, B N, this bound and the score itself (``_rounding``). All
-together are one number for all pairs, the ``gap``.
+To be sure of the <=, L L^T is made larger than the computed A^T A, by as much as that may be off; this also keeps L
+away from singular. The roundings of float64 in A M, B N, this bound and the score itself are added (``_rounding``). The
+sum is one number for all pairs, the ``gap``.
 
 **Best first.** Rows are sorted by the norms of a' and b' and cut into tiles. Tiles are visited in order of the largest
-possible |score| in them, that of their first row and column: ||a'|| ||b'|| + gap (Cauchy-Schwarz). A threshold on each
-side, no more than its k-th best stored score, cuts off rows and columns of a tile that cannot reach it, and ends the
-scan at the first tile that cannot.
+|score| that they can have, that of their first row and column: ||a'|| ||b'|| + gap (Cauchy-Schwarz). Each side has a
+threshold, no more than its k-th best stored score. It cuts off the rows and columns of a tile that cannot reach it, and
+ends the scan at the first tile that cannot.
 
-**Screened.** The scores of a tile come from a product in low precision (see ``screening``). A pair is left out where
+**Screened.** The scores of a tile come from a product in low precision (see ``engines``). A pair is left out where
 
     s~ + error ||a'|| ||b'|| + gap + UNDERFLOW < threshold - what float32 rounds off
 
-and all others are scored by ``screening.dot`` from A and B themselves, so that a stored score does not depend on tiles,
-threads or the device. Where a tile has very many others, their products in float64 come first: such a one is within
-gamma_(d_head) sum |a_i b_i| of the score, and where float32 rounds both ends to one number, that is the stored score.
+All other pairs are scored by ``arithmetic.dot`` from A and B themselves, so that a stored score does not depend on
+tiles, threads or the device. Where a tile has very many of them, a library's product in float64 comes first: it is
+within gamma_(d_head) sum |a_i b_i| of the score, and where float32 rounds both ends of that to one number, that number
+is the stored score.
 """
 
 from __future__ import annotations
@@ -51,11 +52,11 @@ from paramdex_builder.work.workers import check
 TILE_ROWS, TILE_COLUMNS = 1024, 1024
 """The scores of a tile stay in a core's cache while they are looked at."""
 STEP = 128
-"""Tiles are cut to multiples of so many rows and columns: a product is compiled anew for every new shape."""
+"""Tiles are cut to multiples of so many rows and columns, because a product is compiled anew for every new shape."""
 CROWD = 16_384
-"""So many pairs of a tile are scored one by one."""
+"""At most so many pairs of a tile are scored one by one."""
 _BATCH = 256
-"""So many pairs are scored together, to raise the threshold; k where that is more."""
+"""So many pairs are scored together, or k where that is more: often enough to raise the threshold."""
 _LARGEST = float(torch.finfo(torch.float32).max)
 _INFINITY = 0x7F80_0000
 """The bits of float32's infinity."""
@@ -113,9 +114,9 @@ class Words:
 
 @dataclass
 class Search:
-    """The search on one side: ``sign`` 1 for top, -1 for bottom; all scores here are sign * stored score.
+    """The search on one side: ``sign`` is 1 for the top, -1 for the bottom. All scores here are sign * stored score.
 
-    ``found`` has the k best of all pairs offered, in no order, and few others.
+    ``found`` has the k best of all pairs that were offered, in no order, and a few others.
     """
 
     sign: int
@@ -124,7 +125,7 @@ class Search:
     threshold: float = -math.inf
     """No more than the k-th best score there is."""
     last: tuple[int, int] | None = None
-    """Ids of the k-th best pair found, where its score is the threshold: later pairs of that score are not needed."""
+    """Ids of the k-th best pair found, where its score is the threshold. Later pairs of that score are not needed."""
     waiting: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
     """Rows and columns of pairs to be scored."""
     n_waiting: int = 0
@@ -159,7 +160,7 @@ class Search:
 def balance(A: torch.Tensor, B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float]:
     """(M, N, gap): M and N (r x r) of the balanced factors A M, B N, for A, B (V x r), and how far scores can be off.
 
-    Columns that are zero in A or in B add nothing and are left out.
+    Columns that are zero in A or in B add nothing, and are left out.
     """
     M, N = (torch.zeros(A.shape[1], A.shape[1], dtype=A.dtype, device=A.device) for _ in range(2))
     gram_a, gram_b = A.T @ A, B.T @ B
@@ -177,7 +178,7 @@ def balance(A: torch.Tensor, B: torch.Tensor) -> tuple[torch.Tensor, torch.Tenso
 
 
 def _root(gram: torch.Tensor, V: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """L (r x r) with A^T A <= L L^T, and L^-T, from A^T A of V rows as it was computed."""
+    """L (r x r) with A^T A <= L L^T, and L^-T, from the computed A^T A of V rows."""
     values, vectors = torch.linalg.eigh(gram)
     # Sums of V terms, and the decomposition, which is off by a small multiple of r u ||A^T A||.
     root = (values.clamp_min(0) + 2 * gamma64(V + 100 * len(gram)) * float(gram.trace())).sqrt()
@@ -187,9 +188,9 @@ def _root(gram: torch.Tensor, V: int) -> tuple[torch.Tensor, torch.Tensor]:
 def _rounding(r: int, L: float, R: float, M: float, N: float, left: float, right: float) -> float:
     """What float64 loses in <a M, b N>, <a, b> and the bound of their difference, from Frobenius norms.
 
-    ||a|| <= L and ||b|| <= R, so a M is off by x = gamma_r L M and b N by y = gamma_r R N, as are ``left`` = L^T M and
-    ``right`` = R^T N, which are at least ||a M|| and ||b N|| but for that; each counts twice. <a, b> and L^T R are off
-    by gamma_r L R, and <a M, b N> and the product of left and right by gamma_r of their norms.
+    ||a|| <= L and ||b|| <= R, so a M is off by x = gamma_r L M and b N by y = gamma_r R N. So are ``left`` = L^T M and
+    ``right`` = R^T N, which but for that are at least ||a M|| and ||b N||; each error counts twice. <a, b> and L^T R
+    are off by gamma_r L R, and <a M, b N> and the product of left and right by gamma_r of their norms.
     """
     gamma = gamma64(r + 2)
     x, y = gamma * L * M, gamma * R * N
@@ -198,13 +199,13 @@ def _rounding(r: int, L: float, R: float, M: float, N: float, left: float, right
 
 @dataclass
 class Factor:
-    """A factor X M, times 2^exponent so that no norm is over 1, its rows sorted by norm."""
+    """A factor X M, times 2^exponent so that no norm is over 1, with its rows sorted by norm."""
 
     rows: torch.Tensor
     """An operand of V rows."""
     ids: torch.Tensor
     norms: np.ndarray
-    """No less than the norms of the rows (V, float64), descending."""
+    """At least the norms of the rows (V, float64), descending."""
     exponent: int
 
     @classmethod
@@ -221,13 +222,13 @@ class Factor:
         return cls(rows.index_select(0, ids), ids, sorted_norms, exponent)
 
     def norms_by_id(self) -> torch.Tensor:
-        """The norms (V, float64) in order of the ids."""
+        """The norms (V, float64), in order of the ids."""
         norms = torch.empty(len(self.ids), dtype=torch.float64, device=self.ids.device)
         norms[self.ids] = torch.from_numpy(self.norms).to(norms.device)
         return norms
 
     def reaching(self, start: int, size: int, other: float, least: float) -> slice:
-        """Of ``size`` rows from ``start`` on those whose norm times ``other`` may be ``least``, up to the next STEP."""
+        """The rows, of ``size`` from ``start`` on, whose norm times ``other`` may be ``least``; up to the next STEP."""
         norms = self.norms[start : start + size]
         n = len(norms)
         if least > 0:
@@ -258,7 +259,7 @@ def above(bounds: np.ndarray) -> np.ndarray:
 class Scan:
     """The scan of A B^T (A, B: V x r, float64) for the k strongest pairs of different words, on both sides.
 
-    A and B are products of float32 matrices, or else of a size such that their Grams are within float64's range.
+    A and B are products of float32 matrices, or else so small that their Gram matrices are within float64's range.
     """
 
     def __init__(self, A: torch.Tensor, B: torch.Tensor, words: Words, k: int, engine: Engine) -> None:
@@ -267,7 +268,7 @@ class Scan:
         M, N, gap = balance(A, B)
         self.left, self.right = Factor.of(A, M, engine), Factor.of(B, N, engine)
         self.exponent = self.left.exponent + self.right.exponent
-        """Thresholds and stored scores are as A and B have them; all else here is times 2^exponent."""
+        """Thresholds and stored scores are those of A and B; all other numbers here are times 2^exponent."""
         self.gap = math.ldexp(gap, self.exponent)
         self.error = engine.error(A.shape[1])
         self.searches = [Search(sign, k, TokenPairs.empty(A.device)) for sign in (1, -1)]
@@ -291,7 +292,7 @@ class Scan:
         return self.searches
 
     def reachable(self, source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Places of those pairs that may reach the threshold of a search."""
+        """The places of the pairs that may reach the threshold of a search."""
         least = min(search.threshold for search in self.searches)
         bounds = self.left.norms_by_id()[source] * self.right.norms_by_id()[target] * (1 + 2.0**-50) + self.gap
         return (bounds >= self._scaled(least)).nonzero().flatten()
@@ -325,11 +326,11 @@ class Scan:
         score = min(threshold, _LARGEST)  # what is larger is stored as infinity
         try:
             return math.ldexp(score - max(abs(score) * 2.0**-23, 2.0**-149), self.exponent)
-        except OverflowError:  # of a negative number: positive ones are those of scores, and below 1
+        except OverflowError:  # the number is negative: positive ones are scores, below 1
             return -math.inf
 
     def _slack(self, row: int, column: int) -> float:
-        """How far screened scores from this row and column on may be off."""
+        """How far screened scores may be off, from this row and column on."""
         return self.error * float(self.left.norms[row] * self.right.norms[column]) + self.gap + UNDERFLOW
 
     def _set_thresholds(self) -> None:
@@ -409,7 +410,9 @@ class Scan:
         search.offer(TokenPairs(source, target, self.scores(source, target)).signed(search.sign))
 
     def _crowd(self, search: Search, screened: torch.Tensor, rows: slice, columns: slice, slack: float) -> None:
-        """Search a tile of which very many pairs may be worth offering; ``screened`` is times the side's sign."""
+        """Search a tile with very many pairs that may be worth offering. ``screened`` has the side's sign times the
+        scores.
+        """
         source, target = self.left.ids[rows], self.right.ids[columns]
         same = self.words.number[source][:, None] == self.words.number[target]
         screened.masked_fill_(same, -math.inf)

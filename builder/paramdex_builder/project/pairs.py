@@ -1,9 +1,10 @@
 """Pairs: the strongest token pairs of a head's matrix, both sides, exact, and never V x V numbers in memory.
 
-A head's matrix over tokens is A B^T with A and B V x d_head (QK: A = E W_Q, B = E W_K; VO: A = E W_V, B = E W_O^T).
-A stored score is the float64 value rounded to float32; pairs are ordered by (stored score, source id, target id).
+A head's matrix over tokens is A B^T, with A and B V x d_head. The QK circuit has A = E W_Q, B = E W_K; the OV circuit,
+VO here, has A = E W_V, B = E W_O^T. A stored score is the float64 value rounded to float32. Pairs are ordered by
+(stored score, source id, target id).
 
-Pairs of different words are found by a scan (``pair_scan``). Those of one word with itself are few and known; where
+Pairs of different words are found by a scan (``pair_scan``). Pairs of one word with itself are few and known: where
 they can be as strong as the pairs found, they are scored directly.
 """
 
@@ -34,7 +35,7 @@ __all__ = [
 ]
 
 _CHUNK = 1024
-"""Rows that are worked on at a time."""
+"""Rows of E or of a factor that are worked on at a time."""
 
 
 def same_words(numbers: np.ndarray, device: torch.device) -> Words:
@@ -60,8 +61,8 @@ def strongest_pairs(
 ) -> dict[str, HeadPairs]:
     """The k strongest pairs of A B^T (A, B: V x d_head, float64), overall and of different words, both sides.
 
-    Fewer where there are fewer pairs. Works on the device of ``A``; the result is the same on each, and with every
-    ``engine``.
+    A list is shorter where there are fewer pairs. Works on the device of ``A``. The result is the same on every device
+    and with every ``engine``; without one, the fastest for the device is taken.
     """
     engine = engine or engine_of(A.device)
     scan = WaveScan(A, B, words, k, engine) if isinstance(engine, SelectingEngine) else Scan(A, B, words, k, engine)
@@ -78,7 +79,7 @@ def strongest_pairs(
 
 
 def factors(E: torch.Tensor, weights: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """E P^T (V x m, float64) of each of the ``weights`` P (m x d), in one product: E goes by once for all of them."""
+    """E P^T (V x m, float64) for each of the ``weights`` P (m x d), in one product: E is read once for all of them."""
     stacked = torch.cat([P.double() for P in weights]).T
     out = torch.empty(len(E), stacked.shape[1], dtype=torch.float64, device=E.device)
     wide = torch.empty(_CHUNK, E.shape[1], dtype=torch.float64, device=E.device)
@@ -90,8 +91,8 @@ def factors(E: torch.Tensor, weights: Sequence[torch.Tensor]) -> list[torch.Tens
 def balanced(P: torch.Tensor, Q: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """P', Q' (m x d, float64) with P'^T Q' = P^T Q to the bit, and rows of about equal norm in both.
 
-    For factors put together from terms, small times large and large times small: each row is scaled by a power of two,
-    and its counterpart by the inverse. A row beside one of zeros, which adds nothing, becomes zeros as well.
+    This is for factors that are put together from terms, small times large and large times small. Each row is scaled
+    by a power of two, and its counterpart by the inverse. A row beside a row of zeros adds nothing, and becomes zeros.
     """
     P, Q = P.double(), Q.double()
     p, q = P.norm(dim=1), Q.norm(dim=1)
@@ -102,11 +103,12 @@ def balanced(P: torch.Tensor, Q: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
 
 
 def of_rank(P: torch.Tensor, Q: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """P', Q' (r x d) with P'^T Q' = P^T Q (P, Q: m x d, float64), r the rank of that; P and Q where that is m or 0.
+    """P', Q' (r x d) with P'^T Q' = P^T Q (P, Q: m x d, float64), where r is the rank of that product. P and Q themselves
+    where the rank is m or 0.
 
-    What LoRA moved has a low rank, and among dependent columns the scan of E P^T (E Q^T)^T has no bounds to go by:
-    minutes for what takes a tenth of a second. With P^T = X R, Q^T = Y T and R T^T = U S V^T, P' = (X U sqrt(S))^T and
-    Q' = (Y V sqrt(S))^T, without what rounding left of singular values that are 0.
+    What LoRA moved has a low rank. With dependent columns the scan of E P^T (E Q^T)^T has no useful bounds, and takes
+    minutes in place of a tenth of a second. With P^T = X R, Q^T = Y T and R T^T = U S V^T, P' = (X U sqrt(S))^T and
+    Q' = (Y V sqrt(S))^T. Singular values that are 0 but for rounding are left out.
     """
     (X, R), (Y, T) = (torch.linalg.qr(factor.T.cpu()) for factor in (P, Q))
     U, S, Vt = torch.linalg.svd(R @ T.T)
@@ -118,10 +120,10 @@ def of_rank(P: torch.Tensor, Q: torch.Tensor) -> tuple[torch.Tensor, torch.Tenso
 
 
 def pair_moments(A: torch.Tensor, B: torch.Tensor) -> tuple[float, float]:
-    """Mean and population standard deviation of all V^2 scores of A B^T, in closed form from two small Grams.
+    """Mean and population standard deviation of all V^2 scores of A B^T, in closed form from two small Gram matrices.
 
     With A = 1 a^T + A', B = 1 b^T + B' (a, b the column means), the score <a_i, b_j> is <a, b> + <a, b'_j> + <a'_i, b>
-    + <a'_i, b'_j>; the last three have mean 0 and are uncorrelated, so the variance is the sum of their mean squares.
+    + <a'_i, b'_j>. The last three have mean 0 and are uncorrelated, so the variance is the sum of their mean squares.
     """
     a, b = A.mean(0), B.mean(0)
     cov_a, cov_b = _covariance(A, a), _covariance(B, b)
@@ -141,6 +143,6 @@ def _covariance(A: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
 
 
 def frobenius(P: torch.Tensor, Q: torch.Tensor) -> float:
-    """||P^T Q||_F for P, Q (d_head x d): the norm of the d x d matrix they make, from two small Grams."""
+    """||P^T Q||_F for P, Q (d_head x d): the norm of the d x d matrix they make, from two small Gram matrices."""
     P, Q = P.double(), Q.double()
     return float(max(float(((P @ P.T) * (Q @ Q.T)).sum()), 0.0) ** 0.5)

@@ -1,25 +1,28 @@
 """Projection: the strongest tokens of every parameter, both sides, exact.
 
-A stored score is the float64 value of E w rounded to float32; tokens are ordered by (stored score, token id).
+This is the logit lens on weights: a parameter w scores every token by E w. A stored score is the float64 value of that,
+rounded to float32. Tokens are ordered by (stored score, token id).
 
-**Screened.** One product in low precision gives all V scores of a row w, within a bound (see ``screening``). Taking one
-vector c from every row of E moves all scores of w by one number and leaves their order. With c the column means, what
-is screened is t = <e - c, w>, of which the top is above 0 and the bottom below. e - c and w are scaled so that no norm
-is over 1. What their rounding to e' and w' cost is measured, which is less than half of what it might have:
+**Screened.** One product in low precision gives all V scores of a row w, within a bound (see ``engines``). Subtracting
+one vector c from every row of E shifts all scores of w by one number and keeps their order. With c the column means,
+what is screened is t = <e - c, w>: the top is above 0 and the bottom below. e - c and w are scaled so that no norm is
+over 1, and rounded to e' and w'. What that rounding costs is measured; it is less than half of what it might be:
 
     |t~ - t| <= b + u / (1 - u) |t~|,   b = ||e - c - e'|| + ||e'|| (||w - w'|| + gamma_d ||w'||) + UNDERFLOW
 
-On a GPU's tensor cores, with Triton, the next step is that of ``gpu_tokens``; the others are the same.
+An engine that selects, such as a GPU's tensor cores, does the next step as ``gpu_tokens`` explains. The other steps are
+the same.
 
-**Selected.** Tokens are taken in groups, and only the largest t~ of each is looked at. The k-th largest of those is at
-most the k-th largest of all t~. Call it theta: k tokens are certain to have t >= theta - b - u / (1 - u) theta, and
-whatever has a t certain to be less, by more than float32 rounds off, is not among the top k. That leaves few groups,
-and few tokens in them; fewer still once b is that of each token, and not of the longest row of E.
+**Selected.** Tokens are taken in groups, and only the largest t~ of each group is looked at. Let theta be the k-th
+largest of those. It is at most the k-th largest of all t~, so k tokens certainly have t >= theta - b - u / (1 - u)
+theta. A token whose t is certainly less than that, by more than float32 rounds off, is not among the top k. This leaves
+few groups, and few tokens in them. Fewer still are left once b is each token's own, and not that of the longest row.
 
-**Scored.** Those are scored in float64. The order of that sum is a library's business, so it is within gamma_d ||e||
-||w|| of the score (gamma for float64); where float32 rounds both ends of that to one number, that is the stored score,
-and ``screening.dot`` settles the others. So the result does not depend on blocks, threads or the device. Rows in which
-this does not leave few tokens (near ties, zeros, scores out of float32's range) are scored in float64 as a whole.
+**Scored.** The tokens that are left are scored in float64. A library chooses the order of that sum, so it is within
+gamma_d ||e|| ||w|| of the score (gamma of float64). Where float32 rounds both ends of that to one number, that number
+is the stored score; ``arithmetic.dot`` settles the others. So the result does not depend on blocks, threads or the
+device. Some rows keep many tokens (near ties, zeros, scores out of float32's range): those are scored in float64 as a
+whole.
 """
 
 from __future__ import annotations
@@ -47,20 +50,20 @@ from paramdex_builder.work.workers import check
 _BLOCK_ROWS, _BLOCK_BYTES = (256, 512), 32 << 20
 """Least and most rows screened at a time, and bytes of their scores."""
 _SCORED_ROWS, _SCORED_BYTES = 2048, 8 << 20
-"""Most rows whose tokens are scored together on a processor, and their bytes: an E that is not held in float64 goes by
+"""Most rows whose tokens are scored together on a processor, and their bytes. An E that is not held in float64 is read
 once for all of them.
 """
 _TOGETHER = 1 << 20
-"""So many tokens are scored whether or not more rows could join them."""
+"""Once so many tokens wait, they are scored, even if more rows could join them."""
 _SELECTED_ROWS, _SELECTED_BYTES = (256, 1024), 256 << 20
-"""Least and most rows of which a GPU selects tokens at a time, and bytes of the scores of those."""
+"""Least and most rows of which a GPU selects tokens at a time, and the bytes of their scores."""
 
 
 def strongest_tokens(rows: torch.Tensor, space: Space, k: int, engine: Engine | None = None) -> dict[str, Tokens]:
     """The k strongest tokens of every row (n x d, float32 or float64), as {"top": ..., "bottom": ...}.
 
-    On the device of E. Sides are ordered strongest first; where V < k, all V tokens are given. The result is the same
-    on every device and with every ``engine``.
+    Works on the device of E. Each side is ordered strongest first, and has all V tokens where V < k. The result is the
+    same on every device and with every ``engine``; without one, the fastest for the device is taken.
     """
     E = space.embedding
     n, k = len(rows), min(k, len(E))
@@ -83,12 +86,12 @@ def strongest_tokens(rows: torch.Tensor, space: Space, k: int, engine: Engine | 
 
 
 def projection_held(V: int) -> int:
-    """About how many bytes ``strongest_tokens`` holds on a processor, beside the rows and what all calls share."""
+    """About how many bytes a call of ``strongest_tokens`` takes on a processor, beside the rows and what is shared."""
     return 2 * max(_BLOCK_BYTES, 4 * _BLOCK_ROWS[0] * V) + 3 * _SCORED_BYTES + 64 * _TOGETHER
 
 
 def projection_shared(V: int, d: int, stored: torch.dtype, engine: Engine) -> int:
-    """About how many bytes all calls share, beside an E (V x d) that is held in the dtype ``stored``."""
+    """About how many bytes all calls share with an ``engine``, beside an E (V x d) held in the dtype ``stored``."""
     vectors = 8 * V * d if doubled(V * d, stored, engine) else 0
     return V * (engine.operand_dtype.itemsize * d + 16) + engine.score_dtype.itemsize * d * d + vectors
 
@@ -106,7 +109,7 @@ def _buffer(n: int, screen: Screen) -> torch.Tensor:
 
 
 def _scored_rows(screen: Screen) -> int:
-    """Rows whose tokens are scored together, if they are few."""
+    """Rows whose tokens are scored together, where those are few."""
     return max(_screened_rows(screen), min(_SCORED_ROWS, _SCORED_BYTES // (8 * screen.vectors.shape[1])))
 
 
@@ -117,10 +120,10 @@ def _selected_rows(k: int) -> int:
 
 
 def _screened(W: torch.Tensor, space: Space, screen: Screen, k: int, buffer: torch.Tensor) -> list[Tokens]:
-    """The k strongest of some rows (n x d, float64), top and bottom, with sign times their scores; ``buffer`` has room
-    for all of a block's.
+    """The k strongest of some rows (n x d, float64), top and bottom, with sign times their scores.
 
-    They are screened a block at a time, and what is left of several blocks is scored together.
+    Rows are screened one block at a time, and the candidates of several blocks are scored together. ``buffer`` has room
+    for the screened scores of one block.
     """
     group = group_size(len(space.embedding), k)
     n, step = len(W), _screened_rows(screen)
@@ -148,7 +151,7 @@ def _screened(W: torch.Tensor, space: Space, screen: Screen, k: int, buffer: tor
 
 
 def _joined(parts: Sequence[Candidates]) -> Candidates:
-    """What is left of one block after the other, as of one."""
+    """The candidates of one block after the other, as those of one block."""
     starts = itertools.accumulate((len(few) for _, _, few in parts), initial=0)
     rows = [row + start for (row, _, _), start in zip(parts, starts, strict=False)]
     return Candidates(
@@ -157,7 +160,7 @@ def _joined(parts: Sequence[Candidates]) -> Candidates:
 
 
 def _scored(block: Block, left: Sequence[Candidates], k: int) -> list[Tokens]:
-    """The k strongest of every row, of the tokens ``left`` on both sides, or of all tokens where those are not few."""
+    """The k strongest of every row: of the candidates ``left`` on both sides, or of all tokens where those are many."""
     sides = _ranked(block, left, k)
     for side, sign, (_, _, few) in zip(sides, (1, -1), left, strict=True):
         for part in torch.split((~few).nonzero().flatten(), max(1, _BLOCK_BYTES // (32 * len(block.E)))):
@@ -168,7 +171,7 @@ def _scored(block: Block, left: Sequence[Candidates], k: int) -> list[Tokens]:
 
 
 def _selected(engine: SelectingEngine, W: torch.Tensor, space: Space, screen: Screen, k: int) -> list[Tokens]:
-    """``_screened``, by kernels that keep no scores but those of few tokens; other rows are left to it."""
+    """As ``_screened``, with an engine that keeps only the scores of few tokens; rows with many go to ``_screened``."""
     block = Block(W, space, screen)
     left = candidates(engine, block, k, 2 * few_tokens(0, k))
     sides = _ranked(block, left, k)
@@ -183,7 +186,7 @@ def _selected(engine: SelectingEngine, W: torch.Tensor, space: Space, screen: Sc
 
 
 def _ranked(block: Block, left: Sequence[Candidates], k: int) -> list[Tokens]:
-    """The k strongest of the tokens ``left`` on both sides, with sign times their scores, where they are few."""
+    """The k strongest of the candidates ``left`` on both sides, with sign times their scores, for rows with few."""
     scores = block.scores(torch.cat([row for row, _, _ in left]), torch.cat([token for _, token, _ in left]))
     sides = torch.split(scores, [len(row) for row, _, _ in left])
     return [
