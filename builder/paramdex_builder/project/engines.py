@@ -127,7 +127,10 @@ class Engine(Protocol):
 
 @runtime_checkable
 class SelectingEngine(Engine, Protocol):
-    """An engine that compares scores where it makes them, and writes down only those that reach a limit."""
+    """An engine that compares scores where it makes them, and writes down only those that reach a limit.
+
+    Its operands are the rounded matrices themselves (n x d), so that PyTorch can multiply them as well.
+    """
 
     def tokens_reaching(
         self, low: torch.Tensor, rows: torch.Tensor, V: int, theta: torch.Tensor, room: int

@@ -103,8 +103,8 @@ def balanced(P: torch.Tensor, Q: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
 
 
 def of_rank(P: torch.Tensor, Q: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """P', Q' (r x d) with P'^T Q' = P^T Q (P, Q: m x d, float64), where r is the rank of that product. P and Q themselves
-    where the rank is m or 0.
+    """P', Q' (r x d) with P'^T Q' = P^T Q (P, Q: m x d, float64), where r is the rank of that product. Where that is
+    m or 0, they are P and Q.
 
     What LoRA moved has a low rank. With dependent columns the scan of E P^T (E Q^T)^T has no useful bounds, and takes
     minutes in place of a tenth of a second. With P^T = X R, Q^T = Y T and R T^T = U S V^T, P' = (X U sqrt(S))^T and

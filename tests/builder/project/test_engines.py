@@ -1,4 +1,4 @@
-"""What screening promises: products within their bound, limits as integers, scores that do not depend on anything else.
+"""What engines promise: products within their bound, limits as integers, scores that do not depend on anything else.
 
 The exact searches built on it have their own brute force, in test_strongest_tokens.py and test_pairs.py.
 """

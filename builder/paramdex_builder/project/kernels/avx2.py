@@ -1,19 +1,19 @@
-"""Compiled kernels for processors without instructions for bfloat16: products of int16 matrices, what of them reaches a
-limit, and single entries of a product in float64.
+"""Compiled kernels for processors without instructions for bfloat16: products of int16 matrices, which of their entries
+reach a limit, and single entries of a product in float64.
 
-AVX2 multiplies 16 pairs of int16 and adds them up by twos in one instruction, twice as many as of float32, and sums of
-integers are exact in any order and by any identity: the kernel takes half of the products by one of Winograd's. An
-operand (n x d) is one tensor of int16 whose rows can be taken and cut like those of any other. Row x is x' = scale q,
-q its d integers (and 0 up to a multiple of 4) and scale a power of two, whose float32 bits are the last two numbers of
-the row.
+In one instruction, AVX2 multiplies 16 pairs of int16 and adds them up by twos: twice as many as of float32. Sums of
+integers are exact in any order and by any identity, so the kernel saves half of the products by one of Winograd's
+(1968). An operand (n x d) is one tensor of int16 whose rows can be taken and cut like those of any other. Row x is
+x' = scale q: q is its d integers (and 0 up to a multiple of 4), scale is a power of two. The float32 bits of the scale
+are the last two numbers of the row.
 
-**Rounded.** With 2^(e-1) <= ||x|| < 2^e the scale is 2^(e-14), so q has numbers below 2^14 in size; what would round up
-to that is 2^14 - 1. Then a number is off by half of the scale, or where it is that one, all of it, in which case no
-other is over 2^8. So
+**Rounded.** With 2^(e-1) <= ||x|| < 2^e the scale is 2^(e-14), so the numbers of q are below 2^14 in size; one that
+would round up to 2^14 becomes 2^14 - 1. Then a number is off by half of the scale. Only that one is off by all of it,
+and in that case no other is over 2^8. So
 
     ||x - x'|| <= scale sqrt(d + 3) / 2 <= 2^-14 sqrt(d + 3) ||x||                      (``operand_error``)
 
-Rows of a norm below ``LEAST`` = 2^-100 have the scale of that norm and are off by no more than 2^-114 sqrt(d + 3).
+Rows with a norm below ``LEAST`` = 2^-100 have the scale of that norm, and are off by no more than 2^-114 sqrt(d + 3).
 
 **Exact.** A sum of two numbers is within int16. A score is, by Cauchy-Schwarz, at most ||q|| ||r||, and any part of the
 sums that the identity takes at most (||q|| + ||r||)^2 / 2, where ||q|| <= 2^14 + sqrt(d + 3) / 2: all are within int32
@@ -37,7 +37,7 @@ import torch
 Done = TypeVar("Done")
 LEAST = 2.0**-100
 PANEL = 16
-"""Groups of columns have a multiple of so many."""
+"""The size of a group of columns is a multiple of this."""
 _LARGEST = 2**14 - 1
 _CHUNK = 2048
 """Rows that are rounded at a time."""
@@ -46,7 +46,7 @@ _SOURCE = Path(__file__).with_name("avx2.c")
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The compiled functions of this source, or None: the installation has none, or the processor no AVX2."""
+    """The compiled functions of this source; None where the installation has none, or the processor has no AVX2."""
     if not torch.backends.cpu.get_cpu_capability().startswith("AVX"):
         return None
     try:
@@ -69,7 +69,7 @@ def library() -> ctypes.CDLL | None:
 
 
 def operand_error(d: int) -> float:
-    """How far a row of d numbers can be off, of its norm."""
+    """How far a row of d numbers can be off once it is rounded, as a share of its norm."""
     return 2.0**-14 * math.sqrt(d + 3)
 
 
@@ -91,8 +91,8 @@ def values(rows: torch.Tensor, d: int) -> torch.Tensor:
 
 
 def packed(rows: torch.Tensor) -> torch.Tensor:
-    """An operand b in the order in which the kernel goes through it, for many products: as many rows, and rows of 0 up
-    to a multiple of PANEL, that mean something by panels only, and can be cut and joined at such multiples.
+    """An operand b in the order in which the kernel goes through it, for many products. It has as many rows, and rows
+    of 0 up to a multiple of PANEL. They mean something by panels only, and can be cut and joined at such multiples.
     """
     n, d = len(rows), rows.shape[1] - 2
     rows, panels = rows.contiguous(), torch.empty(-(-n // PANEL) * PANEL, _packed_width(d), dtype=torch.int16)
@@ -111,7 +111,7 @@ def scores(
     float32) the largest of a b^T, and of -1 times it, of every ``group`` columns, where they are above 0. A ``group``
     is a multiple of PANEL, or m is one of it.
 
-    Works on as many threads as PyTorch does. Raises MemoryError, and ValueError for tensors laid out otherwise.
+    Works on as many threads as PyTorch does. Raises MemoryError, and ValueError for tensors in another layout.
     """
     n, m = out.shape
     if group % PANEL and group != m:
@@ -120,7 +120,7 @@ def scores(
             torch.amax(values_of_side.view(n, -1, group), 2, out=of_side)
         return
     if not (a.is_contiguous() and b.is_contiguous()) or out.stride(1) != 1 or peaks.stride(2) != 1:
-        raise ValueError("operands must be contiguous, and rows of what is made as well")
+        raise ValueError("operands must be contiguous, and so must the rows of what is made")
     d = a.shape[1] - 2
     if not a.dtype == b.dtype == torch.int16 or b.shape[1] != (_packed_width(d) if is_packed else d + 2):
         raise ValueError("operands must have as many columns")
@@ -186,7 +186,7 @@ def _loaded() -> ctypes.CDLL:
 
 
 def _each(part: Callable[[int], Done], starts: range) -> list[Done]:
-    """What every part gives, a thread each."""
+    """What every part gives, with one thread per part."""
     return list(map(part, starts) if len(starts) < 2 else _threads().map(part, starts))
 
 
