@@ -20,11 +20,12 @@ from safetensors import SafetensorError
 
 from paramdex_builder.files.units import Piece, Units, parameter_unit, parameters_held, pieces
 from paramdex_builder.options import Options, given, source_text, source_texts
+from paramdex_builder.project.block import forget
 from paramdex_builder.project.finite import check_lengths, check_table
 from paramdex_builder.project.head_rows import ATTENTION, Kept, head_units
 from paramdex_builder.project.pairs import same_words
 from paramdex_builder.project.space import make_space, pick_device, space_work
-from paramdex_builder.project.tokens import forget, projection_held
+from paramdex_builder.project.tokens import projection_held
 from paramdex_builder.publish.place import check_space, check_writable, estimate, find_place, staging_folder
 from paramdex_builder.publish.publish import FinishedModel, database, publish
 from paramdex_builder.read.checkpoint import Checkpoint

@@ -18,8 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from paramdex_builder.project.block import Tokens
 from paramdex_builder.project.space import Space
-from paramdex_builder.project.tokens import Tokens, strongest_tokens
+from paramdex_builder.project.tokens import strongest_tokens
 from paramdex_schemas import Layout, Run
 from paramdex_schemas.atlas_files import sha256
 

@@ -1,20 +1,21 @@
-"""A head's singular directions: what its matrix over tokens reads and writes, apart.
+"""A head's singular directions: what its matrix over tokens (QK or OV circuit) reads and what it writes, one by one.
 
-The matrix is M = Ec P^T (Ec Q^T)^T, V x V, for the head's vectors P, Q (m x d each) and E less its column means: as in
-all that an atlas compares, what is the same to all tokens counts for nothing (in the demo models it is two thirds of
-E, and the first direction of E P^T Q E^T is hardly more than that). With Ec = X R, X of orthonormal columns (R of
-``isometry``), M = X (R P^T) (R Q^T)^T X^T, and from R P^T = A S, R Q^T = B T (QR) and the SVD of the m x m core
+The matrix is M = Ec P^T (Ec Q^T)^T, V x V, for the head's vectors P, Q (m x d each), where Ec is E less its column
+means. As everywhere in an atlas, what is the same for all tokens does not count. (In the demo models it is two thirds
+of E, and the first direction of E P^T Q E^T is hardly more than that.) With Ec = X R, where X has orthonormal columns
+and R is that of ``isometry``, M = X (R P^T) (R Q^T)^T X^T. From R P^T = A S, R Q^T = B T (QR) and the SVD of the m x m
+core
 
     S T^T = U diag(s) W^T:      M = sum_i s_i u_i w_i^T,      u_i = X A U_i,   w_i = X B W_i,
 
-which is the SVD of M. As u_i = M w_i / s_i, it is Ec P^T (T^T W_i / s_i), from what the scan of the head's pairs has of
-E P^T already; so is w_i = Ec Q^T (S^T U_i / s_i). ``score`` is u_i's (or w_i's) entry times sqrt(V): the mean over the
-vocabulary is 0 and the standard deviation 1, so it is a z.
+which is the SVD of M. Since u_i = M w_i / s_i, u_i = Ec P^T (T^T W_i / s_i), and likewise w_i = Ec Q^T (S^T U_i / s_i).
+The scan of the head's pairs has E P^T and E Q^T already. ``score`` is the entry of u_i (or w_i) times sqrt(V): its mean
+over the vocabulary is 0 and its standard deviation 1, so it is a z.
 
-The sign of a pair (u_i, w_i) is that which makes the largest entry of u_i in size positive (of equal ones that of the
-smallest token id). So tokens on the top side are read together with the top of what is written, bottom with bottom.
-All sums are in float64; scores are ordered as float32, ties by token id. Where two singular values agree to rounding,
-their directions are not determined.
+The sign of a pair (u_i, w_i) is the one that makes the entry of u_i that is largest in size positive (of equal ones
+that of the smallest token id). So tokens on the top side are read together with the top of what is written, and the
+bottom with the bottom. All sums are in float64. Scores are ordered as float32, ties by token id. Where two singular
+values agree up to rounding, their directions are not determined.
 """
 
 from __future__ import annotations
@@ -28,15 +29,15 @@ from paramdex_builder.project.space import Space
 from paramdex_schemas.isometry import strongest
 
 TOKENS = 10
-"""Tokens kept of each direction, role and side."""
+"""Tokens kept per direction, role and side."""
 
 
 @dataclass(frozen=True)
 class Direction:
     """One singular direction: its value, its share of the squared Frobenius norm of M, and its tokens.
 
-    ``tokens`` has (ids, scores), strongest first, by role (source is read or asks, target is written or answers) and
-    side.
+    ``tokens`` has (ids, scores), strongest first, by role and side. The source is what is read (VO) or what asks (QK),
+    the target what is written or what answers.
     """
 
     singular_value: float
@@ -47,7 +48,7 @@ class Direction:
 def directions(
     P: torch.Tensor, Q: torch.Tensor, A: torch.Tensor, B: torch.Tensor, space: Space, k: int, n_tokens: int = TOKENS
 ) -> list[Direction]:
-    """The first k singular directions of a head with vectors P and Q (m x d each), fewer where the rank is less.
+    """The first k singular directions of a head with vectors P and Q (m x d each); fewer where the rank is less.
 
     A = E P^T and B = E Q^T are V x m, float64.
     """
@@ -85,7 +86,7 @@ def singular_values(P: torch.Tensor, Q: torch.Tensor, space: Space, k: int) -> t
 
 
 def squared_norm(P: torch.Tensor, Q: torch.Tensor, space: Space) -> float:
-    """||M||_F^2, from two small Grams."""
+    """||M||_F^2, from two small Gram matrices."""
     (C, D) = (space.coordinates(X) for X in (P, Q))
     return float(((C @ C.T) * (D @ D.T)).sum())
 
@@ -93,4 +94,5 @@ def squared_norm(P: torch.Tensor, Q: torch.Tensor, space: Space) -> float:
 def centred(A: torch.Tensor, coefficients: torch.Tensor) -> np.ndarray:
     """sqrt(V) A C less its column means, transposed (n x V, float32), for A (V x m) and coefficients C (m x n)."""
     scores = (coefficients.to(A.device) * len(A) ** 0.5).T @ A.T
-    return (scores - scores.mean(1, keepdim=True)).float().cpu().numpy()
+    found: np.ndarray = (scores - scores.mean(1, keepdim=True)).float().cpu().numpy()
+    return found

@@ -1,7 +1,7 @@
-"""What comes out is checked as what goes in: an atlas holds float32 numbers, and each of them is finite.
+"""What comes out is checked like what goes in: an atlas holds float32 numbers, and each of them is finite.
 
-Weights that are finite may have scores, norms or singular values that are not: a score is a sum of products of two
-weights, a pair's of four. What is too small for float32 is stored as what float32 rounds it to, 0 in the end.
+Finite weights may have scores, norms or singular values that are not finite: a score is a sum of products of two
+weights, a pair's score of four. What is too small for float32 is stored as what float32 rounds it to, in the end 0.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _ROWS = 2048
 
 
 def check_table(table: pa.Table, what: str) -> None:
-    """Raises CheckpointError, which begins with ``what``, unless all numbers of a table and of its lists are finite."""
+    """Raises CheckpointError, which begins with ``what``, unless all numbers of a table and its lists are finite."""
     for name, column in zip(table.column_names, table.columns, strict=True):
         listed = pa.types.is_list(column.type)
         if pa.types.is_floating(column.type.value_type if listed else column.type):
@@ -29,7 +29,7 @@ def check_lengths(rows: torch.Tensor, what: str) -> None:
     """Raises CheckpointError, which begins with ``what``, unless every row of a matrix has a norm that is finite in
     float32, and so has finite numbers.
     """
-    norms = (torch.linalg.vector_norm(part.double(), dim=1).float() for part in rows.split(_ROWS))
+    norms = (torch.linalg.vector_norm(part.double(), dim=1).float() for part in torch.split(rows, _ROWS))
     _refuse(sum(int((~norm.isfinite()).sum()) for norm in norms), f"{what}: the norm of its rows")
 
 

@@ -1,18 +1,19 @@
 """The scan of ``pair_scan`` on a GPU: pairs are selected where their screened scores are made.
 
-Tiles are the same and visited in the same order, best first, but many in one go: a *wave* of them, in one run of
-``kernels.triton.pairs_reaching``, which writes down the pairs that reach a limit and nothing else. The first wave is a
-few tiles, each next one several times as large. By then the threshold is the k-th best of all before, so that as many
-pairs as that, times k, are to be expected, and what low precision cannot tell apart from them.
+The tiles are the same, and they are visited in the same order, best first. But many of them go together, as a *wave*:
+one run of ``kernels.triton.pairs_reaching``, which writes down the pairs that reach a limit and nothing else. The first
+wave is a few tiles; each next one is several times as large. The threshold then is the k-th best score of all waves
+before. So we expect k pairs times the growth, and those that low precision cannot tell from them.
 
 **Exact.** The limits of a tile are those of ``pair_scan``, rounded down to float32: a pair is left out only where
 
     s~ + error ||a'|| ||b'|| + gap + UNDERFLOW < threshold - what float32 rounds off
 
 on its side, with the norms of the tile's first row and column. In a part of a tile no |s~| is over (1 + error) ||a'||
-||b'|| + UNDERFLOW, of the part's first row and column; where that is less than both limits it is not computed. What is
-written down is scored as it is there. Where more was to be written down than there is room for, the wave is cut in two
-and the second half meets what the first has raised the thresholds to; a wave of one tile is left to ``pair_scan``.
+||b'|| + UNDERFLOW, with the norms of the part's first row and column. Where that is less than both limits, the part is
+not computed. Pairs that are written down are scored as ``pair_scan`` does it. Where there is not enough room for them,
+the wave is cut in two, and the second half meets the thresholds that the first has raised. A wave of one tile is left
+to ``pair_scan``.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ import numpy as np
 import torch
 
 from paramdex_builder.project import pair_scan
-from paramdex_builder.project.engines import UNDERFLOW, full_float32
-from paramdex_builder.project.kernels.triton import pairs_reaching
-from paramdex_builder.project.pair_scan import Pairs, Scan, Side
+from paramdex_builder.project.arithmetic import UNDERFLOW
+from paramdex_builder.project.engines import SelectingEngine, full_float32
+from paramdex_builder.project.pair_scan import Scan, Search, TokenPairs, Words
 
 ROOM = 1 << 20
-"""So many pairs of a wave can be written down."""
+"""At most so many pairs of a wave can be written down."""
 _FIRST, _GROWTH = 4, 8
-"""Tiles of the first wave, and how many times as many the next one has."""
+"""Tiles of the first wave, and how many times as many each next one has."""
 
 
 @dataclass
@@ -43,10 +44,14 @@ class _Sorted:
     words: tuple[torch.Tensor, torch.Tensor]
 
 
-class FusedScan(Scan):
-    """The scan of A B^T by waves of tiles; ``precision`` is that of tensor cores."""
+class WaveScan(Scan):
+    """The scan of A B^T by waves of tiles, with an engine that selects."""
 
-    def run(self) -> list[Side]:
+    def __init__(self, A: torch.Tensor, B: torch.Tensor, words: Words, k: int, engine: SelectingEngine) -> None:
+        super().__init__(A, B, words, k, engine)
+        self.selecting = engine
+
+    def run(self) -> list[Search]:
         """Find the pairs of both sides, top first."""
         left, right = self.left, self.right
         here = self.A.device
@@ -60,26 +65,26 @@ class FusedScan(Scan):
         with full_float32():
             self._set_thresholds()
             while start < n:
-                least = min(side.threshold for side in self.sides)
+                least = min(search.threshold for search in self.searches)
                 reaching = int(np.searchsorted(-self.tiles.bounds, -least, side="right"))
                 stop = min(start + size, reaching)
                 if stop <= start:
                     break
                 self._wave(start, stop)
                 start, size = stop, size * _GROWTH
-            for side in self.sides:
-                self._score(side)
-        return self.sides
+            for search in self.searches:
+                self._score(search)
+        return self.searches
 
     def _wave(self, start: int, stop: int) -> None:
-        """Search the tiles from number ``start`` on."""
+        """Search the tiles from number ``start`` to before ``stop``."""
         limits = self._limits(start, stop)
         kept = np.flatnonzero((limits < np.inf).any(1))
         if not len(kept):
             return
         tiles, here = self.tiles, self.A.device
         places = np.stack([tiles.rows[start:stop], tiles.columns[start:stop]], 1)[kept].astype(np.int32)
-        count, pair = pairs_reaching(
+        count, pair = self.selecting.pairs_reaching(
             self.sorted.factors,
             self.sorted.norms,
             self.sorted.words,
@@ -87,8 +92,7 @@ class FusedScan(Scan):
             (pair_scan.TILE_ROWS, pair_scan.TILE_COLUMNS),
             torch.from_numpy(limits[kept]).to(here),
             ROOM,
-            self.error,
-            2 * UNDERFLOW,
+            (1 + self.error, 2 * UNDERFLOW),
         )
         found = int(count)
         if found <= ROOM:
@@ -99,35 +103,37 @@ class FusedScan(Scan):
             self._wave(middle, stop)
         else:
             row, column = places[0].tolist()
-            self._search(row, column, [self.sides[number] for number in np.flatnonzero(limits[0] < np.inf)])
+            self._visit(row, column, [self.searches[number] for number in np.flatnonzero(limits[0] < np.inf)])
 
     def _limits(self, start: int, stop: int) -> np.ndarray:
-        """What s~ of the top and -s~ of the bottom must reach in every tile (n x 2, float32): infinity where none is
-        worth it.
+        """What s~ of the top and -s~ of the bottom must reach in every tile (n x 2, float32): infinity where no pair
+        can be among the best.
         """
         tiles, part = self.tiles, slice(start, stop)
         norms = self.left.norms[tiles.rows[part]] * self.right.norms[tiles.columns[part]]
         slack = self.error * norms * (1 + 2.0**-50) + self.gap + UNDERFLOW
         limits = np.empty((len(slack), 2), np.float32)
-        for number, side in enumerate(self.sides):
-            exact = self._scaled(side.threshold) - slack
+        for number, search in enumerate(self.searches):
+            exact = self._scaled(search.threshold) - slack
             near = exact.astype(np.float32)
             near = np.where(near > exact, np.nextafter(near, np.float32(-np.inf)), near)
-            limits[:, number] = np.where(self._done(side, part), np.inf, near)
+            limits[:, number] = np.where(self._done(search, part), np.inf, near)
         return limits
 
-    def _done(self, side: Side, part: slice) -> np.ndarray:
-        """``Side.done_with`` of every tile."""
+    def _done(self, search: Search, part: slice) -> np.ndarray:
+        """``Search.done_with`` of every tile."""
         bounds, sources, targets = (getattr(self.tiles, name)[part] for name in ("bounds", "sources", "targets"))
-        if side.last is None or side.threshold == -math.inf:
-            return bounds < side.threshold
-        later = (sources > side.last[0]) | ((sources == side.last[0]) & (targets > side.last[1]))
-        return (bounds < side.threshold) | ((bounds == side.threshold) & later)
+        if search.last is None or search.threshold == -math.inf:
+            later = np.zeros(len(bounds), bool)
+        else:
+            later = (sources > search.last[0]) | ((sources == search.last[0]) & (targets > search.last[1]))
+        done: np.ndarray = (bounds < search.threshold) | ((bounds == search.threshold) & later)
+        return done
 
     def _offer(self, pair: torch.Tensor) -> None:
-        """Score pairs of different words (row 2^32 + column), and offer them to both sides, which keep their own."""
+        """Score pairs of different words (row 2^32 + column), and offer them to both searches. Each keeps its own."""
         if len(pair):
             source, target = self.left.ids[pair >> 32], self.right.ids[pair & 0xFFFF_FFFF]
-            found = Pairs(source, target, self.scores(source, target))
-            for side in self.sides:
-                side.offer(found.signed(side.sign))
+            found = TokenPairs(source, target, self.scores(source, target))
+            for search in self.searches:
+                search.offer(found.signed(search.sign))

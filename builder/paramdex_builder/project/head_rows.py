@@ -64,14 +64,14 @@ DIRECTIONS = pa.schema(
         ("score", pa.float32()),
     ]
 )
-"""A row a token of a direction, which carries the numbers of the direction."""
+"""One row per token of a direction; it carries the numbers of the direction."""
 
 ATTENTION = tuple(kind for factors in MATRICES.values() for kind in factors)
 
 
 @dataclass(frozen=True)
 class Kept:
-    """How much is kept of a matrix: pairs of each side and list, and directions."""
+    """How much is kept of a matrix: pairs per side and list, and directions."""
 
     pairs: int
     directions: int
@@ -96,8 +96,8 @@ def head_units(
     workers: Workers,
     advance: Callable[[int], None],
 ) -> tuple[pa.Table, pa.Table, pa.Table]:
-    """The rows of ``heads``, ``pairs`` and ``directions`` of one place, from its vectors by kind: the terms of each
-    (n x d each).
+    """The rows of ``heads``, ``pairs`` and ``directions`` of one place, from its vectors by kind: a list of terms
+    (n x d each) per kind.
 
     ``run`` is the place's run of attn_query, ``first`` the number of its first head.
     """
@@ -118,7 +118,7 @@ def head_units(
 
 
 def matrix_held(V: int, m: int) -> int:
-    """About how many bytes a matrix of m terms takes: E P^T and E Q^T in float64, as they are screened, and tiles."""
+    """About how many bytes a matrix of m terms takes: E P^T and E Q^T, in float64 and as screened, and tiles."""
     return 40 * V * m + (32 << 20)
 
 
@@ -158,7 +158,7 @@ def _matrix(
 
 
 def _direction_rows(found: list[Direction], row: int, matrix: str) -> Iterator[pa.Table]:
-    """The rows of a head's directions, a table for each list of tokens."""
+    """The rows of a head's directions, one table per list of tokens."""
     for number, direction in enumerate(found, start=1):
         for (role, side), (ids, scores) in direction.tokens.items():
             columns = {
@@ -177,7 +177,7 @@ def _direction_rows(found: list[Direction], row: int, matrix: str) -> Iterator[p
 
 
 def _pair_rows(found: HeadPairs, words: Words, row: int, matrix: str, *, is_top: bool) -> pa.Table:
-    """The rows of one side: every pair of either list once, with its rank in each."""
+    """The rows of one side: every pair of the two lists once, with its rank in each."""
     ranks: dict[tuple[int, int], list[Any]] = {}
     for place, pairs in enumerate((found.all, found.distinct)):
         entries = zip(pairs.source.tolist(), pairs.target.tolist(), pairs.score.tolist(), strict=True)

@@ -1,30 +1,31 @@
 """The scan of a head's matrix A B^T for its strongest pairs: few of its V x V scores are looked at, none is missed.
 
-**Balanced.** A B^T is also that of A M and B N wherever M N^T = 1. Of all such factors the norms of A' = U sqrt(S) and
-B' = V sqrt(S) say most about the scores, with U S V^T the singular value decomposition of A B^T. They come from Grams
-of d_head x d_head: with A^T A = L L^T, B^T B = R R^T and U S V^T now that of L^T R, M = L^-T U sqrt(S) and
-N = R^-T V sqrt(S). What numbers make of that need not be exact, as long as it is known how far off it is. For any M
-and N, and any L, R with A^T A <= L L^T, B^T B <= R R^T, the rows of A, B are a = L x, b = R y with ||x||, ||y|| no
-more than 1, so
+**Balanced.** A M and B N have the same product A B^T wherever M N^T = 1. Of all such factors, the norms of
+A' = U sqrt(S) and B' = V sqrt(S) say most about the scores, where U S V^T is the singular value decomposition of A B^T.
+They come from Gram matrices of d_head x d_head: with A^T A = L L^T, B^T B = R R^T and U S V^T now the decomposition of
+L^T R, M = L^-T U sqrt(S) and N = R^-T V sqrt(S). The computed M and N need not be exact, as long as we know how far off
+they are. Take any M and N, and any L, R with A^T A <= L L^T, B^T B <= R R^T. Then the rows of A, B are a = L x, b = R y
+with ||x||, ||y|| at most 1, so
 
     |<a M, b N> - <a, b>| <= ||L^T R - (L^T M) (R^T N)^T||
 
-To be sure of the <=, L L^T is made larger than the computed A^T A by what that may be off, which also keeps L away
-from singular. To this come the roundings of float64 in A M, B N, this bound and the score itself (``_rounding``). All
-together are one number for all pairs, the ``gap``.
+To be sure of the <=, L L^T is made larger than the computed A^T A, by as much as that may be off; this also keeps L
+away from singular. The roundings of float64 in A M, B N, this bound and the score itself are added (``_rounding``). The
+sum is one number for all pairs, the ``gap``.
 
 **Best first.** Rows are sorted by the norms of a' and b' and cut into tiles. Tiles are visited in order of the largest
-possible |score| in them, that of their first row and column: ||a'|| ||b'|| + gap (Cauchy-Schwarz). A threshold on each
-side, no more than its k-th best stored score, cuts off rows and columns of a tile that cannot reach it, and ends the
-scan at the first tile that cannot.
+|score| that they can have, that of their first row and column: ||a'|| ||b'|| + gap (Cauchy-Schwarz). Each side has a
+threshold, no more than its k-th best stored score. It cuts off the rows and columns of a tile that cannot reach it, and
+ends the scan at the first tile that cannot.
 
-**Screened.** The scores of a tile come from a product in low precision (see ``screening``). A pair is left out where
+**Screened.** The scores of a tile come from a product in low precision (see ``engines``). A pair is left out where
 
     s~ + error ||a'|| ||b'|| + gap + UNDERFLOW < threshold - what float32 rounds off
 
-and all others are scored by ``screening.dot`` from A and B themselves, so that a stored score does not depend on tiles,
-threads or the device. Where a tile has very many others, their products in float64 come first: such a one is within
-gamma_(d_head) sum |a_i b_i| of the score, and where float32 rounds both ends to one number, that is the stored score.
+All other pairs are scored by ``arithmetic.dot`` from A and B themselves, so that a stored score does not depend on
+tiles, threads or the device. Where a tile has very many of them, a library's product in float64 comes first: it is
+within gamma_(d_head) sum |a_i b_i| of the score, and where float32 rounds both ends of that to one number, that number
+is the stored score.
 """
 
 from __future__ import annotations
@@ -35,34 +36,34 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from paramdex_builder.project.engines import (
+from paramdex_builder.project.arithmetic import (
     UNDERFLOW,
-    Precision,
+    Bits,
     as_stored,
     ascending,
     at_least,
     dot,
-    full_float32,
     gamma64,
     kth_largest,
 )
+from paramdex_builder.project.engines import Engine, full_float32
 from paramdex_builder.work.workers import check
 
 TILE_ROWS, TILE_COLUMNS = 1024, 1024
 """The scores of a tile stay in a core's cache while they are looked at."""
 STEP = 128
-"""Tiles are cut to multiples of so many rows and columns: a product is compiled anew for every new shape."""
+"""Tiles are cut to multiples of so many rows and columns, because a product is compiled anew for every new shape."""
 CROWD = 16_384
-"""So many pairs of a tile are scored one by one."""
+"""At most so many pairs of a tile are scored one by one."""
 _BATCH = 256
-"""So many pairs are scored together, to raise the threshold; k where that is more."""
+"""So many pairs are scored together, or k where that is more: often enough to raise the threshold."""
 _LARGEST = float(torch.finfo(torch.float32).max)
 _INFINITY = 0x7F80_0000
 """The bits of float32's infinity."""
 
 
 @dataclass
-class Pairs:
+class TokenPairs:
     """Pairs of tokens: ``source``, ``target`` (m, int64) and ``score`` (m, float32)."""
 
     source: torch.Tensor
@@ -72,11 +73,11 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.score)
 
-    def take(self, which: torch.Tensor) -> Pairs:
+    def take(self, which: torch.Tensor) -> TokenPairs:
         """The pairs at the places ``which``."""
-        return Pairs(*(values.index_select(0, which) for values in (self.source, self.target, self.score)))
+        return TokenPairs(*(values.index_select(0, which) for values in (self.source, self.target, self.score)))
 
-    def best(self, k: int) -> Pairs:
+    def best(self, k: int) -> TokenPairs:
         """The k best by (score descending, source, target), in that order."""
         kept = self
         if len(self) > k:  # what is at least the k-th score, ties included, before the full sort
@@ -84,22 +85,22 @@ class Pairs:
         kept = kept.take((kept.source << 32 | kept.target).argsort())
         return kept.take(kept.score.argsort(descending=True, stable=True)[:k])
 
-    def signed(self, sign: int) -> Pairs:
+    def signed(self, sign: int) -> TokenPairs:
         """The pairs with ``sign`` times their scores."""
-        return Pairs(self.source, self.target, self.score * sign + 0.0)  # + 0.0: -0.0 is 0.0
+        return TokenPairs(self.source, self.target, self.score * sign + 0.0)  # + 0.0: -0.0 is 0.0
 
     @staticmethod
-    def cat(*parts: Pairs) -> Pairs:
-        return Pairs(
+    def cat(*parts: TokenPairs) -> TokenPairs:
+        return TokenPairs(
             torch.cat([p.source for p in parts]),
             torch.cat([p.target for p in parts]),
             torch.cat([p.score for p in parts]),
         )
 
     @staticmethod
-    def empty(device: torch.device) -> Pairs:
+    def empty(device: torch.device) -> TokenPairs:
         none = torch.empty(0, dtype=torch.int64, device=device)
-        return Pairs(none, none.clone(), torch.empty(0, device=device))
+        return TokenPairs(none, none.clone(), torch.empty(0, device=device))
 
 
 @dataclass
@@ -112,26 +113,26 @@ class Words:
 
 
 @dataclass
-class Side:
-    """The search on one side: ``sign`` 1 for top, -1 for bottom; all scores here are sign * stored score.
+class Search:
+    """The search on one side: ``sign`` is 1 for the top, -1 for the bottom. All scores here are sign * stored score.
 
-    ``found`` has the k best of all pairs offered, in no order, and few others.
+    ``found`` has the k best of all pairs that were offered, in no order, and a few others.
     """
 
     sign: int
     k: int
-    found: Pairs
+    found: TokenPairs
     threshold: float = -math.inf
     """No more than the k-th best score there is."""
     last: tuple[int, int] | None = None
-    """Ids of the k-th best pair found, where its score is the threshold: later pairs of that score are not needed."""
+    """Ids of the k-th best pair found, where its score is the threshold. Later pairs of that score are not needed."""
     waiting: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
     """Rows and columns of pairs to be scored."""
     n_waiting: int = 0
 
-    def offer(self, new: Pairs) -> None:
+    def offer(self, new: TokenPairs) -> None:
         """Take in pairs that were not offered before."""
-        self.found = Pairs.cat(self.found, new.take(at_least(new.score, self.threshold)))
+        self.found = TokenPairs.cat(self.found, new.take(at_least(new.score, self.threshold)))
         if len(self.found) < self.k:
             return
         reached = float(kth_largest(self.found.score, self.k))
@@ -159,7 +160,7 @@ class Side:
 def balance(A: torch.Tensor, B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float]:
     """(M, N, gap): M and N (r x r) of the balanced factors A M, B N, for A, B (V x r), and how far scores can be off.
 
-    Columns that are zero in A or in B add nothing and are left out.
+    Columns that are zero in A or in B add nothing, and are left out.
     """
     M, N = (torch.zeros(A.shape[1], A.shape[1], dtype=A.dtype, device=A.device) for _ in range(2))
     gram_a, gram_b = A.T @ A, B.T @ B
@@ -177,7 +178,7 @@ def balance(A: torch.Tensor, B: torch.Tensor) -> tuple[torch.Tensor, torch.Tenso
 
 
 def _root(gram: torch.Tensor, V: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """L (r x r) with A^T A <= L L^T, and L^-T, from A^T A of V rows as it was computed."""
+    """L (r x r) with A^T A <= L L^T, and L^-T, from the computed A^T A of V rows."""
     values, vectors = torch.linalg.eigh(gram)
     # Sums of V terms, and the decomposition, which is off by a small multiple of r u ||A^T A||.
     root = (values.clamp_min(0) + 2 * gamma64(V + 100 * len(gram)) * float(gram.trace())).sqrt()
@@ -187,9 +188,9 @@ def _root(gram: torch.Tensor, V: int) -> tuple[torch.Tensor, torch.Tensor]:
 def _rounding(r: int, L: float, R: float, M: float, N: float, left: float, right: float) -> float:
     """What float64 loses in <a M, b N>, <a, b> and the bound of their difference, from Frobenius norms.
 
-    ||a|| <= L and ||b|| <= R, so a M is off by x = gamma_r L M and b N by y = gamma_r R N, as are ``left`` = L^T M and
-    ``right`` = R^T N, which are at least ||a M|| and ||b N|| but for that; each counts twice. <a, b> and L^T R are off
-    by gamma_r L R, and <a M, b N> and the product of left and right by gamma_r of their norms.
+    ||a|| <= L and ||b|| <= R, so a M is off by x = gamma_r L M and b N by y = gamma_r R N. So are ``left`` = L^T M and
+    ``right`` = R^T N, which but for that are at least ||a M|| and ||b N||; each error counts twice. <a, b> and L^T R
+    are off by gamma_r L R, and <a M, b N> and the product of left and right by gamma_r of their norms.
     """
     gamma = gamma64(r + 2)
     x, y = gamma * L * M, gamma * R * N
@@ -198,21 +199,21 @@ def _rounding(r: int, L: float, R: float, M: float, N: float, left: float, right
 
 @dataclass
 class Factor:
-    """A factor X M, times 2^exponent so that no norm is over 1, its rows sorted by norm."""
+    """A factor X M, times 2^exponent so that no norm is over 1, with its rows sorted by norm."""
 
     rows: torch.Tensor
-    """An operand of V rows, in the precision of the screening."""
+    """An operand of V rows."""
     ids: torch.Tensor
     norms: np.ndarray
-    """No less than the norms of the rows (V, float64), descending."""
+    """At least the norms of the rows (V, float64), descending."""
     exponent: int
 
     @classmethod
-    def of(cls, X: torch.Tensor, M: torch.Tensor, precision: Precision) -> Factor:
+    def of(cls, X: torch.Tensor, M: torch.Tensor, engine: Engine) -> Factor:
         Y = X @ M
         norms = torch.linalg.vector_norm(Y, dim=1)
         exponent = -math.frexp(float(norms.max()))[1] - 1
-        rows, norms = precision.operand(Y.mul_(2.0**exponent)), norms * 2.0**exponent
+        rows, norms = engine.operand(Y.mul_(2.0**exponent)), norms * 2.0**exponent
         upper = norms.float().nextafter(torch.tensor(torch.inf, device=X.device)).where(norms > 0, 0.0)
         # One sort of integers, by norm descending and by id.
         order = ascending((_INFINITY - upper.view(torch.int32).long()) << 32 | torch.arange(len(X), device=X.device))
@@ -221,13 +222,13 @@ class Factor:
         return cls(rows.index_select(0, ids), ids, sorted_norms, exponent)
 
     def norms_by_id(self) -> torch.Tensor:
-        """The norms (V, float64) in order of the ids."""
+        """The norms (V, float64), in order of the ids."""
         norms = torch.empty(len(self.ids), dtype=torch.float64, device=self.ids.device)
         norms[self.ids] = torch.from_numpy(self.norms).to(norms.device)
         return norms
 
     def reaching(self, start: int, size: int, other: float, least: float) -> slice:
-        """Of ``size`` rows from ``start`` on those whose norm times ``other`` may be ``least``, up to the next STEP."""
+        """The rows, of ``size`` from ``start`` on, whose norm times ``other`` may be ``least``; up to the next STEP."""
         norms = self.norms[start : start + size]
         n = len(norms)
         if least > 0:
@@ -258,45 +259,48 @@ def above(bounds: np.ndarray) -> np.ndarray:
 class Scan:
     """The scan of A B^T (A, B: V x r, float64) for the k strongest pairs of different words, on both sides.
 
-    A and B are products of float32 matrices, or else of a size such that their Grams are within float64's range.
+    A and B are products of float32 matrices, or else so small that their Gram matrices are within float64's range.
     """
 
-    def __init__(self, A: torch.Tensor, B: torch.Tensor, words: Words, k: int, precision: Precision) -> None:
-        self.A, self.B, self.words, self.precision = A, B, words, precision
+    def __init__(self, A: torch.Tensor, B: torch.Tensor, words: Words, k: int, engine: Engine) -> None:
+        self.A, self.B, self.words, self.engine = A, B, words, engine
+        self.bits = Bits(engine.score_dtype)
         M, N, gap = balance(A, B)
-        self.left, self.right = Factor.of(A, M, precision), Factor.of(B, N, precision)
+        self.left, self.right = Factor.of(A, M, engine), Factor.of(B, N, engine)
         self.exponent = self.left.exponent + self.right.exponent
-        """Thresholds and stored scores are as A and B have them; all else here is times 2^exponent."""
+        """Thresholds and stored scores are those of A and B; all other numbers here are times 2^exponent."""
         self.gap = math.ldexp(gap, self.exponent)
-        self.error = precision.error(A.shape[1])
-        self.sides = [Side(sign, k, Pairs.empty(A.device)) for sign in (1, -1)]
-        self.buffer = torch.empty(TILE_ROWS * TILE_COLUMNS, dtype=precision.of_scores, device=A.device)
+        self.error = engine.error(A.shape[1])
+        self.searches = [Search(sign, k, TokenPairs.empty(A.device)) for sign in (1, -1)]
+        self.buffer = torch.empty(TILE_ROWS * TILE_COLUMNS, dtype=engine.score_dtype, device=A.device)
 
-    def run(self) -> list[Side]:
+    def run(self) -> list[Search]:
         """Find the pairs of both sides, top first."""
         with full_float32():
             self._set_thresholds()
             for row, column, bound, first_source, first_target in self._tiles():
                 check()
-                open_sides = [side for side in self.sides if not side.done_with(bound, first_source, first_target)]
-                if open_sides:
-                    self._search(row, column, open_sides)
-                elif bound < min(side.threshold for side in self.sides):
+                open_searches = [
+                    search for search in self.searches if not search.done_with(bound, first_source, first_target)
+                ]
+                if open_searches:
+                    self._visit(row, column, open_searches)
+                elif bound < min(search.threshold for search in self.searches):
                     break
-        for side in self.sides:
-            self._score(side)
-        return self.sides
+        for search in self.searches:
+            self._score(search)
+        return self.searches
 
     def reachable(self, source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Places of those pairs that may reach the threshold of a side."""
-        least = min(side.threshold for side in self.sides)
+        """The places of the pairs that may reach the threshold of a search."""
+        least = min(search.threshold for search in self.searches)
         bounds = self.left.norms_by_id()[source] * self.right.norms_by_id()[target] * (1 + 2.0**-50) + self.gap
         return (bounds >= self._scaled(least)).nonzero().flatten()
 
     def scores(self, source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """The stored scores of pairs."""
         step = 1024 if source.device.type == "cpu" else 1 << 16  # as many as stay in a core's cache
-        parts = zip(source.split(step), target.split(step), strict=True)
+        parts = zip(torch.split(source, step), torch.split(target, step), strict=True)
         return torch.cat([dot(self.A.index_select(0, s), self.B.index_select(0, t)).float() for s, t in parts])
 
     def _tiles(self) -> list[tuple[int, int, float, int, int]]:
@@ -306,7 +310,7 @@ class Scan:
     def _ordered(self) -> Tiles:
         """All tiles, best first."""
         sources, targets = (
-            np.array([int(ids.min()) for ids in factor.ids.split(size)])
+            np.array([int(ids.min()) for ids in torch.split(factor.ids, size)])
             for factor, size in ((self.left, TILE_ROWS), (self.right, TILE_COLUMNS))
         )
         bounds = np.outer(self.left.norms[::TILE_ROWS], self.right.norms[::TILE_COLUMNS]) * (1 + 2.0**-50) + self.gap
@@ -322,105 +326,108 @@ class Scan:
         score = min(threshold, _LARGEST)  # what is larger is stored as infinity
         try:
             return math.ldexp(score - max(abs(score) * 2.0**-23, 2.0**-149), self.exponent)
-        except OverflowError:  # of a negative number: positive ones are those of scores, and below 1
+        except OverflowError:  # the number is negative: positive ones are scores, below 1
             return -math.inf
 
     def _slack(self, row: int, column: int) -> float:
-        """How far screened scores from this row and column on may be off."""
+        """How far screened scores may be off, from this row and column on."""
         return self.error * float(self.left.norms[row] * self.right.norms[column]) + self.gap + UNDERFLOW
 
     def _set_thresholds(self) -> None:
         """First thresholds, from the screened scores of the rows of largest norm."""
         rows, columns = slice(TILE_ROWS // 2), slice(TILE_COLUMNS // 2)
-        screened = self.precision.product(self.left.rows[rows], self.right.rows[columns], self.buffer)
+        screened = self.engine.product(self.left.rows[rows], self.right.rows[columns], self.buffer)
         source, target = self.left.ids[rows, None], self.right.ids[columns]
         screened.masked_fill_(self.words.number[source] == self.words.number[target], 0.0)
-        bits = screened.view(self.precision.bits).flatten()
-        for side in self.sides:
-            if side.sign < 0:
-                bits.bitwise_xor_(self.precision.sign)
-            kth = kth_largest(bits, min(side.k, len(bits)))
-            if kth > 0 and side.k <= len(bits):
-                self._raise(side, float(kth.view(self.precision.of_scores)), self._slack(0, 0))
+        bits = screened.view(self.bits.integers).flatten()
+        for search in self.searches:
+            if search.sign < 0:
+                bits.bitwise_xor_(self.bits.sign)
+            kth = kth_largest(bits, min(search.k, len(bits)))
+            if kth > 0 and search.k <= len(bits):
+                self._raise(search, float(kth.view(self.bits.floats)), self._slack(0, 0))
 
-    def _raise(self, side: Side, kth: float, slack: float) -> None:
+    def _raise(self, search: Search, kth: float, slack: float) -> None:
         """Raise a side's threshold to what k pairs of different words reach that were screened at ``kth`` or more."""
         least = math.ldexp(kth - slack, -self.exponent)
         least -= abs(least) * 2.0**-23 + 2.0**-149  # what float32 rounds off
-        if least > side.threshold:
-            side.threshold, side.last = least, None
+        if least > search.threshold:
+            search.threshold, search.last = least, None
 
-    def _search(self, row: int, column: int, sides: list[Side]) -> None:
-        """Search the tile that begins at ``row``, ``column``, for ``sides`` (top first)."""
+    def _visit(self, row: int, column: int, searches: list[Search]) -> None:
+        """Search the tile that begins at ``row``, ``column``, for some ``searches`` (top first)."""
         left, right = self.left, self.right
-        least = self._scaled(min(side.threshold for side in sides)) - self.gap
+        least = self._scaled(min(search.threshold for search in searches)) - self.gap
         rows = left.reaching(row, TILE_ROWS, right.norms[column], least)
         columns = right.reaching(column, TILE_COLUMNS, left.norms[row], least)
         width = columns.stop - column
         if rows.stop == row or not width:
             return
         part = STEP if width % STEP == 0 else width
-        n, precision = rows.stop - row, self.precision
-        peaks = torch.empty(2, n, width // part, dtype=precision.bits, device=self.buffer.device)
-        bits = precision.screen(left.rows[rows], right.rows[columns], self.buffer, peaks, part)
+        n, engine = rows.stop - row, self.engine
+        peaks = torch.empty(2, n, width // part, dtype=self.bits.integers, device=self.buffer.device)
+        bits = engine.screen(left.rows[rows], right.rows[columns], self.buffer, peaks, part)
         parts, slack = bits.view(-1, part), self._slack(row, column)
-        for side in sides:
-            limit = self._scaled(side.threshold) - slack
+        for search in searches:
+            limit = self._scaled(search.threshold) - slack
             if limit > 0:
-                key = precision.key(limit)
-                hot = at_least(peaks[0 if side.sign > 0 else 1], key)
+                key = self.bits.key(limit)
+                hot = at_least(peaks[0 if search.sign > 0 else 1], key)
                 if not hot.shape[0]:
                     continue
-                keys = torch.full_like(hot, key, dtype=precision.bits)
-                place, _ = precision.reaching(parts, hot, keys, side.sign)
+                keys = torch.full_like(hot, key, dtype=self.bits.integers)
+                place, _ = engine.reaching(parts, hot, keys, search.sign)
                 place = hot.index_select(0, place // part) * part + place % part
             else:
-                place = at_least(self._of_side(side, bits), limit)
-            if place.shape[0] > max(CROWD, 4 * side.k):
-                self._crowd(side, self._of_side(side, bits), rows, columns, slack)
+                place = at_least(self._of_side(search, bits), limit)
+            if place.shape[0] > max(CROWD, 4 * search.k):
+                self._crowd(search, self._of_side(search, bits), rows, columns, slack)
             else:
-                self._wait(side, place // width + row, place % width + column)
+                self._wait(search, place // width + row, place % width + column)
 
-    def _of_side(self, side: Side, bits: torch.Tensor) -> torch.Tensor:
-        """The side's sign times the scores (float32), from the bits of -1 times the scores."""
-        return bits.view(self.precision.of_scores).float() * -side.sign
+    def _of_side(self, search: Search, bits: torch.Tensor) -> torch.Tensor:
+        """The side's sign times the scores (float32 or wider), from the bits of -1 times the scores."""
+        floats = self.bits.floats
+        return bits.view(floats).to(torch.promote_types(floats, torch.float32)) * -search.sign
 
-    def _wait(self, side: Side, rows: torch.Tensor, columns: torch.Tensor) -> None:
+    def _wait(self, search: Search, rows: torch.Tensor, columns: torch.Tensor) -> None:
         """Let pairs wait until there are enough to score them together."""
-        side.waiting.append((rows, columns))
-        side.n_waiting += rows.shape[0]
-        if side.n_waiting >= max(side.k, _BATCH):
-            self._score(side)
+        search.waiting.append((rows, columns))
+        search.n_waiting += rows.shape[0]
+        if search.n_waiting >= max(search.k, _BATCH):
+            self._score(search)
 
-    def _score(self, side: Side) -> None:
+    def _score(self, search: Search) -> None:
         """Score the pairs that wait, and offer those of different words."""
-        if not side.waiting:
+        if not search.waiting:
             return
-        rows, columns = (torch.cat(parts) for parts in zip(*side.waiting, strict=True))
-        side.waiting, side.n_waiting = [], 0
+        rows, columns = (torch.cat(parts) for parts in zip(*search.waiting, strict=True))
+        search.waiting, search.n_waiting = [], 0
         source, target = self.left.ids.index_select(0, rows), self.right.ids.index_select(0, columns)
         number = self.words.number
         different = (number.index_select(0, source) != number.index_select(0, target)).nonzero().flatten()
         source, target = source.index_select(0, different), target.index_select(0, different)
-        side.offer(Pairs(source, target, self.scores(source, target)).signed(side.sign))
+        search.offer(TokenPairs(source, target, self.scores(source, target)).signed(search.sign))
 
-    def _crowd(self, side: Side, screened: torch.Tensor, rows: slice, columns: slice, slack: float) -> None:
-        """Search a tile of which very many pairs may be worth offering; ``screened`` is times the side's sign."""
+    def _crowd(self, search: Search, screened: torch.Tensor, rows: slice, columns: slice, slack: float) -> None:
+        """Search a tile with very many pairs that may be worth offering. ``screened`` has the side's sign times the
+        scores.
+        """
         source, target = self.left.ids[rows], self.right.ids[columns]
         same = self.words.number[source][:, None] == self.words.number[target]
         screened.masked_fill_(same, -math.inf)
-        if screened.numel() > side.k:
-            self._raise(side, float(kth_largest(screened.flatten(), side.k)), slack)
-        place, width = at_least(screened, self._scaled(side.threshold) - slack), len(target)
-        if len(place) <= max(CROWD, 4 * side.k):
-            self._wait(side, place // width + rows.start, place % width + columns.start)
+        if screened.numel() > search.k:
+            self._raise(search, float(kth_largest(screened.flatten(), search.k)), slack)
+        place, width = at_least(screened, self._scaled(search.threshold) - slack), len(target)
+        if len(place) <= max(CROWD, 4 * search.k):
+            self._wait(search, place // width + rows.start, place % width + columns.start)
             return
         a, b = self.A[source], self.B[target]
-        exact, noise = side.sign * (a @ b.T), gamma64(a.shape[1]) * (a.abs() @ b.abs().T)
+        exact, noise = search.sign * (a @ b.T), gamma64(a.shape[1]) * (a.abs() @ b.abs().T)
         stored, unsure = as_stored(exact, noise)
-        needed = side.needs((exact + noise).float(), source[:, None], target) & ~same
+        needed = search.needs((exact + noise).float(), source[:, None], target) & ~same
         unsure = unsure[needed.flatten()[unsure]]
-        stored.view(-1)[unsure] = self.scores(source[unsure // width], target[unsure % width]) * side.sign
-        needed &= side.needs(stored, source[:, None], target)
+        stored.view(-1)[unsure] = self.scores(source[unsure // width], target[unsure % width]) * search.sign
+        needed &= search.needs(stored, source[:, None], target)
         i, j = needed.nonzero(as_tuple=True)
-        side.offer(Pairs(source[i], target[j], stored[i, j] + 0.0))
+        search.offer(TokenPairs(source[i], target[j], stored[i, j] + 0.0))

@@ -1,9 +1,10 @@
 """Pairs: the strongest token pairs of a head's matrix, both sides, exact, and never V x V numbers in memory.
 
-A head's matrix over tokens is A B^T with A and B V x d_head (QK: A = E W_Q, B = E W_K; VO: A = E W_V, B = E W_O^T).
-A stored score is the float64 value rounded to float32; pairs are ordered by (stored score, source id, target id).
+A head's matrix over tokens is A B^T, with A and B V x d_head. The QK circuit has A = E W_Q, B = E W_K; the OV circuit,
+VO here, has A = E W_V, B = E W_O^T. A stored score is the float64 value rounded to float32. Pairs are ordered by
+(stored score, source id, target id).
 
-Pairs of different words are found by a scan (``pair_scan``). Those of one word with itself are few and known; where
+Pairs of different words are found by a scan (``pair_scan``). Pairs of one word with itself are few and known: where
 they can be as strong as the pairs found, they are scored directly.
 """
 
@@ -15,12 +16,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from paramdex_builder.project.engines import Precision, gamma64, precision_of
-from paramdex_builder.project.pair_scan import Pairs, Scan, Words
+from paramdex_builder.project.arithmetic import gamma64
+from paramdex_builder.project.engines import Engine, SelectingEngine, engine_of
+from paramdex_builder.project.gpu_pairs import WaveScan
+from paramdex_builder.project.pair_scan import Scan, TokenPairs, Words
 
 __all__ = [
     "HeadPairs",
-    "Pairs",
+    "TokenPairs",
     "Words",
     "balanced",
     "factors",
@@ -32,7 +35,7 @@ __all__ = [
 ]
 
 _CHUNK = 1024
-"""Rows that are worked on at a time."""
+"""Rows of E or of a factor that are worked on at a time."""
 
 
 def same_words(numbers: np.ndarray, device: torch.device) -> Words:
@@ -42,64 +45,54 @@ def same_words(numbers: np.ndarray, device: torch.device) -> Words:
     groups = np.split(order, starts[1:])
     source = np.concatenate([np.repeat(group, len(group)) for group in groups])
     target = np.concatenate([np.tile(group, len(group)) for group in groups])
-    as_tensor = lambda array: torch.from_numpy(np.ascontiguousarray(array)).to(device)  # noqa: E731
-    return Words(as_tensor(numbers), as_tensor(source), as_tensor(target))
+    return Words(*(torch.from_numpy(np.ascontiguousarray(ids)).to(device) for ids in (numbers, source, target)))
 
 
 @dataclass
 class HeadPairs:
     """One side of a head's matrix: the best ``distinct`` (of different words), and the best of ``all`` pairs."""
 
-    distinct: Pairs
-    all: Pairs
+    distinct: TokenPairs
+    all: TokenPairs
 
 
 def strongest_pairs(
-    A: torch.Tensor, B: torch.Tensor, words: Words, k: int, precision: Precision | None = None
+    A: torch.Tensor, B: torch.Tensor, words: Words, k: int, engine: Engine | None = None
 ) -> dict[str, HeadPairs]:
     """The k strongest pairs of A B^T (A, B: V x d_head, float64), overall and of different words, both sides.
 
-    Fewer where there are fewer pairs. Works on the device of ``A``; the result is the same on each, and for every
-    ``precision`` of the screening.
+    A list is shorter where there are fewer pairs. Works on the device of ``A``. The result is the same on every device
+    and with every ``engine``; without one, the fastest for the device is taken.
     """
-    precision = precision or precision_of(A.device)
-    scan = _way(precision)(A, B, words, k, precision)
-    sides = scan.run()
+    engine = engine or engine_of(A.device)
+    scan = WaveScan(A, B, words, k, engine) if isinstance(engine, SelectingEngine) else Scan(A, B, words, k, engine)
+    searches = scan.run()
     reachable = scan.reachable(words.source, words.target)
     source, target = words.source[reachable], words.target[reachable]
-    same = Pairs(source, target, scan.scores(source, target))
+    same = TokenPairs(source, target, scan.scores(source, target))
     result = {}
-    for name, side in zip(("top", "bottom"), sides, strict=True):
-        distinct = side.found.best(k)
-        both = Pairs.cat(distinct, same.signed(side.sign)).best(k)
-        result[name] = HeadPairs(distinct.signed(side.sign), both.signed(side.sign))
+    for name, search in zip(("top", "bottom"), searches, strict=True):
+        distinct = search.found.best(k)
+        both = TokenPairs.cat(distinct, same.signed(search.sign)).best(k)
+        result[name] = HeadPairs(distinct.signed(search.sign), both.signed(search.sign))
     return result
 
 
-def _way(precision: Precision) -> type[Scan]:
-    """The scan for a precision."""
-    if not precision.tensor_cores:
-        return Scan
-    from paramdex_builder.project.gpu_pairs import FusedScan
-
-    return FusedScan
-
-
 def factors(E: torch.Tensor, weights: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """E P^T (V x m, float64) of each of the ``weights`` P (m x d), in one product: E goes by once for all of them."""
+    """E P^T (V x m, float64) for each of the ``weights`` P (m x d), in one product: E is read once for all of them."""
     stacked = torch.cat([P.double() for P in weights]).T
     out = torch.empty(len(E), stacked.shape[1], dtype=torch.float64, device=E.device)
     wide = torch.empty(_CHUNK, E.shape[1], dtype=torch.float64, device=E.device)
-    for some, products in zip(E.split(_CHUNK), out.split(_CHUNK), strict=True):
+    for some, products in zip(torch.split(E, _CHUNK), torch.split(out, _CHUNK), strict=True):
         torch.mm(wide[: len(some)].copy_(some), stacked, out=products)
-    return list(out.split([len(P) for P in weights], dim=1))
+    return list(torch.split(out, [len(P) for P in weights], dim=1))
 
 
 def balanced(P: torch.Tensor, Q: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """P', Q' (m x d, float64) with P'^T Q' = P^T Q to the bit, and rows of about equal norm in both.
 
-    For factors put together from terms, small times large and large times small: each row is scaled by a power of two,
-    and its counterpart by the inverse. A row beside one of zeros, which adds nothing, becomes zeros as well.
+    This is for factors that are put together from terms, small times large and large times small. Each row is scaled
+    by a power of two, and its counterpart by the inverse. A row beside a row of zeros adds nothing, and becomes zeros.
     """
     P, Q = P.double(), Q.double()
     p, q = P.norm(dim=1), Q.norm(dim=1)
@@ -110,11 +103,12 @@ def balanced(P: torch.Tensor, Q: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
 
 
 def of_rank(P: torch.Tensor, Q: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """P', Q' (r x d) with P'^T Q' = P^T Q (P, Q: m x d, float64), r the rank of that; P and Q where that is m or 0.
+    """P', Q' (r x d) with P'^T Q' = P^T Q (P, Q: m x d, float64), where r is the rank of that product. Where that is
+    m or 0, they are P and Q.
 
-    What LoRA moved has a low rank, and among dependent columns the scan of E P^T (E Q^T)^T has no bounds to go by:
-    minutes for what takes a tenth of a second. With P^T = X R, Q^T = Y T and R T^T = U S V^T, P' = (X U sqrt(S))^T and
-    Q' = (Y V sqrt(S))^T, without what rounding left of singular values that are 0.
+    What LoRA moved has a low rank. With dependent columns the scan of E P^T (E Q^T)^T has no useful bounds, and takes
+    minutes in place of a tenth of a second. With P^T = X R, Q^T = Y T and R T^T = U S V^T, P' = (X U sqrt(S))^T and
+    Q' = (Y V sqrt(S))^T. Singular values that are 0 but for rounding are left out.
     """
     (X, R), (Y, T) = (torch.linalg.qr(factor.T.cpu()) for factor in (P, Q))
     U, S, Vt = torch.linalg.svd(R @ T.T)
@@ -126,10 +120,10 @@ def of_rank(P: torch.Tensor, Q: torch.Tensor) -> tuple[torch.Tensor, torch.Tenso
 
 
 def pair_moments(A: torch.Tensor, B: torch.Tensor) -> tuple[float, float]:
-    """Mean and population standard deviation of all V^2 scores of A B^T, in closed form from two small Grams.
+    """Mean and population standard deviation of all V^2 scores of A B^T, in closed form from two small Gram matrices.
 
     With A = 1 a^T + A', B = 1 b^T + B' (a, b the column means), the score <a_i, b_j> is <a, b> + <a, b'_j> + <a'_i, b>
-    + <a'_i, b'_j>; the last three have mean 0 and are uncorrelated, so the variance is the sum of their mean squares.
+    + <a'_i, b'_j>. The last three have mean 0 and are uncorrelated, so the variance is the sum of their mean squares.
     """
     a, b = A.mean(0), B.mean(0)
     cov_a, cov_b = _covariance(A, a), _covariance(B, b)
@@ -142,13 +136,13 @@ def pair_moments(A: torch.Tensor, B: torch.Tensor) -> tuple[float, float]:
 def _covariance(A: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
     """(A - mean)^T (A - mean) / V (d_head x d_head), for A (V x d_head)."""
     total = torch.zeros(A.shape[1], A.shape[1], dtype=A.dtype, device=A.device)
-    for part in A.split(_CHUNK):
+    for part in torch.split(A, _CHUNK):
         centred = part - mean
         total += centred.T @ centred
     return total / len(A)
 
 
 def frobenius(P: torch.Tensor, Q: torch.Tensor) -> float:
-    """||P^T Q||_F for P, Q (d_head x d): the norm of the d x d matrix they make, from two small Grams."""
+    """||P^T Q||_F for P, Q (d_head x d): the norm of the d x d matrix they make, from two small Gram matrices."""
     P, Q = P.double(), Q.double()
-    return max(float(((P @ P.T) * (Q @ Q.T)).sum()), 0.0) ** 0.5
+    return float(max(float(((P @ P.T) * (Q @ Q.T)).sum()), 0.0) ** 0.5)

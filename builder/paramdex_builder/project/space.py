@@ -1,4 +1,4 @@
-"""The embedding space of a model on a device: E, its column means, the root of its Gram matrix, coordinates in it."""
+"""The embedding space of a model on a device: E, its column means, the root of its Gram matrix, and coordinates."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ class Space:
         return torch.from_numpy(self.root.root).to(self.embedding.device)
 
     def describe(self, rows: torch.Tensor) -> Described:
-        """What is said of every row w of ``rows`` (n x d) beside its tokens, a block of rows at a time."""
+        """What an atlas keeps of every row w of ``rows`` (n x d) beside its tokens, one block of rows at a time."""
         norms, means, stds = (torch.empty(len(rows), dtype=torch.float64, device=rows.device) for _ in range(3))
-        units = torch.empty(len(rows), self.root.rank, device=rows.device)
+        normalized = torch.empty(len(rows), self.root.rank, device=rows.device)
         for start in range(0, len(rows), _CHUNK):
             here = slice(start, start + _CHUNK)
             w = rows[here].double()
@@ -55,8 +55,8 @@ class Space:
             norm, length = w.norm(dim=1), c.norm(dim=1)
             length = length.where(length > self.root.rounding * norm, 0.0)
             norms[here], means[here], stds[here] = norm, w @ self.means, length / self.size**0.5
-            units[here] = torch.where(length > 0, 1 / length, 0.0)[:, None].mul(c)
-        return Described(norms, means, stds, units)
+            normalized[here] = torch.where(length > 0, 1 / length, 0.0)[:, None].mul(c)
+        return Described(norms, means, stds, normalized)
 
 
 @dataclass
@@ -74,7 +74,7 @@ class Described:
 
 
 def make_space(embedding: torch.Tensor, device: torch.device, advance: Advance = lambda _: None) -> Space:
-    """The space of an output embedding E (V x d, of a floating dtype of at most 32 bits). ``advance`` is told of the
+    """The space of an output embedding E (V x d, of a floating dtype of at most 32 bits). ``advance`` hears of the
     ``space_work`` that is done.
     """
     E = embedding.to(device)
@@ -82,12 +82,13 @@ def make_space(embedding: torch.Tensor, device: torch.device, advance: Advance =
     gram = centred_gram(E, means, E, means, advance)
     root = isometry.gram_root(gram, len(E))
     advance(_decomposing(E.shape[1]))
-    longest = max(float(torch.linalg.vector_norm(chunk.double(), dim=1).max()) for chunk in E.split(_CHUNK))
+    chunks = torch.split(E, _CHUNK)
+    longest = max(float(torch.linalg.vector_norm(chunk.double(), dim=1).max()) for chunk in chunks)
     return Space(E, means, root, longest)
 
 
 def space_work(V: int, d: int) -> int:
-    """What the space of E (V x d) takes, in rows of E: every row goes into the Gram matrix, which is decomposed."""
+    """The work that the space of E (V x d) takes, in rows of E: all go into the Gram matrix, which is decomposed."""
     return V + _decomposing(d)
 
 
@@ -97,7 +98,7 @@ def _decomposing(d: int) -> int:
 
 
 def column_means(A: Any) -> torch.Tensor:
-    """The means of the columns (d, float64) of A (V x d), a tensor or what gives blocks of its rows as slices."""
+    """The means of the columns (d, float64) of A (V x d): a tensor, or anything whose slices are blocks of rows."""
     parts = (A[start : start + _CHUNK].double().sum(0) for start in range(0, len(A), _CHUNK))
     return sum(parts, torch.zeros(1, device=A.device)) / len(A)
 
@@ -107,21 +108,22 @@ def centred_gram(
 ) -> np.ndarray:
     """(A - mean_a)^T (B - mean_b), d_A x d_B in float64, for A (V x d_A) and B (V x d_B) with the same rows.
 
-    Both are tensors, or give blocks of their rows as slices do; B may be the slice of a safetensors file, of which a
-    block at a time is read. ``advance`` is told of rows.
+    Both are tensors, or anything whose slices are blocks of rows. B may be the slice of a safetensors file, which is
+    read one block at a time. ``advance`` hears of rows.
     """
     total: Any = 0.0
     for start in range(0, len(A), _CHUNK):
         a, b = (X[start : start + _CHUNK].to(A.device).double() for X in (A, B))
         total += (a - mean_a).T @ (b - mean_b)
         advance(len(a))
-    return total.cpu().numpy()
+    found: np.ndarray = total.cpu().numpy()
+    return found
 
 
 def pick_device(name: str) -> torch.device:
     """The device for ``auto``, ``cpu``, ``cuda`` or ``cuda:1``: with ``auto`` a GPU where there is one.
 
-    Raises BuildError for what is none of these, and for a GPU that is not there.
+    Raises BuildError for any other name, and for a GPU that is not there.
     """
     if not isinstance(name, str) or not _DEVICE.fullmatch(name):
         reason = "there are auto, cpu, cuda and cuda:N"

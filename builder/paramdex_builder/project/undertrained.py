@@ -1,15 +1,16 @@
 """Under-trained tokens: entries of the vocabulary that the training text hardly used, found from E alone.
 
-After Land and Bartolo, "Fishing for Magikarp" (EMNLP 2024, arXiv 2405.05417): what is never a target is moved by every
-step in the same direction and by nothing else, so such rows all point one way. Their measure is the cosine of a row
-with the mean of rows that are known to be unused, both without the first principal component of E, which nearly all
-rows have in common. What is known to be unused differs from tokenizer to tokenizer; here it is found as well:
+After Land and Bartolo, "Fishing for Magikarp" (EMNLP 2024, arXiv 2405.05417). A token that is never a target is moved
+by every step in the same direction and by nothing else, so such rows all point one way. Their measure is the cosine of
+a row with the mean of rows that are known to be unused, both without the first principal component of E, which nearly
+all rows have in common. Which tokens are unused differs from tokenizer to tokenizer; here they are found as well:
 
 * Without the first component, the SEEDS shortest rows are taken: training makes rows longer.
 * Where their directions have a mean cosine of COHERENT with each other, they are under-trained. The shortest rows of a
   vocabulary that is trained throughout have nothing in common (0.03 to 0.07 in the demo models, 0.75 in MiniLM), and
   the model has no under-trained tokens.
-* Their mean direction is the first guess; ROUNDS times, that of all rows whose cosine with it is LEAST takes its place.
+* Their mean direction is the first guess. ROUNDS times, it is replaced by that of all rows whose cosine with it is
+  LEAST or more.
 
 Under-trained rows that are not shorter than trained ones are not found.
 """
@@ -25,11 +26,11 @@ from scipy.optimize import brentq
 from paramdex_schemas.isometry import Root
 
 SEEDS = 16
-"""Rows of which the first guess is made; few, since a vocabulary may have few such tokens."""
+"""Rows of which the first guess is made. They are few, because a vocabulary may have few such tokens."""
 COHERENT = 0.4
-"""Mean cosine between the seeds from which on they are taken for under-trained."""
+"""The least mean cosine between the seeds with which they count as under-trained."""
 LEAST = 0.7
-"""Score of an under-trained token; in MiniLM hardly any token has one between 0.3 and 0.7."""
+"""The least score of an under-trained token. In MiniLM hardly any token has one between 0.3 and 0.7."""
 ROUNDS = 5
 _CHUNK = 2048
 """Rows of E that are held in float64 at a time."""
@@ -37,8 +38,8 @@ _CHUNK = 2048
 
 @dataclass(frozen=True)
 class TokenEmbeddings:
-    """What the rows of E say of their tokens: ``norm`` (V, float32) and ``score`` (V, float32), a cosine from -1 to 1
-    with the direction of the under-trained ones; None where there are none.
+    """What the rows of E say of their tokens: ``norm`` (V, float32), and ``score`` (V, float32), the cosine from -1 to
+    1 with the direction of the under-trained tokens, or None where there are none.
     """
 
     norm: np.ndarray
@@ -51,8 +52,8 @@ class TokenEmbeddings:
 
 
 def token_embeddings(E: torch.Tensor, means: np.ndarray, root: Root) -> TokenEmbeddings:
-    """Of E (V x d), its column means and the root of its centred Gram matrix. The first component c is that of E as it
-    is.
+    """The norms and scores of E (V x d), from its column means and the root of its centred Gram matrix. The first
+    component c is that of E as it is, not centred.
 
     A row of zeros, or of nothing but c, has the score 0.
     """
@@ -72,7 +73,7 @@ def token_embeddings(E: torch.Tensor, means: np.ndarray, root: Root) -> TokenEmb
                 alike = np.flatnonzero(score >= np.float32(LEAST))
                 if not len(alike):
                     break
-                # the sum of unit rows of U is that of rows of E, weighted, without c
+                # the sum of the directions is a weighted sum of the rows of E, without c
                 total = _weighted(E, alike, rest)
                 total -= first * (first @ total)
                 score = _cosines(E, total, rest, there)
@@ -108,25 +109,29 @@ def first_component(means: np.ndarray, root: Root, V: int) -> np.ndarray:
         x = most
     else:
         x = brentq(excess, least, most, xtol=np.finfo(np.float64).tiny, maxiter=5000)
-    first = (inside / (x + gaps[:-1]) / scale) @ root.root + outside / (x + gaps[-1])
-    return first / np.linalg.norm(first)
+    first: np.ndarray = (inside / (x + gaps[:-1]) / scale) @ root.root + outside / (x + gaps[-1])
+    first /= np.linalg.norm(first)
+    return first
 
 
 def _norms(E: torch.Tensor) -> np.ndarray:
     """||e|| of every row (V, float64)."""
-    return torch.cat([torch.linalg.vector_norm(part.double(), dim=1) for part in E.split(_CHUNK)]).cpu().numpy()
+    parts = [torch.linalg.vector_norm(part.double(), dim=1) for part in torch.split(E, _CHUNK)]
+    return torch.cat(parts).cpu().numpy()
 
 
 def _products(E: torch.Tensor, direction: np.ndarray) -> np.ndarray:
     """<e, direction> of every row (V, float64)."""
     on_device = torch.from_numpy(np.ascontiguousarray(direction)).to(E.device)
-    return torch.cat([part.double() @ on_device for part in E.split(_CHUNK)]).cpu().numpy()
+    return torch.cat([part.double() @ on_device for part in torch.split(E, _CHUNK)]).cpu().numpy()
 
 
 def _without(E: torch.Tensor, rows: np.ndarray, first: np.ndarray, rest: np.ndarray) -> np.ndarray:
-    """The directions (len(rows) x d, float64) of some rows without their part along ``first``."""
+    """The directions (len(rows) x d, float64) of some rows, without their part along ``first``."""
     chosen = E[torch.from_numpy(rows).to(E.device)].double().cpu().numpy()
-    return (chosen - np.outer(chosen @ first, first)) / rest[rows, None]
+    chosen -= np.outer(chosen @ first, first)
+    chosen /= rest[rows, None]
+    return chosen
 
 
 def _weighted(E: torch.Tensor, rows: np.ndarray, rest: np.ndarray) -> np.ndarray:
@@ -141,4 +146,5 @@ def _weighted(E: torch.Tensor, rows: np.ndarray, rest: np.ndarray) -> np.ndarray
 def _cosines(E: torch.Tensor, direction: np.ndarray, rest: np.ndarray, there: np.ndarray) -> np.ndarray:
     """The cosine (V, float32) of every row without its first component with ``direction``, which has none of it."""
     products = _products(E, direction / np.linalg.norm(direction))
-    return np.divide(products, rest, out=np.zeros_like(products), where=there).clip(-1, 1).astype(np.float32)
+    cosines: np.ndarray = np.divide(products, rest, out=np.zeros_like(products), where=there)
+    return cosines.clip(-1, 1).astype(np.float32)

@@ -20,7 +20,7 @@ import pyarrow as pa
 import torch
 
 from paramdex_builder.files.units import parameters_held, pieces
-from paramdex_builder.project.engines import precision_of
+from paramdex_builder.project.engines import engine_of
 from paramdex_builder.project.head_rows import ATTENTION, matrix_held
 from paramdex_builder.project.tokens import projection_held, projection_shared
 from paramdex_builder.read.checkpoint import Checkpoint
@@ -71,7 +71,7 @@ def needed(model: Checkpoint | Displacement, V: int, stored: torch.dtype, device
     vectors = [sum(len(range(*layout.places(kind).get(place, (0, 0)))) for kind in ATTENTION) for place in places]
     pairing = 4 * n_terms**2 * d * max(vectors, default=0)  # float64 for each of two terms
     if device.type == "cpu":
-        projecting += projection_shared(V, d, stored, precision_of(device)) + projection_held(V)
+        projecting += projection_shared(V, d, stored, engine_of(device)) + projection_held(V)
         pairing += max((matrix_held(V, layout.heads(place).size * n_terms) for place in places), default=0)
     embedding, sorting = stored.itemsize * V * d, _DUCKDB[0]
     reading = embedding  # the file, mapped, beside what is copied from it

@@ -1,17 +1,17 @@
 """Kernels for a GPU: products whose results are looked at where they are made, and never written down.
 
-Two of them multiply bfloat16 matrices a tile at a time on tensor cores, compare the tile with thresholds while it is in
-registers, and write only what reaches one: the place, through a counter that says how many there are already. The
-buffers they write to have an end; the counters go on counting, so that the caller can tell that something was left out.
-The order of what is written changes from run to run, and nothing may depend on it. The third gives the few scores that
-are left to check, in float64.
+Two of them multiply bfloat16 matrices on tensor cores, one tile at a time. They compare the tile with thresholds while
+it is in registers, and write only the places that reach one. A counter says how many there are already. The buffers
+have an end, but the counters go on counting, so the caller can tell that something was left out. The order of what is
+written changes from run to run, and nothing may depend on it. The third kernel gives the few scores that are left to
+check, in float64.
 
-What a screened score is off by is in ``screening`` (``TENSOR_CORES``), and what that means for a threshold in
-``fused_projection`` and ``fused_pairs``.
+``engines`` (``TensorCores``) says how far a screened score can be off; ``gpu_tokens`` and ``gpu_pairs`` say what that
+means for a threshold.
 
-Under Triton's interpreter (TRITON_INTERPRET=1, before this module is imported) they run without a GPU, on tensors of
-the CPU. It multiplies the bits of bfloat16 as if they were integers, so there operands are made float32 first
-(``WIDE``); products of two bfloat16 are exact in float32, and the bounds hold for any order of adding them up.
+Under Triton's interpreter (set TRITON_INTERPRET=1 before this module is imported) the kernels run without a GPU, on
+tensors of the CPU. The interpreter multiplies the bits of bfloat16 as if they were integers, so there operands become
+float32 first (``WIDE``). Products of two bfloat16 are exact in float32, and the bounds hold for any order of adding.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ TOKEN_TILE = {"BM": 128, "BN": 256, "BK": 64}
 PAIR_TILE = {"BM": 128, "BN": 128, "BK": 64}
 """Rows, columns and terms of a tile of the two products."""
 _GROUP = 8
-"""Tiles of so many rows of tiles go by together, so that what they share stays in the L2 cache."""
+"""So many rows of tiles are worked on together, so that what they share stays in the L2 cache."""
 
 
+# A kernel takes its pointers and sizes one by one.
 @triton.jit
 def _token_kernel(
     W, E, THETA, COUNT, FOUND, n, V, d, room,
@@ -69,6 +70,7 @@ def _token_kernel(
         place, at = place + 1, at + 1
 
 
+# A kernel takes its pointers and sizes one by one.
 @triton.jit
 def _pair_kernel(
     A, B, NORM_A, NORM_B, WORD_A, WORD_B, TILES, LIMITS, COUNT, PAIR, V, r, height, width, room, grow, under,
@@ -111,6 +113,7 @@ def _pair_kernel(
                 place += 1
 
 
+# A kernel takes its pointers and sizes one by one.
 @triton.jit
 def _dot_kernel(W, E, ROW, TOKEN, OUT, N, d, BM: tl.constexpr, BK: tl.constexpr):
     pair = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
@@ -129,7 +132,7 @@ def _dot_kernel(W, E, ROW, TOKEN, OUT, N, d, BM: tl.constexpr, BK: tl.constexpr)
 INTERPRETED = not isinstance(_dot_kernel, triton.JITFunction)
 """Whether these kernels run in the interpreter, on the CPU."""
 _FEW_ROWS, _TERMS = (4096 if INTERPRETED else 32), 128
-"""Pairs and terms that ``dots`` takes at a time; the interpreter takes about as long for many as for few."""
+"""Pairs and terms that ``dots`` takes at a time. The interpreter takes about as long for many as for few."""
 
 
 def tokens_reaching(
@@ -138,8 +141,8 @@ def tokens_reaching(
     """(count, token, value): which |t~| reach ``theta`` (n, float32), with t~ = ``low`` (n x d) times the first V of
     ``rows`` (at least V x d), both bfloat16.
 
-    ``count`` (n, int32) says how many they are; the first ``room`` that come by are in ``token`` (n x room, int64) and
-    ``value`` (float32, its size rounded down by a share of less than 2^-14). Behind them there is anything.
+    ``count`` (n, int32) says how many they are. The first ``room`` to be found are in ``token`` (n x room, int64) and
+    ``value`` (float32, its size rounded down by a share of less than 2^-14). The places behind them hold anything.
     """
     n, d = low.shape
     count = torch.zeros(n, dtype=torch.int32, device=low.device)
@@ -162,15 +165,15 @@ def pairs_reaching(
     shape: tuple[int, int],
     limits: torch.Tensor,
     room: int,
-    error: float,
-    under: float,
+    most: tuple[float, float],
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(count, pair): which pairs of different words in ``tiles`` have a screened score s~ = a b^T that reaches the
     first of the tile's ``limits`` (n x 2, float32), or -s~ that reaches the second.
 
     ``factors`` (V x r, bfloat16), their ``norms`` (V, float32, not too small, descending) and ``words`` (V, int32, not
     negative) are of the left and of the right side. A tile is given by its first row and column (``tiles``, n x 2,
-    int32) and has ``shape`` rows and columns. |s~| is at most (1 + ``error``) times the norms, and ``under``.
+    int32) and has ``shape`` rows and columns. |s~| is at most ``most[0]`` times the product of
+    the norms, plus ``most[1]``.
     ``count`` (1, int32) says how many they are, or where they are more than ``room``, some number over that; then
     nothing else is of use. They are in ``pair`` (room, int64), as row 2^32 + column.
     """
@@ -180,8 +183,8 @@ def pairs_reaching(
     parts = triton.cdiv(shape[0], block["BM"]) * triton.cdiv(shape[1], block["BN"])
     with _on(a.device):
         _pair_kernel[len(tiles), parts](
-            a, b, *norms, *words, tiles, limits, count, pair, V, r, *shape, room, (1 + error) * (1 + 2.0**-20),
-            under, **block, WIDE=INTERPRETED, **_schedule(4),
+            a, b, *norms, *words, tiles, limits, count, pair, V, r, *shape, room, most[0] * (1 + 2.0**-20),
+            most[1], **block, WIDE=INTERPRETED, **_schedule(4),
         )  # fmt: skip
     return count, pair
 
@@ -208,10 +211,10 @@ def dots(W: torch.Tensor, E: torch.Tensor, row: torch.Tensor, token: torch.Tenso
 
 
 def _schedule(warps: int) -> dict[str, Any]:
-    """How a GPU runs a product: groups of 32 threads a tile, and loads under way at a time."""
+    """How a GPU runs a product: groups of 32 threads per tile, and loads under way at a time."""
     return {"num_warps": warps, "num_stages": 3}
 
 
 def _on(device: torch.device) -> AbstractContextManager[object]:
-    """In here Triton takes that GPU; without it, the program's first."""
+    """Inside, Triton runs on that GPU; otherwise it would take the program's first."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
