@@ -32,7 +32,8 @@ from paramdex.verbs.show import show_head, show_parameter
 from paramdex.verbs.similar_heads import similar_heads
 from paramdex_schemas import KINDS, Address, AddressError, AtlasError, Layout, QueryError, Run
 from paramdex_schemas.arguments import given_path, yes_or_no
-from paramdex_schemas.errors import check_text, nearest, quoted, whole_number
+from paramdex_schemas.checks import check_text, suggest, whole_number
+from paramdex_schemas.errors import quoted
 from paramdex_schemas.model import Model
 
 _MOST = 2**31 - 1
@@ -421,7 +422,7 @@ class Atlas:
     def _model(self, name: str) -> Model:
         name = check_text(name, AddressError(f"a model's name is text, not {quoted(name)}"))
         if name not in self.models:
-            raise AddressError(f"{self.path} has no model {quoted(name)}; {nearest(name, self.models)}")
+            raise AddressError(f"{self.path} has no model {quoted(name)}; {suggest(name, self.models)}")
         return self.models[name]
 
     def _choose(self, name: str | None) -> list[Model]:
@@ -437,7 +438,7 @@ class Atlas:
         known += ["QK", "VO"] if matrices else []
         if kind is not None and kind not in known:
             where = f"{models[0].name} has no parameters of" if len(models) == 1 else "there is no"
-            raise QueryError(f"{where} kind {quoted(kind)}; {nearest(kind, known)}")
+            raise QueryError(f"{where} kind {quoted(kind)}; {suggest(kind, known)}")
         if kind in KINDS and KINDS[kind].owner == "model" and layer is not None:
             raise QueryError(f"{kind} belongs to no layer; ask without layer {layer}")
 

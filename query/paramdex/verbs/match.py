@@ -20,7 +20,8 @@ from paramdex.store.common_space import common
 from paramdex.store.filters import Sieve, TokenFilter
 from paramdex.verbs.hits import tokens_of
 from paramdex_schemas import KINDS, QueryError
-from paramdex_schemas.errors import check_text, nearest, quoted
+from paramdex_schemas.checks import check_text, suggest
+from paramdex_schemas.errors import quoted
 from paramdex_schemas.isometry import Array
 from paramdex_schemas.layout import Place, place_name
 
@@ -103,7 +104,7 @@ def match(
     atlas._check_kind(kind, [a, b])  # noqa: SLF001
     for model in (a, b):
         if kind not in model.layout.kinds:
-            raise QueryError(f"{model.name} has no parameters of kind {kind!r}; {nearest(kind, model.layout.kinds)}")
+            raise QueryError(f"{model.name} has no parameters of kind {kind!r}; {suggest(kind, model.layout.kinds)}")
     both = common(atlas, a, b)
     places = [_places(atlas, model, kind, layer) for model, layer in zip((a, b), layers, strict=True)]
     left, right = (

@@ -12,7 +12,7 @@ from paramdex.web.cards.lookups import numbers, short, span
 from paramdex.web.cards.shapes import Cell, Grid, GridRow, Home, ModelCard, ModelSummary
 from paramdex.web.sources import public_source
 from paramdex_schemas import Address, QueryError
-from paramdex_schemas.errors import nearest
+from paramdex_schemas.checks import suggest
 from paramdex_schemas.layout import Place, place_name
 from paramdex_schemas.model import Model
 
@@ -66,7 +66,7 @@ def model_card(
     places.sort(key=lambda place: (model.layout.stacks.index(place[0]) if place[0] else 0, place[1]))
     kind = kind or next((each for each in ("ff_value", *kinds) if each in kinds), None)
     if kind not in kinds:
-        raise QueryError(f"{where} has no vectors of kind {kind!r}; {nearest(str(kind), kinds)}")
+        raise QueryError(f"{where} has no vectors of kind {kind!r}; {suggest(str(kind), kinds)}")
     grids = []
     if where.expert is None and any(place in model.layout.attention_places for place in places):
         grids.append(_head_grid(atlas, model, places, _chosen(heads, HEAD_COLUMNS)))
@@ -84,7 +84,7 @@ def model_card(
 
 def _chosen(column: str, columns: list[str]) -> str:
     if column not in columns:
-        raise QueryError(f"there is no column {column!r} to colour by; {nearest(column, columns)}")
+        raise QueryError(f"there is no column {column!r} to colour by; {suggest(column, columns)}")
     return column
 
 
