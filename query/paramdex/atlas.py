@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -30,11 +29,11 @@ from paramdex.verbs.lens import lens
 from paramdex.verbs.match import match
 from paramdex.verbs.show import show_head, show_parameter
 from paramdex.verbs.similar_heads import similar_heads
-from paramdex_schemas import KINDS, Address, AddressError, AtlasError, Layout, QueryError, Run
+from paramdex_schemas import KINDS, Address, AddressError, AtlasError, QueryError
 from paramdex_schemas.arguments import given_path, yes_or_no
 from paramdex_schemas.checks import check_text, suggest, whole_number
 from paramdex_schemas.errors import quoted
-from paramdex_schemas.model import Model
+from paramdex_schemas.model import Model, read_models
 
 _MOST = 2**31 - 1
 """What a larger k is taken for."""
@@ -57,21 +56,7 @@ class Atlas:
     def __init__(self, path: str | Path) -> None:
         self.path = given_path(path, "an atlas", AtlasError)
         self._database = Database(self.path)
-        models = self._database.rows(
-            "SELECT model_id, model, vocabulary, vocabulary_size, first_param_id, first_head_id "
-            "FROM store.models ORDER BY model_id"
-        )
-        firsts = {number: first for number, _, _, _, first, _ in models}
-        runs: dict[int, list[Run]] = {}
-        for number, first, *run in self._database.rows(  # without a join, whose plan takes longer than all else here
-            "SELECT model_id, first_param_id, kind, stack, layer, owner, n_owners, size, group_size "
-            "FROM store.layout ORDER BY first_param_id"
-        ):
-            runs.setdefault(number, []).append(replace(Run(*run), first=first - firsts[number]))
-        self.models = {
-            name: Model(number, name, vocabulary, size, first, first_head, Layout(tuple(runs[number])))
-            for number, name, vocabulary, size, first, first_head in models
-        }
+        self.models = {model.name: model for model in read_models(self._database.rows)}
 
     def __repr__(self) -> str:
         return f"<Atlas {self.path}: {', '.join(self.models)}>"

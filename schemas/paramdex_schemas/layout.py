@@ -125,12 +125,15 @@ class Layout:
     def of(self, kind: str) -> list[Run]:
         return self._by_kind.get(kind, []) if isinstance(kind, str) else []
 
-    def places(self, kind: str) -> dict[Place, tuple[int, int]]:
-        """The places that have parameters of a kind, with the rows of the kind's block that each has (start, end)."""
+    def places(self, kind: str, layer: int | None = None) -> dict[Place, tuple[int, int]]:
+        """The places that have parameters of a kind, with the rows of the kind's block that each has (start, end); with
+        a ``layer`` only those of that number, one in each stack.
+        """
         found: dict[Place, tuple[int, int]] = {}
         for run in self.of(kind):
             start = run.first - self.blocks[kind].first
-            found[run.place] = (found.get(run.place, (start, 0))[0], start + run.n_rows)
+            if layer in (None, run.layer):
+                found[run.place] = (found.get(run.place, (start, 0))[0], start + run.n_rows)
         return found
 
     @cached_property

@@ -150,7 +150,7 @@ def match(
 def _places(atlas: Atlas, model: Model, kind: str, layer: int | None) -> dict[Place, tuple[int, int]]:
     """The rows that each place has of a kind; of one layer, in every stack, where one is asked for."""
     atlas._with_layer([model], layer)  # noqa: SLF001
-    found = {place: span for place, span in model.layout.places(kind).items() if layer in (None, place[1])}
+    found = model.layout.places(kind, layer)
     if not found:
         raise QueryError(f"{model.name}/L{layer} has no parameters of kind {kind!r}")
     return found
@@ -181,7 +181,7 @@ def _starts(places: dict[Place, tuple[int, int]]) -> dict[Place, tuple[int, int]
 
 
 def _addresses(model: Model, kind: str, places: dict[Place, tuple[int, int]]) -> list[str]:
-    first = model.first_param_id + model.layout.blocks[kind].first
+    first = model.first(kind)
     return [str(model.address(first + row)) for span in places.values() for row in range(*span)]
 
 

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from paramdex import Atlas
-from paramdex.web.cards.lookups import described, nearest_pairs, place_vectors, span
+from paramdex.web.cards.lookups import described, nearest_pairs, place_vectors
 from paramdex.web.cards.shapes import Comparison, HeatCell, HeatMap, LayerPairs, SimilarPair
 from paramdex_schemas import KINDS, AddressError, QueryError
 from paramdex_schemas.addresses import STACKS
@@ -69,7 +69,7 @@ def layer_pairs(atlas: Atlas, a: str, b: str, kind: str, at: tuple[str, str], k:
         places.append(place)
     left, right, notes = place_vectors(atlas, *models, kind, (places[0], places[1]))
     hits = nearest_pairs(left, right, k)
-    starts = [span(model, kind, place)[0] for model, place in zip(models, places, strict=True)]
+    starts = [model.ids(kind, place)[0] for model, place in zip(models, places, strict=True)]
     ids = [(starts[0] + i, starts[1] + j) for _, i, j in hits]
     named = described(atlas, [each for pair in ids for each in pair])
     return LayerPairs(

@@ -8,7 +8,7 @@ from paramdex import Atlas
 from paramdex.result import Result
 from paramdex.store.database import named_query
 from paramdex.store.head_matrices import heads
-from paramdex.web.cards.lookups import numbers, short, span
+from paramdex.web.cards.lookups import numbers, short
 from paramdex.web.cards.shapes import Cell, Grid, GridRow, Home, ModelCard, ModelSummary
 from paramdex.web.sources import public_source
 from paramdex_schemas import Address, QueryError
@@ -113,7 +113,7 @@ def _head_grid(atlas: Atlas, model: Model, places: list[Place], column: str) -> 
 def _vector_grid(atlas: Atlas, model: Model, where: Address, kind: str, column: str) -> Grid:
     """The vectors of a kind, a row a layer; of many, a cell stands for several and leads to the largest of them."""
     spans = {
-        place: _span(model, kind, place, where.expert)
+        place: model.ids(kind, place, where.expert)
         for place in model.layout.places(kind)
         if where.stack in (None, place[0]) and where.layer in (None, place[1])
     }
@@ -131,12 +131,3 @@ def _vector_grid(atlas: Atlas, model: Model, where: Address, kind: str, column: 
             cells.append(Cell(address=address, value=short(part[best]), count=len(part)))
         lines.append(GridRow(place=at or kind, address=f"{model.name}/{at}" if at else model.name, cells=cells))
     return _grid({"of": "vectors", "kind": kind, "column": column, "columns": VECTOR_COLUMNS}, lines)
-
-
-def _span(model: Model, kind: str, place: Place, expert: int | None) -> tuple[int, int]:
-    """The param_ids (first, past the last) that a place, or one of its experts, has of a kind."""
-    if expert is None:
-        return span(model, kind, place)
-    run = next(run for run in model.layout.of(kind) if run.place == place and run.owner == "expert")
-    first = model.first_param_id + run.first + expert * run.size
-    return first, first + run.size
