@@ -90,12 +90,13 @@ class Model:
 
 def read_models(rows: Callable[[str], Iterable[tuple[Any, ...]]]) -> list[Model]:
     """The models of a database, in the order in which they were added; ``rows`` answers a query with its rows."""
-    models, runs = rows(_MODELS), rows(_RUNS)
-    by_model: dict[int, list[Run]] = {}
-    for model_id, *run, first in runs:
-        by_model.setdefault(model_id, []).append(Run(*run, first=first))
+    models = list(rows(_MODELS))
+    runs: dict[int, list[Run]] = {}
+    for model_id, *run in rows(_RUNS):
+        runs.setdefault(model_id, []).append(Run(*run))
     return [
-        Model(*row, first, first_head, _layout(by_model.get(row[0], []), first)) for *row, first, first_head in models
+        Model(model_id, name, vocabulary, size, first, first_head, _layout(runs.get(model_id, []), first))
+        for model_id, name, vocabulary, size, first, first_head in models
     ]
 
 

@@ -6,21 +6,19 @@ have (see ``SharedSpace``).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from paramdex.store.database import Database
 from paramdex.store.related import related_on
+from paramdex.store.store import Store
+from paramdex.store.vectors import SharedSpace, Vectors
 from paramdex_schemas import QueryError, atlas_files, isometry
 from paramdex_schemas.isometry import Array
-
-if TYPE_CHECKING:
-    from paramdex.atlas import Atlas
-    from paramdex.store.database import Database
-    from paramdex.store.vectors import SharedSpace, Vectors
-    from paramdex_schemas.model import Model
+from paramdex_schemas.layout import Place
+from paramdex_schemas.model import Model
 
 
 @dataclass(frozen=True)
@@ -48,15 +46,15 @@ class Side:
         return rows @ isometry.restriction(self.root, self.vectors.space(self.model.name).root).T
 
     def moved(self, rows: Array) -> Array:
-        """Normalized rows in the model's own coordinates as those whose inner products with the other's ``unit`` rows
-        are the Pearson correlations of their scores.
+        """Rows in the model's own coordinates, normalized, as those whose inner products with the other side's
+        ``comparable`` rows are the Pearson correlations of their scores.
         """
         if self.root is not None:
             rows = isometry.normalize(self.own(rows), isometry.RESTRICTED_TO_NOTHING)
         return rows if self.into is None else rows @ self.into.T
 
-    def unit(self, kind: str, span: tuple[int, int] | None = None) -> Array:
-        """Rows of a kind, or a span of them, moved (n x r, float32)."""
+    def comparable(self, kind: str, span: tuple[int, int] | None = None) -> Array:
+        """Rows of a kind, or a span of them, in the common coordinates (n x r, float32); see ``moved``."""
         return self.moved(self.stored(kind, span)).astype(np.float32, copy=False)
 
     def similarities(self, kind: str, query: Array, span: tuple[int, int]) -> Array:
@@ -75,17 +73,31 @@ class Common:
     notes: list[str]
 
 
-def common(atlas: Atlas, a: Model, b: Model) -> Common:
+def common(store: Store, a: Model, b: Model) -> Common:
     """Two models in common coordinates. Raises QueryError where they share too few tokens."""
-    vectors = atlas.vectors
+    vectors = store.vectors
     if a.vocabulary == b.vocabulary:
         into = None if a is b else vectors.transfer(a, b)
         return Common(Side(vectors, a, b, None, into), Side(vectors, b, a, None, None), [])
-    shared, flipped = _shared(atlas, a, b)
+    shared, flipped = _shared(store, a, b)
     root_a, root_b = reversed(shared.roots) if flipped else shared.roots
     into = shared.transfer.T if flipped else shared.transfer
     note = shared_note(a, b, shared.n_tokens)
     return Common(Side(vectors, a, b, root_a, into), Side(vectors, b, a, root_b, None), [note])
+
+
+def place_vectors(
+    store: Store, a: Model, b: Model, kind: str, at: tuple[Place, Place]
+) -> tuple[Array, Array, list[str]]:
+    """The vectors of a kind in a place of each of two models, in common coordinates: their inner products are the
+    Pearson correlations. With them, notes for the reader. Raises QueryError where the models share too few tokens.
+    """
+    both = common(store, a, b)
+    left, right = (
+        side.comparable(kind, side.model.layout.places(kind)[place])
+        for side, place in zip((both.left, both.right), at, strict=True)
+    )
+    return left, right, both.notes
 
 
 def shared_note(a: Model, b: Model, n_tokens: int) -> str:
@@ -95,9 +107,9 @@ def shared_note(a: Model, b: Model, n_tokens: int) -> str:
 
 
 def compared(
-    atlas: Atlas,
+    store: Store,
     own: Model,
-    models: list[Model],
+    models: Iterable[Model],
     notes: list[str],
     *,
     strict: bool,
@@ -111,7 +123,7 @@ def compared(
     for one in models:
         try:
             refuse(one)
-            both = common(atlas, own, one)
+            both = common(store, own, one)
         except QueryError as error:
             if strict:
                 raise
@@ -121,11 +133,11 @@ def compared(
         yield both
 
 
-def _shared(atlas: Atlas, a: Model, b: Model) -> tuple[SharedSpace, bool]:
+def _shared(store: Store, a: Model, b: Model) -> tuple[SharedSpace, bool]:
     """The shared space of two models of different vocabularies, and whether it is kept the other way round."""
     first, second = sorted((a, b), key=lambda model: model.model_id)
-    tokens = lambda: shared_tokens(atlas.database, first, second)  # noqa: E731
-    return atlas.vectors.shared(first, second, tokens, related_on(atlas.database, first, second)), first is b
+    tokens = lambda: shared_tokens(store.database, first, second)  # noqa: E731
+    return store.vectors.shared(first, second, tokens, related_on(store.database, first, second)), first is b
 
 
 def shared_tokens(database: Database, a: Model, b: Model) -> tuple[list[int], list[int]]:

@@ -6,7 +6,7 @@ import copy
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import date, time, timedelta
@@ -217,6 +217,11 @@ class Database:
         """A column of ``store.tokens`` for one vocabulary, by token_id."""
         sql = f"SELECT {column} FROM store.tokens WHERE vocabulary = ? ORDER BY token_id"
         return self.kept(sql, vocabulary)[0].chunk(0)
+
+    def texts(self, vocabulary: str, ids: Iterable[int]) -> list[str]:
+        """How some items of a vocabulary read, in the order of ``ids``."""
+        column = self.tokens(vocabulary, "text")
+        return [column[i].as_py() for i in ids]
 
     def table(self, sql: str, values: Any = None) -> pa.Table:
         """The rows of one of paramdex's own queries. Raises AtlasError where the database cannot be read."""

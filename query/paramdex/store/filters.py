@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,9 +22,7 @@ from paramdex.store.words import Wanted, bare, check_words, continuation, is_mar
 from paramdex_schemas import QueryError
 from paramdex_schemas.arguments import yes_or_no
 from paramdex_schemas.errors import quoted
-
-if TYPE_CHECKING:
-    from paramdex_schemas.model import Model
+from paramdex_schemas.model import Model
 
 Mask = npt.NDArray[np.bool_]
 ALL = 10_000

@@ -110,6 +110,23 @@ def exact_products(rows: Rows, query: Array, ids: Ids) -> Array:
     return found
 
 
+def nearest_pairs(left: Array, right: Array, k: int, block: int = 1024) -> list[tuple[float, int, int]]:
+    """(similarity, i, j) of the k largest inner products of rows of ``left`` and ``right``, a block at a time.
+
+    >>> nearest_pairs(np.eye(2), np.array([[0.0, 1.0]]), 1)
+    [(1.0, 1, 0)]
+    """
+    best: list[tuple[float, int, int]] = []
+    for start in range(0, len(left), block):
+        scores = left[start : start + block] @ right.T
+        n = min(k, scores.size)
+        flat = np.argpartition(scores, scores.size - n, axis=None)[-n:]
+        i, j = np.unravel_index(flat, scores.shape)
+        best += zip(scores[i, j].tolist(), (i + start).tolist(), j.tolist(), strict=True)
+        best = sorted(best, key=lambda hit: (-hit[0], hit[1], hit[2]))[:k]
+    return best
+
+
 def _rounding(query: Array, size: float) -> float:
     """At least what a float32 product of a query and a row of a length up to ``size`` can be off, rounding included."""
     return float(np.linalg.norm(query)) * size * (len(query) + 16) * 2.0**-23 + len(query) * 2.0**-120

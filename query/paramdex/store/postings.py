@@ -10,7 +10,6 @@ deviation, are read once a vocabulary and a model, and kept.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,11 +17,11 @@ import numpy as np
 import numpy.typing as npt
 
 from paramdex.store.database import Database
+from paramdex.store.moments import moments
 from paramdex.store.words import Wanted
+from paramdex_schemas.model import Model, Span
 
 Ids = npt.NDArray[np.int64]
-Span = tuple[int, int]
-"""Parameters [first, end) by param_id."""
 
 
 def edges(*columns: Ids) -> Ids:
@@ -63,10 +62,6 @@ class Postings:
 
     database: Database
 
-    def texts(self, items: Iterable[tuple[str, int]]) -> dict[tuple[str, int], str]:
-        """(vocabulary, token_id) -> text."""
-        return {item: self.database.tokens(item[0], "text")[item[1]].as_py() for item in set(items)}
-
     def parameter(self, param_id: int, k: int) -> ScoredTokens:
         """A parameter with at most ``k`` tokens a side."""
         (row,) = self.database.rows(  # whole lists: to plan four slices takes longer than to read them
@@ -92,9 +87,9 @@ class Postings:
         )
         return {i: Strongest(address, {"top": top[:k], "bottom": bottom[:k]}) for i, address, top, bottom in rows}
 
-    def holders(self, wanted: Wanted, models: list[Span], spans: list[Span], k: int) -> list[dict[str, Any]]:
+    def holders(self, wanted: Wanted, models: list[Model], spans: list[Span], k: int) -> list[dict[str, Any]]:
         """The k parameters within ``spans``, one side each, that have most of the wanted words among their strongest;
-        of as many words those with the largest mean z. ``models`` are the spans of the whole models they are of.
+        of as many words those with the largest mean z. ``spans`` are parameters [first, end) of ``models``.
 
         ``rank`` is the best of any wanted token, and a word's token is the one of its items of the best rank.
         """
@@ -152,14 +147,13 @@ class Postings:
         inside = np.logical_or.reduce([(param_id >= first) & (param_id < end) for first, end in spans])
         return param_id[inside], is_top[inside], rank[inside], score[inside]
 
-    def _moments_of(self, param_ids: Ids, models: list[Span]) -> tuple[np.ndarray, np.ndarray]:
+    def _moments_of(self, param_ids: Ids, models: list[Model]) -> tuple[np.ndarray, np.ndarray]:
         """mean and std (float32) of the scores of each of ``param_ids``."""
         mean, std = (np.empty(len(param_ids), np.float32) for _ in range(2))
-        for first, end in models:
-            sql = "SELECT mean, std FROM store.parameters WHERE param_id BETWEEN ? AND ? ORDER BY param_id"
-            table = self.database.kept(sql, first, end - 1)
+        for model in models:
+            first, end = model.span
             inside = (param_ids >= first) & (param_ids < end) if len(models) > 1 else slice(None)
             at = param_ids[inside] - first
-            for to, column in ((mean, "mean"), (std, "std")):
-                to[inside] = table[column].chunk(0).to_numpy()[at]
+            for to, column in zip((mean, std), moments(self.database, model), strict=True):
+                to[inside] = column[at]
         return mean, std

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from paramdex.store.database import Database
-    from paramdex_schemas.model import Model
+from paramdex.store.database import Database
+from paramdex_schemas.model import Model
 
 _NAMED = 5
 """Names, and lists of them, that a note has at most."""

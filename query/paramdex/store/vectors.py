@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from safetensors import safe_open
@@ -19,9 +19,7 @@ from paramdex.store.nearest import Coded, Loaded, Rows, exact_products
 from paramdex_schemas import AtlasError, QueryError, atlas_files, isometry, vector_files
 from paramdex_schemas.isometry import Array
 from paramdex_schemas.layout import Place
-
-if TYPE_CHECKING:
-    from paramdex_schemas.model import Model
+from paramdex_schemas.model import Model
 
 _BLOCK = 4096
 """Rows that are moved into another space at a time."""
@@ -108,10 +106,16 @@ class Vectors:
     matrices, once they were asked for.
     """
 
-    def _checked(self, model: str, name: str, *, whole: bool = True) -> Path:
-        """The path of a file once it is what was recorded; of less than the ``whole`` only its size is compared."""
+    def _lists(self, model: str, name: str) -> bool:
+        return (atlas_files.model_folder(Path(), model) / name).as_posix() in self.files
+
+    def file(self, model: str, name: str, *, whole: bool = True) -> Path:
+        """The path of a model's file, once its size and, with ``whole``, its SHA-256 are what was recorded.
+
+        Raises AtlasError where they differ, or where the atlas lists no such file.
+        """
         path = atlas_files.model_folder(Path(), model) / name
-        if path.as_posix() not in self.files:
+        if not self._lists(model, name):
             raise AtlasError(
                 f"{self.atlas} is damaged: it does not list {path.as_posix()}; copy it again or rebuild it"
             )
@@ -125,24 +129,16 @@ class Vectors:
         return len(self.files)
 
     def index(self, model: str, kind: str) -> Rows:
-        """The vectors of one kind: row i is the i-th parameter of that kind, normalized coordinates."""
-        faiss = _faiss()  # of small kinds too: what has to be installed does not hang on the size of a model
+        """The vectors of one kind: row i is the i-th parameter of that kind, normalized coordinates.
+
+        What opens them is chosen from ``OPENERS`` by the files that the kind has.
+        """
         if (model, kind) not in self._indexes:
-            codes, name = vector_files.codes_name(kind), vector_files.index_name(kind)
-            if (atlas_files.model_folder(Path(), model) / codes).as_posix() in self.files:
-                path = self._checked(model, name, whole=False)
-                mapped = getattr(faiss, "IO_FLAG_MMAP_IFC", 0)  # FAISS before 1.11 reads the file
-                with safe_open(self._checked(model, vector_files.scale_name(kind)), framework="np") as file:
-                    scale = {tensor: file.get_tensor(tensor) for tensor in file.keys()}  # noqa: SIM118  # no mapping
-                scale["rotation"] = self._rotation(scale["rotation"])
-                index = faiss.read_index(str(self._checked(model, codes)), mapped)
-                damaged = atlas_files.damaged(self.atlas, path.relative_to(self.atlas).as_posix())
-                self._indexes[model, kind] = Coded(vector_files.open_rows(path), index, scale, damaged)
-            else:
-                self._indexes[model, kind] = Loaded(vector_files.load_rows(self._checked(model, name)))
+            having = (opener for suffix, opener in reversed(OPENERS.items()) if self._lists(model, f"{kind}{suffix}"))
+            self._indexes[model, kind] = next(having, open_loaded)(self, model, kind)
         return self._indexes[model, kind]
 
-    def _rotation(self, stored: Array) -> Array:
+    def rotation(self, stored: Array) -> Array:
         """A rotation in float64, which kinds of one width have in common: the builder draws it from one seed."""
         for known in self._rotations:
             if np.array_equal(known, stored):
@@ -152,7 +148,7 @@ class Vectors:
 
     def space(self, model: str) -> Space:
         if model not in self._spaces:
-            self._spaces[model] = Space(self._checked(model, atlas_files.SPACE))
+            self._spaces[model] = Space(self.file(model, atlas_files.SPACE))
         return self._spaces[model]
 
     def rows(self, model: str, kind: str) -> Array:
@@ -166,7 +162,7 @@ class Vectors:
             return np.eye(self.space(a.name).root.rank)
         later, earlier = (b, a) if b.model_id > a.model_id else (a, b)
         if (later.name, earlier.name) not in self._transfers:
-            with safe_open(self._checked(later.name, atlas_files.TRANSFER), framework="np") as file:
+            with safe_open(self.file(later.name, atlas_files.TRANSFER), framework="np") as file:
                 self._transfers[later.name, earlier.name] = file.get_tensor(earlier.name)
         T = self._transfers[later.name, earlier.name]
         return T if later is b else T.T
@@ -187,7 +183,7 @@ class Vectors:
         return self._shared[a.name, b.name]
 
     def _stored_shared(self, a: Model, b: Model, n_tokens: int) -> SharedSpace:
-        with safe_open(self._checked(b.name, atlas_files.shared_space(a.name)), framework="np") as file:
+        with safe_open(self.file(b.name, atlas_files.shared_space(a.name)), framework="np") as file:
             roots = (isometry.Root(file.get_tensor("earlier")), isometry.Root(file.get_tensor("later")))
             return SharedSpace(roots, file.get_tensor("transfer"), n_tokens)
 
@@ -214,3 +210,32 @@ class Vectors:
             ]
             self._moves[model, kind, other] = move, np.concatenate([np.empty(0), *parts])
         return self._moves[model, kind, other]
+
+
+Opener = Callable[[Vectors, str, str], Rows]
+"""Opens the vectors of a kind of a model: called with the vectors of the atlas, the model and the kind."""
+
+
+def open_loaded(vectors: Vectors, model: str, kind: str) -> Rows:
+    """All rows of a kind, read into memory."""
+    _faiss()  # not used here; but whether it must be installed should not depend on the size of a model
+    return Loaded(vector_files.load_rows(vectors.file(model, vector_files.index_name(kind))))
+
+
+def open_coded(vectors: Vectors, model: str, kind: str) -> Rows:
+    """The codes of a kind, mapped, and its rows, left on the disk."""
+    faiss = _faiss()
+    path = vectors.file(model, vector_files.index_name(kind), whole=False)
+    mapped = getattr(faiss, "IO_FLAG_MMAP_IFC", 0)  # FAISS before 1.11 reads the file
+    with safe_open(vectors.file(model, vector_files.scale_name(kind)), framework="np") as file:
+        scale = {tensor: file.get_tensor(tensor) for tensor in file.keys()}  # noqa: SIM118  # no mapping
+    scale["rotation"] = vectors.rotation(scale["rotation"])
+    index = faiss.read_index(str(vectors.file(model, vector_files.codes_name(kind))), mapped)
+    damaged = atlas_files.damaged(vectors.atlas, path.relative_to(vectors.atlas).as_posix())
+    return Coded(vector_files.open_rows(path), index, scale, damaged)
+
+
+OPENERS: dict[str, Opener] = {".faiss": open_loaded, ".codes.faiss": open_coded}
+"""Ending of a file's name after its kind -> what opens the vectors of a kind that has such a file. Where several fit,
+the last one counts. With ``OPENERS[".npy"] = open_npy`` an opener of your own opens every kind that has a KIND.npy.
+"""

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import permutations
 from math import factorial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,16 +21,15 @@ import pyarrow as pa
 from paramdex.result import Drawn, Result, table_of
 from paramdex.store.common_space import common, shared_note
 from paramdex.store.related import related_on
+from paramdex.store.scope import check_kind
+from paramdex.store.store import Store
 from paramdex_schemas import KINDS, QueryError, isometry
 from paramdex_schemas.arguments import yes_or_no
 from paramdex_schemas.checks import check_text, suggest
 from paramdex_schemas.errors import quoted
 from paramdex_schemas.isometry import Array
 from paramdex_schemas.layout import place_name
-
-if TYPE_CHECKING:
-    from paramdex.atlas import Atlas
-    from paramdex_schemas.model import Model
+from paramdex_schemas.model import Model
 
 _ORDERS = 9999
 """Random orders of layers that are tried where there are more in all than these."""
@@ -103,11 +102,12 @@ class Alignment(Drawn):
         return alignment_figure(self)
 
 
-def align(atlas: Atlas, a: Model, b: Model, kind: str | None) -> Alignment:
+def align(store: Store, model_a: str, model_b: str, kind: str | None = None) -> Alignment:
     """See ``Atlas.align``."""
+    a, b = store.model(model_a), store.model(model_b)
     if a is b:
         raise QueryError(f"align takes two different models, not {a.name} twice")
-    atlas._check_kind(kind, [a, b])  # noqa: SLF001
+    check_kind(kind, [a, b])
     weights = [each for each in KINDS if KINDS[each].form == "weight"]
     shared = [each for each in weights if each in a.layout.kinds and each in b.layout.kinds]
     if kind is not None and kind not in weights:
@@ -115,15 +115,15 @@ def align(atlas: Atlas, a: Model, b: Model, kind: str | None) -> Alignment:
     kinds = [each for each in shared if kind in (None, each)]
     if not kinds:
         raise QueryError(f"{a.name} and {b.name} have no kind of parameter in common")
-    n_tokens = related_on(atlas.database, a, b)
+    n_tokens = related_on(store.database, a, b)
     if n_tokens is not None:
         notes = [] if a.vocabulary == b.vocabulary else [shared_note(a, b, n_tokens)]
-        return _alignment(a.name, b.name, _recorded(atlas, a, b, kinds), notes)
-    both = common(atlas, a, b)
+        return _alignment(a.name, b.name, _recorded(store, a, b, kinds), notes)
+    both = common(store, a, b)
     rows: list[tuple[Any, ...]] = []
     for each in kinds:
         places = (a.layout.places(each), b.layout.places(each))
-        in_a, in_b = both.left.unit(each), both.right.unit(each)
+        in_a, in_b = both.left.comparable(each), both.right.comparable(each)
         scores = isometry.layer_scores(
             [in_a[slice(*span)] for span in places[0].values()], [in_b[slice(*span)] for span in places[1].values()]
         )
@@ -136,10 +136,10 @@ def align(atlas: Atlas, a: Model, b: Model, kind: str | None) -> Alignment:
     return _alignment(a.name, b.name, rows, both.notes)
 
 
-def _recorded(atlas: Atlas, a: Model, b: Model, kinds: list[str]) -> list[tuple[Any, ...]]:
+def _recorded(store: Store, a: Model, b: Model, kinds: list[str]) -> list[tuple[Any, ...]]:
     """The rows of two models that the builder has related, in the order asked for."""
     first, second = sorted((a, b), key=lambda model: model.model_id)
-    found = atlas.database.rows(
+    found = store.database.rows(
         "SELECT kind, stack_a, layer_a, stack_b, layer_b, score, matched, feature_score, feature_matched "
         "FROM store.layer_alignments WHERE model_a = ? AND model_b = ?",
         [first.name, second.name],

@@ -8,26 +8,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 
-from paramdex.result import Drawn, arrow, table_of
-from paramdex.store.filters import ALL, Sieve, TokenFilter
-from paramdex.verbs.hits import tokens_of
+from paramdex.result import Drawn, table_of
+from paramdex.store.described import by_pairs, by_tokens
+from paramdex.store.filters import Sieve, TokenFilter
+from paramdex.store.store import Store
 from paramdex_schemas import KINDS, MATRICES, AddressError, QueryError
 from paramdex_schemas.arguments import path_text
 from paramdex_schemas.checks import suggest
 from paramdex_schemas.errors import quoted
 
-if TYPE_CHECKING:
-    from paramdex.atlas import Atlas
-    from paramdex_schemas.model import Model
-
 NEURON_KINDS = ("ff_key", "ff_gate", "ff_value")
 """Kinds that are shown, beside the heads' matrices, where none is asked for."""
-_SHOWN_PAIRS = 3
-"""Token pairs by which a head is described in a list."""
 _SCHEMA = pa.schema(
     [
         ("kind", pa.string()),
@@ -68,7 +63,7 @@ class _Row:
 
 
 def diff(
-    atlas: Atlas,
+    store: Store,
     base: str,
     tuned: str | None,
     k: int,
@@ -79,51 +74,50 @@ def diff(
     """See ``Atlas.diff``."""
     base = path_text(base, "a model's name or source", AddressError)
     tuned = None if tuned is None else path_text(tuned, "a model's name or source", AddressError)
-    rows = _models(atlas)
-    row = _displacement(atlas, rows, base, tuned)
-    (model,) = atlas._with_layer([atlas.models[row.model]], layer)  # noqa: SLF001
-    atlas._check_kind(kind, [model], layer, matrices=True)  # noqa: SLF001
+    rows = _models(store)
+    row = _displacement(store, rows, base, tuned)
+    scope = store.scope(row.model, kind, layer, matrices=True)
+    model, layer = scope.model, scope.layer
     kinds = [*(each for each in NEURON_KINDS if each in model.layout.kinds), *MATRICES] if kind is None else [kind]
     same = [r.model for r in rows if (r.base, r.weights_sha256, r.fold_norm) == (None, row.base_sha256, row.fold_norm)]
-    origin = next((atlas.models[name] for name in same if atlas.models[name].layout == model.layout), None)
+    origin = next((store.models[name] for name in same if store.models[name].layout == model.layout), None)
     found: list[dict[str, Any]] = []
     notes: list[str] = []
-    sieve = Sieve(atlas.database, filter)
+    sieve = Sieve(store.database, filter)
     for each_kind in kinds:
         values = {"model": row.model, "kind": each_kind, "layer": layer, "k": k}
         if each_kind in MATRICES:
             shift = None if origin is None else origin.first_head_id - model.first_head_id
-            shown = ALL if sieve else _SHOWN_PAIRS
-            moved = atlas.database.named_rows("diff_heads", values | {"shift": shift, "shown": shown})
-            lists = [{side: each[side] or [] for side in ("top", "bottom")} for each in moved]
-            texts = [{side: _shown(sieve, model, pairs) for side, pairs in each.items()} for each in lists]
+            moved = store.database.named_rows("diff_heads", values | {"shift": shift})
+            of = {(each["id"], each_kind): model for each in moved}
+            texts = [*by_pairs(store, of, sieve, ("top", "bottom")).values()]
         else:
             shift = None if origin is None else origin.first_param_id - model.first_param_id
-            moved = atlas.database.named_rows("diff_parameters", values | {"shift": shift})
-            tokens = tokens_of(atlas, [each["id"] for each in moved], sieve)
-            texts = [dict(zip(("top", "bottom"), tokens[each["id"]][1:], strict=True)) for each in moved]
+            moved = store.database.named_rows("diff_parameters", values | {"shift": shift})
+            tokens = by_tokens(store, [each["id"] for each in moved], sieve)
+            texts = [tokens[each["id"]].texts for each in moved]
         for rank, (each, sides) in enumerate(zip(moved, texts, strict=True), start=1):
             numbers = {name: each[name] for name in ("address", "norm", "relative")}
             found.append({"kind": each_kind, "rank": rank} | numbers | sides)
         if not moved:
             notes.append(f"{each_kind}: nothing moved")
     if origin is None:
-        notes.append(f"relative is to the base's norm, and {row.base} with these options is not in {atlas.path}")
+        notes.append(f"relative is to the base's norm, and {row.base} with these options is not in {store.path}")
     table = table_of(found, _SCHEMA)
     start = row.base if origin is None else origin.name
-    title = f"{row.model}: what moved from {start} to {row.source}{_by_layer(atlas, row.model)}"
+    title = f"{row.model}: what moved from {start} to {row.source}{_by_layer(store, row.model)}"
     names = ["kind", "rank", "address", "norm", "relative", "toward (top)", "away from (bottom)"]
     return Moved(table, title, [*notes, *sieve.notes()], table.rename_columns(names))
 
 
-def _models(atlas: Atlas) -> list[_Row]:
+def _models(store: Store) -> list[_Row]:
     """Every model, in the order of the atlas."""
-    rows = atlas.database.rows("SELECT model, source, base, weights_sha256, base_sha256, fold_norm FROM models")
-    order = list(atlas.models)
+    rows = store.database.rows("SELECT model, source, base, weights_sha256, base_sha256, fold_norm FROM models")
+    order = list(store.models)
     return sorted((_Row(*row) for row in rows), key=lambda row: order.index(row.model))
 
 
-def _displacement(atlas: Atlas, rows: list[_Row], base: str, tuned: str | None) -> _Row:
+def _displacement(store: Store, rows: list[_Row], base: str, tuned: str | None) -> _Row:
     """The displacement that is meant: by its own name alone, or by its two models, each as a name in the atlas or as
     the source that it was built from. Raises AddressError or QueryError, saying how to make it.
     """
@@ -133,7 +127,7 @@ def _displacement(atlas: Atlas, rows: list[_Row], base: str, tuned: str | None) 
         named = [row for row in rows if row.model == base]
         if not named:
             say = suggest(base, [row.model for row in moved]) if moved else _how("BASE", "TUNED", "ATLAS")
-            raise AddressError(f"{atlas.path} has no displacement {quoted(base)}; {say}")
+            raise AddressError(f"{store.path} has no displacement {quoted(base)}; {say}")
         if named[0].base is None:
             raise QueryError(f"{base} is a model as it is; give two, BASE TUNED, or a displacement's name{have}")
         return named[0]
@@ -148,10 +142,10 @@ def _displacement(atlas: Atlas, rows: list[_Row], base: str, tuned: str | None) 
         return found[0]
     if found:
         names = " or ".join(row.model for row in found)
-        raise QueryError(f"{atlas.path} has several of {tuned} less {base}; give the name of one alone: {names}")
+        raise QueryError(f"{store.path} has several of {tuned} less {base}; give the name of one alone: {names}")
     source, target = (by_name[each].source if each in by_name else each for each in (base, tuned))
-    say = _how(source, target, str(atlas.path))
-    raise QueryError(f"{atlas.path} has no displacement of {tuned} from {base}{have}; {say}")
+    say = _how(source, target, str(store.path))
+    raise QueryError(f"{store.path} has no displacement of {tuned} from {base}{have}; {say}")
 
 
 def _is(row: _Row | None, given: str, digest: str | None, source: str | None) -> bool:
@@ -165,14 +159,9 @@ def _how(base: str, tuned: str, atlas: str) -> str:
     return f"make it with: paramdex build --base {base} {tuned} -o {atlas}"
 
 
-def _by_layer(atlas: Atlas, model: str) -> str:
+def _by_layer(store: Store, model: str) -> str:
     """Which layers moved most, in shares of the sum of all squared weights that were added; empty if none moved."""
     weights = [kind for kind in KINDS if KINDS[kind].form == "weight"]
-    rows = atlas.database.named_rows("diff_layers", {"model": model, "kinds": weights, "k": 5})
+    rows = store.database.named_rows("diff_layers", {"model": model, "kinds": weights, "k": 5})
     shares = [f"{'/'.join(filter(None, [r['stack'], 'L' + str(r['layer'])]))} {r['share']:.0%}" for r in rows]
     return f"\nmoved most, by squared norm: {', '.join(shares)}" if shares else ""
-
-
-def _shown(sieve: Sieve, model: Model, pairs: list[dict[str, Any]]) -> list[str]:
-    """The pairs of one side by which a head is described."""
-    return [arrow(pairs[place]["source"], pairs[place]["target"]) for place in sieve.pairs(model, pairs, _SHOWN_PAIRS)]

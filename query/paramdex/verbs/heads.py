@@ -15,24 +15,25 @@ from collections.abc import Iterable, Iterator
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from paramdex.result import Result, table_of, visible
 from paramdex.store.head_matrices import coordinates, displacements, owners
+from paramdex.store.head_matrices import heads as rows_of_heads
 from paramdex.store.nearest import signs_of
+from paramdex.store.scope import MOST, Scope
+from paramdex.store.store import Store
 from paramdex.store.words import items, nearest_words, read_lines, word_of
 from paramdex_schemas import MATRICES, QueryError, TokenError
 from paramdex_schemas.arguments import given_items
+from paramdex_schemas.checks import whole_number
 from paramdex_schemas.errors import quoted
 from paramdex_schemas.isometry import Array
-
-if TYPE_CHECKING:
-    from paramdex.atlas import Atlas
-    from paramdex_schemas.layout import Place
-    from paramdex_schemas.model import Model
+from paramdex_schemas.layout import Place
+from paramdex_schemas.model import Model
 
 Pairs = str | PathLike[str] | Iterable[tuple[str, str]]
 _SCHEMA = pa.schema(
@@ -102,19 +103,18 @@ def _pair(given: object) -> tuple[str, str]:
     return words[0], words[1]
 
 
-def heads(
-    atlas: Atlas, pairs: Pairs, models: list[Model], named: bool, matrix: str, k: int, top: int, side: str
-) -> Result:
-    """See ``Atlas.heads``; ``named`` says that the user named the model."""
+def heads(store: Store, pairs: Pairs, scope: Scope, matrix: str, k: int, top: int, side: str) -> Result:
+    """See ``Atlas.heads``."""
+    top = min(whole_number("top", top, 0), MOST)
     if not isinstance(matrix, str) or matrix not in MATRICES:
         raise QueryError(f"matrix is {' or '.join(MATRICES)}, not {quoted(matrix)}")
     signs = signs_of(side)
     wanted = read_pairs(pairs)
-    models, notes = _without_displacements(atlas, models, named)
-    known = {v: _resolve(atlas, v, wanted) for v in dict.fromkeys(model.vocabulary for model in models)}
+    models, notes = _without_displacements(store, scope)
+    known = {v: _resolve(store, v, wanted) for v in dict.fromkeys(model.vocabulary for model in models)}
     if not any(tokens.n_pairs for tokens, _ in known.values()):
         missing = next(iter(known.values()))[1]
-        near = ", ".join(nearest_words(atlas.database, list(known), missing[0]))
+        near = ", ".join(nearest_words(store.database, list(known), missing[0]))
         raise TokenError(
             f"no vocabulary here has both words of any pair; the words nearest to {quoted(missing[0])} are {near}"
         )
@@ -127,7 +127,7 @@ def heads(
                 f"{left} of {len(wanted)} pairs are left out: the vocabulary of {names} has no {_some(missing)}"
             )
         for model in owners if tokens.n_pairs else []:
-            rows += _of_model(atlas, model, tokens, matrix, top)
+            rows += _of_model(store, model, tokens, matrix, top)
     strength = lambda row: max(sign * (row["z"] or 0.0) for sign in signs)  # noqa: E731
     rows = sorted(rows, key=strength, reverse=True)[:k]  # equal ones in order of the heads
     rows = [row | {"rank": n} for n, row in enumerate(rows, start=1)]
@@ -146,23 +146,23 @@ def _some(words: list[str]) -> str:
     return ", ".join(visible(word) if len(word) < 80 else quoted(word) for word in words[:10]) + more
 
 
-def _without_displacements(atlas: Atlas, models: list[Model], named: bool) -> tuple[list[Model], list[str]]:
+def _without_displacements(store: Store, scope: Scope) -> tuple[list[Model], list[str]]:
     """The models whose heads' matrices are the products of their vectors, as a difference of two matrices is not."""
-    moved = displacements(atlas)
-    out = [model.name for model in models if model.name in moved]
-    if out and (named or len(out) == len(models)):
+    moved = displacements(store)
+    out = [model.name for model in scope.models if model.name in moved]
+    if out and (scope.named or len(out) == len(scope.models)):
         raise QueryError(
             f"{', '.join(out)}: what training moved has vectors of its own but no head whose matrix is made of them; "
             "name a model as it is"
         )
     notes = [f"left out, for they are displacements: {', '.join(out)}"] if out else []
-    return [model for model in models if model.name not in moved], notes
+    return [model for model in scope.models if model.name not in moved], notes
 
 
-def _resolve(atlas: Atlas, vocabulary: str, wanted: list[tuple[str, str]]) -> tuple[_Tokens, list[str]]:
+def _resolve(store: Store, vocabulary: str, wanted: list[tuple[str, str]]) -> tuple[_Tokens, list[str]]:
     """The pairs whose words the vocabulary has both, and the words that it has not."""
     words = list(dict.fromkeys(word for pair in wanted for word in pair))
-    found = items(atlas.database, [vocabulary], words, whole=True)
+    found = items(store.database, [vocabulary], words, whole=True)
     entries: list[tuple[int, int, int]] = []
     n_pairs = 0
     for source, target in wanted:
@@ -174,20 +174,17 @@ def _resolve(atlas: Atlas, vocabulary: str, wanted: list[tuple[str, str]]) -> tu
     return tokens, [word for word in words if not found[vocabulary, word]]
 
 
-def _of_model(atlas: Atlas, model: Model, tokens: _Tokens, matrix: str, top: int) -> Iterator[dict[str, Any]]:
+def _of_model(store: Store, model: Model, tokens: _Tokens, matrix: str, top: int) -> Iterator[dict[str, Any]]:
     """A row for each head of a model."""
     name = matrix.lower()
-    moments = atlas.database.rows(
-        f"SELECT address, {name}_mean, {name}_std FROM store.heads WHERE model_id = ? ORDER BY head_id",
-        [model.model_id],
-    )
+    known = rows_of_heads(store, model).select(["address", f"{name}_mean", f"{name}_std"]).to_pylist()
     number = 0
     for place in model.layout.attention_places:
-        scores, above, below = _of_place(atlas, model, place, matrix, tokens, top)
+        scores, above, below = _of_place(store, model, place, matrix, tokens, top)
         means = tokens.means(scores).mean(axis=1)
         shares = [tokens.any(hits).mean(axis=1) if top else [None] * len(means) for hits in (above, below)]
         for head, mean in enumerate(means):
-            address, of_all, std = moments[number]
+            address, of_all, std = known[number].values()
             yield {
                 "address": address,
                 "matrix": matrix,
@@ -201,14 +198,14 @@ def _of_model(atlas: Atlas, model: Model, tokens: _Tokens, matrix: str, top: int
 
 
 def _of_place(
-    atlas: Atlas, model: Model, place: Place, matrix: str, tokens: _Tokens, top: int
+    store: Store, model: Model, place: Place, matrix: str, tokens: _Tokens, top: int
 ) -> tuple[Array, np.ndarray, np.ndarray]:
     """Of each head of a layer the scores of the token pairs, and whether the target is among the ``top`` strongest of
     its source's row, or the most negative (heads x n each).
     """
-    space = atlas.vectors.space(model.name)
+    space = store.vectors.space(model.name)
     run = model.layout.heads(place)
-    (P, p_mean), (Q, q_mean) = (coordinates(atlas, model, kind, place) for kind in MATRICES[matrix])
+    (P, p_mean), (Q, q_mean) = (coordinates(store, model, kind, place) for kind in MATRICES[matrix])
     P, Q = P @ space.root.inverse.T, Q @ space.root.inverse.T  # the vectors, but for what changes no centred score
     ids, where = np.unique(np.concatenate([tokens.source, tokens.target]), return_inverse=True)
     rows = space.rows(ids.tolist()) - space.means

@@ -15,7 +15,6 @@ from paramdex.web.cards import model as overview
 from paramdex.web.cards import questions
 from paramdex.web.cards.choices import PairChoice
 from paramdex.web.cards.head import head_card
-from paramdex.web.cards.lookups import Pool
 from paramdex.web.cards.parameter import parameter_card
 from paramdex.web.cards.shapes import (
     AnySimilar,
@@ -36,6 +35,7 @@ from paramdex.web.cards.shapes import (
 )
 from paramdex.web.html.pages import Pages
 from paramdex.web.load.lookup_worker import Lookups
+from paramdex.web.pool import Pool
 from paramdex_schemas import Address, AddressError
 
 Q = Annotated[str, Query(max_length=2000, description="words; one in double quotes keeps its spaces")]

@@ -6,7 +6,9 @@ import re
 from typing import Any
 
 from paramdex import Atlas
-from paramdex.web.cards.lookups import described, nearest_pairs, place_vectors
+from paramdex.store.common_space import place_vectors
+from paramdex.store.nearest import nearest_pairs
+from paramdex.web.cards.lookups import described
 from paramdex.web.cards.shapes import Comparison, HeatCell, HeatMap, LayerPairs, SimilarPair
 from paramdex_schemas import KINDS, AddressError, QueryError
 from paramdex_schemas.addresses import STACKS

@@ -8,7 +8,8 @@ from paramdex import Atlas
 from paramdex.result import Result
 from paramdex.store.database import named_query
 from paramdex.store.head_matrices import heads
-from paramdex.web.cards.lookups import numbers, short
+from paramdex.store.moments import numbers
+from paramdex.web.cards.lookups import short
 from paramdex.web.cards.shapes import Cell, Grid, GridRow, Home, ModelCard, ModelSummary
 from paramdex.web.sources import public_source
 from paramdex_schemas import Address, QueryError
@@ -122,7 +123,7 @@ def _vector_grid(atlas: Atlas, model: Model, where: Address, kind: str, column: 
     for place, (start, end) in spans.items():
         each = 1 if total <= _CELLS else max(1, -(-(end - start) // _WIDTH))
         at = place_name(place)
-        values = numbers(atlas, model, kind, (start, end), column)
+        values = numbers(atlas.database, model, column, (start, end))
         cells = []
         for first in range(0, len(values), each):
             part = values[first : first + each]

@@ -6,11 +6,13 @@ from dataclasses import replace
 
 from paramdex import Atlas
 from paramdex.store.common_space import shared_note
+from paramdex.store.moments import numbers
 from paramdex.store.nearest import Hit
 from paramdex.store.related import related_on
-from paramdex.verbs.hits import hits_of_parameter
+from paramdex.store.scope import Scope
+from paramdex.verbs.similar import hits_of_parameter
 from paramdex.web.cards.choices import TokenChoice
-from paramdex.web.cards.lookups import described, numbers, rows, short, standing
+from paramdex.web.cards.lookups import described, rows, short, standing
 from paramdex.web.cards.shapes import Near, NearIn, ParameterCard, Partner, Scored
 from paramdex_schemas import KINDS, Address
 from paramdex_schemas.model import Model
@@ -63,7 +65,7 @@ def parameter_card(atlas: Atlas, where: Address, choice: TokenChoice | None = No
         mean=short(mean),
         std=short(std),
         vocabulary_size=model.vocabulary_size,
-        standing=standing(numbers(atlas, model, kind.name, layer), own_id - layer[0]),
+        standing=standing(numbers(atlas.database, model, "norm", layer), own_id - layer[0]),
         top=sides["top"],
         bottom=sides["bottom"],
         head=_owner(own),
@@ -148,7 +150,7 @@ def _partners(model: Model, where: Address) -> dict[int, str]:
 
 def _nearest(atlas: Atlas, model: Model, where: Address, own_id: int) -> dict[str, list[Hit]]:
     """Model -> the nearest in the model itself, and in those that it is related to as the atlas keeps them."""
-    hits, _ = hits_of_parameter(atlas, where, [model], _NEAR, str(where.kind), None, "top")
+    hits, _ = hits_of_parameter(atlas, where, _NEAR, Scope((model,), where.kind), "top")
     found = {model.name: hits}
     for neighbor_id, similarity in rows(
         atlas,
