@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from paramdex.picture import figure_class
 from paramdex.result import Drawn, Result, table_of
 from paramdex.store.common_space import common, shared_note
 from paramdex.store.related import related_on
@@ -97,8 +98,6 @@ class Alignment(Drawn):
 
     def figure(self) -> Any:
         """Heat maps of all kinds, matched pairs marked."""
-        from paramdex.picture import alignment_figure
-
         return alignment_figure(self)
 
 
@@ -242,3 +241,44 @@ def short_name(place: str) -> str:
     """
     stack, _, layer = place.rpartition("/")
     return f"{stack[:1]}{layer.removeprefix('L')}"
+
+
+def alignment_figure(alignment: Alignment) -> Any:
+    """Heat maps of an alignment: a column a kind, embedding space above and raw weights, where known, below."""
+    Figure = figure_class()
+    kinds = alignment.kinds
+    known = not np.isnan(alignment.scores(kinds[0], feature=True)).all()
+    a, b = (alignment.table[name][0].as_py() for name in ("model_a", "model_b"))
+    rows = 2 if known else 1
+    figure = Figure(figsize=(2.3 * len(kinds) + 1.2, 2.5 * rows + 0.9), layout="constrained")
+    axes = figure.subplots(rows, len(kinds), squeeze=False)
+    for line, feature in enumerate([False, True][:rows]):
+        for column, kind in enumerate(kinds):
+            axis = axes[line, column]
+            scores = alignment.scores(kind, feature=feature)
+            places = (alignment.places(kind, "a"), alignment.places(kind, "b"))
+            picture = axis.imshow(scores, cmap="viridis", origin="lower")
+            matched = "feature_matched" if feature else "matched"
+            for entry in alignment.table.to_pylist():
+                if entry["kind"] == kind and entry[matched]:
+                    row_a, row_b = (
+                        names.index(place_name((entry[f"stack_{side}"], entry[f"layer_{side}"])))
+                        for side, names in zip("ab", places, strict=True)
+                    )
+                    axis.plot(row_b, row_a, "o", color="white", markeredgecolor="black")
+            for names, ticks in ((places[0], axis.set_yticks), (places[1], axis.set_xticks)):
+                ticks(_ticks(len(names)), [short_name(names[i]) for i in _ticks(len(names))])
+            if line == 0:
+                axis.set_title(kind)
+            if line == rows - 1:
+                axis.set_xlabel(f"layer of {b}")
+            if column == 0:
+                axis.set_ylabel(f"{'raw weights' if feature else 'embedding space'}\nlayer of {a}")
+            bar = figure.colorbar(picture, ax=axis, shrink=0.75)
+            bar.ax.tick_params(labelsize=7)
+    figure.suptitle(f"{a} and {b}: mean |correlation| of the layers' vectors (dots: best one-to-one matching)")
+    return figure
+
+
+def _ticks(n: int) -> list[int]:
+    return list(range(0, n, max(1, -(-n // 8))))

@@ -12,7 +12,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from paramdex.result import Drawn, table_of
+from paramdex.picture import figure_class
+from paramdex.result import Drawn, table_of, visible
 from paramdex.store.described import by_pairs, by_tokens
 from paramdex.store.filters import Sieve, TokenFilter
 from paramdex.store.store import Store
@@ -44,8 +45,6 @@ class Moved(Drawn):
 
     def figure(self) -> Any:
         """Bars of the norms, with the tokens."""
-        from paramdex.picture import moved_figure
-
         return moved_figure(self)
 
 
@@ -165,3 +164,35 @@ def _by_layer(store: Store, model: str) -> str:
     rows = store.database.named_rows("diff_layers", {"model": model, "kinds": weights, "k": 5})
     shares = [f"{'/'.join(filter(None, [r['stack'], 'L' + str(r['layer'])]))} {r['share']:.0%}" for r in rows]
     return f"\nmoved most, by squared norm: {', '.join(shares)}" if shares else ""
+
+
+def moved_figure(moved: Moved) -> Any:
+    """How far what moved most did, a panel a kind, with the tokens it moved toward and away from."""
+    rows = moved.to_rows()
+    kinds = list(dict.fromkeys(row["kind"] for row in rows))
+    heights = [1 + sum(row["kind"] == kind for row in rows) for kind in kinds] or [1]
+    figure = figure_class()(figsize=(10, 0.42 * sum(heights) + 1), layout="constrained")
+    axes = figure.subplots(len(heights), squeeze=False, height_ratios=heights)[:, 0]
+    for axis, kind in zip(axes, kinds, strict=False):
+        own = [row for row in rows if row["kind"] == kind]
+        axis.barh(range(len(own)), [row["norm"] for row in own], color="0.85")
+        for n, row in enumerate(own):
+            for column, color, x in (("top", "C0", 0.01), ("bottom", "C3", 0.5)):
+                text = ", ".join(visible(each) for each in row[column][:4])
+                axis.text(
+                    x,
+                    n,
+                    text,
+                    color=color,
+                    fontsize=8,
+                    va="center",
+                    transform=axis.get_yaxis_transform(),
+                    parse_math=False,
+                    clip_on=True,
+                )
+        axis.set_yticks(range(len(own)), [row["address"].partition("/")[2] for row in own], fontsize=8)
+        axis.invert_yaxis()
+        axis.set_title(f"{kind}: toward (blue) and away from (red)", fontsize=9, loc="left")
+    axes[-1].set_xlabel("norm of what moved")
+    figure.suptitle((moved.title or "").partition("\n")[0], fontsize=9)
+    return figure

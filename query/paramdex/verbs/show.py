@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from paramdex.result import Drawn, Result, arrow, table_of
+from paramdex.picture import any_glyphs, figure_class
+from paramdex.result import Drawn, Result, arrow, table_of, visible
 from paramdex.store.described import pairs_of
 from paramdex.store.filters import ALL, Sieve, TokenFilter
 from paramdex.store.postings import Postings
 from paramdex.store.store import Store
 from paramdex.verbs.info import info_of
-from paramdex_schemas import KINDS, MATRICES, Address, AddressError
+from paramdex_schemas import KINDS, MATRICES, Address, AddressError, QueryError
 from paramdex_schemas.isometry import Array
 from paramdex_schemas.model import Model
 
@@ -74,8 +75,7 @@ class Card(Drawn):
         return pa.table(shown)
 
     def figure(self) -> Any:
-        from paramdex.picture import tokens_figure
-
+        """The tokens in that plane."""
         return tokens_figure(self)
 
 
@@ -189,3 +189,56 @@ def _of_same_word(pairs: list[dict[str, Any]]) -> list[str]:
         for matrix, own in counts.items()
         if own
     ]
+
+
+def tokens_figure(card: Card) -> Any:
+    """A parameter's strongest tokens in the plane in which their embeddings differ most, the larger the stronger."""
+    rows = card.to_rows()
+    if not rows:
+        raise QueryError("there are no tokens to draw")
+    figure = figure_class()(figsize=(7.5, 6), layout="constrained")
+    axis = figure.subplots()
+    places = card.places()
+    strengths = np.abs([row["score"] for row in rows])
+    sizes = 7 + 5 * (strengths - strengths.min()) / max(np.ptp(strengths), 1e-300)
+    labels = []
+    for side, color in (("top", "C0"), ("bottom", "C3")):
+        own = [n for n, row in enumerate(rows) if row["side"] == side]
+        axis.scatter(places[own, 0], places[own, 1], s=12, color=color, label=side)
+        labels += [
+            axis.annotate(
+                visible(rows[n]["text"]),
+                places[n],
+                (4, 0),
+                textcoords="offset points",
+                color=color,
+                va="center",
+                fontsize=float(sizes[n]),
+                parse_math=False,
+            )
+            for n in own
+        ]
+    axis.margins(0.15)
+    axis.legend(fontsize=8)
+    axis.set_xlabel("first principal component of these tokens' embeddings")
+    axis.set_ylabel("second")
+    figure.suptitle((card.title or "").partition("\n")[0])
+    with any_glyphs():
+        figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # from here on nothing moves
+    _spread(labels)
+    return figure
+
+
+def _spread(labels: list[Any]) -> None:
+    """Move labels up or down to where they cover no earlier one, as little as can be."""
+    taken: list[Any] = []
+    for label in labels:
+        x, height = label.get_position()[0], label.get_fontsize()
+        for step in range(41):
+            label.set_position((x, (-1) ** step * ((step + 1) // 2) * height * 0.55))
+            with any_glyphs():
+                box = label.get_window_extent()
+            if not any(box.overlaps(other) for other in taken):
+                break
+        taken.append(box)
