@@ -1,4 +1,4 @@
-"""What ``evaluate`` and ``stitch`` measured, as results that print a summary and draw themselves."""
+"""What ``evaluate`` and ``stitch`` measured, as results that print a summary, and the pictures of them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from paramdex.picture import figure_class
 from paramdex.result import Drawn
 
 PAPER = "The paper's remark: 3 of its 11 tuned models went above 70 %, stitched onto GPT-2 medium."
@@ -27,6 +28,9 @@ _TITLES = {
     "pairs": "overlap (Jaccard) of the strongest tokens of two vectors that belong together",
     "keep_k": "cosine to the true inner products with only the k largest scores kept, E^T against the pseudo-inverse",
 }
+_MEASURES = {"states": "states and their most active parameters", "pairs": "related pairs"}
+_GREYS = {"random": "0.75", "active elsewhere": "0.45", "shuffled": "0.6"}
+"""The colors of baselines."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -37,9 +41,7 @@ class Evaluation(Drawn):
 
     def figure(self) -> Any:
         """Bars of every measure, by kind and layer."""
-        from paramdex.plot_measures import evaluation_figure
-
-        return evaluation_figure(self)
+        return _evaluation_figure(self)
 
 
 @dataclass(frozen=True, repr=False)
@@ -50,9 +52,7 @@ class Stitching(Drawn):
 
     def figure(self) -> Any:
         """Accuracy by layer, with its ends."""
-        from paramdex.plot_measures import stitching_figure
-
-        return stitching_figure(self)
+        return _stitching_figure(self)
 
 
 def evaluation(table: pa.Table) -> Evaluation:
@@ -132,9 +132,10 @@ def stitching(table: pa.Table) -> Stitching:
             line[f"last {last}"] = float(np.mean(found)) if found else None
         lines.append(line)
     n, chance = rows[0]["n"], rows[0]["largest_class"]
-    of = short(tuned[0]) if len(tuned) == 1 else f"{len(tuned)} tuned models (means)"
+    of = last_part(tuned[0]) if len(tuned) == 1 else f"{len(tuned)} tuned models (means)"
+    first_of = last_part(rows[0]["pretrained"])
     title = (
-        f"accuracy of the first layers of {short(rows[0]['pretrained'])} under the last layers and classifier of {of}\n"
+        f"accuracy of the first layers of {first_of} under the last layers and classifier of {of}\n"
         f"{n:,} texts, states {points[0]['state']}"
     )
     notes = [_end(rows, "fine-tuned", "tuned"), _end(rows, "pre-trained", "its base under its classifier")]
@@ -160,10 +161,10 @@ def _spread(values: list[float]) -> str:
     return f"{np.mean(values):.3f}, from {min(values):.3f} to {max(values):.3f}"
 
 
-def short(source: str) -> str:
+def last_part(source: str) -> str:
     """The last part of a source, where there is little room.
 
-    >>> short("data/models/tiny-a")
+    >>> last_part("data/models/tiny-a")
     'tiny-a'
     """
     return Path(source).name or source
@@ -175,3 +176,85 @@ def by(rows: list[dict[str, Any]], value: str, key: Callable[[dict[str, Any]], A
     for row in rows:
         found.setdefault(key(row), []).append(row[value])
     return dict(sorted(found.items()))
+
+
+def _evaluation_figure(evaluation: Evaluation) -> Any:
+    """Bars a layer for every kind, the baselines in grey beside the value; and curves over k for the inverses."""
+    rows = evaluation.to_rows()
+    panels = list(dict.fromkeys((row["measure"], row["kind"]) for row in rows if row["measure"] != "keep_k"))
+    kept = [row for row in rows if row["measure"] == "keep_k"]
+    n = len(panels) + bool(kept)
+    columns = min(4, n)
+    lines = -(-n // columns)
+    figure = figure_class()(figsize=(3.4 * columns, 2.7 * lines + 0.5), layout="constrained")
+    axes = figure.subplots(lines, columns, squeeze=False).flatten()
+    explained: set[str] = set()
+    for axis, (measure, kind) in zip(axes, panels, strict=False):
+        _bars(axis, [row for row in rows if (row["measure"], row["kind"]) == (measure, kind)])
+        axis.set_title(f"{_MEASURES[measure]}\n{kind}", fontsize=9)
+        if measure not in explained:  # the same bars stand in every panel of a measure
+            axis.margins(y=0.35)
+            axis.legend(fontsize=7)
+        explained.add(measure)
+    if kept:
+        _inverses(axes[len(panels)], kept)
+    for axis in axes[n:]:
+        axis.remove()
+    folded = "" if rows[0]["fold_norm"] else "not "
+    figure.suptitle(f"{last_part(rows[0]['model'])}: {rows[0]['space']} embedding, norms {folded}folded")
+    return figure
+
+
+def _bars(axis: Any, rows: list[dict[str, Any]]) -> None:
+    """The value of every layer, and beside it the mean and deviation of each baseline."""
+    others = list(dict.fromkeys(row["against"] for row in rows))
+    layers = sorted({row["layer"] for row in rows})
+    width = 0.8 / (len(others) + 1)
+    place = np.arange(len(layers)) - 0.4 + width / 2
+    own = [row for row in rows if row["against"] == others[0]]
+    axis.bar(place, [row["value"] for row in own], width, color="C0", label="these")
+    for i, other in enumerate(others, start=1):
+        found = [row for row in rows if row["against"] == other]
+        heights, errors = ([row[name] for row in found] for name in ("baseline", "deviation"))
+        axis.bar(place + i * width, heights, width, yerr=errors, color=_GREYS.get(other, "0.6"), label=other)
+    axis.set_xticks(np.arange(len(layers)), layers)
+    axis.set_xlabel("layer")
+
+
+def _inverses(axis: Any, rows: list[dict[str, Any]]) -> None:
+    for i, (kind, ks) in enumerate(by(rows, "k", lambda row: row["kind"]).items()):
+        own = [row for row in rows if row["kind"] == kind]
+        axis.plot(ks, [row["value"] for row in own], "o-", color=f"C{i}", markersize=3, label=kind)
+        axis.plot(ks, [row["baseline"] for row in own], "o--", color=f"C{i}", markersize=3)
+    axis.set_xscale("log")
+    axis.set_xlabel("k, scores kept")
+    axis.set_title("cosine to the true inner products:\nE^T, and dashed the pseudo-inverse", fontsize=9)
+    axis.legend(fontsize=7)
+
+
+def _stitching_figure(stitching: Stitching) -> Any:
+    """Accuracy over the number of first layers, a line for each number of last layers: the mean over tuned models and
+    the band from the least to the largest; dashed the ends, dotted the most frequent class.
+    """
+    rows = stitching.to_rows()
+    points = [row for row in rows if row["part"] == "stitched"]
+    figure = figure_class()(figsize=(8.5, 4.2), layout="constrained")
+    axis = figure.subplots()
+    for i, last in enumerate(sorted({row["last"] for row in points})):
+        found = by([row for row in points if row["last"] == last], "accuracy", lambda row: row["first"])
+        firsts = list(found)
+        axis.plot(firsts, [np.mean(values) for values in found.values()], "o-", color=f"C{i}", label=f"last {last}")
+        if any(len(values) > 1 for values in found.values()):
+            low, high = ([pick(values) for values in found.values()] for pick in (min, max))
+            axis.fill_between(firsts, low, high, color=f"C{i}", alpha=0.12, linewidth=0)
+    for part, color, name in (("fine-tuned", "black", "tuned model"), ("pre-trained", "0.5", "its base")):
+        ends = [row["accuracy"] for row in rows if row["part"] == part]
+        if ends:
+            axis.axhline(float(np.mean(ends)), color=color, linestyle="--", label=f"{name}, not stitched")
+    axis.axhline(rows[0]["largest_class"], color="0.5", linestyle=":", label="most frequent class")
+    axis.set_xticks(sorted({row["first"] for row in points}))
+    axis.set_xlabel(f"first layers, of {last_part(rows[0]['pretrained'])}")
+    axis.set_ylabel(f"accuracy, {rows[0]['n']:,} texts")
+    axis.set_title(f"stitched through the vocabulary (states {points[0]['state']})")
+    figure.legend(loc="outside right center", fontsize=8)
+    return figure

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import io
-import json
-import math
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
 
+from paramdex.plain import json_text, plain_values
+from paramdex.text import visible
 from paramdex_schemas import QueryError
 from paramdex_schemas.arguments import given_items, given_path
 from paramdex_schemas.checks import check_text
@@ -65,7 +63,7 @@ class Result:
         return self.table if self.shown is None else self.shown
 
     def __len__(self) -> int:
-        return self.table.num_rows
+        return int(self.table.num_rows)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return iter(self.to_rows())
@@ -88,12 +86,12 @@ class Result:
 
     def to_rows(self) -> list[dict[str, Any]]:
         """The rows as dictionaries of plain Python values."""
-        columns = [_plain(self.table.column(i)) for i in range(self.table.num_columns)]
+        columns = [plain_values(self.table.column(i)) for i in range(self.table.num_columns)]
         return [dict(zip(self.columns, row, strict=True)) for row in zip(*columns, strict=True)]
 
     def to_json(self) -> str:
         """One JSON array of row objects, a row a line; null stands for NaN and infinity, which JSON does not have."""
-        rows = [_json(row) for row in self.to_rows()]
+        rows = [json_text(row) for row in self.to_rows()]
         return "[" + ",\n ".join(rows) + "]"
 
     def to_csv(self) -> str:
@@ -194,7 +192,7 @@ class Drawn(Result):
 
 
 def _is_number(column: pa.Field) -> bool:
-    return pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
+    return bool(pa.types.is_integer(column.type) or pa.types.is_floating(column.type))
 
 
 def _is_whole(column: pa.Field) -> bool:
@@ -204,54 +202,9 @@ def _is_whole(column: pa.Field) -> bool:
 
 def _cells(shown: pa.Table) -> list[list[str]]:
     """The columns of a table as they are printed, the first SHOWN_ROWS rows."""
-    return [[_cell(value) for value in _plain(shown.column(i).slice(0, SHOWN_ROWS))] for i in range(shown.num_columns)]
-
-
-def _plain(column: pa.ChunkedArray) -> list[Any]:
-    """A column's values as plain Python: float32 in its own shortest form, decimals as integers or floats where those
-    are no other number.
-    """
-    try:
-        values = column.to_pylist()
-    except (OverflowError, ValueError) as error:  # years after 9999, nanoseconds
-        raise QueryError(f"Python has no such date or time ({error}); cast it to VARCHAR in SQL") from error
-    convert = _converter(column.type)
-    return values if convert is None else [None if value is None else convert(value) for value in values]
-
-
-def _converter(of: pa.DataType) -> Callable[[Any], Any] | None:
-    """Makes plain Python of a value of a type that is not null; None where it is plain."""
-    if pa.types.is_float32(of):
-        return lambda value: float(str(np.float32(value)))
-    if pa.types.is_decimal(of):
-        return _plain_decimal
-    if pa.types.is_interval(of):
-        return lambda value: f"P{value.months}M{value.days}DT{value.nanoseconds / 1e9:.9g}S"
-    if pa.types.is_struct(of):
-        fields = {field.name: _converter(field.type) or (lambda value: value) for field in of}
-        return lambda value: {name: None if item is None else fields[name](item) for name, item in value.items()}
-    if pa.types.is_map(of):
-        key, item = (_converter(each) or (lambda value: value) for each in (of.key_type, of.item_type))
-        return lambda value: [(key(name), None if each is None else item(each)) for name, each in value]
-    if not (pa.types.is_list(of) or pa.types.is_fixed_size_list(of)):
-        return None
-    inner = _converter(of.value_type)
-    return None if inner is None else lambda value: [None if item is None else inner(item) for item in value]
-
-
-def _plain_decimal(value: Decimal) -> int | float | Decimal:
-    """An integer or a float where that is the same number.
-
-    >>> _plain_decimal(Decimal("3.00")), _plain_decimal(Decimal("0.1")), _plain_decimal(Decimal("12345678901234567.8"))
-    (3, 0.1, Decimal('12345678901234567.8'))
-    """
-    if value == int(value):
-        return int(value)
-    return float(value) if Decimal(repr(float(value))) == value else value
-
-
-def _json(value: Any) -> str:
-    return json.dumps(_finite(value), ensure_ascii=False, default=str)
+    return [
+        [_cell(value) for value in plain_values(shown.column(i).slice(0, SHOWN_ROWS))] for i in range(shown.num_columns)
+    ]
 
 
 def csv_line(row: Iterable[Any]) -> str:
@@ -263,38 +216,9 @@ def csv_line(row: Iterable[Any]) -> str:
     import csv
 
     line = io.StringIO()  # a line each: csv quotes only those line ends that it writes itself
-    cells = [_json(value) if isinstance(value, (list, dict)) else value for value in row]
+    cells = [json_text(value) if isinstance(value, (list, dict)) else value for value in row]
     csv.writer(line, lineterminator="\r\n").writerow(cells)
     return line.getvalue()[:-2]
-
-
-def _finite(value: Any) -> Any:
-    """The value with None for every NaN and infinity in it."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return value
-
-
-def visible(text: str) -> str:
-    r"""Text as it is printed: a space at either end as ␣, characters that would not be seen as themselves escaped.
-
-    >>> visible(" Canada"), visible("a\nb")
-    ('␣Canada', 'a\\nb')
-    """
-    inner = text.strip(" ")
-    if inner != text:
-        start = len(text) - len(text.lstrip(" "))
-        text = "␣" * start + inner + "␣" * (len(text) - start - len(inner))
-    return escaped(text)
-
-
-def arrow(source: str, target: str) -> str:
-    """A pair of tokens as it is printed."""
-    return f"{visible(source)} → {visible(target)}"
 
 
 def _cell(value: Any) -> str:

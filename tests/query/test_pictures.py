@@ -20,7 +20,7 @@ import oracle
 import paramdex
 from paramdex import Atlas
 from paramdex.cli import cli, main
-from paramdex.result import visible
+from paramdex.text import visible
 from paramdex.verbs.show import Card, token_plane
 from paramdex_builder import Options, build
 from paramdex_schemas import QueryError

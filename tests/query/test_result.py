@@ -19,7 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paramdex import Atlas, Result
-from paramdex.result import SHOWN_ROWS, visible
+from paramdex.result import SHOWN_ROWS
+from paramdex.text import visible
 
 NASTY = [
     " Canada", "Canada ", "  two", "a\nb", "tab\there", "\r", "\x00", "\x1b[31mred", "\x85", "\xa0", "\xad", "\u2028",

@@ -8,7 +8,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from paramdex import Atlas
-from paramdex.store.filters import TokenFilter
+from paramdex.store.token_filter import TokenFilter
 from web_helpers import data, page
 
 HEADS = ["gpt2-a/L1/H0", "bert/L1/H2", "llama-gqa/L0/H3"]

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from paramdex.result import arrow
 from paramdex.store.filters import ALL, Sieve
 from paramdex.store.postings import Postings, Strongest
 from paramdex.store.store import Store
+from paramdex.text import arrow
 from paramdex_schemas.model import Model
 
 SHOWN_TOKENS = 5

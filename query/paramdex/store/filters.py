@@ -1,16 +1,14 @@
-"""Filters: which tokens and pairs are shown, as the notebooks of the paper have them, and without under-trained tokens.
+"""Filters at work: which of an atlas's tokens and pairs a ``TokenFilter`` lets pass.
 
-A filter works on what an atlas keeps, the strongest tokens and pairs of each side. A list that is shorter for it than
-was asked for is said so in a note.
+A filter works on what an atlas keeps, the strongest tokens and pairs of each side. Where it makes a list shorter than
+was asked for, a note says so.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields, replace
-from functools import cached_property
-from os import PathLike
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,64 +16,19 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from paramdex.store.database import Database
-from paramdex.store.words import Wanted, bare, check_words, continuation, is_marked, read_lines, words_of
+from paramdex.store.token_filter import TOKEN_RULES, Rule, TokenFilter
+from paramdex.store.words import Wanted, bare, check_words, continuation, is_marked
 from paramdex_schemas import QueryError
-from paramdex_schemas.arguments import yes_or_no
 from paramdex_schemas.errors import quoted
 from paramdex_schemas.model import Model
+
+__all__ = ["ALL", "Sieve", "TokenFilter", "says"]
 
 Mask = npt.NDArray[np.bool_]
 ALL = 10_000
 """More tokens, or pairs, than an atlas keeps of one side."""
 _OPTIONS = {"tokens": "--top-k", "pairs": "--pair-k"}
 """What a list is of -> the option of a build that says how many of them are kept."""
-
-
-@dataclass(frozen=True)
-class TokenFilter:
-    """Which tokens, and which pairs of tokens, are shown: those that every field that is set lets pass."""
-
-    ascii: bool = False
-    """only tokens of ASCII characters"""
-    alnum: bool = False
-    """only tokens of letters and digits"""
-    word_starts: bool = False
-    """only tokens that start a word"""
-    words: str | PathLike[str] | Sequence[str] | None = None
-    """only these words: a file with one a line, or a sequence; each matches as a word of ``find`` does, but is one word
-    whatever white space it has"""
-    no_undertrained: bool = False
-    """no tokens that the model's training text hardly used (the table ``token_embeddings``)"""
-    no_identical: bool = False
-    """no pairs of a token with itself"""
-    no_same_word: bool = False
-    """no pairs of tokens that differ only in case or space, or not at all"""
-
-    def __post_init__(self) -> None:
-        """Raises QueryError or TokenError for a field of another type."""
-        for name in (each.name for each in fields(self) if each.name != "words"):
-            object.__setattr__(self, name, yes_or_no(name, getattr(self, name)))
-        if self.words is not None and not isinstance(self.words, (str, PathLike)):
-            object.__setattr__(self, "words", tuple(words_of(self.words)))
-
-    def __bool__(self) -> bool:
-        """Whether anything is left out."""
-        return self != TokenFilter()
-
-    @cached_property
-    def word_list(self) -> list[str] | None:
-        """The words that may pass; None where any may. Raises QueryError for a file that cannot be read or is empty."""
-        if self.words is None:
-            return None
-        if isinstance(self.words, (str, PathLike)):
-            lines = [line for line in read_lines(self.words, "word list") if line.strip()]
-        else:
-            lines = [word for word in self.words if word]  # of white space alone, it is an item of just that
-        found = list(dict.fromkeys(lines))
-        if not found:
-            name = f" {self.words}" if isinstance(self.words, (str, PathLike)) else ""
-            raise QueryError(f"the word list{name} holds no words; write one a line")
-        return found
 
 
 @dataclass
@@ -156,25 +109,35 @@ class Sieve:
     def _make(self, model: Model) -> Mask | None:
         if not self.filter:
             return None
+        asked = [rule for name, rule in TOKEN_RULES.items() if getattr(self.filter, name)]
+        masks = [mask for mask in (self._of_rule(model, rule) for rule in asked) if mask is not None]
+        if self.filter.word_list is not None:
+            masks.append(_of_words(self.database, model.vocabulary, self.filter.word_list))
+        return np.logical_and.reduce(masks) if masks else None
+
+    def _of_rule(self, model: Model, rule: Rule) -> Mask | None:
+        """Which tokens of a model a rule lets pass (V); None where its vocabulary does not say."""
+        if not says(self.database, model, rule):
+            self._notes.append(f"the vocabulary of {model.name} does not say {rule.unsaid}; none is left out for it")
+            return None
+        if rule.table == "token_embeddings":
+            sql = f"SELECT {rule.passes} AS passes FROM store.token_embeddings WHERE model_id = ? ORDER BY token_id"
+            found: Mask = self.database.kept(sql, model.model_id)["passes"].to_numpy()
+            return found
         import pyarrow.compute as pc  # here, as it takes longer to import than an atlas to open
 
-        of, vocabulary = self.filter, model.vocabulary
-        masks: list[Mask] = []
-        for asked, column in ((of.ascii, "is_ascii"), (of.alnum, "is_alnum"), (of.word_starts, "is_word_start")):
-            if asked:
-                values = self.database.tokens(vocabulary, column)
-                starts = values.drop_null()
-                if column == "is_word_start" and not pc.any(starts).as_py():
-                    note = f"the vocabulary of {model.name} does not say what starts a word; none is left out for it"
-                    self._notes.append(note)
-                else:
-                    masks.append(pc.fill_null(values, fill_value=False).to_numpy(zero_copy_only=False))
-        if of.word_list is not None:
-            masks.append(_of_words(self.database, vocabulary, of.word_list))
-        if of.no_undertrained:
-            sql = "SELECT is_undertrained FROM store.token_embeddings WHERE model_id = ? ORDER BY token_id"
-            masks.append(~self.database.kept(sql, model.model_id)["is_undertrained"].to_numpy())
-        return np.logical_and.reduce(masks) if masks else None
+        passing = pc.fill_null(self.database.tokens(model.vocabulary, rule.passes), fill_value=False)
+        mask: Mask = passing.to_numpy(zero_copy_only=False)
+        return mask
+
+
+def says(database: Database, model: Model, rule: Rule) -> bool:
+    """Whether a model's vocabulary says of its tokens what a rule asks."""
+    if not rule.unsaid:
+        return True
+    import pyarrow.compute as pc
+
+    return bool(pc.any(database.tokens(model.vocabulary, rule.passes)).as_py())
 
 
 def _of_words(database: Database, vocabulary: str, words: list[str]) -> Mask:
@@ -192,4 +155,5 @@ def _of_words(database: Database, vocabulary: str, words: list[str]) -> Mask:
     spaces = [text for text in map(bare, marked) if text.isspace()]  # that markers stand for
     columns = [("folded", folded), ("token", marked + others), ("text", marked + spaces)]
     found = [pc.is_in(database.tokens(vocabulary, name), pa.array(values, pa.string())) for name, values in columns]
-    return np.logical_or.reduce([each.to_numpy(zero_copy_only=False) for each in found])
+    mask: Mask = np.logical_or.reduce([each.to_numpy(zero_copy_only=False) for each in found])
+    return mask

@@ -11,11 +11,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Self
 
-from paramdex.result import visible
 from paramdex.store.database import Database
 from paramdex.store.scope import Scope, scope_of
 from paramdex.store.vectors import Vectors
 from paramdex.store.words import Wanted, resolve, separated, words_of
+from paramdex.text import visible
 from paramdex_schemas import Address, AddressError, AtlasError, QueryError
 from paramdex_schemas.arguments import given_path
 from paramdex_schemas.checks import check_text, suggest, whole_number

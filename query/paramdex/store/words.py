@@ -19,8 +19,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from os import PathLike
 
-from paramdex.result import visible
 from paramdex.store.database import Database
+from paramdex.text import visible
 from paramdex_schemas import QueryError, TokenError
 from paramdex_schemas.arguments import given_items, given_path
 from paramdex_schemas.checks import as_whole, check_text

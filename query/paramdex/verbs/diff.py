@@ -13,10 +13,11 @@ from typing import Any
 import pyarrow as pa
 
 from paramdex.picture import figure_class
-from paramdex.result import Drawn, table_of, visible
+from paramdex.result import Drawn, table_of
 from paramdex.store.described import by_pairs, by_tokens
 from paramdex.store.filters import Sieve, TokenFilter
 from paramdex.store.store import Store
+from paramdex.text import visible
 from paramdex_schemas import KINDS, MATRICES, AddressError, QueryError
 from paramdex_schemas.arguments import path_text
 from paramdex_schemas.checks import suggest

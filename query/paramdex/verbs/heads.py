@@ -20,13 +20,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from paramdex.result import Result, table_of, visible
+from paramdex.result import Result, table_of
 from paramdex.store.head_matrices import coordinates, displacements, owners
 from paramdex.store.head_matrices import heads as rows_of_heads
 from paramdex.store.nearest import signs_of
 from paramdex.store.scope import MOST, Scope
 from paramdex.store.store import Store
 from paramdex.store.words import items, nearest_words, read_lines, word_of
+from paramdex.text import visible
 from paramdex_schemas import MATRICES, QueryError, TokenError
 from paramdex_schemas.arguments import given_items
 from paramdex_schemas.checks import whole_number

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from paramdex.result import Result, table_of, visible
+from paramdex.result import Result, table_of
 from paramdex.store.described import passing, strongest
 from paramdex.store.filters import Sieve, TokenFilter
 from paramdex.store.nearest import Hit, nearest, signs_of
 from paramdex.store.scope import Scope
 from paramdex.store.store import Store
+from paramdex.text import visible
 from paramdex_schemas.isometry import Array
 from paramdex_schemas.model import Model
 

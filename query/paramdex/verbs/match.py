@@ -14,12 +14,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from paramdex.result import Result, table_of, visible
+from paramdex.result import Result, table_of
 from paramdex.store.common_space import common
 from paramdex.store.described import by_tokens
 from paramdex.store.filters import Sieve, TokenFilter
 from paramdex.store.scope import check_kind, one_or_both, with_layer
 from paramdex.store.store import Store
+from paramdex.text import visible
 from paramdex.verbs.align import align
 from paramdex_schemas import KINDS, QueryError
 from paramdex_schemas.checks import check_text, suggest

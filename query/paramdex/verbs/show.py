@@ -11,11 +11,12 @@ import numpy as np
 import pyarrow as pa
 
 from paramdex.picture import any_glyphs, figure_class
-from paramdex.result import Drawn, Result, arrow, table_of, visible
+from paramdex.result import Drawn, Result, table_of
 from paramdex.store.described import pairs_of
 from paramdex.store.filters import ALL, Sieve, TokenFilter
 from paramdex.store.postings import Postings
 from paramdex.store.store import Store
+from paramdex.text import arrow, visible
 from paramdex.verbs.info import info_of
 from paramdex_schemas import KINDS, MATRICES, Address, AddressError, QueryError
 from paramdex_schemas.isometry import Array

@@ -4,16 +4,16 @@ FastAPI reads these annotations, so they are not postponed.
 """
 
 import re
-from dataclasses import dataclass, replace
-from typing import Annotated, Literal
+from dataclasses import dataclass, make_dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Literal
 from unicodedata import normalize
 
-import pyarrow.compute as pc
 from fastapi import Query
 from pydantic import BeforeValidator
 
 from paramdex import Atlas
-from paramdex.store.filters import Sieve, TokenFilter
+from paramdex.store.filters import Sieve, says
+from paramdex.store.token_filter import TOKEN_RULES, TokenFilter
 from paramdex_schemas import QueryError
 from paramdex_schemas.model import Model
 
@@ -47,40 +47,54 @@ def searched(text: str) -> str:
     return normalize("NFC", text.lower())
 
 
+if TYPE_CHECKING:
+
+    class _Rules:
+        """The fields of a filter that a table decides."""
+
+else:
+    _Rules = make_dataclass(
+        "_Rules",
+        [(name, Annotated[bool, Query(description=rule.help)], False) for name, rule in TOKEN_RULES.items()],
+        frozen=True,
+    )
+
+
 @dataclass(frozen=True)
-class TokenChoice:
+class TokenChoice(_Rules):
     """Which tokens are shown: those that pass all that is asked, as with the options of ``paramdex show``."""
 
-    ascii: Annotated[bool, Query(description="only tokens of ASCII characters")] = False
-    alnum: Annotated[bool, Query(description="only tokens of letters and digits")] = False
-    word_starts: Annotated[bool, Query(description="only tokens that start a word")] = False
-    no_undertrained: Annotated[bool, Query(description="no tokens that training hardly used")] = False
     only: Annotated[str, Query(max_length=2000, description="only tokens that are one of these words")] = ""
+
+    @property
+    def _asked(self) -> dict[str, bool]:
+        return {name: getattr(self, name) for name in TOKEN_RULES}
+
+    @property
+    def boxes(self) -> list[tuple[str, str, bool]]:
+        """(name, label, whether it is ticked) of every box of the page's form."""
+        return [(name, TOKEN_RULES[name].label, on) for name, on in self._asked.items()]
 
     @property
     def filtered(self) -> bool:
         """Whether a token may be left out."""
-        return bool(self.ascii or self.alnum or self.word_starts or self.no_undertrained or self.only.strip())
+        return any(self._asked.values()) or bool(self.only.strip())
 
     def filter(self) -> TokenFilter:
-        return TokenFilter(
-            ascii=self.ascii,
-            alnum=self.alnum,
-            word_starts=self.word_starts,
-            no_undertrained=self.no_undertrained,
-            words=split_words(self.only) or None,
-        )
+        return TokenFilter(words=split_words(self.only) or None, **self._asked)
 
     def passing(self, atlas: Atlas, model: Model) -> list[str]:
         """Queries in SQL, each for the token_ids that one part of the choice lets pass; none where all do."""
-        marked = self.word_starts and pc.any(atlas.database.tokens(model.vocabulary, "is_word_start")).as_py()
-        asked = {"is_ascii": self.ascii, "is_alnum": self.alnum, "is_word_start": marked}
-        found = []
-        if any(asked.values()):
-            columns = " AND ".join(column for column, on in asked.items() if on)
-            found.append(f"SELECT token_id FROM tokens WHERE vocabulary = '{model.vocabulary}' AND {columns}")
-        if self.no_undertrained:
-            found.append(f"SELECT token_id FROM token_embeddings WHERE model = '{model.name}' AND NOT is_undertrained")
+        conditions: dict[str, list[str]] = {"tokens": [f"vocabulary = '{model.vocabulary}'"]}
+        conditions["token_embeddings"] = [f"model = '{model.name}'"]
+        for name, rule in TOKEN_RULES.items():
+            if rule.table is not None and getattr(self, name) and says(atlas.database, model, rule):
+                conditions[rule.table].append(rule.passes)
+        found = [
+            f"SELECT token_id FROM {table} WHERE {' AND '.join(asked)}"
+            for table, asked in conditions.items()
+            if len(asked) > 1
+        ]
         if words := split_words(self.only):
             mask = Sieve(atlas.database, TokenFilter(words=words)).mask(model)
             ids = [] if mask is None else mask.nonzero()[0].tolist()

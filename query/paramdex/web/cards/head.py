@@ -9,12 +9,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from paramdex import Atlas
+from paramdex.plain import short
 from paramdex.store.described import pairs_of
 from paramdex.store.filters import ALL, Sieve
 from paramdex.store.head_matrices import displacements, heads
 from paramdex.store.moments import numbers
 from paramdex.web.cards.choices import PairChoice, searched
-from paramdex.web.cards.lookups import Items, rows, short, standing, too_many_heads
+from paramdex.web.cards.lookups import Items, rows, standing, too_many_heads
 from paramdex.web.cards.shapes import Cell, Direction, HeadCard, Pair, Pairs, Vectors
 from paramdex_schemas import KINDS, MATRICES, Address
 from paramdex_schemas.model import Model

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from paramdex import Atlas
+from paramdex.plain import short
 from paramdex.store.described import by_tokens
 from paramdex.store.filters import Sieve
 from paramdex.web.cards.shapes import Named, Standing, Token
@@ -20,15 +21,6 @@ SHOWN = 6
 """Tokens that describe a parameter in a list."""
 MOST_COMPARED = 1_000_000
 """Entries of the small products, d_head x d_head for each head, that are made for one page: a tenth of a second."""
-
-
-def short(value: float | None) -> float:
-    """A float32 in its own shortest form; 0 for none.
-
-    >>> short(0.2206999957561493)
-    0.2207
-    """
-    return 0.0 if value is None else float(str(np.float32(value)))
 
 
 def too_many_heads(model: Model) -> bool:

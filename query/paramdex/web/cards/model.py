@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from paramdex import Atlas
+from paramdex.plain import short
 from paramdex.result import Result
 from paramdex.store.database import named_query
 from paramdex.store.head_matrices import heads
 from paramdex.store.moments import numbers
-from paramdex.web.cards.lookups import short
 from paramdex.web.cards.shapes import Cell, Grid, GridRow, Home, ModelCard, ModelSummary
 from paramdex.web.sources import public_source
 from paramdex_schemas import Address, QueryError

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from paramdex import Atlas
+from paramdex.plain import short
 from paramdex.store.common_space import shared_note
 from paramdex.store.moments import numbers
 from paramdex.store.nearest import Hit
@@ -12,7 +13,7 @@ from paramdex.store.related import related_on
 from paramdex.store.scope import Scope
 from paramdex.verbs.similar import hits_of_parameter
 from paramdex.web.cards.choices import TokenChoice
-from paramdex.web.cards.lookups import described, rows, short, standing
+from paramdex.web.cards.lookups import described, rows, standing
 from paramdex.web.cards.shapes import Near, NearIn, ParameterCard, Partner, Scored
 from paramdex_schemas import KINDS, Address
 from paramdex_schemas.model import Model

@@ -8,10 +8,11 @@ from collections.abc import Iterable
 from typing import Any, Literal
 
 from paramdex import Atlas
-from paramdex.result import visible
+from paramdex.plain import short
 from paramdex.store.nearest import Hit
+from paramdex.text import visible
 from paramdex.web.cards.choices import split_words
-from paramdex.web.cards.lookups import described, short, too_many_heads
+from paramdex.web.cards.lookups import described, too_many_heads
 from paramdex.web.cards.shapes import (
     Choice,
     Facets,

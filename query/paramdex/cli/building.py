@@ -1,0 +1,198 @@
+"""The commands that read models: ``build`` makes an atlas of them, ``evaluate`` and ``stitch`` measure them.
+
+They alone load the builder, when they are called, so that asking an atlas needs neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import click
+
+from paramdex.cli.ctrl_c import raise_again
+from paramdex.cli.options import FORMAT, FilePath, check_plot, needing_builder, picture, print_and_plot
+from paramdex_schemas import QueryError
+
+SPACE = click.option(
+    "--space",
+    type=click.Choice(["output", "input"]),
+    default="output",
+    show_default=True,
+    help="the embedding whose rows the scores belong to",
+)
+FOLD_NORM = click.option("--fold-norm", is_flag=True, help="fold norms into the vectors beside them")
+
+
+def build_atlas(sources: Sequence[str], output: str, options: Mapping[str, Any]) -> None:
+    """Build an atlas, or add to one. ``options`` are fields of ``paramdex_builder.Options``; others keep their default.
+
+    Raises QueryError where the builder is not installed or the build was interrupted, and what the build raises.
+    """
+    # Threads that wait for each other without spinning: a little slower alone, more than twice as fast where two
+    # builds share the cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    with needing_builder("building"):
+        from paramdex_builder import Options, TerminalProgress
+        from paramdex_builder import build as run
+
+        raise_again()
+        try:
+            run(sources, output, Options(**options), TerminalProgress())
+        except KeyboardInterrupt as error:
+            raise QueryError("interrupted; run the same command again, and it goes on where it was") from error
+
+
+@click.command()
+@click.argument("sources", nargs=-1, required=True, metavar="[NAME=]SOURCE...")
+@click.option("-o", "--output", required=True, type=FilePath(), help="the atlas to make or add to")
+@click.option("--top-k", type=int, default=50, show_default=True, help="strongest tokens kept a parameter and side")
+@click.option("--pair-k", type=int, default=200, show_default=True, help="strongest pairs kept a head, matrix and side")
+@click.option("--neighbor-k", type=int, default=5, show_default=True, help="nearest kept a parameter and other model")
+@SPACE
+@click.option("--base", help="the model that the sources were tuned from: keep what moved (also from a LoRA folder)")
+@FOLD_NORM
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N")
+@click.option(
+    "--directions-k", type=int, default=8, show_default=True, help="singular directions kept a head and matrix"
+)
+@click.option("--memory", help="the most it may take, such as 8G  [default: half of what is free, or what it needs]")
+def build(sources: tuple[str, ...], output: str, **options: Any) -> None:
+    """Build an atlas of models, or add models to one. Interrupted, the same command goes on where it was.
+
+    SOURCE is a folder with config.json, weights and tokenizer, or a name on the Hugging Face hub, NAME@REVISION for a
+    branch, tag or commit.
+
+    \b
+    paramdex build gpt2 gpt2-medium -o gpt2.atlas
+    paramdex build early=EleutherAI/pythia-70m@step1000 EleutherAI/pythia-70m -o pythia.atlas
+    paramdex build base=./bert tuned=./bert-imdb -o bert.atlas --top-k 100
+    paramdex build moved=./bert-imdb --base ./bert -o bert.atlas
+    """
+    build_atlas(sources, output, options)
+
+
+@click.command()
+@click.argument("source")
+@click.option("--text", required=True, type=FilePath(), help="a text file, plain or .xz, to run it on")
+@SPACE
+@FOLD_NORM
+@click.option(
+    "-k",
+    "k",
+    type=click.IntRange(1),
+    default=50,
+    show_default=True,
+    help="strongest tokens of states and their parameters",
+)
+@click.option("--pair-k", type=click.IntRange(1), default=100, show_default=True, help="strongest tokens in a pair")
+@click.option(
+    "--samples",
+    type=click.IntRange(2),
+    default=1000,
+    show_default=True,
+    help="tokens of the text looked at, and pairs of a kind and layer, at most",
+)
+@click.option(
+    "--draws",
+    type=click.IntRange(1),
+    default=40,
+    show_default=True,
+    help="draws of each baseline; of fewer than 19 no p-value is as small as 0.05",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="seed of all that is drawn at random")
+@picture("all measures")
+@FORMAT
+def evaluate(source: str, text: str, plot: str | None, output: str, **options: Any) -> None:
+    """Can a model's parameters be read as tokens? The measures of Dar et al., beside their baselines.
+
+    Runs the model SOURCE, as for build, over a text. Whether a state's strongest tokens are those of the parameters
+    most active there; whether vectors that belong together have strongest tokens in common; whether E^T does for the
+    inverse of E.
+
+    \b
+    paramdex evaluate gpt2 --text wiki.txt
+    paramdex evaluate data/models/tiny-a --text README.md --fold-norm --plot measures.png
+    """
+    from paramdex.measures import evaluation
+
+    check_plot(plot)
+    with needing_builder("evaluating"):
+        from paramdex_builder import EvaluateOptions, TerminalProgress
+        from paramdex_builder import evaluate as run
+        from paramdex_builder.measure.evaluate import read_words
+
+        raise_again()
+        table = run(source, read_words(text), EvaluateOptions(**options), TerminalProgress())
+    print_and_plot(evaluation(table), output, plot)
+
+
+@click.command()
+@click.argument("pretrained")
+@click.argument("tuned", nargs=-1, required=True)
+@click.option(
+    "--reviews", required=True, type=FilePath(), help="texts to judge: JSON lines with text and label, plain or .xz"
+)
+@click.option("--base", help="the model that TUNED was tuned from: measured too, and needed for an adapter")
+@click.option(
+    "--last",
+    type=click.IntRange(0),
+    multiple=True,
+    help="keep so many last layers of TUNED, can be given again (default: every number)",
+)
+@click.option(
+    "--state",
+    type=click.Choice(["raw", "scaled", "normed"]),
+    default="raw",
+    show_default=True,
+    help="states as they are, in the mean length of TUNED's own, or through a final norm",
+)
+@click.option(
+    "--space",
+    type=click.Choice(["output", "input"]),
+    default="output",
+    show_default=True,
+    help="the embeddings that the map leads through",
+)
+@click.option("--words", type=click.IntRange(1), help="take the last so many words of every text")
+@click.option("--limit", type=click.IntRange(1), help="take so many texts, evenly from the file")
+@picture("accuracies")
+@FORMAT
+def stitch(
+    pretrained: str,
+    tuned: tuple[str, ...],
+    reviews: str,
+    words: int | None,
+    limit: int | None,
+    plot: str | None,
+    output: str,
+    **options: Any,
+) -> None:
+    """The first layers of one model under the last layers and the classifier of another, without training.
+
+    In between, states go through the vocabulary that the two models share: the kernel E_A E_B^+ of Dar et al.
+    TUNED is a classifier: a folder of transformers' with a head for sequence classification, or a model's folder or a
+    LoRA adapter with classifier.safetensors beside it. Several are averaged in print. Texts are tokenized by TUNED's
+    own tokenizer, and run as if each were alone.
+
+    Labels are the class names of TUNED's config (id2label), LABEL_0, LABEL_1 ..., or all the numbers from 0. Where
+    nothing names the classes, other labels are taken in sorted order, which is then said.
+
+    \b
+    paramdex stitch gpt2-medium ./gpt2-imdb --reviews imdb-test.jsonl --last 3 --plot stitch.png
+    paramdex stitch ./other-bert ./bert-lora --base ./bert --reviews reviews.jsonl --words 180
+    """
+    from paramdex.measures import stitching
+
+    check_plot(plot)
+    with needing_builder("stitching"):
+        from paramdex_builder import StitchOptions, TerminalProgress
+        from paramdex_builder import stitch as run
+        from paramdex_builder.measure.classifier import read_labelled
+
+        raise_again()
+        texts = read_labelled(reviews, words=words, limit=limit)
+        options["last"] = options["last"] or None
+        table = run(pretrained, tuned, texts, StitchOptions(**options), TerminalProgress())
+    print_and_plot(stitching(table), output, plot)
