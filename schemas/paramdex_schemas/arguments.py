@@ -25,12 +25,12 @@ def path_text(given: object, what: str, error: type[ParamdexError]) -> str:
     Raises ``error``, which calls it ``what``, for what is no path, and for one that no file can have.
     """
     try:
-        text: Any = os.fspath(given)  # type: ignore[call-overload]  # refused here
+        found: object = os.fspath(given)  # type: ignore[call-overload]  # refused here
     except Exception:  # noqa: BLE001  # TypeError, or the value's own
-        text = None
-    if not isinstance(text, str) or not text:
+        found = None
+    if not isinstance(found, str) or not found:
         raise error(f"{what} is text or a path, not {quoted(given)}")
-    text = check_text(text, error(f"the path {quoted(text)} is not valid UTF-8 text; give another"))
+    text = check_text(found, error(f"the path {quoted(found)} is not valid UTF-8 text; give another"))
     if "\0" in text:
         raise error(f"the path {quoted(text)} has a null character in it; give another")
     text = os.path.expanduser(text)  # noqa: PTH111  # Path's own fails for an unknown user
@@ -57,7 +57,8 @@ def given_items(given: object, error: ParamdexError) -> list[Any]:
         if hasattr(given, "to_pylist"):
             given = given.to_pylist()
         if not isinstance(given, _NO_SEQUENCE) and not hasattr(given, "columns"):
-            return list(given)  # type: ignore[call-overload]  # refused here
+            found: list[Any] = list(given)  # type: ignore[call-overload]  # refused here
+            return found
     except Exception as cause:  # TypeError, or the iterator's own
         raise error from cause
     raise error

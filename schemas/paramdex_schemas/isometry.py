@@ -41,12 +41,13 @@ class Root:
 
     @property
     def rank(self) -> int:
-        return self.root.shape[0]
+        return len(self.root)
 
     @cached_property
     def values(self) -> Array:
         """The eigenvalues l (r), the squares of the norms of R's rows."""
-        return np.einsum("ij,ij->i", self.root, self.root)
+        values: Array = np.einsum("ij,ij->i", self.root, self.root)
+        return values
 
     @cached_property
     def inverse(self) -> Array:
@@ -72,7 +73,7 @@ class Root:
         """For a w of norm 1, an R w of no more than this length is what rounding leaves of 0: gamma_d ||R||_F, 4 times
         for R's own. What R keeps is longer by far, unless w is almost at right angles to all of it.
         """
-        return 4 * max(self.root.shape) * float(np.finfo(np.float64).eps) * float(np.linalg.norm(self.root))
+        return float(4 * max(self.root.shape) * np.finfo(np.float64).eps * np.linalg.norm(self.root))
 
 
 def gram_root(gram: Array, n_rows: int) -> Root:
@@ -100,7 +101,8 @@ def gram_root(gram: Array, n_rows: int) -> Root:
 def normalize(rows: Array, nothing: float = 0.0) -> Array:
     """Each row over its norm; one no longer than ``nothing`` becomes zero, whose correlation with anything is 0."""
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.divide(rows, norms, out=np.zeros_like(rows), where=norms > nothing)
+    found: Array = np.divide(rows, norms, out=np.zeros_like(rows), where=norms > nothing)
+    return found
 
 
 def restriction(some: Root, whole: Root) -> Array:
@@ -131,7 +133,8 @@ def times_vector(matrix: Array, vector: Array) -> Array:
 
     What a search begins with: the threads of a BLAS would spin on for a while, on the cores that it needs.
     """
-    return np.einsum("ij,j->i", matrix, vector.astype(np.float64))
+    product: Array = np.einsum("ij,j->i", matrix, vector.astype(np.float64))
+    return product
 
 
 def mean_absolute(a: Array, b: Array) -> float:

@@ -81,11 +81,14 @@ def _pivoted(tokens: list[_Token]) -> Iterator[tuple[int, int, bool]]:
         if pivot.word not in ("PIVOT", "PIVOT_WIDER"):
             continue
         own = [*takewhile(lambda token: token.depth >= pivot.depth, tokens[n + 1 :])]  # noqa: B023  # used at once
-        level = lambda token: token.word if token.depth == pivot.depth else ""  # noqa: B023, E731
-        whole = [*takewhile(lambda token: level(token) not in _AFTER_PIVOT, own)]  # noqa: B023
+
+        def level(token: _Token, depth: int = pivot.depth) -> str:
+            return token.word if token.depth == depth else ""
+
+        whole = [*takewhile(lambda token: level(token) not in _AFTER_PIVOT, own)]
         # joins have ON and USING too
         on = max((i for i, token in enumerate(whole, 1) if level(token) == "ON"), default=len(whole))
-        columns = takewhile(lambda token: level(token) != "USING", whole[on:])  # noqa: B023
+        columns = takewhile(lambda token: level(token) != "USING", whole[on:])
         for comma, column in groupby(columns, key=lambda token: level(token) == ","):
             if not comma:
                 words = list(column)

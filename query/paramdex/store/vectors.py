@@ -54,7 +54,8 @@ class Space:
     def rows(self, ids: Array | list[int]) -> Array:
         """Rows of E (len(ids) x d), float64."""
         if not 0 < len(ids) <= 1000:
-            return self._file.get_tensor("embedding")[np.asarray(ids, np.int64)].astype(np.float64)
+            found: Array = self._file.get_tensor("embedding")[np.asarray(ids, np.int64)].astype(np.float64)
+            return found
         view = self._file.get_slice("embedding")
         return np.concatenate([view[int(i) : int(i) + 1] for i in ids]).astype(np.float64)
 
@@ -68,7 +69,8 @@ class Space:
 
     @cached_property
     def means(self) -> Array:
-        return self._file.get_tensor("means")
+        found: Array = self._file.get_tensor("means")
+        return found
 
 
 @dataclass

@@ -77,12 +77,12 @@ def _reading(database: Database, vocabulary: str, column: str, text: str) -> lis
     texts, ids = (each.chunk(0) for each in ordered.columns)
 
     def at(place: int) -> str:
-        return texts[place].as_py()
+        return str(texts[place].as_py())
 
     first = end = bisect_left(range(len(texts)), text, key=at)
     while end < len(texts) and at(end) == text:
         end += 1
-    return ids[first:end].to_pylist()
+    return [i.as_py() for i in ids[first:end]]
 
 
 def continuation(word: str) -> str:

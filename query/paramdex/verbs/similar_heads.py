@@ -109,7 +109,8 @@ def head_cosines(store: Store, both: Common, where: Address, matrix: str) -> Arr
     if known is None:
         known = side.vectors.head_norms[key] = np.concatenate(norms)
     dots, sizes = np.concatenate(inner), norm * known
-    return np.divide(dots, sizes, out=np.zeros_like(dots), where=sizes > 0)
+    cosines: Array = np.divide(dots, sizes, out=np.zeros_like(dots), where=sizes > 0)
+    return cosines
 
 
 def _products(P: Array, p: Array) -> Array:

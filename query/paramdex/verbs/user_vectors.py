@@ -166,7 +166,8 @@ def _read_tensor(path: Path, name: str | None) -> np.ndarray:
         if name not in names:
             raise QueryError(f"{path} has no tensor {quoted(name)}; {suggest(name, names)}")
         if file.get_slice(name).get_dtype() != "BF16":
-            return file.get_tensor(name)
+            found: np.ndarray = file.get_tensor(name)
+            return found
     with path.open("rb") as raw:
         size = int.from_bytes(raw.read(8), "little")
         entry = json.loads(raw.read(size))[name]
