@@ -39,10 +39,9 @@ import numpy.typing as npt
 from paramdex_schemas import AtlasError, QueryError
 from paramdex_schemas.errors import quoted
 from paramdex_schemas.isometry import Array, times_vector
+from paramdex_schemas.model import Span
 
 Ids = npt.NDArray[np.int64]
-Span = tuple[int, int]
-"""Rows [first, end)."""
 Hit = tuple[float, int]
 """(similarity, param_id)."""
 _BLOCK = 1 << 20
