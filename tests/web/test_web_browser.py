@@ -200,7 +200,7 @@ def test_what_is_chosen_stands_in_the_address(watched: Watched) -> None:
     page.keyboard.press("Enter")
     page.wait_for_url("**/minilm/L3/H1?words=different&k=20&alnum=true&contains=limit")
     chips = page.locator("section[aria-label='QK top'] tbody th")
-    page.get_by_role("link", name="Show without choosing").wait_for()
+    page.get_by_role("link", name="Reset").wait_for()
     assert 0 < chips.count() < 20
     assert all("limit" in chip for chip in chips.all_text_contents())
     page.get_by_label("with the text").fill("")
@@ -211,7 +211,7 @@ def test_what_is_chosen_stands_in_the_address(watched: Watched) -> None:
     page.wait_for_url("**&contains=limit")
     assert page.get_by_label("with the text").input_value() == "limit"
     assert page.get_by_label("letters and digits").is_checked()
-    page.get_by_role("link", name="Show without choosing").click()
+    page.get_by_role("link", name="Reset").click()
     page.wait_for_url("**/minilm/L3/H1")
     page.get_by_text("Filters", exact=True).wait_for()
     assert chips.count() == 20

@@ -11,14 +11,18 @@ import pytest
 from starlette.testclient import TestClient
 
 from paramdex import Atlas
-from paramdex.web.cards import shapes
+from paramdex.web.cards.comparison import Comparison
+from paramdex.web.cards.head import HeadCard
+from paramdex.web.cards.model import Home, ModelCard
+from paramdex.web.cards.parameter import ParameterCard
+from paramdex.web.cards.questions import Found, Searched
 from paramdex.web.html.drawing import number
 from query_helpers import Everything, shared_ids
 from web_helpers import data, page
 
 
 def test_home(client: TestClient, atlas: Atlas) -> None:
-    home = shapes.Home.model_validate(data(client, "/.json"))
+    home = Home.model_validate(data(client, "/.json"))
     assert home.atlas == "small.atlas"
     expected = {row["model"]: row for row in atlas.info()}
     assert [model.model for model in home.models] == list(expected)
@@ -36,7 +40,7 @@ def test_home(client: TestClient, atlas: Atlas) -> None:
     ],
 )  # fmt: skip
 def test_parameter_cards(client: TestClient, atlas: Atlas, wholes: dict[str, Everything], address: str) -> None:
-    card = shapes.ParameterCard.model_validate(data(client, f"/{address}.json", k=12))
+    card = ParameterCard.model_validate(data(client, f"/{address}.json", k=12))
     shown = atlas.show(address, 12).to_rows()
     for side in ("top", "bottom"):
         expected = [(r["token_id"], r["text"], r["score"], r["z"]) for r in shown if r["side"] == side]
@@ -85,7 +89,7 @@ def test_partners(client: TestClient, address: str, partners: list[str]) -> None
 @pytest.mark.parametrize("address", ["gpt2-a/L1/H0", "llama-gqa/L0/H3", "bert/L1/H2"])
 @pytest.mark.parametrize("words", ["different", "all"])
 def test_head_cards(client: TestClient, atlas: Atlas, address: str, words: str) -> None:
-    card = shapes.HeadCard.model_validate(data(client, f"/{address}.json", words=words, k=15))
+    card = HeadCard.model_validate(data(client, f"/{address}.json", words=words, k=15))
     rows = atlas.show(address, 15, distinct=words == "different").to_rows()
     for each in card.lists:
         expected = [
@@ -115,7 +119,7 @@ def test_pairs_are_filtered_by_text(client: TestClient) -> None:
 
 @pytest.mark.parametrize("address", ["gpt2-a", "gpt2-a/L1", "bert", "llama-gqa/L0"])
 def test_models_and_layers(client: TestClient, atlas: Atlas, address: str) -> None:
-    card = shapes.ModelCard.model_validate(data(client, f"/{address}.json"))
+    card = ModelCard.model_validate(data(client, f"/{address}.json"))
     model, _, layer = address.partition("/L")
     where = "model = ? AND (? = '' OR layer = TRY_CAST(? AS INT))"
     counts = atlas.sql(f"SELECT kind, count(*) AS n FROM parameters WHERE {where} GROUP BY kind", [model, layer, layer])
@@ -178,7 +182,7 @@ def test_one_address_each(client: TestClient) -> None:
 @pytest.mark.parametrize("q", ["canada", "food bread", '" Canada"', "##ing"])
 def test_find_and_search_are_the_verbs(client: TestClient, atlas: Atlas, q: str) -> None:
     words = [q.strip('"')] if '"' in q else q.split()
-    found = shapes.Found.model_validate(data(client, "/find.json", q=q, k=7))
+    found = Found.model_validate(data(client, "/find.json", q=q, k=7))
     assert found.words == words
     expected = atlas.find(words, 100).to_rows()
     parameters = [row for row in expected if row["kind"] not in ("QK", "VO")]
@@ -186,7 +190,7 @@ def test_find_and_search_are_the_verbs(client: TestClient, atlas: Atlas, q: str)
         (r["address"], r["side"], r["words"], r["rank"], r["z"]) for r in parameters[:7]
     ]
     assert sum(choice.count for choice in found.facets.side) == found.counted == len(expected)
-    searched = shapes.Searched.model_validate(data(client, "/search.json", q=q, k=7))
+    searched = Searched.model_validate(data(client, "/search.json", q=q, k=7))
     assert [(r.rank, r.address, r.words, r.z, r.similarity) for r in searched.rows] == [
         (r["rank"], r["address"], r["words"], r["z"], r["similarity"]) for r in atlas.search(words, 100).to_rows()[:7]
     ]
@@ -241,7 +245,7 @@ def test_what_the_search_box_understands(client: TestClient, q: str, kind: str, 
 
 @pytest.mark.parametrize("pair", [("gpt2-a", "gpt2-wide"), ("gpt2-wide", "gpt2-a"), ("bert", "gpt2-a")])
 def test_comparisons(client: TestClient, atlas: Atlas, pair: tuple[str, str]) -> None:
-    answer = shapes.Comparison.model_validate(data(client, f"/align/{pair[0]}/{pair[1]}.json"))
+    answer = Comparison.model_validate(data(client, f"/align/{pair[0]}/{pair[1]}.json"))
     expected = atlas.align(*pair)
     assert [each.kind for each in answer.maps] == expected.kinds
     for each in answer.maps:

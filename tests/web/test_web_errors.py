@@ -8,7 +8,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from paramdex.web.app import POLICY
-from paramdex.web.cards.shapes import Problem
+from paramdex.web.cards.problem import Problem
 from web_helpers import data, page
 
 
@@ -141,5 +141,5 @@ def test_pages_elsewhere_have_no_answer(client: TestClient, path: str, site: str
     answer = client.get(path, headers=headers)
     assert answer.status_code == status
     if status == 403:
-        assert answer.json()["error"]["message"] == "a page of another site has no answer from this server"
+        assert answer.json()["error"]["message"] == "this server does not answer pages of other sites"
         assert "content-security-policy" in answer.headers

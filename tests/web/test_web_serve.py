@@ -59,7 +59,7 @@ def test_it_ends_at_once_whatever_it_is_asked(small_atlas: Path, stop: signal.Si
             for each in asked:
                 with pytest.raises(urllib.error.HTTPError) as error:
                     each.result(60)
-                assert (error.value.code, "this server is ending" in error.value.read().decode()) == (503, True)
+                assert (error.value.code, "this server is shutting down" in error.value.read().decode()) == (503, True)
         assert said == ""
         assert process.returncode in (0, 130, -stop)
         assert time.monotonic() - began < 15

@@ -1,5 +1,6 @@
-"""The server: a pure factory from an open atlas to an application. Every thing has one address; with ``.json`` at its
-end the same address gives its data.
+"""The server: a pure function from an open atlas to an application.
+
+Everything has one address. With ``.json`` at its end, the same address gives the data.
 """
 
 from __future__ import annotations
@@ -21,13 +22,14 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from paramdex import Atlas, __version__
-from paramdex.web.cards.shapes import Fault, Problem
+from paramdex.web.cards.problem import Fault, Problem
 from paramdex.web.errors import fault
 from paramdex.web.html.pages import STATIC, Pages
-from paramdex.web.load.lookup_worker import Lookups
 from paramdex.web.load.turns import Turns
+from paramdex.web.lookup_worker import Lookups
 from paramdex.web.pool import Pool
-from paramdex.web.routes import Moved, router
+from paramdex.web.routes import Elsewhere, router
+from paramdex.web.sql.answer import tables
 from paramdex.web.sql.fence import Fence, Limits
 from paramdex.web.sql.routes import sql_router
 from paramdex_schemas import ParamdexError, QueryError
@@ -44,12 +46,12 @@ _HEADERS = [
 ]
 _CHANGING = re.compile(rf"{STATIC}/|/sql(\.\w+)?$")
 _QUEUED = re.compile(r"/(sql(\.\w+)?|(find|search|similar|ask)(\.json)?|align(/.*)?)")
-"""Paths whose questions processes answer, which have queues of their own."""
+"""Paths whose questions are answered by processes, which have queues of their own."""
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]"})
 
 
 class Assets(StaticFiles):
-    """Files whose addresses change with their content: a browser asks for each once."""
+    """Files whose addresses change with their content, so a browser asks for each only once."""
 
     def file_response(self, *args: Any, **values: Any) -> Response:
         answer = super().file_response(*args, **values)
@@ -58,9 +60,14 @@ class Assets(StaticFiles):
 
 
 class Guard:
-    """Puts the security headers on every answer, and answers only to the names that the server goes by: a page
-    elsewhere whose name is made to resolve to this machine cannot read the atlas. Nor can a page elsewhere have a
-    browser ask in its stead, for a picture, a script or data; a link from there leads here.
+    """Puts the security headers on every answer, and refuses what pages of other sites should not get.
+
+    Only the server's own host names are answered: a site that makes its name resolve to this machine (DNS rebinding)
+    cannot read the atlas. A page of another site cannot load a picture, a script or data from here either; a link from
+    it to a page here works.
+
+    starlette's TrustedHost refuses in plain text, but every refusal here is a Problem with these headers. starlette's
+    CORS only grants other sites access; it refuses nothing.
     """
 
     def __init__(self, app: ASGIApp, hosts: frozenset[str] | None) -> None:
@@ -80,19 +87,20 @@ class Guard:
         headers = dict(scope["headers"])
         host = headers.get(b"host", b"").decode("latin-1")
         if self.hosts is not None and _name(host) not in self.hosts:
-            said = Fault(status=400, kind="request", message="this server does not go by that name")
+            said = Fault(status=400, kind="request", message="this server does not answer to that host name")
             await _json(said)(scope, receive, guarded)
             return
         if headers.get(b"sec-fetch-site") == b"cross-site" and headers.get(b"sec-fetch-dest") != b"document":
-            said = Fault(status=403, kind="request", message="a page of another site has no answer from this server")
+            said = Fault(status=403, kind="request", message="this server does not answer pages of other sites")
             await _json(said)(scope, receive, guarded)
             return
         await self.app(scope, receive, guarded)
 
 
 class Unchanged:
-    """What a server says of an atlas stays the same while it runs: a browser that comes back to a page asks whether it
-    has changed, and is told at once that it has not. Files have an age of their own, and SQL can ask for the time.
+    """Answers "not modified" (304) to a browser that has the page already: an atlas stays the same while it is served.
+
+    Files have an expiry of their own. SQL is always run: it can ask for the time.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -120,7 +128,7 @@ class Unchanged:
 
 
 def _name(host: str) -> str:
-    """A host without its port, in small letters."""
+    """A host without its port, in lower case."""
     name, _, port = host.lower().rpartition(":")
     return name if port.isdigit() and name else host.lower()
 
@@ -132,13 +140,13 @@ def _json(said: Fault, headers: dict[str, str] | None = None) -> JSONResponse:
 def make_app(atlas: Atlas, limits: Limits | None = None, hosts: frozenset[str] | None = LOOPBACK) -> FastAPI:
     """The application over an open atlas. ``hosts`` are the names it answers to, None for any.
 
-    The atlas stays the caller's to close; the processes that run SQL start when first asked and end with the server.
+    The caller closes the atlas. The processes for look-ups and SQL start with the server and end with it.
     Raises QueryError where a model has the name of a page.
     """
     limits = limits or Limits()
     fence = Fence(atlas.path, limits)
     lookups = Lookups(atlas.path, limits.lookups)
-    pool = Pool(atlas, limits.pages.running)  # who has a turn finds one
+    pool = Pool(atlas, limits.pages.running)  # one for each page that is made at a time
     pages = Pages(atlas)
 
     def close() -> None:
@@ -158,27 +166,28 @@ def make_app(atlas: Atlas, limits: Limits | None = None, hosts: frozenset[str] |
         docs_url=None,
         redoc_url=None,
         lifespan=lifespan,
-        description="What the weights of language models say: the data of every page of this server.",
+        description="What the weights of language models say: every page of this server as data.",
         license_info={"name": "Apache-2.0"},
     )
     app.state.fence = fence
     app.state.close = close
     app.mount(STATIC, Assets(directory=str(resources.files("paramdex.web") / "static")), name="static")
-    routers = [sql_router(fence, pages), router(pool, lookups, pages, app)]
+    routers = [sql_router(fence, pages, tables(atlas)), router(pool, lookups, pages, app)]
     _check_names(atlas, [*app.routes, *(route for each in routers for route in each.routes)])
     for each in routers:
         app.include_router(each)
     respond = _responder(pages)
-    _add_errors(app, atlas, respond)
-    longest = 2 * max(limits.seconds, limits.lookups.seconds)  # as long in the queue as at work
-    app.add_middleware(Turns, share=limits.pages, queued=_QUEUED, seconds=longest, files=STATIC, respond=respond)
+    tell = _teller(atlas, respond)
+    _add_errors(app, tell, respond)
+    longest = 2 * max(limits.seconds, limits.lookups.seconds)  # half of it may be spent in the queue
+    app.add_middleware(Turns, share=limits.pages, queued=_QUEUED, seconds=longest, files=STATIC, respond=tell)
     app.add_middleware(Unchanged)
-    app.add_middleware(Guard, hosts=hosts)  # the last is asked first
+    app.add_middleware(Guard, hosts=hosts)  # the last added sees a request first
     return app
 
 
 def _check_names(atlas: Atlas, routes: Iterable[BaseRoute]) -> None:
-    """Every address has one meaning: raises QueryError for a model whose own is one of the server's."""
+    """Every address has one meaning: raises QueryError for a model whose name is the path of a page."""
     taken = {route.path.split("/")[1] for route in routes if isinstance(route, Route | Mount)}
     for name in atlas.models:
         if name in taken or name.endswith(".json"):
@@ -193,7 +202,7 @@ Respond = Callable[[Request, Fault, dict[str, str] | None], Response]
 
 
 def _responder(pages: Pages) -> Respond:
-    """One shape for every error: a page for people, Problem for programs."""
+    """Every error in one shape: a page for people, a Problem for programs."""
 
     def respond(request: Request, said: Fault, headers: dict[str, str] | None) -> Response:
         path = request.url.path
@@ -205,19 +214,28 @@ def _responder(pages: Pages) -> Respond:
     return respond
 
 
-def _add_errors(app: FastAPI, atlas: Atlas, respond: Respond) -> None:
-    """What is raised is told as ``respond`` tells it."""
+def _teller(atlas: Atlas, respond: Respond) -> Callable[[Request, ParamdexError], Response]:
+    """What answers paramdex's own errors: the message, and the nearest addresses or words that exist."""
 
-    async def ours(request: Request, error: Exception) -> Response:
-        assert isinstance(error, ParamdexError)
+    def tell(request: Request, error: ParamdexError) -> Response:
         asked = str(request.path_params.get("address") or request.query_params.get("address") or "")
         if not asked and "a" in request.path_params:
             asked = next((request.path_params[x] for x in "ab" if request.path_params[x] not in atlas.models), "")
         said = fault(atlas, error, asked)
         return respond(request, said, {"retry-after": "5"} if said.kind == "busy" else None)
 
-    async def moved(request: Request, error: Exception) -> Response:
-        assert isinstance(error, Moved)
+    return tell
+
+
+def _add_errors(app: FastAPI, tell: Callable[[Request, ParamdexError], Response], respond: Respond) -> None:
+    """Errors of paramdex go to ``tell``, all others to ``respond``."""
+
+    async def ours(request: Request, error: Exception) -> Response:
+        assert isinstance(error, ParamdexError)
+        return tell(request, error)
+
+    async def elsewhere(request: Request, error: Exception) -> Response:
+        assert isinstance(error, Elsewhere)
         query = f"?{request.url.query}" if request.url.query else ""
         return RedirectResponse(error.path + query, 307)
 
@@ -232,11 +250,12 @@ def _add_errors(app: FastAPI, atlas: Atlas, respond: Respond) -> None:
         return respond(request, said, dict(error.headers or {}))
 
     async def unknown(request: Request, _: Exception) -> Response:
-        return respond(request, Fault(status=500, kind="server", message="this is a fault of the server's own"), None)
+        said = Fault(status=500, kind="server", message="the server failed; your request is not to blame")
+        return respond(request, said, None)
 
     handlers: dict[Any, Any] = {
         ParamdexError: ours,
-        Moved: moved,
+        Elsewhere: elsewhere,
         RequestValidationError: invalid,
         HTTPException: http,
         Exception: unknown,

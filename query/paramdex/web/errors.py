@@ -1,20 +1,18 @@
-"""Errors as the server tells them: one shape, a status, and the nearest things that there are."""
+"""An error as the server reports it: a status, a message, and the nearest addresses or words that exist."""
 
 from __future__ import annotations
 
 import difflib
 import re
 from dataclasses import replace
-from typing import Literal
 
 from paramdex import Atlas
-from paramdex.web.cards.shapes import Fault
-from paramdex.web.load.processes import BusyError, EndingError, LateError
+from paramdex.web.cards.problem import Fault, Kind
+from paramdex.web.load.shares import BusyError, EndingError, LateError
 from paramdex_schemas import KINDS, Address, AddressError, AtlasError, ParamdexError, QueryError, TokenError
 from paramdex_schemas.errors import escaped
 from paramdex_schemas.layout import Layout, Run
 
-Kind = Literal["address", "token", "query", "request", "busy", "atlas", "server"]
 _KINDS: list[tuple[type[ParamdexError], int, Kind]] = [
     (BusyError, 429, "busy"),
     (LateError, 503, "busy"),
@@ -28,7 +26,7 @@ _PARTS = re.compile(r"(?P<letter>[LHE])(?P<number>\d{1,9})|(?P<idx>\d{1,9})|(?P<
 
 
 def fault(atlas: Atlas, error: ParamdexError, asked: str) -> Fault:
-    """How an error is told; ``asked`` is the address that was asked for. No path of this machine is in it."""
+    """An error as a Fault. ``asked`` is the address that was asked for. No path of this machine is in the message."""
     status, kind = next(((status, kind) for cls, status, kind in _KINDS if isinstance(error, cls)), (500, "server"))
     message = str(error)
     for path in (str(atlas.path.resolve()), str(atlas.path)):
@@ -42,9 +40,10 @@ def fault(atlas: Atlas, error: ParamdexError, asked: str) -> Fault:
 
 
 def nearest_addresses(atlas: Atlas, text: str, n: int = 4) -> list[str]:
-    """Addresses that the atlas has, nearest to one that it has not.
+    """At most n addresses that exist, nearest to one that does not.
 
-    The model of the nearest name, then what agrees with it in most, numbers brought within what there is.
+    First the model with the nearest name; in it the place that agrees in most parts, with numbers clipped to what the
+    model has.
     """
     name, *parts = [part for part in text.split("/") if part][:8] or [""]
     names = list(atlas.models)
@@ -61,7 +60,7 @@ def nearest_addresses(atlas: Atlas, text: str, n: int = 4) -> list[str]:
 
 
 def _loose(parts: list[str]) -> dict[str, str | int]:
-    """What the parts of a mistyped address seem to mean."""
+    """What the parts of a mistyped address seem to mean: stack, layer, head, expert, kind, idx."""
     wanted: dict[str, str | int] = {}
     letters = {"L": "layer", "H": "head", "E": "expert"}
     for part in parts:

@@ -1,1 +1,1 @@
-"""What the pages show, as plain data: one card per model, head, parameter, comparison or question."""
+"""What the pages show, as plain data: a card for each model, head, parameter, comparison or search."""

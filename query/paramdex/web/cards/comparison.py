@@ -1,15 +1,16 @@
-"""Two models side by side: the heat maps of their alignment, and the most similar pairs of two layers."""
+"""Two models side by side: heat maps of how alike their layers are, and the most similar pairs of two layers."""
 
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Any
 
 from paramdex import Atlas
 from paramdex.store.common_space import place_vectors
 from paramdex.store.nearest import nearest_pairs
 from paramdex.web.cards.lookups import described
-from paramdex.web.cards.shapes import Comparison, HeatCell, HeatMap, LayerPairs, SimilarPair
+from paramdex.web.cards.shapes import Named, Shape
 from paramdex_schemas import KINDS, AddressError, QueryError
 from paramdex_schemas.addresses import STACKS
 from paramdex_schemas.checks import suggest
@@ -18,13 +19,80 @@ from paramdex_schemas.layout import Place, place_name
 _PLACE = re.compile(rf"(?:({'|'.join(STACKS)})/)?L(\d{{1,9}})")
 
 
+class HeatCell(Shape):
+    a: str
+    b: str
+    score: float
+    matched: bool
+    feature_score: float | None
+
+
+class HeatMap(Shape):
+    """One kind of vector: the layers of model A x the layers of model B."""
+
+    kind: str
+    places_a: list[str]
+    places_b: list[str]
+    rows: list[list[HeatCell]]
+    matched: float
+    others: float | None
+    low: float
+    high: float
+
+
+class Comparison(Shape):
+    a: str
+    b: str
+    maps: list[HeatMap]
+    notes: list[str]
+
+
+class SimilarPair(Shape):
+    rank: int
+    similarity: float
+    a: Named
+    b: Named
+
+
+class LayerPairs(Shape):
+    """The most similar pairs of vectors of one kind between two layers."""
+
+    a: str
+    b: str
+    kind: str
+    compared: int
+    rows: list[SimilarPair]
+    notes: list[str]
+
+
 def comparison(atlas: Atlas, a: str, b: str, kind: str | None = None) -> Comparison:
-    """The alignment of two models, a heat map a kind."""
+    """The alignment of two models: a heat map per kind, or that of one kind."""
+    whole = _whole(atlas, a, b)
+    if kind is None:
+        return whole
+    if kind not in _comparable_kinds(atlas, a, b):
+        return _aligned(atlas, a, b, kind)  # which says why not
+    return whole.model_copy(update={"maps": [each for each in whole.maps if each.kind == kind]})
+
+
+@lru_cache(maxsize=64)
+def _whole(atlas: Atlas, a: str, b: str) -> Comparison:
+    """All kinds, kept: a reader who looks at one kind goes on to the others."""
+    return _aligned(atlas, a, b, None)
+
+
+def _aligned(atlas: Atlas, a: str, b: str, kind: str | None) -> Comparison:
     found = atlas.align(a, b, kind)
     by_kind: dict[str, list[dict[str, Any]]] = {}
     for row in found.to_rows():
         by_kind.setdefault(row["kind"], []).append(row)
     return Comparison(a=a, b=b, maps=[_map(each, cells) for each, cells in by_kind.items()], notes=list(found.notes))
+
+
+def _comparable_kinds(atlas: Atlas, a: str, b: str) -> list[str]:
+    """The kinds that ``align`` compares."""
+    kinds = [atlas.models[name].layout.kinds for name in (a, b)]
+    return [kind for kind in KINDS if KINDS[kind].form == "weight" and all(kind in each for each in kinds)]
 
 
 def _map(kind: str, cells: list[dict[str, Any]]) -> HeatMap:
@@ -50,7 +118,10 @@ def _map(kind: str, cells: list[dict[str, Any]]) -> HeatMap:
 
 
 def layer_pairs(atlas: Atlas, a: str, b: str, kind: str, at: tuple[str, str], k: int = 20) -> LayerPairs:
-    """The k most similar pairs of vectors of a kind, one in a layer of each model, exactly."""
+    """The k most similar pairs of vectors of a kind, exactly: one from a layer of a, one from a layer of b.
+
+    Raises AddressError for a model or layer that does not exist, QueryError for a kind that a model does not have.
+    """
     for name in (a, b):
         if name not in atlas.models:
             raise AddressError(f"there is no model {name!r}; {suggest(name, atlas.models)}")
@@ -85,9 +156,3 @@ def layer_pairs(atlas: Atlas, a: str, b: str, kind: str, at: tuple[str, str], k:
         ],
         notes=notes,
     )
-
-
-def comparable_kinds(atlas: Atlas, a: str, b: str) -> list[str]:
-    """The kinds that align compares."""
-    kinds = [atlas.models[name].layout.kinds for name in (a, b)]
-    return [kind for kind in KINDS if KINDS[kind].form == "weight" and all(kind in each for each in kinds)]

@@ -1,9 +1,9 @@
-"""What stands on the card of a head."""
+"""The card of a head: its strongest pairs of tokens (QK and OV circuits), its directions, and its vectors."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,16 +16,83 @@ from paramdex.store.head_matrices import displacements, heads
 from paramdex.store.moments import numbers
 from paramdex.web.cards.choices import PairChoice, searched
 from paramdex.web.cards.lookups import Items, rows, standing, too_many_heads
-from paramdex.web.cards.shapes import Cell, Direction, HeadCard, Pair, Pairs, Vectors
+from paramdex.web.cards.shapes import Cell, Shape, Side, Standing, Token
 from paramdex_schemas import KINDS, MATRICES, Address
 from paramdex_schemas.model import Model
 
 _DIRECTIONS, _DIRECTION_TOKENS = 4, 6
-"""Directions of each matrix on a head's card, and tokens of each of their lists."""
+"""How many directions of each matrix a card shows, and how many tokens on each side of one."""
+
+
+class Pair(Shape):
+    source: Token
+    target: Token
+    score: float
+    z: float | None
+    rank: int | None
+    rank_distinct: int | None
+    same_word: bool
+
+
+class Pairs(Shape):
+    matrix: Literal["QK", "VO"]
+    side: Side
+    pairs: list[Pair]
+
+
+class Direction(Shape):
+    """A singular direction of a head's matrix: its top sides go together, and so do its bottom sides."""
+
+    matrix: Literal["QK", "VO"]
+    direction: int
+    singular_value: float
+    share: float
+    """Its share of the squared Frobenius norm of the centred matrix over tokens."""
+    source_top: list[Token]
+    source_bottom: list[Token]
+    target_top: list[Token]
+    target_bottom: list[Token]
+
+
+class Vectors(Shape):
+    """The vectors of one kind that a head has."""
+
+    kind: str
+    says: str
+    vectors: list[Cell]
+
+
+class HeadCard(Shape):
+    type: Literal["head"] = "head"
+    address: str
+    model: str
+    layer: str
+    kv_head: int
+    sharing: list[str]
+    """The other heads that share its keys and values (grouped-query attention)."""
+    qk_norm: float
+    vo_norm: float
+    standing: dict[str, Standing]
+    choice: PairChoice
+    same_word: dict[str, tuple[int, int]]
+    """Matrix -> how many of its top pairs are a word with itself, and how many top pairs the atlas keeps."""
+    lists: list[Pairs]
+    notes: list[str]
+    """What the filters left out, and which of them could not be applied."""
+    directions: list[Direction]
+    """Empty where the atlas was built without directions."""
+    comparable: list[str] | None
+    """The models whose heads /similar compares with this one, its own first, without those that have too many heads to
+    compare while a reader waits. Null for a head of a displacement.
+    """
+    vectors: list[Vectors]
+    before: str | None
+    after: str | None
+    sql: str
 
 
 def head_card(atlas: Atlas, where: Address, choice: PairChoice | None = None, k: int = 20) -> HeadCard:
-    """The card of a head, with the k strongest pairs of each matrix and side that were chosen."""
+    """The card of a head, with the k strongest pairs of each matrix and side that pass ``choice``."""
     choice = choice or PairChoice()
     model = atlas.models[where.model]
     head_id = model.head_id(where)
@@ -59,7 +126,7 @@ def head_card(atlas: Atlas, where: Address, choice: PairChoice | None = None, k:
 
 
 def _same_words(pairs: pa.Table) -> dict[str, tuple[int, int]]:
-    """Matrix -> how many of its top pairs are of a word with itself, and of how many."""
+    """Matrix -> how many of its top pairs are a word with itself, and how many top pairs there are."""
     top = pairs.filter(pc.and_(pairs["is_top"], pc.is_valid(pairs["rank"])))
     counts = top.group_by("matrix").aggregate([("same_word", "sum"), ("same_word", "count")]).sort_by("matrix")
     return {row["matrix"]: (row["same_word_sum"], row["same_word_count"]) for row in counts.to_pylist()}
@@ -68,7 +135,7 @@ def _same_words(pairs: pa.Table) -> dict[str, tuple[int, int]]:
 def _lists(
     atlas: Atlas, model: Model, pairs: pa.Table, choice: PairChoice, sieve: Sieve, head: dict[str, Any], k: int
 ) -> list[Pairs]:
-    """The k strongest chosen pairs of each matrix and side. ``head`` has the mean and std of each matrix's scores."""
+    """The k strongest pairs of each matrix and side that pass. ``head`` has the mean and std of all scores."""
     kept: dict[tuple[str, str], list[dict[str, Any]]] = {(m, side): [] for m in MATRICES for side in ("top", "bottom")}
     narrowed = choice.filtered or choice.contains or choice.min_z or choice.words == "tokens"
     within = pc.less_equal(pairs[choice.rank], ALL if narrowed else k)  # null where there is no rank: left out
@@ -100,7 +167,7 @@ def _lists(
 
 
 def _directions(atlas: Atlas, model: Model, head_id: int) -> list[Direction]:
-    """The head's first singular directions, of both matrices, with some tokens of each list."""
+    """The first singular directions of both matrices, with some tokens of each list."""
     lists: dict[tuple[str, int], dict[str, list[Any]]] = {}
     items = Items(atlas, model.vocabulary)
     for matrix, direction, is_source, is_top, token_id in rows(
@@ -127,8 +194,8 @@ def _directions(atlas: Atlas, model: Model, head_id: int) -> list[Direction]:
 
 
 def _comparable(atlas: Atlas, model: Model) -> list[str] | None:
-    """The models with whose heads /similar compares this one's, its own first; None for those of a displacement, whose
-    matrices are no products of their vectors.
+    """The models whose heads /similar compares with this one's, its own first. None for a displacement: the matrices of
+    its heads are not products of their vectors.
     """
     left_out = displacements(atlas)
     if model.name in left_out:
@@ -139,7 +206,7 @@ def _comparable(atlas: Atlas, model: Model) -> list[str] | None:
 
 
 def _vectors(atlas: Atlas, model: Model, where: Address) -> list[Vectors]:
-    """The vectors of a head, shared ones too, with their norms."""
+    """The vectors of a head, including those that it shares with other heads, with their norms."""
     found = []
     for kind in model.layout.kinds:
         if KINDS[kind].owner not in ("head", "kv_head") or (where.stack, where.layer) not in model.layout.places(kind):

@@ -1,8 +1,8 @@
-"""The models of an atlas side by side, and the map of one model: layers x heads and layers x neurons."""
+"""The models of an atlas side by side, and the card of one model: maps of layers x heads and layers x neurons."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from paramdex import Atlas
 from paramdex.plain import short
@@ -10,8 +10,8 @@ from paramdex.result import Result
 from paramdex.store.database import named_query
 from paramdex.store.head_matrices import heads
 from paramdex.store.moments import numbers
-from paramdex.web.cards.shapes import Cell, Grid, GridRow, Home, ModelCard, ModelSummary
-from paramdex.web.sources import public_source
+from paramdex.web.cards.shapes import Cell, Shape
+from paramdex.web.cards.sources import public_source
 from paramdex_schemas import Address, QueryError
 from paramdex_schemas.checks import suggest
 from paramdex_schemas.layout import Place, place_name
@@ -20,9 +20,78 @@ from paramdex_schemas.model import Model
 HEAD_COLUMNS = ["qk_norm", "vo_norm", "qk_std", "vo_std"]
 VECTOR_COLUMNS = ["norm", "projected_norm", "mean", "std"]
 _CELLS = 4096
-"""Vectors that a map shows one by one; of more, a cell stands for several."""
+"""A map of at most so many vectors has a cell for each; in a larger one a cell stands for several."""
 _WIDTH = 128
-"""Cells a layer where a cell stands for several."""
+"""Cells per layer, where a cell stands for several vectors."""
+
+
+class ModelSummary(Shape):
+    """A model as the home page shows it."""
+
+    model: str
+    family: str
+    layers: int
+    width: int
+    heads: int
+    kv_heads: int
+    neurons: int | None
+    experts: int | None
+    stacks: list[str] | None
+    tokens: int
+    parameters: int
+    matrices: int
+    embedding: str
+    tied: bool
+    fold_norm: bool
+    rotary_left_out: bool
+    dtype: str
+    vocabulary: str
+    source: str
+    revision: str | None
+    weights_sha256: str
+    built_at: str
+    builder_version: str
+
+
+class Home(Shape):
+    """The atlas: its models."""
+
+    atlas: str
+    megabytes: float
+    models: list[ModelSummary]
+
+
+class GridRow(Shape):
+    place: str
+    address: str
+    cells: list[Cell]
+
+
+class Grid(Shape):
+    """Layers x heads, or layers x neurons."""
+
+    of: Literal["heads", "vectors"]
+    kind: str | None
+    column: str
+    columns: list[str]
+    rows: list[GridRow]
+    low: float
+    high: float
+    """The ends of the colours: a value beyond one has the colour at that end."""
+
+
+class ModelCard(Shape):
+    """A model, or one place of it: a stack, a layer or an expert."""
+
+    type: Literal["model"] = "model"
+    address: str
+    model: str
+    summary: ModelSummary
+    kinds: dict[str, int]
+    """How many parameters each kind has."""
+    places: list[str]
+    """The addresses of its layers."""
+    grids: list[Grid]
 
 
 def summaries(atlas: Atlas) -> list[ModelSummary]:
@@ -49,7 +118,8 @@ def model_card(
 ) -> ModelCard:
     """A model, or the part of it that an address names: a stack, a layer, an expert.
 
-    ``heads`` and ``column`` are what the maps are coloured by, ``kind`` which vectors the second one shows.
+    ``heads`` and ``column`` are the columns that colour the maps; ``kind`` says which vectors the second map shows.
+    Raises QueryError where there is no such kind or column.
     """
     model = atlas.models[where.model]
     runs = [
@@ -90,8 +160,8 @@ def _chosen(column: str, columns: list[str]) -> str:
 
 
 def _grid(what: dict[str, Any], rows_: list[GridRow]) -> Grid:
-    """``low`` and ``high`` are the ends of the colours; of many cells the outermost hundredths share the end colours,
-    since one outlier would leave all others the same.
+    """A grid with ``low`` and ``high``, the ends of its colours. In a large grid the outermost hundredths share the end
+    colours: else one outlier would make all other cells look the same.
     """
     values = sorted(cell.value for row in rows_ for cell in row.cells)
     out = len(values) // 100
@@ -112,7 +182,7 @@ def _head_grid(atlas: Atlas, model: Model, places: list[Place], column: str) -> 
 
 
 def _vector_grid(atlas: Atlas, model: Model, where: Address, kind: str, column: str) -> Grid:
-    """The vectors of a kind, a row a layer; of many, a cell stands for several and leads to the largest of them."""
+    """The vectors of a kind, one row per layer. Where there are many, a cell shows the largest of several."""
     spans = {
         place: model.ids(kind, place, where.expert)
         for place in model.layout.places(kind)

@@ -1,8 +1,9 @@
-"""What stands on the card of a parameter."""
+"""The card of a parameter: its strongest tokens, its partners, and the nearest parameters of each model."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 from paramdex import Atlas
 from paramdex.plain import short
@@ -14,7 +15,7 @@ from paramdex.store.scope import Scope
 from paramdex.verbs.similar import hits_of_parameter
 from paramdex.web.cards.choices import TokenChoice
 from paramdex.web.cards.lookups import described, rows, standing
-from paramdex.web.cards.shapes import Near, NearIn, ParameterCard, Partner, Scored
+from paramdex.web.cards.shapes import Named, Near, Scored, Shape, Standing
 from paramdex_schemas import KINDS, Address
 from paramdex_schemas.model import Model
 
@@ -25,15 +26,58 @@ _NAMES = {
     "ff_value": "the neuron's value: what it writes",
     "attn_query": "the query dimension that meets this key",
     "attn_key": "the key dimension that meets this query",
-    "attn_value": "what is read where this is written",
-    "attn_output": "what is written for what this reads",
+    "attn_value": "the value dimension: what is read when this is written",
+    "attn_output": "the output dimension: what is written when this is read",
 }
 _OTHER = {"attn_query": "attn_key", "attn_key": "attn_query", "attn_value": "attn_output", "attn_output": "attn_value"}
 _NEAR = 5
 
 
+class Partner(Named):
+    relation: str
+
+
+class NearIn(Shape):
+    """The nearest parameters in one model."""
+
+    model: str
+    rows: list[Near]
+    note: str | None = None
+
+
+class ParameterCard(Shape):
+    type: Literal["parameter"] = "parameter"
+    address: str
+    model: str
+    kind: str
+    says: str
+    role: Literal["reads", "writes"]
+    sentence: str
+    norm: float
+    projected_norm: float
+    mean: float
+    std: float
+    vocabulary_size: int
+    standing: Standing
+    choice: TokenChoice
+    notes: list[str]
+    """What the filters left out, and which of them could not be applied."""
+    top: list[Scored]
+    bottom: list[Scored]
+    head: str | None
+    """The address of the head or layer that it belongs to."""
+    partners: list[Partner]
+    nearest: list[NearIn]
+    """In its own model, and in models with the same or nearly the same vocabulary. /similar.json asks the others."""
+    elsewhere: list[str]
+    """Models whose vocabularies differ more."""
+    before: str | None
+    after: str | None
+    sql: str
+
+
 def parameter_card(atlas: Atlas, where: Address, choice: TokenChoice | None = None, k: int = 20) -> ParameterCard:
-    """The card of a parameter that the atlas has, with the k strongest tokens of each side that were chosen."""
+    """The card of a parameter, with the k strongest tokens of each side that pass ``choice``."""
     choice = choice or TokenChoice()
     model, kind = atlas.models[where.model], KINDS[str(where.kind)]
     own_id = model.param_id(where)
@@ -92,13 +136,13 @@ def parameter_card(atlas: Atlas, where: Address, choice: TokenChoice | None = No
 
 
 def _note(atlas: Atlas, model: Model, other: Model) -> str | None:
-    """By which tokens two models are compared, where it is not by all of one vocabulary."""
+    """A note on the tokens that two models are compared by, where they do not share one vocabulary."""
     n_tokens = related_on(atlas.database, model, other)
     return None if model.vocabulary == other.vocabulary or n_tokens is None else shared_note(model, other, n_tokens)
 
 
 def _sql(atlas: Atlas, model: Model, address: str, choice: TokenChoice, k: int) -> str:
-    """The query for the tokens of a card."""
+    """The SQL for the tokens of a card."""
     passing = [f"\n  AND token_id IN ({token_ids})" for token_ids in choice.passing(atlas, model)]
     query = f"SELECT side, rank, text, score\nFROM parameter_tokens\nWHERE address = '{address}'"
     place = "\nQUALIFY row_number() OVER (PARTITION BY side ORDER BY rank)" if passing else "\n  AND rank"
@@ -106,7 +150,7 @@ def _sql(atlas: Atlas, model: Model, address: str, choice: TokenChoice, k: int) 
 
 
 def sentence(where: Address) -> str:
-    """What a parameter is, in a sentence.
+    """What a parameter is, in one sentence.
 
     >>> sentence(Address.parse("m/L3/H5/attn_query/17"))
     'Dimension 17 of the queries of head 5 in layer 3: what one query dimension of a head reads.'
@@ -137,7 +181,7 @@ def _owner(where: Address) -> str | None:
 
 
 def _partners(model: Model, where: Address) -> dict[int, str]:
-    """param_id -> relation of the other vectors of the same neuron, or of the same dimension of a head."""
+    """param_id -> relation, for the other vectors of the same neuron or of the same dimension of a head."""
     kind = str(where.kind)
     others = [each for each in _NEURON if each != kind] if kind in _NEURON else []
     others += [_OTHER[kind]] if kind in _OTHER else []
@@ -150,7 +194,7 @@ def _partners(model: Model, where: Address) -> dict[int, str]:
 
 
 def _nearest(atlas: Atlas, model: Model, where: Address, own_id: int) -> dict[str, list[Hit]]:
-    """Model -> the nearest in the model itself, and in those that it is related to as the atlas keeps them."""
+    """Model -> the nearest parameters: computed for the model itself, read from the atlas for those related to it."""
     hits, _ = hits_of_parameter(atlas, where, _NEAR, Scope((model,), where.kind), "top")
     found = {model.name: hits}
     for neighbor_id, similarity in rows(

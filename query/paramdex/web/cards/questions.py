@@ -1,11 +1,13 @@
-"""The questions of the search box: what is meant, who has these words among its strongest, who is nearest to them."""
+"""Searches: what the box was asked, which parameters have words among their strongest tokens, which are nearest."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from paramdex import Atlas
 from paramdex.plain import short
@@ -13,26 +15,124 @@ from paramdex.store.nearest import Hit
 from paramdex.text import visible
 from paramdex.web.cards.choices import split_words
 from paramdex.web.cards.lookups import described, too_many_heads
-from paramdex.web.cards.shapes import (
-    Choice,
-    Facets,
-    Found,
-    FoundHead,
-    FoundParameter,
-    Near,
-    NearHead,
-    NearWords,
-    Searched,
-    Similar,
-    SimilarHeads,
-    Understood,
-)
+from paramdex.web.cards.shapes import Named, Near, Shape, Side, Sides
 from paramdex_schemas import KINDS, Address, QueryError, TokenError
 from paramdex_schemas.layout import place_name
 
 COUNTED = 100
-"""Results that facets are counted over."""
+"""How many results the facets are counted over."""
 _ADDRESS = re.compile(r"[^/\s]+(/(encoder|decoder|cross|[LHE]\d+|[a-z_]+|\d+))+/?")
+
+
+class NearWords(Near):
+    """A parameter near some words: ``z`` is the mean z of their tokens among its scores, ``words`` how many of them its
+    model's vocabulary has.
+    """
+
+    z: float
+    words: int
+
+
+class NearHead(Shape):
+    """A head whose whole matrix is like another's, by their cosine over all pairs of tokens."""
+
+    matrix: Literal["QK", "VO"]
+    rank: int
+    similarity: float
+    address: str
+    pairs: list[str]
+    """Its strongest pairs of two words."""
+
+
+class Choice(Shape):
+    """A value to filter by, and how many results have it."""
+
+    value: str
+    count: int
+
+
+class Facets(Shape):
+    model: list[Choice] = Field(default=[])
+    layer: list[Choice] = Field(default=[])
+    kind: list[Choice] = Field(default=[])
+    side: list[Choice] = Field(default=[])
+
+
+class FoundParameter(Named):
+    side: Side
+    words: int
+    rank: int
+    z: float | None
+    matched: list[str]
+
+
+class FoundHead(Shape):
+    address: str
+    kind: str
+    side: Side
+    words: int
+    rank: int | None
+    z: float | None
+    pairs: list[str]
+
+
+class Found(Shape):
+    """Parameters and heads that have the words among their strongest tokens."""
+
+    q: str
+    words: list[str]
+    parameters: list[FoundParameter]
+    heads: list[FoundHead]
+    facets: Facets
+    counted: int
+    """How many results, from the strongest on, the facets count."""
+    notes: list[str]
+
+
+class Searched(Shape):
+    """Parameters nearest to the words over all scores, ranked by z. Models that have more of the words come first."""
+
+    q: str
+    words: list[str]
+    side: Sides
+    rows: list[NearWords]
+    facets: Facets
+    counted: int
+    notes: list[str]
+
+
+class Similar(Shape):
+    """Parameters nearest to a parameter."""
+
+    type: Literal["similar"] = "similar"
+    address: str
+    model: str
+    kind: str
+    rows: list[Near]
+    notes: list[str]
+
+
+class SimilarHeads(Shape):
+    """Heads whose whole matrices are most like those of a head."""
+
+    type: Literal["similar_heads"] = "similar_heads"
+    address: str
+    model: str
+    rows: list[NearHead]
+    notes: list[str]
+
+
+AnySimilar = Annotated[Similar | SimilarHeads, Field(discriminator="type")]
+
+
+class Understood(Shape):
+    """How the search box read what was typed."""
+
+    q: str
+    kind: Literal["address", "words"]
+    address: str | None
+    words: list[str]
+    says: str
 
 
 def understand(atlas: Atlas, q: str) -> Understood:
@@ -44,7 +144,7 @@ def understand(atlas: Atlas, q: str) -> Understood:
     words = split_words(q)
     if not words:
         raise TokenError("type a word, some words, a token or an address")
-    if looks and "/L" in text:  # a slip of the pen: say which addresses there are, not which words
+    if looks and "/L" in text:  # a typing error: show the addresses that exist, not words
         return Understood(q=q, kind="address", address=text, words=[], says=f"the address {text}")
     says = f"the word {_quoted(words)}" if len(words) == 1 else f"the {len(words)} words {_quoted(words)}"
     return Understood(q=q, kind="words", address=None, words=words, says=says)
@@ -60,7 +160,7 @@ def _layer_of(address: str) -> str:
 
 
 def _facets(rows: Iterable[dict[str, Any]]) -> Facets:
-    """How often each model, layer, kind and side comes; layers and kinds in their own order."""
+    """How many results each model, layer, kind and side has. Layers and kinds are in their own order."""
     found = list(rows)
     layers = Counter(_layer_of(row["address"]) for row in found)
     kinds = Counter(row["kind"] for row in found)
@@ -90,9 +190,9 @@ def find(
     model: str | None = None,
     kind: str | None = None,
     layer: int | None = None,
-    side: Literal["top", "bottom"] | None = None,
+    side: Side | None = None,
 ) -> Found:
-    """Parameters and heads that have the words among their strongest: k of each."""
+    """Parameters and heads that have the words among their strongest tokens: k of each."""
     words = split_words(q)
     result = atlas.find(words, max(k, COUNTED), model=model, kind=kind, layer=layer)
     rows = [row for row in result.to_rows() if side in (None, row["side"])]
@@ -140,7 +240,7 @@ def search(
     model: str | None = None,
     kind: str | None = None,
     layer: int | None = None,
-    side: Literal["top", "bottom", "both"] = "top",
+    side: Sides = "top",
 ) -> Searched:
     """The k parameters nearest to the words."""
     words = split_words(q)
@@ -162,9 +262,9 @@ def similar(
     *,
     model: str | None = None,
     kind: str | None = None,
-    side: Literal["top", "bottom", "both"] = "top",
+    side: Sides = "top",
 ) -> Similar | SimilarHeads:
-    """The k parameters nearest to one, or the k heads nearest to one by each matrix, in its own or another model."""
+    """The k parameters nearest to a parameter, or the k heads nearest to a head by each matrix."""
     where = atlas.address(address)
     if where.is_head:
         return _similar_heads(atlas, where, k, model or where.model, kind, side)
@@ -179,13 +279,13 @@ def similar(
 
 
 def check_heads(atlas: Atlas, address: str, model: str | None) -> None:
-    """Raises QueryError where an address is a head's and a model has too many to compare while a reader waits."""
+    """Raises QueryError where the address is a head's, and a model has too many heads to compare at once."""
     where = atlas.address(address)
     for one in atlas.models.values():
         if where.is_head and (model or where.model) in (one.name, "all") and too_many_heads(one):
             raise QueryError(
                 f"{one.name} has too many heads to compare while you wait; "
-                f"paramdex similar ATLAS {where} --in {model or where.model} does it"
+                f"run paramdex similar ATLAS {where} --in {model or where.model} instead"
             )
 
 
@@ -200,7 +300,7 @@ def _similar_heads(atlas: Atlas, where: Address, k: int, model: str, kind: str |
 
 
 def _near(atlas: Atlas, hits: list[Hit]) -> list[Near]:
-    """Hits with their strongest tokens."""
+    """Hits as rows, with the strongest tokens of each."""
     named = described(atlas, [i for _, i in hits])
     return [
         Near(**dict(named[i]), rank=n, similarity=short(similarity)) for n, (similarity, i) in enumerate(hits, start=1)

@@ -1,1 +1,1 @@
-"""Cards as pages: templates, the words and numbers in them, and their drawings."""
+"""Cards as HTML: fills the templates, and computes what they draw."""

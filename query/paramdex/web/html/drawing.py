@@ -1,4 +1,4 @@
-"""What the templates draw with: pieces of a token, places of bars and cells, levels of colour."""
+"""What the templates need to draw: the pieces of a token, the places of bars and cells, the levels of colour."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ from functools import lru_cache
 from typing import Any
 from urllib.parse import quote
 
-from paramdex.web.cards.shapes import Grid, ParameterCard, Scored, Token
+from paramdex.web.cards.model import Grid
+from paramdex.web.cards.parameter import ParameterCard
+from paramdex.web.cards.shapes import Scored, Token
 
 LEVELS = 10
-"""Colours of a map, c0 to c9 in the style sheet."""
+"""Number of colours of a map: c0 to c9 in the style sheet."""
 _WRAP = 64
-"""Cells in a line where a map has one row."""
+"""Cells in a line, where a map has one row."""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A run of a token's text; ``mark`` says what it is where it is not plain text."""
+    """A run of a token's text. Where it is not plain text, ``mark`` is its CSS class and ``title`` explains it."""
 
     text: str
     mark: str = ""
@@ -25,7 +27,7 @@ class Piece:
 
 
 def pieces(token: Token | str) -> list[Piece]:
-    r"""A token's text with what cannot be seen made visible.
+    r"""A token's text, cut so that invisible characters can be shown.
 
     >>> [(piece.text, piece.mark) for piece in pieces(" a\n")]
     [('␣', 'space'), ('a', ''), ('\\n', 'control')]
@@ -55,14 +57,14 @@ def pieces(token: Token | str) -> list[Piece]:
 
 
 def _prefix(token: Token | str) -> str:
-    """What a continuation is spelled with before what it reads as (``##``); nothing of other tokens."""
+    """What a continuation is spelled with before its text (``##``); empty for other tokens."""
     if isinstance(token, str) or not token.token.endswith(token.text):
         return ""
     return token.token.removesuffix(token.text)
 
 
 def ask_for(token: Token | str) -> str:
-    """What to type to ask for a token.
+    """What to type into the search box for a token.
 
     >>> ask_for(" Canada"), ask_for("wine"), ask_for(' "b')
     ('" Canada"', 'wine', '" ""b"')
@@ -73,7 +75,7 @@ def ask_for(token: Token | str) -> str:
 
 
 def level(value: float | None, low: float, high: float) -> int:
-    """The colour of a value.
+    """The colour of a value, 0 to LEVELS - 1.
 
     >>> level(0.0, 0.0, 1.0), level(0.55, 0.0, 1.0), level(1.0, 0.0, 1.0)
     (0, 5, 9)
@@ -85,7 +87,7 @@ def level(value: float | None, low: float, high: float) -> int:
 
 @dataclass(frozen=True)
 class Scale:
-    """From scores to places on a line 100 wide."""
+    """From values to places on a line, 0 to 100."""
 
     low: float
     high: float
@@ -94,13 +96,13 @@ class Scale:
         return round(100 * (value - self.low) / (self.high - self.low), 2) if self.high > self.low else 50.0
 
     def span(self, a: float, b: float) -> tuple[float, float]:
-        """(start, width) of the bar from one value to another."""
+        """(start, width) of the bar between two values, which are clipped to the line."""
         low, high = sorted(self.at(max(self.low, min(self.high, v))) for v in (a, b))
         return low, round(max(high - low, 0.4), 2)
 
 
 def score_scale(card: ParameterCard) -> Scale:
-    """One scale for both sides of a card: the scores shown, and three standard deviations either way."""
+    """One scale for both sides of a card. It holds all scores shown, and three standard deviations either way."""
     scores = [token.score for token in (*card.top, *card.bottom)]
     ends = [*scores, card.mean - 3 * card.std, card.mean + 3 * card.std]
     margin = 0.02 * (max(ends) - min(ends))
@@ -108,7 +110,7 @@ def score_scale(card: ParameterCard) -> Scale:
 
 
 def norm_scale(card: ParameterCard) -> Scale:
-    """From the norms of a layer to places on a line; it ends where outliers begin, unless the card's own is one."""
+    """From the norms of a layer to places on a line. The line leaves out outliers, but never the card's own norm."""
     first, _, third = card.standing.quartiles
     far = 4 * (third - first)
     return Scale(
@@ -122,7 +124,7 @@ def bar(scale: Scale, card: ParameterCard, token: Scored) -> tuple[float, float]
 
 @dataclass(frozen=True)
 class Drawn:
-    """A map of many cells: its size, the margin for labels, a cell's size, and (x, y, level, cell) of each."""
+    """A map of many cells: its size, the margin for labels, the size of a cell, and (x, y, level, cell) of each."""
 
     width: int
     height: int
@@ -134,7 +136,7 @@ class Drawn:
 
 
 def draw(grid: Grid) -> Drawn:
-    """A map's cells in lines of at most 128 (64 where there is one row), each row of the grid a band of its own."""
+    """Lay out a grid: each row is a band of lines, with at most 128 cells in a line (64 where the grid has one row)."""
     most = max((len(row.cells) for row in grid.rows), default=1)
     one = len(grid.rows) == 1
     wrap = min(_WRAP if one else 2 * _WRAP, most)
@@ -154,7 +156,7 @@ def draw(grid: Grid) -> Drawn:
 
 
 def number(value: float | None) -> str:
-    r"""A number as people read it.
+    r"""A number for people: floats with four digits, thousands separated, a true minus sign.
 
     >>> number(0.123456), number(30522), number(-0.5) == "\N{MINUS SIGN}0.5"
     ('0.1235', '30,522', True)
@@ -167,5 +169,5 @@ def number(value: float | None) -> str:
 
 @lru_cache(1 << 16)
 def href(address: str) -> str:
-    """The path of an address; a map has hundreds."""
+    """The path of an address. It is cached: a map has hundreds."""
     return "/" + quote(address, safe="/")

@@ -1,4 +1,4 @@
-"""Templates filled: escaped throughout, with the few words and numbers that every page needs."""
+"""Fills the templates. Everything is escaped, and every page gets the few words and numbers that all need."""
 
 from __future__ import annotations
 
@@ -13,23 +13,22 @@ from fastapi import Request
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from paramdex import Atlas, __version__
-from paramdex.web.cards.shapes import Column, Table
 from paramdex.web.html import drawing
 from paramdex_schemas import KINDS, Address, AddressError
 
 STATIC = "/-/static"
-"""No model's name begins with a dash."""
+"""Free for files, because no model's name begins with a dash."""
 _ADDRESS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*(/[A-Za-z0-9_]+)*")
 
 
 def assets() -> dict[str, str]:
-    """Name -> address of every style sheet, script and picture; another content has another address."""
+    """Name -> address of every style sheet, script and picture. A file that changes gets another address."""
     files = (resources.files("paramdex.web") / "static").iterdir()
     return {file.name: f"{STATIC}/{file.name}?v={sha256(file.read_bytes()).hexdigest()[:12]}" for file in files}
 
 
 class Pages:
-    """The templates of one atlas's server."""
+    """The templates, for the server of one atlas."""
 
     def __init__(self, atlas: Atlas) -> None:
         self._atlas = atlas
@@ -53,8 +52,8 @@ class Pages:
             "models": list(atlas.models),
             "version": __version__,
             "asset": assets(),
-            "chip": lru_cache(1 << 14)(chip),  # a page has hundreds
-            "chip_once": chip,  # of a token with its score, which is not met again
+            "chip": lru_cache(1 << 14)(chip),  # a page has hundreds, many of them the same
+            "chip_once": chip,  # a token with its score is not met again: not worth caching
             "level": drawing.level,
             "draw": drawing.draw,
             "bar": drawing.bar,
@@ -64,7 +63,10 @@ class Pages:
         }
 
     def render(self, template: str, request: Request, **values: Any) -> str:
-        """``here(**changes)`` in a template is the page's own address with other query values, None for none."""
+        """A template filled for a request.
+
+        In a template, ``here(name=value)`` is the page's own address with a query value changed; None removes it.
+        """
 
         def here(**changes: Any) -> str:
             kept = dict(request.query_params.multi_items()) | changes
@@ -78,18 +80,8 @@ class Pages:
             **values, here=here, path=path, data_url=("/.json" if path == "/" else f"{path}.json") + query
         )
 
-    def tables(self) -> list[Table]:
-        """The public tables and their columns."""
-        found: dict[str, list[Column]] = {}
-        for row in self._atlas.sql(
-            "SELECT table_name, column_name, data_type FROM duckdb_columns() "
-            "WHERE database_name = 'atlas' AND schema_name = 'main' ORDER BY table_oid, column_index"
-        ):
-            found.setdefault(row["table_name"], []).append(Column(name=row["column_name"], type=row["data_type"]))
-        return [Table(name=name, columns=columns) for name, columns in found.items()]
-
     def is_address(self, value: Any) -> bool:
-        """Whether a cell of a table names something that has a page."""
+        """Whether a value in a table is the address of something that has a page."""
         if not isinstance(value, str) or not _ADDRESS.fullmatch(value) or value.split("/")[0] not in self._atlas.models:
             return False
         try:

@@ -1,1 +1,1 @@
-"""Many visitors at once: turns, processes for heavy questions, and connections that come to nothing."""
+"""Many visitors at once: turns for pages, processes for heavy questions, time limits for connections."""

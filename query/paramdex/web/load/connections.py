@@ -1,7 +1,7 @@
-"""Connections that come to nothing are closed: those that never finish a request, and those that do not read an answer.
+"""Closes connections that never finish a request, and those that do not read their answer.
 
-uvicorn closes a connection that is idle after an answer. It waits without end for the first request, for the rest of
-one that comes a byte at a time, and for a client that does not take what was written for it.
+uvicorn closes a connection that is idle after an answer. But it waits forever for the first request, for the rest of a
+request that comes byte by byte, and for a client that does not read.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from typing import Any
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 SECONDS = 10.0
-"""Seconds in which a request is to be there, and in which an answer is to get on."""
+"""Seconds in which a request must arrive, and in which a client must read some of its answer."""
 MOST = 400
-"""Connections at a time; one more ends the one that has been silent for longest. Systems allow 1024 files."""
+"""Connections at a time. One more closes the one that has been silent for longest. Systems allow 1024 files."""
 _LEAST = 1 << 16
-"""Bytes of an answer that are taken in SECONDS, at the least, where there are as many."""
+"""Bytes of an answer that a client must read in SECONDS, where that many are left."""
 
 
 class Connection(H11Protocol):
-    """uvicorn's, that looks at itself twice in SECONDS."""
+    """uvicorn's HTTP connection, which checks itself twice in SECONDS."""
 
     silent_since: float | None = None
-    """When the wait for a request began; None while one is being answered."""
+    """When the wait for a request began; None while a request is being answered."""
     _left: tuple[float, int] | None = None
-    """When bytes that are yet to be taken were last seen to become less, and how many there were."""
+    """When the client was last seen to read, and how many bytes were left then."""
     _look: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
@@ -48,7 +48,7 @@ class Connection(H11Protocol):
 
     def on_response_complete(self) -> None:
         self.silent_since = self.loop.time()
-        super().on_response_complete()  # which goes on with a request that is there already
+        super().on_response_complete()  # goes on with a request that has arrived already
 
     def _watch(self) -> None:
         now, left = self.loop.time(), self.transport.get_write_buffer_size()

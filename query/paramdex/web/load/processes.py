@@ -1,7 +1,11 @@
-"""Processes that answer questions, one at a time each, for as long as a question may take and no longer.
+"""Processes that answer questions, each one question at a time, and each question within its time limit.
 
-A thread cannot be stopped while it multiplies matrices or writes text; a process can, and takes neither the server's
-turn at Python nor, being less urgent, the processor that a page wants. A message is its length (8 bytes) and its bytes.
+A thread cannot be stopped while it multiplies matrices or writes text. A process can; it does not hold the server's GIL
+either, and with a lower priority it leaves the processor to the pages.
+
+A message is its length (8 bytes) and its bytes. ``multiprocessing.connection`` frames messages too, but not over a
+subprocess's pipes on Windows, and its time limit (``poll``) ends with an answer's first byte: a process that stops in
+the middle of one, or does not read a long question, would hold its thread for good.
 """
 
 from __future__ import annotations
@@ -16,31 +20,16 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import IO, Any, TypeVar
 
-from paramdex.web.load.turns import Share
+from paramdex.web.load.shares import BusyError, EndingError, LateError, Share
 from paramdex_schemas import QueryError
 
 T = TypeVar("T")
 GRACE = 0.5
-"""Seconds that a process has to notice that its time is up, before it is ended."""
-
-
-class BusyError(QueryError):
-    """All processes are taken and enough questions wait."""
-
-
-class LateError(QueryError):
-    """A question took longer than it may."""
-
-
-class EndingError(QueryError):
-    """The server ends before the question is answered."""
-
-    def __init__(self) -> None:
-        super().__init__("this server is ending")
+"""Seconds that a process has to notice that its time is up, before it is killed."""
 
 
 def read_message(stream: IO[bytes]) -> bytes | None:
-    """The next message, or None where the other side is gone."""
+    """The next message, or None where the other side has closed."""
     head = stream.read(8)
     if len(head) < 8:
         return None
@@ -55,7 +44,7 @@ def write_message(stream: IO[bytes], body: bytes) -> None:
 
 
 class Process:
-    """A Python module that runs by itself: it says "ready", then answers each message by one."""
+    """A Python module in a process of its own. It says "ready", then answers every message with one."""
 
     def __init__(self, module: str, *arguments: str, environment: Mapping[str, str] | None = None) -> None:
         self.process = subprocess.Popen(  # noqa: S603  # this program's own
@@ -70,10 +59,10 @@ class Process:
         self._in, self._out = self.process.stdin, self.process.stdout
 
     def start(self) -> None:
-        """Wait until it is ready. Raises QueryError where it does not start."""
+        """Wait until the process is ready. Raises QueryError where it does not start."""
         if read_message(self._out) != b"ready":
             self.end()
-            raise QueryError("this cannot be asked now: its process did not start")
+            raise QueryError("this cannot be answered now: its process did not start; try again")
 
     @property
     def alive(self) -> bool:
@@ -87,8 +76,8 @@ class Process:
                 stream.close()
 
     def exchange(self, message: bytes, seconds: float) -> bytes | None:
-        """The answer to a message; None where the process died of it. Raises LateError where it was ended for being
-        late.
+        """The answer to a message; None where the process died of it. Raises LateError where it took longer than
+        ``seconds`` and was killed.
         """
         late = threading.Event()
 
@@ -104,7 +93,7 @@ class Process:
             write_message(self._in, message)
             answer = read_message(self._out)
         except OSError:
-            pass  # it is gone
+            pass  # the process has died
         finally:
             timer.cancel()
         if answer is None:
@@ -115,7 +104,7 @@ class Process:
 
 
 class Crew:
-    """Processes of one sort, and the queue before them. They start when first asked, and again where one has ended."""
+    """Processes of one sort, and the queue before them. One starts when it is needed, and again after it has died."""
 
     def __init__(self, start: Callable[[], Process], share: Share) -> None:
         self._start = start
@@ -135,12 +124,12 @@ class Crew:
                 process.start()
             return work(process)
         except QueryError:
-            if self._closed:  # it was ended under the question
+            if self._closed:  # close() killed it while it answered
                 raise EndingError from None
             raise
 
     def _begun(self, before: Process | None) -> Process:
-        with self._closing:  # so that every process is there to be ended
+        with self._closing:  # close() sees every process that was started
             if self._closed:
                 raise EndingError
             if before is not None:
@@ -150,24 +139,24 @@ class Crew:
             return process
 
     def warm(self) -> None:
-        """Start the first process, so that nobody waits for it."""
+        """Start the first process now, so that the first question need not wait for it."""
         self._threads.submit(self._run, lambda process: process.alive)
 
     async def ask(self, work: Callable[[Process], T]) -> T:
-        """What ``work`` gives, in a thread, of a process that is free. Who goes away while he waits for one leaves his
-        place to others. Raises BusyError.
+        """What ``work`` returns, run in a thread with the next free process. A caller that is cancelled while it waits
+        gives up its place. Raises BusyError where the queue is full, EndingError once the crew is closed.
         """
         if self._closed:
             raise EndingError
         if len(self._asked) >= self._share.running + self._share.waiting:
-            raise BusyError("too many questions are waiting; try again in some seconds")
+            raise BusyError("too many questions are waiting; try again in a few seconds")
         future = self._threads.submit(self._run, work)
         self._asked.add(future)
         future.add_done_callback(self._asked.discard)
-        return await asyncio.wrap_future(future)  # cancelled with it, unless it has begun
+        return await asyncio.wrap_future(future)  # cancelling this cancels the work, unless it has begun
 
     def close(self) -> None:
-        """End all processes, and with them what they are asked; those who wait are told so by EndingError."""
+        """Kill all processes. Questions that were being answered, or waited, raise EndingError."""
         with self._closing:
             self._closed = True
             processes = list(self._processes)

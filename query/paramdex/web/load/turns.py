@@ -1,8 +1,9 @@
-"""Everyone in turn, and no answer is waited for without end.
+"""Pages take turns, and nobody waits for an answer forever.
 
-A page is made in a thread, which cannot be stopped. So who has waited too long is told so, and the turn is taken until
-its thread has ended; who goes away while he queues leaves his place at once. SQL and look-ups are answered by processes
-that have queues of their own (see processes). An answer is sent after its turn: who reads it slowly holds up nobody.
+A page is made in a thread, and a thread cannot be stopped. So a client that has waited too long gets an error, but the
+turn is taken until the thread has ended. A client that goes away while it queues leaves its place at once. SQL and
+questions over whole models are answered by processes, which have queues of their own (see processes). An answer is sent
+after its turn, so a client that reads slowly holds up nobody.
 """
 
 from __future__ import annotations
@@ -10,29 +11,16 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from paramdex.web.cards.shapes import Fault
-
-
-@dataclass(frozen=True)
-class Share:
-    """What questions of one sort may take of the server."""
-
-    running: int
-    """answered at a time"""
-    waiting: int
-    """waiting for them before others are turned away"""
-    seconds: float
-    """seconds that one may take once it has its turn"""
+from paramdex.web.load.shares import BusyError, LateError, Share
 
 
 class Queue:
-    """Turns, and who waits for them. A place is held from ``enter`` to ``leave``."""
+    """Turns, and the clients that wait for one. A client counts from ``enter`` to ``leave``."""
 
     def __init__(self, share: Share) -> None:
         self.share = share
@@ -44,7 +32,7 @@ class Queue:
         return self._there >= self.share.running + self.share.waiting
 
     async def enter(self) -> None:
-        """Waits until it is one's turn."""
+        """Wait for a turn."""
         self._there += 1
         try:
             await self._turns.acquire()
@@ -58,10 +46,10 @@ class Queue:
 
 
 class Turns:
-    """Gives every page its turn, and every question an answer in time.
+    """Middleware that gives every page its turn, and every request an answer in time.
 
-    Paths that ``queued`` matches have queues of their own, and are stopped after ``seconds``; those that begin with
-    ``files`` are files.
+    Paths that ``queued`` matches have queues of their own and are stopped after ``seconds``. Paths that begin with
+    ``files`` are static files and pass through. ``respond`` answers a request that was refused or took too long.
     """
 
     def __init__(
@@ -71,7 +59,7 @@ class Turns:
         queued: re.Pattern[str],
         seconds: float,
         files: str,
-        respond: Callable[[Request, Fault, dict[str, str]], Response],
+        respond: Callable[[Request, BusyError | LateError], Response],
     ) -> None:
         self.app = app
         self._pages = Queue(share)
@@ -90,16 +78,16 @@ class Turns:
             answer = await (self._asked(scope, gone) if queued else self._page(scope, gone))
         finally:
             gone.cancel()
-        if isinstance(answer, Fault):
-            await self._respond(Request(scope), answer, {"retry-after": "5"})(scope, receive, send)
+        if isinstance(answer, BusyError | LateError):
+            await self._respond(Request(scope), answer)(scope, receive, send)
             return
         for message in answer:
             await send(message)
 
-    async def _page(self, scope: Scope, gone: asyncio.Task[None]) -> list[Message] | Fault:
-        """The messages of a page, none where nobody waits for them; or why there are none."""
+    async def _page(self, scope: Scope, gone: asyncio.Task[None]) -> list[Message] | BusyError | LateError:
+        """The ASGI messages of a page, none where its client is gone; or the error where it was not made."""
         if self._pages.full:
-            return _busy("too many pages are waited for")
+            return _busy("too many pages are waiting")
         seconds = self._pages.share.seconds
         entered = asyncio.create_task(self._pages.enter())
         mine = False
@@ -109,7 +97,7 @@ class Turns:
             if not mine and not entered.cancel():
                 self._pages.leave()
         if not mine:
-            return [] if gone.done() else _busy("too many pages are before this one")
+            return [] if gone.done() else _busy("too many pages are ahead of this one")
         answer, making = self._answer(scope, gone)
         making.add_done_callback(lambda _: self._pages.leave())
         if await _first(making, gone, seconds):
@@ -117,8 +105,8 @@ class Turns:
             return answer
         return [] if gone.done() else _late(seconds)
 
-    async def _asked(self, scope: Scope, gone: asyncio.Task[None]) -> list[Message] | Fault:
-        """As ``_page``, of what leaves its queue where it is cancelled."""
+    async def _asked(self, scope: Scope, gone: asyncio.Task[None]) -> list[Message] | BusyError | LateError:
+        """As ``_page``, for a path with a queue of its own: cancelling the request takes it out of that queue."""
         answer, asking = self._answer(scope, gone)
         try:
             if await _first(asking, gone, self._seconds):
@@ -129,7 +117,7 @@ class Turns:
         return [] if gone.done() else _late(self._seconds)
 
     def _answer(self, scope: Scope, gone: asyncio.Task[None]) -> tuple[list[Message], asyncio.Task[None]]:
-        """The application at work, and the messages that it has sent when it is done."""
+        """Start the application: the list that its messages go to, and the task that ends when all are there."""
         answer: list[Message] = []
 
         async def collect(message: Message) -> None:
@@ -145,19 +133,19 @@ class Turns:
 
 
 async def _gone(receive: Receive) -> None:
-    """Ends when who asked is no longer there. No question has a body: what comes of one is let go."""
+    """Returns when the client has gone. No request here has a body, so what comes of one is ignored."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
 async def _first(task: asyncio.Task[None], gone: asyncio.Task[None], seconds: float) -> bool:
-    """Whether a task is done before who asked is gone and before the time is up."""
+    """Whether a task finished before the client went away and before the time was up."""
     await asyncio.wait((task, gone), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
     return task.done()
 
 
 async def _sound(answering: Awaitable[None]) -> None:
-    """A library that panics fails this question alone: what it raises is no Exception, and would end the server."""
+    """Turn a library's panic into an error of this request alone: it is no Exception, and would end the server."""
     try:
         await answering
     except (Exception, asyncio.CancelledError, KeyboardInterrupt, SystemExit):
@@ -167,15 +155,14 @@ async def _sound(answering: Awaitable[None]) -> None:
 
 
 def _heard(task: asyncio.Task[None]) -> None:
-    """An error of an answer that nobody waits for is no news."""
+    """Take note of a task's error, so that asyncio does not log one whose client is gone."""
     if not task.cancelled():
         task.exception()
 
 
-def _late(seconds: float) -> Fault:
-    said = f"this takes longer than {seconds:g} seconds; ask for less, in one model say, or try again"
-    return Fault(status=503, kind="busy", message=said)
+def _late(seconds: float) -> LateError:
+    return LateError(f"this takes longer than {seconds:g} seconds; ask for less, say of one model, or try again")
 
 
-def _busy(why: str) -> Fault:
-    return Fault(status=429, kind="busy", message=f"{why}; try again in some seconds")
+def _busy(why: str) -> BusyError:
+    return BusyError(f"{why}; try again in a few seconds")

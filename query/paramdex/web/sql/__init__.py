@@ -1,1 +1,1 @@
-"""SQL from visitors: judged, run in fenced processes, rendered there, and sent."""
+"""SQL from visitors: it is checked, run in a fenced process, and rendered there."""

@@ -1,7 +1,7 @@
-"""Questions in SQL that any atlas can answer, for the editor."""
+"""Example queries for the SQL editor, which any atlas can answer."""
 
 EXAMPLES = {
-    "Parameters that speak of the most different continents": """\
+    "Parameters that name the most continents": """\
 SELECT address, side, count(*) AS tokens, list(text ORDER BY rank) AS which
 FROM parameter_tokens
 WHERE trim(lower(text)) IN ('africa', 'asia', 'europe', 'america', 'australia')
@@ -17,7 +17,7 @@ FROM parameter_tokens AS k
 JOIN parameter_tokens AS v USING (model, layer, idx, side, token_id)
 WHERE k.kind = 'ff_key' AND v.kind = 'ff_value' AND k.rank <= 10 AND v.rank <= 10
 GROUP BY ALL ORDER BY shared DESC, reads LIMIT 20""",
-    "The most alike parameters of two models": """\
+    "The most similar parameters of two models": """\
 SELECT address, neighbor, similarity
 FROM neighbors
 WHERE rank = 1

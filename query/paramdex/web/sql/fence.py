@@ -1,4 +1,4 @@
-"""SQL from visitors: run in processes of their own, capped in rows, bytes, time and memory (see sql_worker)."""
+"""Runs SQL from visitors in processes of its own, with limits on rows, bytes, time and memory (see worker)."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from paramdex.web.load.processes import GRACE, Crew, LateError, Process
-from paramdex.web.load.turns import Share
+from paramdex.web.load.processes import GRACE, Crew, Process
+from paramdex.web.load.shares import LateError, Share
 from paramdex.web.sql.rendering import Form, Rendered
 from paramdex_schemas import QueryError
 
@@ -17,30 +17,30 @@ _LOOKUPS = Share(running=2, waiting=16, seconds=60)
 
 @dataclass(frozen=True)
 class Limits:
-    """What one SQL question may take, and how many questions of each sort are answered at a time."""
+    """How much one SQL query may use, and how many questions of each sort are answered at a time."""
 
     rows: int = 10_000
     """rows in an answer"""
     seconds: float = 10.0
     """seconds until a query is stopped"""
     memory_mb: int = 512
-    """megabytes that a query may hold"""
+    """megabytes of memory that a query may use"""
     answer_bytes: int = 32 << 20
-    """bytes in an answer, as they are sent"""
+    """bytes in an answer, as it is sent"""
     page_bytes: int = 256 << 10
-    """bytes of JSON that a page shows"""
+    """bytes of JSON behind a page"""
     workers: int = 4
-    """queries that run at a time"""
+    """how many queries run at a time"""
     waiting: int = 16
-    """queries that wait for them before others are turned away"""
+    """how many queries may wait before the next is turned away"""
     pages: Share = _PAGES
-    """pages of one thing"""
+    """pages that show one thing"""
     lookups: Share = _LOOKUPS
-    """look-ups over whole models"""
+    """questions over whole models"""
 
 
 class Fence:
-    """The door to SQL. Questions wait for a worker without holding one of the server's threads."""
+    """Sends SQL to a worker. A query that waits for one holds none of the server's threads."""
 
     def __init__(self, atlas: Path, limits: Limits) -> None:
         self.limits = limits
@@ -50,14 +50,14 @@ class Fence:
         self.close = self._crew.close
 
     def _start(self) -> Process:
-        # Arrow's own allocator takes a gigabyte of addresses at once, which no limit could tell from memory in use
+        # Arrow's own allocator reserves a gigabyte of addresses, which a limit cannot tell from memory in use
         environment = {"ARROW_DEFAULT_MEMORY_POOL": "system", "MALLOC_ARENA_MAX": "2"}
         module = "paramdex.web.sql.worker"
         return Process(module, str(self._atlas), str(self.limits.memory_mb), environment=environment)
 
     async def ask(self, sql: str, form: Form, rows: int) -> Rendered:
-        """The first rows, as they are sent. Raises QueryError for SQL that fails, or takes too much time or memory;
-        BusyError.
+        """The first rows, as bytes to send. Raises QueryError for SQL that fails or takes too much time or memory;
+        BusyError where the queue is full; EndingError.
         """
         if any("\ud800" <= character <= "\udfff" for character in sql):
             raise QueryError("this SQL is not valid UTF-8 text")
@@ -86,7 +86,7 @@ class Fence:
         said = json.loads(head)
         if "error" in said:
             if said["error"] in ("memory", "panic"):
-                worker.end()  # what it holds is best given back at once
+                worker.end()  # frees its memory at once
             message = said["message"].replace(str(self._atlas), self._atlas.name)
             raise QueryError(message or self._too_much(said["error"]), but="\n")
         return Rendered(body, said["truncated"])
@@ -94,4 +94,4 @@ class Fence:
     def _too_much(self, what: str) -> str:
         if what == "time":
             return f"this took longer than {self.limits.seconds:g} seconds and was stopped; ask for less"
-        return f"this takes more memory than the {self.limits.memory_mb} MB that a query may have; ask for less"
+        return f"this takes more memory than the {self.limits.memory_mb} MB that a query may use; ask for less"

@@ -1,7 +1,7 @@
-"""The answer to a visitor's SQL as bytes: JSON, CSV or Parquet. What counts is what is sent, not what Arrow holds.
+"""The answer to a visitor's SQL as bytes: JSON, CSV or Parquet. The limit is on what is sent, not on what Arrow holds.
 
-A column of an ENUM holds each of its values once, and JSON writes it in every row: ten such columns are a megabyte in
-Arrow and 400 in JSON. So rows are written a few at a time, and as many are kept as the answer has bytes for.
+An ENUM column holds each of its values once, but JSON writes the value in every row: ten such columns take one megabyte
+in Arrow and 400 in JSON. So rows are written a few at a time, until the answer is as large as it may be.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from paramdex.result import Result, csv_line
 from paramdex_schemas import QueryError
 
 Form = Literal["json", "page", "csv", "parquet"]
-"""``page`` is JSON for a page of this server's own, which shows NaN and infinity."""
+"""``page`` is JSON for this server's own page, which shows NaN and infinity."""
 _AT_A_TIME = 1 << 18
-"""Bytes that are written before the clock is looked at again."""
+"""Bytes that are written between two looks at the clock."""
 _TAIL = 100
-"""Bytes that JSON has behind the rows, at most."""
+"""Most bytes that JSON has after the rows."""
 
 
 @dataclass(frozen=True)
 class RenderRequest:
-    """What is asked, and what its answer may have: rows, bytes, and seconds (of ``monotonic``'s clock)."""
+    """What is asked, and the limits of its answer: rows, bytes, and when time is up (``monotonic``, in seconds)."""
 
     sql: str
     form: Form
@@ -41,7 +41,7 @@ class RenderRequest:
 
 @dataclass(frozen=True)
 class Rendered:
-    """An answer's bytes, and whether there are more rows than it holds."""
+    """An answer's bytes, and whether rows were left out."""
 
     body: bytes
     truncated: bool
@@ -50,8 +50,8 @@ class Rendered:
 def render(asked: RenderRequest, table: pa.Table) -> Rendered:
     """The first rows of an answer.
 
-    Raises QueryError for values that have no such form and for a row that is too large, TimeoutError where it takes
-    too long.
+    Raises QueryError for a value that cannot be written in this form and for a row that is too large; TimeoutError
+    where time is up.
     """
     try:
         return {"csv": _csv, "parquet": _parquet}.get(asked.form, _json)(asked, table)
@@ -59,7 +59,7 @@ def render(asked: RenderRequest, table: pa.Table) -> Rendered:
         raise
     except (ValueError, OverflowError, TypeError, PydanticSerializationError, pa.ArrowException) as error:
         what = {"csv": "text", "parquet": "Parquet"}.get(asked.form, "JSON")
-        raise QueryError(f"a value of this answer has no {what} form ({error}); cast it to VARCHAR") from error
+        raise QueryError(f"a value of this answer cannot be written as {what} ({error}); cast it to VARCHAR") from error
 
 
 def _json(asked: RenderRequest, table: pa.Table) -> Rendered:
@@ -81,7 +81,7 @@ def _csv(asked: RenderRequest, table: pa.Table) -> Rendered:
 def _fitting(
     asked: RenderRequest, table: pa.Table, n_bytes: int, write: Callable[[dict[str, Any]], bytes]
 ) -> tuple[list[bytes], bool]:
-    """The first rows as they are written, as many as there are bytes for, and whether there are more."""
+    """The first rows, written, as many as fit into n_bytes; and whether rows were left out."""
     kept: list[bytes] = []
     left, start, n = n_bytes, 0, 8
     while start < min(asked.rows, table.num_rows):
@@ -96,7 +96,7 @@ def _fitting(
                 return kept, True
             kept.append(line)
         start += n
-        n = max(1, _AT_A_TIME * len(kept) // (n_bytes - left))  # rows are about as long as those before
+        n = max(1, _AT_A_TIME * len(kept) // (n_bytes - left))  # as if rows were as long as those so far
     return kept, table.num_rows > asked.rows
 
 
@@ -106,7 +106,7 @@ def _parquet(asked: RenderRequest, table: pa.Table) -> Rendered:
         if monotonic() > asked.end:
             raise TimeoutError
         sink, kept = io.BytesIO(), table.slice(0, n)
-        if kept.nbytes <= 2 * asked.n_bytes:  # Parquet is seldom half of it; what is much more is not tried
+        if kept.nbytes <= 2 * asked.n_bytes:  # Parquet is seldom less than half of that
             pq.write_table(kept, sink)
             if sink.tell() <= asked.n_bytes:
                 return Rendered(sink.getvalue(), n < table.num_rows)

@@ -1,4 +1,4 @@
-"""SQL by HTTP: the page with its editor, and the answer as JSON, CSV or Parquet. What a worker wrote is passed on."""
+"""SQL over HTTP: the page with its editor, and answers as JSON, CSV or Parquet, sent as the worker wrote them."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import HTMLResponse, Response
 from starlette.concurrency import run_in_threadpool
 
-from paramdex.web.cards.shapes import Problem, SqlAnswer
+from paramdex.web.cards.problem import Problem
 from paramdex.web.html.pages import Pages
-from paramdex.web.load.processes import BusyError, EndingError
+from paramdex.web.load.shares import BusyError, EndingError
+from paramdex.web.sql.answer import SqlAnswer, Table
 from paramdex.web.sql.examples import EXAMPLES
 from paramdex.web.sql.fence import Fence
 from paramdex.web.sql.rendering import Form
@@ -19,14 +20,13 @@ from paramdex_schemas import QueryError
 
 SHOWN = 200
 """Rows on the page; downloads give more."""
-Sql = Annotated[str, Query(max_length=20_000, description="one SELECT over the atlas's tables")]
+Sql = Annotated[str, Query(max_length=20_000, description="one SELECT over the atlas's tables, in DuckDB's SQL")]
 Most = Annotated[int, Query(ge=1, le=10_000, description="at most this many rows")]
 _PROBLEMS: dict[int | str, dict[str, Any]] = {status: {"model": Problem} for status in (400, 422, 429, 503)}
 
 
-def sql_router(fence: Fence, pages: Pages) -> APIRouter:
+def sql_router(fence: Fence, pages: Pages, tables: list[Table]) -> APIRouter:
     routes = APIRouter()
-    tables = pages.tables()
 
     @routes.get("/sql", include_in_schema=False)
     async def page(request: Request, q: Annotated[str, Query(max_length=20_000)] = "") -> Response:

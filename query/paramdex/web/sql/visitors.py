@@ -1,8 +1,8 @@
-"""What a visitor's SQL may name. Everything is refused that is not listed, and what was looked at is what runs.
+"""What a visitor's SQL may use. Everything that is not listed is refused, and the SQL that was checked is what runs.
 
-DuckDB's functions tell of the machine (``current_setting``), read files, run text (``query``), take addresses in memory
-(``pandas_scan``) or wait (``sleep_ms``). Those of ``functions.txt`` make values of values; what a later DuckDB adds is
-not for visitors until it stands there.
+Some of DuckDB's functions tell about the machine (``current_setting``), read files, run text as SQL (``query``), take
+memory addresses (``pandas_scan``) or wait (``sleep_ms``). Those in ``functions.txt`` only compute values from values.
+What a later DuckDB adds is refused until it is listed there.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ _ACCOUNTS = {
     "duckdb_views",
     "pragma_version",
 }
-"""Of DuckDB's accounts of itself those that hold no path of the machine."""
+"""DuckDB's views and functions about itself that show no path of the machine."""
 _TABLE_FUNCTIONS = frozenset(
     _ACCOUNTS | {"generate_series", "json_each", "json_tree", "range", "repeat", "repeat_row", "unnest"}
 )
-"""Those that read neither files nor what is named to them as text."""
+"""Table functions that read no files, and no table whose name they get as text."""
 _QUERIES = {"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"}
 _SHOWN = {"", '"databases"', '"schemas"', '"tables"', '"variables"', "__show_tables_expanded"}
-"""What SHOW gives beside the columns of a query."""
+"""What SHOW may show, beside the columns of a query."""
 
 
 @cache
 def _functions() -> frozenset[str]:
-    """The functions that make values of values, operators among them; in small letters."""
+    """The functions and operators that compute values from values, in lower case."""
     listed = (resources.files(__package__) / "functions.txt").read_text("utf-8")
     return frozenset([*listed.split(), "count_star", "is distinct from", "is not distinct from"])
 
 
 def internal_views(connection: duckdb.DuckDBPyConnection) -> frozenset[str]:
-    """DuckDB's own views that a visitor may not read, in small letters."""
+    """DuckDB's own views that a visitor may not read, in lower case."""
     found = connection.execute(
         "SELECT view_name FROM duckdb_views() WHERE internal AND schema_name <> 'information_schema'"
     ).fetchall()
@@ -64,7 +64,7 @@ def _nodes(tree: Any) -> Iterator[dict[str, Any]]:
 
 
 def _function(node: dict[str, Any]) -> str | None:
-    """The name of a function that a node calls and that is not for visitors."""
+    """The name of the function that a node calls, where visitors may not call it."""
     if node.get("type") == "TABLE_FUNCTION":
         name, known = str(node["function"].get("function_name")).lower(), _TABLE_FUNCTIONS
     else:
@@ -73,11 +73,11 @@ def _function(node: dict[str, Any]) -> str | None:
 
 
 def check(tree: str, hidden: frozenset[str]) -> None:
-    """Raises QueryError unless all that a syntax tree names is for visitors; ``hidden`` are the views that are not."""
+    """Raises QueryError where a syntax tree names what visitors may not use; ``hidden`` are the views among that."""
     try:
         read = json.loads(tree)
     except RecursionError:
-        raise QueryError("this is nested too deeply for SQL here; take it apart by WITH") from None
+        raise QueryError("this is nested too deeply; take it apart with WITH") from None
     for node in _nodes(read):
         kind = str(node.get("type", ""))
         if kind.endswith("_NODE") and kind not in _QUERIES:
@@ -90,14 +90,14 @@ def check(tree: str, hidden: frozenset[str]) -> None:
                 raise QueryError(f"write the name of the table {name} without atlas before it")
             if name.lower() in hidden:
                 refused = name
-            elif kind == "SHOW_REF" and name not in _SHOWN:  # it may be a setting
-                raise QueryError(f"SHOW gives no more than TABLES, SCHEMAS or DATABASES here; write DESCRIBE {name}")
+            elif kind == "SHOW_REF" and name not in _SHOWN:  # which may be a setting
+                raise QueryError(f"SHOW is for TABLES, SCHEMAS and DATABASES here; for a table write DESCRIBE {name}")
         if refused:
-            raise QueryError(f"{refused} is not for visitors: SQL here reads the atlas's own tables")
+            raise QueryError(f"{refused} is not allowed here: SQL reads the atlas's own tables")
 
 
 def readable(connection: duckdb.DuckDBPyConnection, sql: str, hidden: frozenset[str]) -> Reading:
-    """Raises QueryError unless ``sql`` is one statement that reads and asks nothing about the machine."""
+    """The SQL, parsed. Raises QueryError unless it is one statement that only reads, and nothing about the machine."""
     asked = reading(connection, sql)
     check(asked.tree, hidden)
     return asked
@@ -106,15 +106,15 @@ def readable(connection: duckdb.DuckDBPyConnection, sql: str, hidden: frozenset[
 def first_rows(
     connection: duckdb.DuckDBPyConnection, asked: Reading, rows: int, hidden: frozenset[str]
 ) -> duckdb.DuckDBPyRelation:
-    """The first rows of what ``readable`` gave. DuckDB makes no more of them where it can.
+    """The first rows of a statement that ``readable`` has checked. Where it can, DuckDB computes no more than these.
 
     Raises QueryError for values that Arrow does not hold, duckdb.Error for SQL that fails.
     """
-    whole = connection.sql(asked.statement)  # names and types are those of the text that the visitor wrote
+    whole = connection.sql(asked.statement)  # its names and types are those of the visitor's own text
     check_types(whole)
     limited = f"SELECT * FROM (\n{bare(asked.text)}\n) LIMIT {rows}"
     tree = syntax_tree(connection, limited) if asked.is_query else None
-    if tree is None:  # an EXPLAIN, or what has been made already: a PIVOT
+    if tree is None:  # an EXPLAIN, or a PIVOT, whose rows are there already
         return whole
     check(tree, hidden)
     return connection.sql(one_statement(connection, limited))

@@ -1,15 +1,15 @@
-"""The process that runs a visitor's SQL: a DuckDB of its own, fenced by DuckDB and by the operating system.
+"""The process that runs a visitor's SQL: a DuckDB of its own, fenced in by DuckDB's settings and the operating system.
 
-DuckDB's memory limit counts what its buffers hold, not what one expression makes: ``repeat('x', 3_000_000_000)`` takes
-6 GB under a limit of 256 MB and cannot be interrupted. So SQL runs in a process that the kernel denies more memory,
-that can write no file, and that the server ends when it does not answer in time; nothing it does harms another
-question.
+DuckDB's memory limit counts its buffers, not the values that an expression makes: ``repeat('x', 3_000_000_000)`` takes
+6 GB under a limit of 256 MB, and cannot be interrupted. So SQL runs in a process whose memory the kernel limits, that
+cannot write files, and that the server kills when it does not answer in time. No query can harm another.
 
     python -m paramdex.web.sql.worker ATLAS MEMORY_MB
 
-reads messages from standard input and writes one to standard output for each (see processes). A question is JSON: sql,
-form, rows, seconds, bytes. An answer is the line "more" or "last" (the process ends), a line of JSON (error, or
-truncated) and what is sent to the visitor: its rows are written here, in the time and the memory of the question.
+reads messages from standard input and answers each on standard output (see load.processes). A question is JSON: sql,
+form, rows, seconds, bytes. An answer is the line "more" or "last" (the process ends after it), a line of JSON (error,
+or truncated), and the bytes for the visitor. These are written here, so that they count towards the query's time and
+memory.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ import duckdb
 
 from paramdex.store.database import Database
 from paramdex.store.interrupts import time_limit
+from paramdex.web.cards.sources import public_source
 from paramdex.web.load.processes import read_message, write_message
-from paramdex.web.sources import public_source
 from paramdex.web.sql.rendering import Form, RenderRequest, render
 from paramdex.web.sql.visitors import first_rows, internal_views, readable
 from paramdex_schemas import QueryError
 
 
 def data_bytes() -> int:
-    """The memory that this process has for itself; 0 where the system does not tell."""
+    """Bytes of private memory of this process; 0 where the system does not tell."""
     with suppress(OSError):
         found = re.search(r"VmData:\s+(\d+) kB", Path("/proc/self/status").read_text("ascii"))
         return 1024 * int(found[1]) if found else 0
@@ -43,8 +43,8 @@ def data_bytes() -> int:
 
 
 def confine(most_bytes: int) -> None:
-    """Deny this process files to write, core dumps and, where it can be told, more memory than ``most_bytes``."""
-    with suppress(ImportError, OSError, ValueError):  # other systems than Linux have less of this
+    """Forbid this process files, core dumps and, where memory can be measured, more of it than ``most_bytes``."""
+    with suppress(ImportError, OSError, ValueError):  # systems other than Linux have only some of these
         import resource
 
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -55,9 +55,9 @@ def confine(most_bytes: int) -> None:
 
 
 def connect(atlas: Path, memory_mb: int) -> duckdb.DuckDBPyConnection:
-    """The atlas as visitors see it: all its tables and views under their names, in a database of views in memory.
+    """The atlas as visitors see it: a database in memory with views of all its tables and views, under their names.
 
-    Of the models, where they were built from stands there as ``public_source`` has it.
+    The table of models is a copy, in which ``source`` and ``base`` are cut by ``public_source``.
     """
     settings = {
         "autoload_known_extensions": "false",
@@ -73,7 +73,7 @@ def connect(atlas: Path, memory_mb: int) -> duckdb.DuckDBPyConnection:
     tables, views = ([text for (text,) in connection.execute(sql).fetchall()] for sql in (of_tables, of_views))
     connection.execute("USE memory")
     connection.execute("CREATE SCHEMA store")
-    # a table, not a view: nothing that DuckDB knows of its values comes from the file
+    # a table, not a view: DuckDB's statistics of it cannot tell what is in the file
     connection.execute(
         "CREATE TABLE store.models AS SELECT m.* REPLACE (map_extract_value(told, source) AS source, "
         "map_extract_value(told, base) AS base) "
@@ -89,7 +89,7 @@ def connect(atlas: Path, memory_mb: int) -> duckdb.DuckDBPyConnection:
 
 
 def answer(database: duckdb.DuckDBPyConnection, asked: dict[str, Any], hidden: frozenset[str]) -> bytes:
-    """The bytes that answer one question, asked on a connection that ends with it."""
+    """The bytes that answer one question. It runs on a connection of its own."""
     started = monotonic()
     wanted = RenderRequest(
         asked["sql"], asked["form"], asked["rows"], asked["bytes"], started, started + asked["seconds"]
@@ -98,7 +98,7 @@ def answer(database: duckdb.DuckDBPyConnection, asked: dict[str, Any], hidden: f
     try:
         with time_limit(connection, asked["seconds"]):
             connection.execute("USE memory")
-            connection.execute("BEGIN TRANSACTION READ ONLY")  # EXPLAIN ANALYZE runs what it explains
+            connection.execute("BEGIN TRANSACTION READ ONLY")  # because EXPLAIN ANALYZE runs what it explains
             reads = readable(connection, wanted.sql, hidden)
             found = render(wanted, first_rows(connection, reads, wanted.rows + 1, hidden).to_arrow_table())
         return json.dumps({"truncated": found.truncated}).encode() + b"\n" + found.body
@@ -110,12 +110,12 @@ def answer(database: duckdb.DuckDBPyConnection, asked: dict[str, Any], hidden: f
         return _error("query", "SQL reads the atlas's own tables and nothing else: no files, no settings")
     except QueryError as error:
         return _error("query", str(error))
-    except Exception as error:  # noqa: BLE001  # whatever it is, it was the question's doing, and the next is welcome
+    except Exception as error:  # noqa: BLE001  # whatever it is, the query caused it; the next one may work
         lines = [line for line in str(error).strip().splitlines() if line.strip()]
         return _error("query", "\n".join(lines) or type(error).__name__)
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # noqa: BLE001  # a library's panic, after which this process is not to be trusted
+    except BaseException as error:  # noqa: BLE001  # a library's panic: this process is not used again
         return _error("panic", f"this answer cannot be written: {error}")
     finally:
         connection.close()
@@ -127,13 +127,13 @@ def _error(kind: str, message: str) -> bytes:
 
 def main() -> None:
     atlas, memory_mb = Path(sys.argv[1]).resolve(), int(sys.argv[2])
-    os.environ.clear()  # nothing here is anyone's to read
+    os.environ.clear()  # so that SQL can read nothing of it
     os.environ["HOME"] = "/"
     os.chdir("/")
-    sys.setrecursionlimit(20_000)  # of the trees of statements, a thousand expressions deep
+    sys.setrecursionlimit(20_000)  # syntax trees of a thousand nested expressions
     connection = connect(atlas, memory_mb)
     hidden = internal_views(connection)
-    # one of each, so that what the libraries take for themselves is not held against anybody's question
+    # one query of each form first, so that the memory that libraries take for themselves counts against no query
     first = {"rows": 1000, "seconds": 60, "bytes": 1 << 20}
     for form in get_args(Form):
         for sql in ("SELECT * FROM models", "SELECT token, count(*) FROM tokens GROUP BY token ORDER BY 2 LIMIT 1000"):
@@ -144,7 +144,7 @@ def main() -> None:
     tired = False
     while not tired and (message := read_message(sys.stdin.buffer)) is not None:
         reply = answer(connection, json.loads(message), hidden)
-        tired = data_bytes() > start + 1.5 * share  # more than DuckDB's buffers; the next question starts afresh
+        tired = data_bytes() > start + 1.5 * share  # more than DuckDB's buffers: a new process takes the next question
         write_message(sys.stdout.buffer, (b"last\n" if tired else b"more\n") + reply)
 
 

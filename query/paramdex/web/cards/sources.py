@@ -1,4 +1,4 @@
-"""Where a model came from, as visitors may know it: no path of the machine that built or serves it."""
+"""Where a model came from, without any path of the machine that built or serves it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from pathlib import PureWindowsPath
 
 
 def public_source(source: str) -> str:
-    """A source as it was given to ``paramdex build``; of a folder that lies somewhere only its last names, two where
-    they are not among the first two, which may be a person's.
+    """A source as it was given to ``paramdex build``. A path that is absolute, or leads out of the folder it was given
+    in, is cut to its last name, or to its last two where they are not among the first two, which may name a person.
 
     >>> public_source("gpt2"), public_source("data/models/tiny-a"), public_source("/srv/share/models/llama")
     ('gpt2', 'data/models/tiny-a', '…/models/llama')
