@@ -94,8 +94,9 @@ class Sieve:
             if short:
                 lists = f"{short} of {total} lists have" if total > 1 else "the list has"
                 more = f" (build with a larger {_OPTIONS[what]} to keep more)" if what in _OPTIONS else ""
-                why = "for no more of those that the atlas keeps pass"
-                found.append(f"filtered: {lists} fewer than {k} {what}, {why}{more}")
+                found.append(
+                    f"filtered: {lists} fewer than {k} {what}, because the atlas keeps no more that pass{more}"
+                )
         return found
 
     def _first(self, passing: Iterator[int], n: int, k: int, what: str) -> list[int]:

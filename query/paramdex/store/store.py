@@ -83,7 +83,7 @@ class Store:
         number = whole_number("the number of a parameter", param_id, 0)
         found = next((one for one in self.models.values() if one.span[0] <= number < one.span[1]), None)
         if found is None:
-            raise QueryError(f"there is no parameter of the number {quoted(number)}")
+            raise QueryError(f"there is no parameter number {quoted(number)}")
         return found
 
     def address(self, text: str | Address) -> Address:
@@ -112,7 +112,7 @@ class Store:
         read = separated(self._database, vocabularies, words_of(given))
         wanted = resolve(self._database, vocabularies, [word for words in read.values() for word in words])
         split = [item for item, words in read.items() if len(words) > 1] if len(read) > 1 else []
-        notes = [f"{quoted(item)} is no word here; read as {', '.join(map(visible, read[item]))}" for item in split]
+        notes = [f"{quoted(item)} is not a word here; read as {', '.join(map(visible, read[item]))}" for item in split]
         return wanted, [*notes, *_missing(wanted, scope)]
 
 

@@ -105,7 +105,7 @@ def word_of(given: object) -> str:
     with suppress(ValueError):  # of more digits than Python writes
         if (number := as_whole(given)) is not None:
             return str(number)
-    raise TokenError(f"{quoted(given)} is no word; write it as text (of numbers, whole ones will do)")
+    raise TokenError(f"{quoted(given)} is not a word; write it as text or as a whole number")
 
 
 def check_words(words: Iterable[str]) -> None:

@@ -110,7 +110,7 @@ def align(store: Store, model_a: str, model_b: str, kind: str | None = None) -> 
     weights = [each for each in KINDS if KINDS[each].form == "weight"]
     shared = [each for each in weights if each in a.layout.kinds and each in b.layout.kinds]
     if kind is not None and kind not in weights:
-        raise QueryError(f"align compares layers by their weights, and {kind} is none; {suggest(kind, shared)}")
+        raise QueryError(f"align compares the weights of layers, and {kind} is not a weight; {suggest(kind, shared)}")
     kinds = [each for each in shared if kind in (None, each)]
     if not kinds:
         raise QueryError(f"{a.name} and {b.name} have no kind of parameter in common")

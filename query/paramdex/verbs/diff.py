@@ -102,7 +102,7 @@ def diff(
         if not moved:
             notes.append(f"{each_kind}: nothing moved")
     if origin is None:
-        notes.append(f"relative is to the base's norm, and {row.base} with these options is not in {store.path}")
+        notes.append(f"relative needs the base's norms, and {row.base} with these options is not in {store.path}")
     table = table_of(found, _SCHEMA)
     start = row.base if origin is None else origin.name
     title = f"{row.model}: what moved from {start} to {row.source}{_by_layer(store, row.model)}"
@@ -129,7 +129,9 @@ def _displacement(store: Store, rows: list[_Row], base: str, tuned: str | None) 
             say = suggest(base, [row.model for row in moved]) if moved else _how("BASE", "TUNED", "ATLAS")
             raise AddressError(f"{store.path} has no displacement {quoted(base)}; {say}")
         if named[0].base is None:
-            raise QueryError(f"{base} is a model as it is; give two, BASE TUNED, or a displacement's name{have}")
+            raise QueryError(
+                f"{base} is not a displacement; give two models, BASE TUNED, or the name of a displacement{have}"
+            )
         return named[0]
     by_name = {row.model: row for row in rows}
     found = [
@@ -142,7 +144,9 @@ def _displacement(store: Store, rows: list[_Row], base: str, tuned: str | None) 
         return found[0]
     if found:
         names = " or ".join(row.model for row in found)
-        raise QueryError(f"{store.path} has several of {tuned} less {base}; give the name of one alone: {names}")
+        raise QueryError(
+            f"{store.path} has several displacements of {tuned} from {base}; give the name of one alone: {names}"
+        )
     source, target = (by_name[each].source if each in by_name else each for each in (base, tuned))
     say = _how(source, target, str(store.path))
     raise QueryError(f"{store.path} has no displacement of {tuned} from {base}{have}; {say}")

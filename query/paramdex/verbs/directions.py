@@ -55,7 +55,7 @@ def directions(store: Store, address: str | Address, k: int, matrix: str | None,
             notes.append(f"the matrices of {where} are zero")
         elif found_k == kept_k:
             more = "build with a larger --directions-k to keep more"
-            notes.append(f"the atlas keeps {kept_k} directions a matrix; {more}")
+            notes.append(f"the atlas keeps {kept_k} directions per matrix; {more}")
     shown = [
         {
             "matrix": row["matrix"] if side == "top" else None,

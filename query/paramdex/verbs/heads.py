@@ -153,10 +153,10 @@ def _without_displacements(store: Store, scope: Scope) -> tuple[list[Model], lis
     out = [model.name for model in scope.models if model.name in moved]
     if out and (scope.named or len(out) == len(scope.models)):
         raise QueryError(
-            f"{', '.join(out)}: what training moved has vectors of its own but no head whose matrix is made of them; "
-            "name a model as it is"
+            f"{', '.join(out)}: the heads of a displacement are differences of matrices, not products of its vectors; "
+            "name a model that is not a displacement"
         )
-    notes = [f"left out, for they are displacements: {', '.join(out)}"] if out else []
+    notes = [f"left out because they are displacements: {', '.join(out)}"] if out else []
     return [model for model in scope.models if model.name not in moved], notes
 
 

@@ -144,7 +144,9 @@ def show_parameter(store: Store, model: Model, where: Address, k: int, sieve: Si
 
 def _of_fewer(n: int, k: int, sieve: Sieve, what: str, option: str) -> list[str]:
     """What to say where without a filter there are n, not k."""
-    return [] if sieve or n >= k else [f"the atlas keeps {n} {what} a side; build with a larger {option} to keep more"]
+    return (
+        [] if sieve or n >= k else [f"the atlas keeps {n} {what} per side; build with a larger {option} to keep more"]
+    )
 
 
 def show_head(store: Store, model: Model, where: Address, k: int, sieve: Sieve, *, distinct: bool) -> Result:

@@ -143,4 +143,4 @@ def _by_head(rows: Array, model: Model, kind: str, place: Place) -> Array:
 
 def _refuse_displacements(store: Store, *models: Model) -> None:
     for name in sorted({model.name for model in models} & displacements(store)):
-        raise QueryError(f"{name} is a displacement: its heads are differences, which are not compared whole")
+        raise QueryError(f"{name} is a displacement: its heads are differences, and similar does not compare those")

@@ -103,9 +103,7 @@ def _array(given: Any) -> np.ndarray:
     except QueryError:
         raise
     except Exception as error:  # ragged lists; tensors without data; whatever the value itself raises
-        raise QueryError(
-            f"the vector is nothing that NumPy reads ({reason(error)}); give an array of numbers"
-        ) from error
+        raise QueryError(f"NumPy cannot read the vector ({reason(error)}); give an array of numbers") from error
 
 
 def _plain(given: Any, levels: int = 2) -> Any:

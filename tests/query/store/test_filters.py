@@ -53,7 +53,7 @@ def test_show_of_a_parameter(atlas: Atlas, model: str, rule: str) -> None:
     assert result.to_rows() == expected
     short = sum(len([row for row in expected if row["side"] == side]) < 4 for side in ("top", "bottom"))
     said = [note for note in result.notes if note.startswith("filtered: ")]
-    why = "for no more of those that the atlas keeps pass (build with a larger --top-k to keep more)"
+    why = "because the atlas keeps no more that pass (build with a larger --top-k to keep more)"
     assert said == [f"filtered: {short} of 2 lists have fewer than 4 tokens, {why}"][: short > 0]
 
 

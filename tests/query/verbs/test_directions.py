@@ -185,7 +185,7 @@ def test_verb_with_a_filter(atlas: Atlas) -> None:
             assert row[name] == [text for text in whole[name] if text.isalnum() and text.isascii()]
     lists = [row[name] for row in result.to_rows() for name in row if isinstance(row[name], list)]
     short = sum(len(each) < 5 for each in lists)
-    note = f"filtered: {short} of 32 lists have fewer than 5 tokens of a direction, for no more of those"
+    note = f"filtered: {short} of 32 lists have fewer than 5 tokens of a direction, because the atlas keeps no more"
     assert [each for each in result.notes if each.startswith(note)] == list(result.notes)
     assert len(result.notes) == (short > 0)
 
@@ -213,6 +213,6 @@ def test_what_cannot_be_answered(atlas: Atlas, tmp_path: Path, word_model: Path)
 
 def test_more_directions_than_are_kept(atlas: Atlas) -> None:
     kept = atlas.directions("gpt2-a/L0/H1", 1000)
-    said = "the atlas keeps {} directions a matrix; build with a larger --directions-k to keep more"
+    said = "the atlas keeps {} directions per matrix; build with a larger --directions-k to keep more"
     assert said.format(max(row["direction"] for row in kept)) in kept.notes
     assert not atlas.directions("gpt2-a/L0/H1", 1).notes
