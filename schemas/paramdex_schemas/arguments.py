@@ -1,4 +1,4 @@
-"""What a caller gives, read in one way wherever it is given: paths, sequences, and whether or not."""
+"""Arguments of callers, read the same way everywhere: paths, sequences and flags."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from paramdex_schemas.checks import check_text
 from paramdex_schemas.errors import ParamdexError, QueryError, quoted
 
 _NO_SEQUENCE = (str, bytes, bytearray, memoryview, Mapping)
-"""What has items that no one means when they give it for a sequence."""
+"""Types that have items, but are not meant as a sequence of them."""
 
 
 def path_text(given: object, what: str, error: type[ParamdexError]) -> str:
-    """A path as text, ``~`` and ``~user`` at its beginning as the folder that they stand for in a shell.
+    """A path as text. ``~`` and ``~user`` at its beginning become the home folder, as in a shell.
 
-    A file that is really called ``~`` is ``./~``, of which a ``Path`` keeps no more than ``~``: give it as text. That,
-    and ``~`` with a name that no user has, comes back with the current folder before it, for DuckDB reads ``~`` too.
-    Raises ``error``, which calls it ``what``, for what is no path, and for one that no file can have.
+    Write ``./~`` for a file that is really called ``~``, and give it as text: a ``Path`` keeps only the ``~``. Such a
+    path, and a ``~user`` that does not exist, come back as absolute paths, because DuckDB expands ``~`` too.
+    Raises ``error``, whose message calls it ``what``, for anything that is not a path or that no file can have.
     """
     try:
         found: object = os.fspath(given)  # type: ignore[call-overload]  # refused here
@@ -50,8 +50,9 @@ def given_path(given: object, what: str, error: type[ParamdexError]) -> Path:
 
 
 def given_items(given: object, error: ParamdexError) -> list[Any]:
-    """The items of a sequence, those of Arrow as Python's own. Raises ``error`` for what is none (a text, a dictionary
-    and a table of columns are not meant as one), and where it fails on the way.
+    """The items of a sequence; those of Arrow become Python's own.
+
+    Raises ``error`` for anything else (text, dictionaries and tables are not meant as sequences), and if reading fails.
     """
     try:
         if hasattr(given, "to_pylist"):
@@ -65,7 +66,7 @@ def given_items(given: object, error: ParamdexError) -> list[Any]:
 
 
 def yes_or_no(name: str, value: object, error: type[ParamdexError] = QueryError) -> bool:
-    """``value`` as a bool, be it Python's or NumPy's. Raises ``error`` for anything else."""
+    """``value`` as a bool; it may be Python's or NumPy's. Raises ``error`` for anything else."""
     if not isinstance(value, (bool, np.bool_)):
         raise error(f"{name} is True or False, not {quoted(value)}")
     return bool(value)

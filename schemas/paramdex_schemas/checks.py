@@ -1,4 +1,4 @@
-"""The checks of what a caller gives, and what a message suggests in its place: numbers, texts, names from a list."""
+"""Checks of a caller's numbers, texts and names, and what a message suggests in place of a wrong name."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from operator import index
 from paramdex_schemas.errors import ParamdexError, QueryError, quoted
 
 _LONGEST = 80
-"""Characters of a word that names are compared with."""
+"""Characters of a word that are compared with names."""
 
 
 def whole_number(
     name: str, value: object, least: int, most: int | None = None, error: type[ParamdexError] = QueryError
 ) -> int:
-    """``value`` as an int, be it Python's or NumPy's. Raises ``error`` for what is none, or is out of range."""
+    """``value`` as an int; it may be Python's or NumPy's. Raises ``error`` if it is not whole or out of range."""
     number = as_whole(value)
     if number is None:
         raise error(f"{name} must be a whole number, not {quoted(value)}")
@@ -26,7 +26,7 @@ def whole_number(
 
 
 def as_whole(value: object) -> int | None:
-    """A whole number as Python's int; None where ``value`` is none, which True and False are not either."""
+    """A whole number as Python's int; None for anything else, and for True and False."""
     try:
         return None if isinstance(value, bool) else index(value)  # type: ignore[arg-type]  # answered with None
     except Exception:  # noqa: BLE001  # TypeError, or the value's own
@@ -34,8 +34,8 @@ def as_whole(value: object) -> int | None:
 
 
 def check_text(text: object, error: ParamdexError) -> str:
-    """``text`` as Python's own str. Raises ``error`` unless it is one and UTF-8: of other bytes arguments and paths
-    have lone surrogates.
+    """``text`` as Python's own str. Raises ``error`` if it is not a str or not valid UTF-8: arguments and paths made of
+    other bytes hold lone surrogates.
     """
     if not isinstance(text, str):
         raise error
@@ -47,7 +47,7 @@ def check_text(text: object, error: ParamdexError) -> str:
 
 
 def suggest(word: str, choices: Iterable[str], n: int = 3) -> str:
-    """The end of an error message: the choices nearest to ``word``, whatever their case, or all where they are few.
+    """The end of an error message: the choices most like ``word``, ignoring case, or if none is, the choices there are.
 
     >>> suggest("FF_valu", ["ff_key", "ff_value", "attn_output"])
     'did you mean ff_value?'
@@ -62,7 +62,7 @@ def suggest(word: str, choices: Iterable[str], n: int = 3) -> str:
 
 
 def listing(names: Sequence[str]) -> str:
-    """The end of an error message: the names that there are, or the first of them."""
+    """The end of an error message: the names that there are, or the first twelve."""
     if len(names) <= 12:
         return f"there {'is' if len(names) == 1 else 'are'} {', '.join(names) or 'none'}"
     return f"there are {', '.join(names[:12])}, ..."

@@ -11,8 +11,8 @@ _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = _LONGEST
 
 
 class ParamdexError(Exception):
-    """Base of every error that paramdex raises on purpose. The message is one line that can be printed, whatever a
-    path, a model or a tensor is called; ``but`` are characters in it that stay as they are.
+    """Base of every error that paramdex raises on purpose. The message is one line that is safe to print, whatever the
+    names of paths, models and tensors in it. Characters in ``but`` are not escaped.
 
     ParamdexError
     ├── AtlasError          the folder is no atlas, is damaged, or is of a newer format
@@ -57,7 +57,7 @@ class CheckpointError(BuildError):
 
 
 def quoted(value: object) -> str:
-    """A value as messages name it: in one line, and no longer than is read, whatever its own ``repr`` does.
+    """A value as messages name it: on one line and short, whatever its own ``repr`` does.
 
     >>> quoted("a\\nb"), quoted("a" * 500)[-5:], quoted([0] * 500)
     ("'a\\\\nb'", "a'...", '[0, 0, 0, 0, 0, 0, ...]')
@@ -72,8 +72,7 @@ def quoted(value: object) -> str:
 
 
 def escaped(text: str, but: str = "") -> str:
-    r"""Text for a terminal, on which nothing that it holds can act: with escapes for what would not be seen as itself,
-    ``but`` for these characters.
+    r"""Text that is safe to print on a terminal: characters that cannot be seen are escaped, except those in ``but``.
 
     >>> escaped("a\x1b[31mb\n"), escaped("two\nlines\x07", but="\n")
     ('a\\x1b[31mb\\n', 'two\nlines\\x07')

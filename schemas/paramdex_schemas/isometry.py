@@ -56,8 +56,8 @@ class Root:
 
     @cached_property
     def keeps_features(self) -> bool:
-        """Whether R w tells all of w but its mean: there is no null space, or only that of the vector of ones, as of an
-        embedding that is read behind a LayerNorm.
+        """Whether R w determines w up to its mean: R has no null space, or only the vector of ones, as for an embedding
+        that follows a LayerNorm.
         """
         rank, d = self.root.shape
         ones = np.full(d, d**-0.5)
@@ -65,7 +65,7 @@ class Root:
 
     @cached_property
     def condition(self) -> float:
-        """The largest of the eigenvalues over the smallest; 0 where there are none."""
+        """The largest eigenvalue over the smallest; 0 if there are none."""
         return float(self.values.max() / self.values.min()) if self.rank else 0.0
 
     @cached_property
@@ -77,8 +77,7 @@ class Root:
 
 
 def gram_root(gram: Array, n_rows: int) -> Root:
-    """The root of G = Ec^T Ec (d x d, float64), by eigendecomposition, its null space dropped. G is used up: the
-    eigenvectors are made in its place.
+    """The root of G = Ec^T Ec (d x d, float64), by eigendecomposition, without its null space. G is overwritten.
 
     An eigenvalue counts as null below ``max(n_rows, d) * eps * l_max``, the size of the rounding errors in a float64
     sum of ``n_rows`` outer products.
@@ -99,7 +98,7 @@ def gram_root(gram: Array, n_rows: int) -> Root:
 
 
 def normalize(rows: Array, nothing: float = 0.0) -> Array:
-    """Each row over its norm; one no longer than ``nothing`` becomes zero, whose correlation with anything is 0."""
+    """Each row divided by its norm. A row no longer than ``nothing`` becomes zero: it correlates with nothing."""
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     found: Array = np.divide(rows, norms, out=np.zeros_like(rows), where=norms > nothing)
     return found

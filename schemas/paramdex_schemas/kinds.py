@@ -1,4 +1,4 @@
-"""The kinds of parameters a transformer has: what each does with the residual stream, and what it belongs to.
+"""The kinds of parameters of a transformer: what each does with the residual stream, and what it belongs to.
 
 Every list of kinds, in a layout, a table or a message, is in the order of ``KINDS``.
 """
@@ -11,9 +11,9 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of parameter: what it does with the residual stream and what owns one; ``form`` is what it is made of.
+    """A kind of parameter: its ``role`` in the residual stream, its ``owner``, and the ``form`` of its vectors.
 
-    The vectors of ``owner`` ``layer`` belong to a layer or to one expert of it, those of ``model`` to no layer.
+    Vectors whose owner is ``layer`` belong to a layer or to one expert of it. Those of ``model`` belong to no layer.
     """
 
     name: str
@@ -46,4 +46,4 @@ KINDS: dict[str, Kind] = {
 """Every kind, in the order of the numbering."""
 
 MATRICES = {"QK": ("attn_query", "attn_key"), "VO": ("attn_value", "attn_output")}
-"""A head's two matrices -> the kinds that are their left and right factor."""
+"""A head's two matrices -> the kinds of their left and right factors. Elsewhere called the QK and OV circuits."""
