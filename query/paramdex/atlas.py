@@ -1,4 +1,7 @@
-"""The atlas: one noun, whose methods are the verbs of the command line."""
+"""The atlas: one noun, whose methods are the verbs of the command line.
+
+Every method checks its arguments and hands them, with the atlas itself, to the function of its verb.
+"""
 
 from __future__ import annotations
 
@@ -27,9 +30,9 @@ from paramdex_schemas.arguments import yes_or_no
 
 
 def open(path: str | Path) -> Atlas:  # noqa: A001  # `paramdex.open` reads as `gzip.open` does
-    """Open an atlas for reading; ``~`` at the beginning of a path, here as everywhere, is the home folder.
+    """Open an atlas for reading. ``~`` at the beginning of a path is the home folder, here as everywhere.
 
-    Raises AtlasError where it is none, is damaged or is of a newer format.
+    Raises AtlasError if the path is not an atlas, or the atlas is damaged or has another format.
     """
     return Atlas(path)
 
@@ -37,15 +40,15 @@ def open(path: str | Path) -> Atlas:  # noqa: A001  # `paramdex.open` reads as `
 class Atlas(Store):
     """A database of what the weights of models say; see ``paramdex.open``.
 
-    Threads that share an atlas wait for each other's look-ups; with a ``fork`` each they do not.
+    Threads that share an atlas wait for each other's look-ups. Give each thread a ``fork`` of its own and they do not.
     """
 
     def info(self) -> Result:
-        """The models of the atlas, one row each; a note says of which no neighbors and alignments are kept."""
+        """The models of the atlas, one row each. Notes say for which models no neighbors and alignments are kept."""
         return info(self)
 
     def check(self) -> Result:
-        """Read every file and table and compare them with their checksums. Raises AtlasError where one differs."""
+        """Compare every file and table with its checksum. Raises AtlasError for the first that differs."""
         return check(self)
 
     def sql(self, query: str, values: Sequence[Any] | dict[str, Any] | None = None) -> Result:
@@ -56,11 +59,11 @@ class Atlas(Store):
         return Result(self.database.user_query(query, values))
 
     def show(self, address: str, k: int = 10, *, distinct: bool = True, filter: TokenFilter | None = None) -> Result:
-        """The k strongest tokens of a parameter, both sides; of a head the k strongest pairs of QK and VO.
+        """The k strongest tokens of a parameter on both sides, or the k strongest pairs of a head's matrices QK and VO
+        (OV circuit). For a model alone, what the atlas says of it.
 
-        ``distinct`` leaves out a head's pairs of one word with itself, ``filter`` what it does not let pass; ``rank``
-        counts all, what is printed beside it as # only what is shown. Of a model alone what the atlas says of it.
-        Raises AddressError.
+        ``distinct`` leaves out a head's pairs of a word with itself, ``filter`` what does not pass. ``rank`` counts all
+        tokens or pairs; the printed column # counts only those that are shown. Raises AddressError.
         """
         return show(self, address, how_many(k), filter, distinct=yes_or_no("distinct", distinct))
 
@@ -74,13 +77,12 @@ class Atlas(Store):
         layer: int | None = None,
         filter: TokenFilter | None = None,
     ) -> Result:
-        """Parameters and heads that have these tokens among their strongest: k of each, those with most of them first.
-        ``tokens`` are words, or one; what has white space inside and is no word of any vocabulary is split there.
+        """The parameters and heads that have some tokens among their strongest: k of each, those with the most first.
+        ``tokens`` is a word or a sequence of words. An item with white space is several words if no vocabulary has it.
 
-        ``kind`` is a parameter kind, QK or VO. ``z`` is how many standard deviations of all the vector's (or
-        matrix's) scores the tokens (or the strongest pair) lie from their mean towards the side, averaged over the
-        words. With a ``filter`` only tokens and pairs that pass count. Raises TokenError for a word that no vocabulary
-        has.
+        ``kind`` is a kind of parameter, QK or VO. ``z`` says how many standard deviations the tokens (or the strongest
+        pair) lie from the mean of all scores of the vector (or matrix), towards the side, averaged over the words. With
+        a ``filter`` only tokens and pairs that pass count. Raises TokenError for a word that no vocabulary has.
         """
         return find(self, tokens, how_many(k), self.scope(model, kind, layer, matrices=True), filter)
 
@@ -95,16 +97,16 @@ class Atlas(Store):
         side: str = "top",
         filter: TokenFilter | None = None,
     ) -> Result:
-        """The k parameters nearest to a set of words, exactly. ``words`` are read as those of ``find``.
+        """The k parameters nearest to a set of words, exactly. ``words`` are read as in ``find``.
 
-        ``similarity`` is the Pearson correlation of a parameter's V scores with the indicator of the words' m tokens,
-        ``z`` how many standard deviations those lie above the mean of the scores, on average. In one vocabulary both
-        have the same order. Correlations of two do not compare: they are z sqrt(m / (V - m)), larger where V is small.
-        So parameters are in the order of z, but first those whose vocabulary has most of the words (``words``), as in
-        ``find``: the z of one word alone is no answer to three.
+        ``similarity`` is the Pearson correlation (-1 to 1) of a parameter's V scores with the indicator of the words' m
+        tokens. ``z`` is how many standard deviations those tokens lie above the mean of the scores, on average. Within
+        one vocabulary both give the same order. Correlations in two vocabularies cannot be compared: they are
+        z sqrt(m / (V - m)), which is larger where V is small. So parameters are in the order of z; but those whose
+        vocabulary has the most of the words (``words``) come first, as in ``find``.
 
-        ``side`` asks for the largest z (top), the most negative (bottom) or the largest in size (both). ``filter`` says
-        by which tokens parameters are described. Raises TokenError for a word that no vocabulary has.
+        ``side`` asks for the largest z (top), the most negative (bottom) or the largest in size (both). ``filter``
+        chooses the tokens that describe the parameters. Raises TokenError for a word that no vocabulary has.
         """
         return search(self, words, how_many(k), self.scope(model, kind, layer), side, filter)
 
@@ -118,7 +120,7 @@ class Atlas(Store):
         layer: int | None = None,
         side: str = "top",
     ) -> tuple[list[WordHit], list[str]]:
-        """What ``search`` finds, and its notes."""
+        """What ``search`` finds, as hits without a description, and its notes."""
         return search_hits(self, words, how_many(k), self.scope(model, kind, layer), side)
 
     def similar(
@@ -132,14 +134,15 @@ class Atlas(Store):
         side: str = "top",
         filter: TokenFilter | None = None,
     ) -> Result:
-        """The k parameters nearest to one, by the Pearson correlation of their V scores, or the k heads nearest to one,
-        by the cosine of their matrices QK and VO (``kind`` for one of them) over all V x V pairs of tokens; exactly.
+        """The k parameters nearest to one, by the Pearson correlation of their V scores; or the k heads nearest to one,
+        by the cosine of their matrices QK and VO over all V x V pairs of tokens (``kind`` chooses one). Both are exact.
 
-        In the same model unless ``model`` names another (or "all"), of the same kind unless ``kind`` names another.
-        Between models of different vocabularies, scores are compared on the tokens whose text both have: how many is
-        said. Correlations over different tokens stand in one order, but one over few says less: those of unrelated
-        scores spread around 0 by 1 / sqrt(n) for n tokens, or more.
-        ``side`` and ``filter`` as in search. Raises AddressError.
+        They are of the same model unless ``model`` names another one or "all", and of the same kind unless ``kind``
+        names another. Models of different vocabularies are compared on the tokens whose text both have; a note says how
+        many. Correlations over different tokens are ranked together, but over few tokens they say less: those of
+        unrelated scores spread around 0 by at least 1 / sqrt(n) for n tokens.
+
+        ``side`` and ``filter`` are as in ``search``. Raises AddressError or QueryError.
         """
         return similar(self, address, k, model, kind, layer, side, filter)
 
@@ -153,9 +156,10 @@ class Atlas(Store):
         layer: int | None = None,
         side: str = "top",
     ) -> tuple[list[Hit], list[str]]:
-        """What ``similar`` finds of a parameter, each a (similarity, param_id), and its notes."""
+        """What ``similar`` finds for a parameter, each a (similarity, param_id), and its notes."""
         return similar_hits(self, address, k, model, kind, layer, side)
 
+    # Nine arguments: the vector is found by three (vector, row, name), its neighbours by as many as in search.
     def lens(
         self,
         vector: Any,
@@ -169,14 +173,15 @@ class Atlas(Store):
         side: str = "top",
         filter: TokenFilter | None = None,
     ) -> Result:
-        """What a vector of a model's residual stream says: its k strongest tokens, both sides, and the k parameters
-        nearest to it by the Pearson correlation of their V scores. Both are exact.
+        """What a vector of a model's residual stream says (logit lens): its k strongest tokens on both sides, and the k
+        parameters nearest to it by the Pearson correlation of their V scores. Both are exact.
 
-        ``vector`` is an array of any library, a tensor with a gradient or of bfloat16 too, a list of numbers or of
-        arrays, or a .npy or .safetensors file (``name`` is the tensor's); of a matrix ``row`` chooses a
-        row, and without one each has a line: five tokens a side and the nearest parameter, whatever k is. ``kind``,
-        ``layer`` and ``side`` are of the parameters, as in search.
-        Raises QueryError for what is no vector of the model's width, is zero, or holds NaN; AddressError.
+        ``vector`` is an array or tensor of any library, a list of numbers or of arrays, or a .npy or .safetensors file
+        (``name`` is the tensor's name). ``row`` chooses a row of a matrix. Without it every row of a matrix has one
+        line, with five tokens per side and the nearest parameter, whatever k is. ``kind``, ``layer`` and ``side`` are
+        for the parameters, as in ``search``.
+
+        Raises QueryError for a vector that does not have the model's width, is zero or holds NaN; AddressError.
         """
         k, scope = how_many(k), self.scope(self.model(model).name, kind, layer)
         return lens(self, vector, scope, k, row, name, side, filter)
@@ -184,11 +189,13 @@ class Atlas(Store):
     def directions(
         self, address: str, k: int = 8, *, matrix: str | None = None, filter: TokenFilter | None = None
     ) -> Result:
-        """The first k singular directions of a head's matrices over tokens, QK and VO or one: each a set of tokens that
-        it reads (or that ask, of QK) and a set that it writes (or that answer).
+        """The first k singular directions of a head's matrices QK and VO over tokens (``matrix`` chooses one). Each has
+        a set of tokens that the head reads (for QK, queries) and a set that it writes (for QK, keys).
 
-        Tokens of the top sides go together, and those of the bottom sides. ``share`` is a direction's part of the
-        squared Frobenius norm of the matrix, whose rows and columns are centred. Raises AddressError.
+        Tokens of the top sides belong together, and so do those of the bottom sides. ``share`` (0 to 1) is the part
+        of a direction in the squared Frobenius norm of the matrix, whose rows and columns are centred.
+
+        Raises AddressError or QueryError.
         """
         return directions(self, address, how_many(k), matrix, filter)
 
@@ -202,15 +209,17 @@ class Atlas(Store):
         top: int = 10,
         side: str = "top",
     ) -> Result:
-        """The k heads that most do what ``pairs`` do: each head's matrix, VO (read → written) or QK (query → key), is
-        scored on pairs of a source and a target word, a file with a tab between them or a sequence.
+        """The k heads that do most what ``pairs`` do. Each head's matrix, VO (read → written) or QK (query → key), is
+        scored on pairs of a source and a target word: a sequence, or a file with a tab between the two.
 
-        ``score`` is the mean over the pairs, of a word with several spellings over those. ``z`` is how many standard
-        errors that is above the mean of all V^2 token pairs (``vo_mean`` and ``vo_std`` of the table ``heads``), were
-        the pairs drawn at random and independently: (score - mean) / (std / sqrt(n)). ``share`` is the relation score
-        of MAPS, the share of pairs whose target is among the ``top`` strongest of its source's row (0 leaves it out),
-        ``share_bottom`` among the most negative. Pairs of unknown words are named in a note.
-        Raises QueryError, AddressError, and TokenError where no pair is known.
+        ``score`` is the mean over the pairs; a word with several spellings counts with the mean over them. ``z`` is how
+        many standard errors that is above the mean of all V^2 pairs of tokens (``vo_mean`` and ``vo_std`` of the table
+        ``heads``), if the pairs were drawn at random: (score - mean) / (std / sqrt(n)). ``share`` (0 to 1) is the
+        relation score of MAPS: the share of pairs whose target is among the ``top`` strongest of its source's row;
+        ``share_bottom`` is the same for the most negative. With ``top`` 0 there are no shares. Notes name the pairs of
+        unknown words.
+
+        Raises QueryError, AddressError, and TokenError if no pair is known.
         """
         return heads(self, pairs, self.scope(model), matrix, how_many(k), top, side)
 
@@ -224,22 +233,22 @@ class Atlas(Store):
         layer: int | None = None,
         filter: TokenFilter | None = None,
     ) -> Result:
-        """What training moved most: of each kind of neuron and each of the heads' matrices (or of ``kind`` alone) the k
-        parameters whose tuned vector lies farthest from the base's, with the tokens they moved toward and away from.
+        """What training moved most: for each kind of neuron and each of the heads' matrices (or for ``kind`` alone) the
+        k parameters or heads that lie farthest from the base's, with the tokens they moved toward and away from.
 
         The atlas must have been built with ``--base``. ``base`` and ``tuned`` are names in the atlas or the sources
-        given at the build; the displacement's own name alone does as well. ``norm`` is that of the difference,
-        ``relative`` in parts of the base's own where the atlas has the base. Raises QueryError or AddressError.
+        given to the build; the name of the displacement alone is enough. ``norm`` is that of the difference,
+        ``relative`` its share of the base's own norm, if the atlas has the base. Raises QueryError or AddressError.
         """
         return diff(self, base, tuned, how_many(k), kind, layer, filter)
 
     def align(self, model_a: str, model_b: str, kind: str | None = None) -> Alignment:
-        """How alike the layers of two models are: for every kind and pair of layers the mean |Pearson correlation| over
-        all pairs of their vectors, the one-to-one matching of layers that maximizes its sum, and how diagonal it is.
+        """How alike the layers of two models are: for every kind and pair of layers the mean |Pearson correlation| (0
+        to 1) over all pairs of their vectors, the one-to-one matching of layers that maximizes its sum, and how
+        diagonal the scores are.
 
-        Beside it the same on the raw weights, for models of one width, and of one vocabulary or nearly the same, whose
-        embeddings have full rank.
-        Raises AddressError for an unknown model.
+        The same is given for the raw weights if the models have the same width, nearly the same vocabulary and
+        embeddings of full rank. Raises AddressError for an unknown model, QueryError for a kind that has no weights.
         """
         return align(self, model_a, model_b, kind)
 
@@ -255,12 +264,13 @@ class Atlas(Store):
         side: str = "top",
         filter: TokenFilter | None = None,
     ) -> Result:
-        """For each parameter of a kind of one model (or of one of its layers) its counterpart in another (or in a layer
-        of it): the nearest one, whether each is the other's nearest, and a one-to-one partner within a pair of layers.
+        """The counterpart of each parameter of a kind in another model: the nearest one, whether each is the other's
+        nearest, and a one-to-one partner within two layers. Either model may be narrowed to one of its layers.
 
-        The layers are those given, or those that align; of a kind that is no weight, by which none are aligned, only
-        those given. All rows are in the result, the k most similar are printed.
-        ``side`` both counts a large negative correlation as near; ``filter`` says by which tokens they are described.
+        Partners are matched in the layers given, or else in those that align. Kinds that are not weights do not align,
+        so they have partners only in the layers given. The result has all rows; the k most similar are printed.
+
+        ``side`` both counts a large negative correlation as near. ``filter`` chooses the tokens that describe them.
         Raises AddressError or QueryError.
         """
         k, layers = how_many(k), (layer_number(layer_a), layer_number(layer_b))

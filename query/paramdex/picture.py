@@ -38,14 +38,14 @@ class Picture:
 
 @contextmanager
 def any_glyphs() -> Iterator[None]:
-    """Vocabularies hold characters of all scripts; those that no font here has are drawn as boxes, without a word."""
+    """Vocabularies hold characters of all scripts. Those that no font has are drawn as boxes, without a warning."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"Glyph \d+")
         yield
 
 
 def picture_format(path: Path) -> str:
-    """The format that the ending of a picture's name chooses: png, svg, html, ... Raises QueryError where none does."""
+    """The format that the ending of a file's name chooses: png, svg, html, ... Raises QueryError if it chooses none."""
     figure_class()
     from matplotlib.backend_bases import FigureCanvasBase
 
@@ -57,9 +57,9 @@ def picture_format(path: Path) -> str:
 
 
 def save(figure: Any, path: Path) -> Path:
-    """Write a figure; the ending of the name chooses the format, a page that holds the picture for .html.
+    """Write a figure to a file. The ending of the name chooses the format; .html is a page that holds the picture.
 
-    Raises QueryError where that cannot be; a picture that is there already stays then.
+    Raises QueryError if it cannot be written; a picture that was there before stays.
     """
     ending = picture_format(path)
     place = Path(os.path.realpath(path))  # where a link leads

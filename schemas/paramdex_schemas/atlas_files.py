@@ -43,8 +43,8 @@ def model_folder(atlas: Path, model: str) -> Path:
 def shared_space(earlier: str) -> str:
     """The name of a model's file about an earlier model whose vocabulary differs by few tokens.
 
-    It holds the roots of both on the tokens whose text both have (``earlier``, ``later``), and the ``transfer`` from the
-    earlier model's coordinates to the later one's.
+    It holds the roots of both (``earlier``, ``later``) on the tokens whose text both have, and the ``transfer`` from
+    the earlier model's coordinates to the later one's.
     """
     return f"shared.{earlier}.safetensors"
 

@@ -208,7 +208,7 @@ class Layout:
         return run.first + owner * run.size + address.idx
 
     def address(self, model: str, row: int) -> Address:
-        """The address of the ``row``-th parameter of ``model``. A shared vector has that of the first head that uses it.
+        """The address of the ``row``-th parameter of ``model``. A shared vector has its first head's.
 
         >>> str(Layout.number([Run("attn_key", None, 0, "kv_head", 2, 8, 3)]).address("m", 9))
         'm/L0/H3/attn_key/1'

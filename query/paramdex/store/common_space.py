@@ -23,8 +23,8 @@ from paramdex_schemas.model import Model
 
 @dataclass(frozen=True)
 class Side:
-    """One of two models. ``root`` (None: its own) is of the embedding on the tokens that both have, ``into`` (None: 1)
-    takes the coordinates under it to the common ones.
+    """One of two models. ``root`` belongs to its embedding on the tokens that both have (None: on all its own).
+    ``into`` takes coordinates under that root to the common ones (None: they are the same).
     """
 
     vectors: Vectors
@@ -34,20 +34,20 @@ class Side:
     into: Array | None
 
     def stored(self, kind: str, span: tuple[int, int] | None = None) -> Array:
-        """Rows of a kind as the atlas has them (n x r, float32): normalized, in the model's own coordinates."""
+        """Rows of a kind as the atlas stores them (n x r, float32): normalized, in the model's own coordinates."""
         index = self.vectors.index(self.model.name, kind)
         start, end = span or (0, index.ntotal)
         return index.reconstruct_n(start, end - start)
 
     def own(self, rows: Array) -> Array:
-        """Rows in the model's own coordinates as those on the tokens that both have; not normalized."""
+        """Rows in the model's own coordinates, taken to those on the tokens that both have; not normalized."""
         if self.root is None:
             return rows
         return rows @ isometry.restriction(self.root, self.vectors.space(self.model.name).root).T
 
     def moved(self, rows: Array) -> Array:
-        """Rows in the model's own coordinates, normalized, as those whose inner products with the other side's
-        ``comparable`` rows are the Pearson correlations of their scores.
+        """Normalized rows in the model's own coordinates, taken to the common ones: their inner products with
+        ``comparable`` rows of the other side are the Pearson correlations of the scores.
         """
         if self.root is not None:
             rows = isometry.normalize(self.own(rows), isometry.RESTRICTED_TO_NOTHING)
@@ -66,7 +66,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Common:
-    """Two models in common coordinates: those of ``right``. ``notes`` say what a reader has to know of them."""
+    """Two models in common coordinates, those of ``right``, with notes for the reader."""
 
     left: Side
     right: Side
@@ -101,7 +101,7 @@ def place_vectors(
 
 
 def shared_note(a: Model, b: Model, n_tokens: int) -> str:
-    """What a reader has to know of two models that are compared on ``n_tokens``, not on all of one vocabulary."""
+    """The note on two models of different vocabularies that are compared on ``n_tokens``."""
     shares = ", ".join(f"{n_tokens / model.vocabulary_size:.0%} of {model.name}'s" for model in (a, b))
     return f"{a.name} and {b.name} are compared on the {n_tokens:,} tokens whose text both have ({shares})"
 
@@ -115,10 +115,10 @@ def compared(
     strict: bool,
     refuse: Callable[[Model], None] = lambda _: None,
 ) -> Iterator[Common]:
-    """``own`` with each of ``models`` in common coordinates; ``notes`` is told what a reader has to know.
+    """``own`` with each of ``models`` in common coordinates. Notes for the reader are added to ``notes``.
 
-    A model that cannot be compared, or that ``refuse`` raises QueryError for, is left out with a note, unless
-    ``strict``: then that error is raised.
+    A model that cannot be compared, or for which ``refuse`` raises QueryError, is left out with a note. If ``strict``,
+    the error is raised instead.
     """
     for one in models:
         try:
@@ -134,14 +134,14 @@ def compared(
 
 
 def _shared(store: Store, a: Model, b: Model) -> tuple[SharedSpace, bool]:
-    """The shared space of two models of different vocabularies, and whether it is kept the other way round."""
+    """The shared space of two models of different vocabularies, and whether its first model is ``b``."""
     first, second = sorted((a, b), key=lambda model: model.model_id)
     tokens = lambda: shared_tokens(store.database, first, second)  # noqa: E731
     return store.vectors.shared(first, second, tokens, related_on(store.database, first, second)), first is b
 
 
 def shared_tokens(database: Database, a: Model, b: Model) -> tuple[list[int], list[int]]:
-    """The ids of the tokens whose text both models have, in each. Raises QueryError where there are too few."""
+    """The ids of the tokens whose text both models have, in each of them. Raises QueryError if there are too few."""
     found = database.table(atlas_files.shared_tokens(), {"a": a.vocabulary, "b": b.vocabulary})
     if len(found) < 2:
         raise QueryError(f"{a.name} and {b.name} share {len(found)} tokens: too few to compare them on")

@@ -26,9 +26,9 @@ __all__ = ["ALL", "Sieve", "TokenFilter", "says"]
 
 Mask = npt.NDArray[np.bool_]
 ALL = 10_000
-"""More tokens, or pairs, than an atlas keeps of one side."""
+"""More tokens, or pairs, than an atlas keeps per side."""
 _OPTIONS = {"tokens": "--top-k", "pairs": "--pair-k"}
-"""What a list is of -> the option of a build that says how many of them are kept."""
+"""What a list holds -> the option of a build that sets how many of them are kept."""
 
 
 @dataclass
@@ -82,7 +82,7 @@ class Sieve:
         return mask is None or bool(mask[token_id])
 
     def wanted(self, model: Model, item: Wanted) -> Wanted:
-        """Of the items that were asked for those that pass in a model."""
+        """The wanted items that pass in a model."""
         mask = self.mask(model)
         left = [(i, word) for i, word in zip(item.ids, item.words, strict=True) if mask is None or mask[i]]
         return replace(item, ids=[i for i, _ in left], words=[word for _, word in left])
@@ -142,8 +142,8 @@ def says(database: Database, model: Model, rule: Rule) -> bool:
 
 
 def _of_words(database: Database, vocabulary: str, words: list[str]) -> Mask:
-    """Which items of a vocabulary (V) the words stand for: a bare one for all that read as it, or where none does for
-    what is spelled so or continues a word with it, a marked one for one.
+    """Which items of a vocabulary (V) the words stand for. A bare word stands for all items that read like it, or if
+    there are none for those spelled like it or continuing a word with it. A marked word stands for one item.
     """
     import pyarrow.compute as pc
 

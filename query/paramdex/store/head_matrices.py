@@ -24,7 +24,7 @@ def coordinates(store: Store, model: Model, kind: str, place: Place) -> tuple[Ar
 
 
 def owners(model: Model, kind: str, place: Place) -> list[int]:
-    """For every head of a place the number of the owner of its vectors of a kind, which a group of heads may share."""
+    """Which owner the vectors of a kind have, for every head of a place; a group of heads may share one."""
     run = next(run for run in model.layout.of(kind) if run.place == place)
     n_heads = model.layout.heads(place).n_owners
     return [head // run.group if run.owner == "kv_head" else head for head in range(n_heads)]

@@ -1,4 +1,4 @@
-"""Look-ups of heads by token: one query of one table, put together here, as in ``postings``."""
+"""Look-ups of heads by token: one query on one table, whose answer is put together here, as in ``postings``."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ Columns = dict[str, npt.NDArray[Any]]
 
 @dataclass(frozen=True)
 class PairsAsked:
-    """Which pairs count: of a matrix, a layer, tokens that pass (V, bool); None is any of them."""
+    """Which pairs count: those of a matrix, in a layer, of tokens that pass (V, bool). None stands for any."""
 
     matrix: str | None
     layer: int | None
     passing: npt.NDArray[np.bool_] | None
     identical: bool
-    """Also pairs of a token with itself."""
+    """Pairs of a token with itself count too."""
     same_word: bool
-    """Also pairs of one word."""
+    """Pairs of one word count too."""
 
 
 def holders(
     store: Store, model: Model, wanted: Wanted, asked: PairsAsked, k: int, shown: int = 3
 ) -> list[dict[str, Any]]:
-    """The k (head, matrix, side) of a model with most of the wanted words in their strongest pairs; of as many words
-    those with most pairs of two wanted words (``linked``), then those with the largest z.
+    """The k (head, matrix, side) of a model with the most wanted words in their strongest pairs; among equals those
+    with the most pairs of two wanted words (``linked``), then those with the largest z.
 
-    ``lists`` has the source and the target ids of the ``shown`` first of each one's pairs: the linked ones, then by z.
+    ``lists`` has the source ids and the target ids of the first ``shown`` pairs of each: the linked ones, then by z.
     """
     of_heads = heads(store, model)
     found = _pairs_with(store.database, of_heads, wanted, asked)
@@ -84,7 +84,7 @@ def holders(
 
 
 def _pairs_with(database: Database, heads: pa.Table, wanted: Wanted, asked: PairsAsked) -> Columns:
-    """The pairs of some heads that have a wanted token and count; no columns where the layer has no heads."""
+    """The pairs of some heads that count and have a wanted token; no columns if the layer has no heads."""
     inside = heads if asked.layer is None else heads.filter(heads["layer"].to_numpy() == asked.layer)
     if not len(inside) or not wanted.ids:
         return {}
@@ -135,7 +135,7 @@ def _descending(z: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 
 
 def _words(wanted: Wanted, ids: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
-    """The number of the word that each of ``ids`` was asked for by, the first of several; -1 for what was not."""
+    """The number of the wanted word that each of ``ids`` stands for, the first of several; -1 for no wanted word."""
     numbers = {word: number for number, word in enumerate(dict.fromkeys(wanted.words))}
     by_id: dict[int, int] = {}
     for token_id, word in zip(wanted.ids, wanted.words, strict=True):

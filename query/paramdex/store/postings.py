@@ -1,10 +1,9 @@
-"""Look-ups by token and by parameter: queries of one table each, put together here.
+"""Look-ups by token and by parameter: queries on one table each, whose answers are put together here.
 
-DuckDB plans a query in about as long as it takes to read what a look-up needs, so what it answers fastest is one
-comparison in one table: ``token_id = ?`` finds the few row groups of ``store.postings`` that have the token, whose
-order is by token within a model, and ``param_id = ?`` is met by an index. A list of tokens is asked for one by one,
-since DuckDB leaves row groups out for an equality but not for an ``IN``. Texts, and each parameter's mean and standard
-deviation, are read once a vocabulary and a model, and kept.
+DuckDB takes about as long to plan a query as to read what a look-up needs, so it is fastest with one comparison in one
+table. ``token_id = ?`` finds the few row groups of ``store.postings`` that have the token, because they are in order of
+token within a model. ``param_id = ?`` uses an index. Several tokens are asked for one by one, because DuckDB skips row
+groups for an equality but not for an ``IN``. Texts are read once per vocabulary, means and deviations once per model.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ Ids = npt.NDArray[np.int64]
 
 
 def edges(*columns: Ids) -> Ids:
-    """Where something new begins in columns (n each, n > 0) whose equal rows are next to each other, and n.
+    """The places where a new row begins in columns (n each, n > 0) whose equal rows are adjacent, and n.
 
     >>> edges(np.array([7, 7, 7, 8]), np.array([1, 1, 2, 2])).tolist()
     [0, 2, 3, 4]
@@ -47,7 +46,7 @@ class Strongest:
 
 @dataclass(frozen=True)
 class ScoredTokens:
-    """A parameter's strongest tokens with their scores, by side, and what of all V scores they stand among."""
+    """A parameter's strongest tokens with their scores, by side, and the moments of all its V scores."""
 
     norm: float
     mean: np.float32
@@ -58,12 +57,12 @@ class ScoredTokens:
 
 @dataclass(frozen=True)
 class Postings:
-    """The look-ups of one atlas."""
+    """The look-ups in one atlas."""
 
     database: Database
 
     def parameter(self, param_id: int, k: int) -> ScoredTokens:
-        """A parameter with at most ``k`` tokens a side."""
+        """A parameter with at most ``k`` tokens per side."""
         (row,) = self.database.rows(  # whole lists: to plan four slices takes longer than to read them
             "SELECT norm, mean, std, top_tokens, bottom_tokens, top_scores, bottom_scores FROM store.parameters "
             "WHERE param_id = ?",
@@ -79,7 +78,7 @@ class Postings:
         )
 
     def parameters(self, param_ids: list[int], k: int) -> dict[int, Strongest]:
-        """param_id -> its at most ``k`` strongest tokens a side."""
+        """param_id -> its strongest tokens, at most ``k`` per side."""
         rows = self.database.rows(
             "SELECT param_id, address, top_tokens, bottom_tokens FROM store.parameters "
             "WHERE param_id IN (SELECT unnest(?))",
@@ -88,10 +87,10 @@ class Postings:
         return {i: Strongest(address, {"top": top[:k], "bottom": bottom[:k]}) for i, address, top, bottom in rows}
 
     def holders(self, wanted: Wanted, models: list[Model], spans: list[Span], k: int) -> list[dict[str, Any]]:
-        """The k parameters within ``spans``, one side each, that have most of the wanted words among their strongest;
-        of as many words those with the largest mean z. ``spans`` are parameters [first, end) of ``models``.
+        """The k sides of parameters within ``spans`` that have the most wanted words among their strongest tokens;
+        among equals those with the largest mean z first. ``spans`` are parameters [first, end) of ``models``.
 
-        ``rank`` is the best of any wanted token, and a word's token is the one of its items of the best rank.
+        ``rank`` is the best rank of any wanted token. A word counts by its item of the best rank.
         """
         hits = [self._hits(token_id, spans) for token_id in wanted.ids]
         numbers = {word: number for number, word in enumerate(dict.fromkeys(wanted.words))}
@@ -104,7 +103,7 @@ class Postings:
         with np.errstate(divide="ignore", invalid="ignore"):
             z = np.where(std > 0, np.where(is_top, score - mean, mean - score) / std, np.float32(np.nan))
 
-        # By a parameter's side (top first) and word; of a word's items the one of the best rank, and the largest z.
+        # One key per side of a parameter (top first) and word; of a word's items the best rank and the largest z count.
         keys = (2 * param_ids + ~is_top) * len(numbers) + words
         order = np.argsort(keys, kind="stable")
         keys = keys[order]
@@ -135,7 +134,7 @@ class Postings:
     def _hits(self, token_id: int, spans: list[Span]) -> tuple[np.ndarray, ...]:
         """param_id, is_top, rank and score of a token's postings within ``spans``.
 
-        Models lie one after the other, so the ends of all spans together leave out other models' row groups.
+        Models lie one after the other, so a query between the ends of all spans skips the row groups of other models.
         """
         found = self.database.arrays(
             "SELECT param_id, is_top, rank, score FROM store.postings WHERE token_id = ? AND param_id BETWEEN ? AND ?",

@@ -66,7 +66,7 @@ def scope_of(
 ) -> Scope:
     """The scope of a question: those of ``models`` that have the layer. With ``matrices``, QK and VO are kinds too.
 
-    Raises QueryError for a kind that no model has and for no whole number, AddressError for a layer that no model has.
+    Raises QueryError for a kind that no model has, AddressError for a layer that no model has.
     """
     layer = layer_number(layer)
     found = with_layer(list(models), layer)
@@ -101,17 +101,17 @@ def check_kind(kind: str | None, models: list[Model], layer: int | None = None, 
 
 
 def how_many(k: object) -> int:
-    """k, as a number that all libraries take. Raises QueryError for no whole number, and for less than 1."""
+    """k, as a number that all libraries take. Raises QueryError unless it is a whole number of at least 1."""
     return min(whole_number("k", k, 1), MOST)
 
 
 def layer_number(number: object) -> int | None:
-    """The number of a layer, which need not exist, or None. Raises QueryError for no whole number."""
+    """The number of a layer, which need not exist, or None. Raises QueryError for anything else."""
     return None if number is None else whole_number("layer", number, -sys.maxsize)
 
 
 def one_or_both(side: str) -> bool:
-    """Whether only large correlations count, not their size. Raises QueryError for a side that is neither."""
+    """Whether the sign of a correlation counts (top), or only its size (both). Raises QueryError for other sides."""
     if not isinstance(side, str) or side not in ("top", "both"):
         raise QueryError(f"side is one of top, both, not {quoted(side)}")
     return side == "top"

@@ -26,11 +26,11 @@ from paramdex_schemas.model import Model, read_models
 class Store:
     """An open atlas. ``models`` has its models by name, in the order in which they were added.
 
-    Threads that share a store wait for each other's look-ups; with a ``fork`` each they do not.
+    Threads that share a store wait for each other's look-ups. Give each thread a ``fork`` of its own and they do not.
     """
 
     def __init__(self, path: str | Path) -> None:
-        """Raises AtlasError where there is no atlas at ``path``, it is damaged or has a newer format."""
+        """Raises AtlasError if ``path`` is not an atlas, or the atlas is damaged or has another format."""
         self.path = given_path(path, "an atlas", AtlasError)
         self._database = Database(self.path)
         self.models = {model.name: model for model in read_models(self._database.rows)}
@@ -49,10 +49,10 @@ class Store:
         self.close()
 
     def fork(self) -> Self:
-        """The same open atlas for another thread, with a connection of its own; vectors, once read, are shared.
+        """The same open atlas for another thread, with a connection of its own. Vectors that were read are shared.
 
-        Closing it leaves the others open; ``close`` of the atlas that was opened closes all. Raises AtlasError where
-        that was closed.
+        Closing a fork leaves the others open; closing the atlas that was opened closes all. Raises AtlasError if that
+        was closed.
         """
         _ = self.vectors  # made before the copy, so that there is one
         twin = copy.copy(self)
@@ -67,19 +67,19 @@ class Store:
     @cached_property
     def vectors(self) -> Vectors:
         """The vectors and embeddings of the atlas, which lie in files of their own."""
-        database = self._database.fork()  # which waits for no look-up of another thread
+        database = self._database.fork()  # it does not wait for look-ups of other threads
         files = database.rows("SELECT path, bytes, sha256 FROM store.files ORDER BY path")
         return Vectors(self.path, {path: (size, digest) for path, size, digest in files})
 
     def model(self, name: str) -> Model:
-        """The model of a name. Raises AddressError where there is none, and suggests the nearest names."""
+        """The model of a name. Raises AddressError if there is none, and suggests the nearest names."""
         name = check_text(name, AddressError(f"a model's name is text, not {quoted(name)}"))
         if name not in self.models:
             raise AddressError(f"{self.path} has no model {quoted(name)}; {suggest(name, self.models)}")
         return self.models[name]
 
     def owner(self, param_id: int) -> Model:
-        """The model of a parameter. Raises QueryError where there is none."""
+        """The model of a parameter. Raises QueryError if there is no such parameter."""
         number = whole_number("the number of a parameter", param_id, 0)
         found = next((one for one in self.models.values() if one.span[0] <= number < one.span[1]), None)
         if found is None:
@@ -87,7 +87,7 @@ class Store:
         return found
 
     def address(self, text: str | Address) -> Address:
-        """Read an address and check that the atlas has it. Raises AddressError, and suggests the nearest there are."""
+        """Read an address and check that the atlas has it. Raises AddressError, and suggests the nearest names."""
         where = Address.parse(text)
         self.model(where.model).layout.check(where)
         return where
@@ -106,7 +106,7 @@ class Store:
     def resolve(self, scope: Scope, given: object) -> tuple[list[Wanted], list[str]]:
         """The items of each vocabulary that the words ``given`` ask for, and notes for the reader.
 
-        Raises TokenError for what is no word, and for a word that no vocabulary has.
+        Raises TokenError for anything that is not a word, and for a word that no vocabulary has.
         """
         vocabularies = scope.vocabularies
         read = separated(self._database, vocabularies, words_of(given))

@@ -1,7 +1,7 @@
-"""The vectors of an atlas: FAISS indexes, embedding spaces, and the way from one model's coordinates to another's.
+"""The vectors of an atlas: vector files, embedding spaces, and what takes one model's coordinates to another's.
 
-Files are read when first asked for, checked against their recorded SHA-256, and kept. The rows of a kind that has codes
-are left on the disk and checked one by one as they are read; only ``check_all`` reads all of them.
+Files are read when they are first needed, checked against their recorded SHA-256, and kept in memory. The rows of a
+kind that has codes stay on the disk and are checked one by one when they are read; only ``check_all`` reads them all.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from paramdex_schemas.layout import Place
 from paramdex_schemas.model import Model
 
 _BLOCK = 4096
-"""Rows that are moved into another space at a time."""
+"""Rows that are taken to another space at a time."""
 _BLOCK_NUMBERS = 1 << 20
-"""Numbers of E that are held in float64 at a time."""
+"""Numbers of E that are converted to float64 at a time."""
 
 
 def _faiss() -> Any:
@@ -60,7 +60,7 @@ class Space:
         return np.concatenate([view[int(i) : int(i) + 1] for i in ids]).astype(np.float64)
 
     def blocks(self) -> Iterator[Array]:
-        """All rows of E (float64) in order, some at a time."""
+        """All rows of E (float64), in order, a block at a time."""
         view = self._file.get_slice("embedding")
         n_rows, width = view.get_shape()
         step = max(1, _BLOCK_NUMBERS // width)
@@ -75,7 +75,7 @@ class Space:
 
 @dataclass
 class SharedSpace:
-    """Two models' embedding spaces on the tokens whose text both have: the same formulas on those rows alone."""
+    """Two models' embedding spaces on the tokens whose text both have: the usual formulas on those rows only."""
 
     roots: tuple[isometry.Root, isometry.Root]
     transfer: Array
@@ -83,7 +83,7 @@ class SharedSpace:
 
     @classmethod
     def of(cls, a: Array, b: Array) -> SharedSpace:
-        """From the rows of both embeddings for the shared tokens (S x d_a, S x d_b, float64)."""
+        """Made of the rows of both embeddings for the S shared tokens (S x d_a, S x d_b, float64)."""
         a, b = a - a.mean(axis=0), b - b.mean(axis=0)
         roots = (isometry.gram_root(a.T @ a, len(a)), isometry.gram_root(b.T @ b, len(b)))
         return cls(roots, isometry.transfer(b.T @ a, *roots), len(a))
@@ -102,10 +102,10 @@ class Vectors:
     _transfers: dict[tuple[str, str], Array] = field(default_factory=dict)
     _rotations: list[Array] = field(default_factory=list)
     head_factors: dict[tuple[str, str, Place, str | None], Array] = field(default_factory=dict)
-    """(model, kind, place, as in ``head_norms``) -> the coordinates of its vectors (n x r, float64), of some."""
+    """(model, kind, place, as in ``head_norms``) -> the coordinates of its vectors (n x r, float64), kept for some."""
     head_norms: dict[tuple[str, str, str | None], Array] = field(default_factory=dict)
-    """(model, matrix, the model with whose tokens it is compared; None for all its own) -> the norms of its heads'
-    matrices, once they were asked for.
+    """(model, matrix, the model that it is compared with, or None for one of its own vocabulary) -> the norms of its
+    heads' matrices, kept when they were needed once.
     """
 
     def _lists(self, model: str, name: str) -> bool:
@@ -125,13 +125,13 @@ class Vectors:
         return atlas_files.check(self.atlas, path.as_posix(), n_bytes, digest if whole else None)
 
     def check_all(self) -> int:
-        """Check every file; give how many there are. Raises AtlasError for the first that differs."""
+        """Check every file, and return how many there are. Raises AtlasError for the first that differs."""
         for path, recorded in self.files.items():
             atlas_files.check(self.atlas, path, *recorded)
         return len(self.files)
 
     def index(self, model: str, kind: str) -> Rows:
-        """The vectors of one kind: row i is the i-th parameter of that kind, normalized coordinates.
+        """The normalized coordinates of the vectors of one kind: row i is the i-th parameter of that kind.
 
         What opens them is chosen from ``OPENERS`` by the files that the kind has.
         """
@@ -141,7 +141,7 @@ class Vectors:
         return self._indexes[model, kind]
 
     def rotation(self, stored: Array) -> Array:
-        """A rotation in float64, which kinds of one width have in common: the builder draws it from one seed."""
+        """A rotation in float64. Kinds of the same width share it, because the builder draws it from one seed."""
         for known in self._rotations:
             if np.array_equal(known, stored):
                 return known
@@ -172,8 +172,8 @@ class Vectors:
     def shared(
         self, a: Model, b: Model, ids: Callable[[], tuple[list[int], list[int]]], n_stored: int | None = None
     ) -> SharedSpace:
-        """The shared space of two models of different vocabularies, of which ``a`` was built first; ``ids`` gives the
-        shared tokens in each. Where the builder has related them on ``n_stored`` tokens, it is in a file of ``b``.
+        """The shared space of two models of different vocabularies, of which ``a`` was built first. ``ids`` gives the
+        shared tokens in each. If the builder has related them, on ``n_stored`` tokens, it is read from a file of ``b``.
         """
         if (a.name, b.name) not in self._shared:
             if n_stored is not None:
@@ -192,9 +192,9 @@ class Vectors:
     def shared_similarities(
         self, model: str, kind: str, root: isometry.Root, other: str, query: Array, span: tuple[int, int]
     ) -> Array:
-        """Of the rows of a span (float32) with ``query``, both on the tokens shared with ``other``.
+        """The similarities (float32) of the rows of a span with ``query``, on the tokens shared with ``other``.
 
-        The similarity of M x with q is <x, M^T q> / |M x|: only the norms are kept, and no row is moved for a query.
+        The similarity of M x and q is <x, M^T q> / |M x|, so only the norms are kept, and a query moves no row.
         """
         move, norms = self._shared_move(model, kind, root, other)
         products = exact_products(self.index(model, kind), move.T @ query, np.arange(*span))
@@ -203,7 +203,7 @@ class Vectors:
         return np.divide(products, norms, out=np.zeros_like(products), where=some).astype(np.float32)
 
     def _shared_move(self, model: str, kind: str, root: isometry.Root, other: str) -> tuple[Array, Array]:
-        """M (shared rank x r) into the coordinates of ``root``, and |M x| of every row of a kind (n, float64)."""
+        """M (shared rank x r), which takes rows to the coordinates of ``root``, and |M x| of every row (n, float64)."""
         if (model, kind, other) not in self._moves:
             move, index = isometry.restriction(root, self.space(model).root), self.index(model, kind)
             parts = [

@@ -1,7 +1,7 @@
-"""What training moved: the displacements of an atlas, found by their two models, and what in them moved most.
+"""``diff``: what training moved most, read from a displacement of the atlas.
 
-A displacement is a model of the atlas, built with ``--base``; its vectors are a tuned model's less its base's, so the
-tokens on their top side are those that training moved a parameter toward, at the bottom those it moved away from.
+A displacement is a model of the atlas that was built with ``--base``. Its vectors are those of a tuned model minus
+those of its base. So training moved a parameter toward the tokens on its top side and away from those at the bottom.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from paramdex_schemas.checks import suggest
 from paramdex_schemas.errors import quoted
 
 NEURON_KINDS = ("ff_key", "ff_gate", "ff_value")
-"""Kinds that are shown, beside the heads' matrices, where none is asked for."""
+"""Kinds that are shown, beside the heads' matrices, if none is asked for."""
 _SCHEMA = pa.schema(
     [
         ("kind", pa.string()),
@@ -45,13 +45,13 @@ class Moved(Drawn):
     """
 
     def figure(self) -> Any:
-        """Bars of the norms, with the tokens."""
+        """Bars of the norms, labelled with the tokens."""
         return moved_figure(self)
 
 
 @dataclass(frozen=True)
 class _Row:
-    """What the table ``models`` says of a model that a displacement is found by."""
+    """The columns of the table ``models`` by which a displacement is found."""
 
     model: str
     source: str
@@ -59,7 +59,7 @@ class _Row:
     weights_sha256: str
     base_sha256: str | None
     fold_norm: bool
-    """Whether its vectors, and so their norms, hold the gains of norms."""
+    """Whether the gains of norms are multiplied into its vectors, and so count in their norms."""
 
 
 def diff(
@@ -118,8 +118,8 @@ def _models(store: Store) -> list[_Row]:
 
 
 def _displacement(store: Store, rows: list[_Row], base: str, tuned: str | None) -> _Row:
-    """The displacement that is meant: by its own name alone, or by its two models, each as a name in the atlas or as
-    the source that it was built from. Raises AddressError or QueryError, saying how to make it.
+    """The displacement that is meant: by its own name alone, or by its two models, each by its name in the atlas or by
+    the source that it was built from. Raises AddressError or QueryError and says how to build it.
     """
     moved = [row for row in rows if row.base is not None]
     have = f"; it has {', '.join(row.model for row in moved)}" if moved else ""
@@ -153,7 +153,7 @@ def _displacement(store: Store, rows: list[_Row], base: str, tuned: str | None) 
 
 
 def _is(row: _Row | None, given: str, digest: str | None, source: str | None) -> bool:
-    """Whether ``given`` is the model of these weights: a name in the atlas (then ``row`` is its own) or its source."""
+    """Whether ``given`` means the model of these weights: by name (``row`` is the model so named) or by source."""
     if row is not None and row.base is None and row.weights_sha256 == digest:
         return True
     return source is not None and Path(given).resolve() == Path(source).resolve()
@@ -164,7 +164,7 @@ def _how(base: str, tuned: str, atlas: str) -> str:
 
 
 def _by_layer(store: Store, model: str) -> str:
-    """Which layers moved most, in shares of the sum of all squared weights that were added; empty if none moved."""
+    """The layers that moved most, with their shares of the squared norm of all that moved; empty if nothing moved."""
     weights = [kind for kind in KINDS if KINDS[kind].form == "weight"]
     rows = store.database.named_rows("diff_layers", {"model": model, "kinds": weights, "k": 5})
     shares = [f"{'/'.join(filter(None, [r['stack'], 'L' + str(r['layer'])]))} {r['share']:.0%}" for r in rows]
@@ -172,7 +172,7 @@ def _by_layer(store: Store, model: str) -> str:
 
 
 def moved_figure(moved: Moved) -> Any:
-    """How far what moved most did, a panel a kind, with the tokens it moved toward and away from."""
+    """The norms of what moved most, one panel per kind, with the tokens that it moved toward and away from."""
     rows = moved.to_rows()
     kinds = list(dict.fromkeys(row["kind"] for row in rows))
     heights = [1 + sum(row["kind"] == kind for row in rows) for kind in kinds] or [1]

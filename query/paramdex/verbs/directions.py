@@ -1,4 +1,4 @@
-"""``directions``: what a head reads and writes apart from one another, the singular directions of its two matrices."""
+"""``directions``: the singular directions of a head's two matrices, each as the tokens it reads and writes."""
 
 from __future__ import annotations
 

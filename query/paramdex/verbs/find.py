@@ -1,4 +1,4 @@
-"""Find: the parameters and heads that have some tokens among their strongest."""
+"""``find``: the parameters and heads that have some tokens among their strongest."""
 
 from __future__ import annotations
 
@@ -67,8 +67,8 @@ def _order(row: dict[str, Any]) -> tuple[float, ...]:
 
 
 def _groups(wanted: list[Wanted], scope: Scope, sieve: Sieve, notes: list[str]) -> Iterator[tuple[Wanted, list[Model]]]:
-    """The wanted items of each vocabulary with the models that have it; with a filter, which may let other tokens
-    pass in each model, model by model, those that pass.
+    """The wanted items of each vocabulary with the models that have it. A filter may let other tokens pass in each
+    model; then every model comes alone, with the items that pass in it.
     """
     for item in wanted:
         models = scope.of(item.vocabulary)

@@ -1,12 +1,13 @@
-"""Every head scored on the user's own pairs of a source and a target word, as MAPS does (arXiv 2412.11965).
+"""``heads``: every head scored on pairs of a source and a target word, as MAPS does (arXiv 2412.11965).
 
-A head's matrix over tokens has <a_s, b_t> for the source s and the target t: with P and Q the head's vectors (d_head
-x d each: query and key, or value and output), a_s = P e_s and b_t = Q e_t. The atlas keeps of a vector p its normalized
-coordinates c, and the mean and standard deviation of its V scores, and so with R^+ from space.safetensors
+A head's matrix over tokens has the entry <a_s, b_t> for source s and target t. Here a_s = P e_s and b_t = Q e_t, and P
+and Q are the head's vectors (d_head x d each: query and key, or value and output). Of each vector p the atlas keeps the
+normalized coordinates c and the mean and standard deviation of its V scores. So, with R^+ from space.safetensors,
 
     p' = R^+ c std sqrt(V),    <p, e> = <p', e - mean of E> + mean
 
-for every token: p' is p but for what is the same to all tokens. The numbers are as good as the stored ones, float32.
+for every token: p' differs from p only by what adds the same to all tokens. The results are as exact as the stored
+float32 numbers.
 """
 
 from __future__ import annotations
@@ -53,28 +54,28 @@ _SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class _Tokens:
-    """The pairs as tokens of one vocabulary: a pair of words is every pair of their spellings."""
+    """The pairs as tokens of one vocabulary: a pair of words stands for every pair of their spellings."""
 
     source: np.ndarray
-    """Token ids (n), with the number of the word pair that each belongs to in ``pair``."""
+    """Token ids (n); ``pair`` has the number of the word pair that each belongs to."""
     target: np.ndarray
     pair: np.ndarray
     n_pairs: int
 
     def means(self, scores: Array) -> Array:
-        """Of scores (heads x n) the mean of each word pair (heads x n_pairs)."""
+        """The mean score of each word pair (heads x n_pairs), from the scores of tokens (heads x n)."""
         counts = np.bincount(self.pair, minlength=self.n_pairs)
         return np.stack([np.bincount(self.pair, row, self.n_pairs) for row in scores]) / counts
 
     def any(self, hits: np.ndarray) -> np.ndarray:
-        """Of hits (heads x n, bool) which word pairs have one (heads x n_pairs)."""
+        """Whether each word pair has a hit (heads x n_pairs), from the hits of tokens (heads x n, bool)."""
         return np.stack([np.bincount(self.pair, row, self.n_pairs) > 0 for row in hits])
 
 
 def read_pairs(pairs: Pairs) -> list[tuple[str, str]]:
-    """The pairs of a file with a source, a tab and a target on each line, or of a sequence.
+    """The pairs of a sequence, or of a file that has a source, a tab and a target on each line.
 
-    Raises QueryError, and TokenError for what is no word.
+    Raises QueryError, and TokenError for anything that is not a word.
     """
     if not isinstance(pairs, (str, PathLike)):
         wrong = f"pairs are a file or a sequence of (source, target), not {quoted(pairs)}"
@@ -90,7 +91,7 @@ def read_pairs(pairs: Pairs) -> list[tuple[str, str]]:
                 raise QueryError(f"line {number} of {pairs} is {quoted(line)}; write SOURCE, a tab and TARGET")
             read.append((source, target))
     if not read:
-        raise QueryError(f"{pairs} holds no pairs; write one a line: SOURCE, a tab and TARGET")
+        raise QueryError(f"{pairs} holds no pairs; write one per line: SOURCE, a tab and TARGET")
     return read
 
 
@@ -148,7 +149,7 @@ def _some(words: list[str]) -> str:
 
 
 def _without_displacements(store: Store, scope: Scope) -> tuple[list[Model], list[str]]:
-    """The models whose heads' matrices are the products of their vectors, as a difference of two matrices is not."""
+    """The models whose heads' matrices are products of their vectors: those of a displacement are not."""
     moved = displacements(store)
     out = [model.name for model in scope.models if model.name in moved]
     if out and (scope.named or len(out) == len(scope.models)):
@@ -161,7 +162,7 @@ def _without_displacements(store: Store, scope: Scope) -> tuple[list[Model], lis
 
 
 def _resolve(store: Store, vocabulary: str, wanted: list[tuple[str, str]]) -> tuple[_Tokens, list[str]]:
-    """The pairs whose words the vocabulary has both, and the words that it has not."""
+    """The pairs of which the vocabulary has both words, and the words that it lacks."""
     words = list(dict.fromkeys(word for pair in wanted for word in pair))
     found = items(store.database, [vocabulary], words, whole=True)
     entries: list[tuple[int, int, int]] = []
@@ -201,13 +202,13 @@ def _of_model(store: Store, model: Model, tokens: _Tokens, matrix: str, top: int
 def _of_place(
     store: Store, model: Model, place: Place, matrix: str, tokens: _Tokens, top: int
 ) -> tuple[Array, np.ndarray, np.ndarray]:
-    """Of each head of a layer the scores of the token pairs, and whether the target is among the ``top`` strongest of
-    its source's row, or the most negative (heads x n each).
+    """For each head of a layer the scores of the token pairs, whether each target is among the ``top`` strongest of its
+    source's row, and whether it is among the most negative (heads x n each).
     """
     space = store.vectors.space(model.name)
     run = model.layout.heads(place)
     (P, p_mean), (Q, q_mean) = (coordinates(store, model, kind, place) for kind in MATRICES[matrix])
-    P, Q = P @ space.root.inverse.T, Q @ space.root.inverse.T  # the vectors, but for what changes no centred score
+    P, Q = P @ space.root.inverse.T, Q @ space.root.inverse.T  # the vectors, apart from what changes no centred score
     ids, where = np.unique(np.concatenate([tokens.source, tokens.target]), return_inverse=True)
     rows = space.rows(ids.tolist()) - space.means
     n, d_head = len(tokens.source), run.size

@@ -1,4 +1,4 @@
-"""The parameters nearest to a query, and the list in which a reader meets them: what search, similar and lens share."""
+"""What search, similar and lens share: the parameters nearest to a query, and the table that lists them."""
 
 from __future__ import annotations
 
@@ -45,15 +45,15 @@ def listed(
     filter: TokenFilter | None = None,
     of: int | None = None,
 ) -> Result:
-    """Parameters in order of similarity, each with its strongest tokens that pass the filter; the title has those of
-    the parameter ``of`` too.
+    """A table of parameters, in the order of ``hits``, each with its strongest tokens that pass the filter. The title
+    names those of the parameter ``of``, if there is one.
     """
     sieve = Sieve(store.database, filter)
     ids = [param_id for _, param_id in hits]
     found = strongest(store, ids if of is None else [*ids, of], sieve)
     described = passing(store, {i: found[i] for i in ids}, sieve)
     if of is not None:
-        own = passing(store, {of: found[of]}, Sieve(store.database, filter))[of]  # whose list the notes do not count
+        own = passing(store, {of: found[of]}, Sieve(store.database, filter))[of]  # the notes do not count its list
         title = f"{title}: {', '.join(map(visible, own.top))}"
     rows = [
         {"rank": n, "similarity": similarity, "address": one.address, "top": one.top, "bottom": one.bottom}

@@ -1,7 +1,8 @@
-"""The lens: what any vector of the residual stream says, and which parameters are nearest to it.
+"""``lens``: the strongest tokens of any vector of the residual stream (logit lens), and the parameters nearest to it.
 
-A steering vector, a probe, a row of a sparse autoencoder's decoder: w of a model's width has the V scores E w, read
-from the embedding that the atlas keeps, and the coordinates R w, by which the model's own parameters are compared.
+The vector may be a steering vector, a probe or a row of a sparse autoencoder's decoder. A vector w of the model's width
+has the V scores E w, where E is the embedding that the atlas keeps, and the coordinates R w, which are compared with
+those of the model's parameters.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from paramdex_schemas import QueryError, isometry
 from paramdex_schemas.isometry import Array, strongest
 
 MOST_ROWS = 200
-"""Rows of a matrix of which each gets a line."""
+"""The most rows of a matrix, which get one line each."""
 _SHOWN_TOKENS = 5
 _AT_A_TIME = 16
 """Rows of a matrix whose V scores are in memory at a time."""
@@ -31,7 +32,7 @@ _AT_A_TIME = 16
 
 @dataclass(frozen=True, repr=False)
 class Lens(Result):
-    """What one vector says. ``table`` has a row for each token and each parameter (``what`` tells them apart)."""
+    """What one vector says. ``table`` has a row for every token and every parameter; ``what`` tells which it is."""
 
     tokens: Result | None = None
     parameters: Result | None = None
@@ -98,7 +99,7 @@ def lens(
 def _one(store: Store, says: str, w: Array, k: int, scope: Scope, side: str, sieve: Sieve) -> Lens:
     """One vector: its tokens on both sides, and the parameters nearest to it."""
     model = scope.model
-    # Row by row, not by BLAS: a score depends on neither threads nor blocks, and equal rows have equal scores.
+    # Row by row, not by BLAS, so a score depends on neither threads nor blocks, and equal rows have equal scores.
     exact = np.concatenate([(block * w).sum(axis=1) for block in store.vectors.space(model.name).blocks()])
     scores = exact.astype(np.float32)
     mean, std = exact.mean(), exact.std()
@@ -119,7 +120,7 @@ def _one(store: Store, says: str, w: Array, k: int, scope: Scope, side: str, sie
         }
         sides.append(pa.table(columns))
     table = pa.concat_tables(sides)
-    shown: dict[str, Any] = {"rank": sides[0]["rank"]}  # a mask lets as many pass on either side
+    shown: dict[str, Any] = {"rank": sides[0]["rank"]}  # the mask lets equally many pass on both sides
     for each, rows in zip(("top", "bottom"), sides, strict=True):
         shown |= {each: rows["text"], f"{each} score": rows["score"], f"{each} z": rows["z"]}
     numbers = f"norm {np.linalg.norm(w):.4g}; scores over {len(scores):,} tokens: mean {mean:.4g}, std {std:.4g}"

@@ -1,9 +1,9 @@
-"""Which parameter of another model does the job of each of one model's: nearest neighbours, and one-to-one.
+"""``match``: for each parameter of one model the parameter of another that does its job, nearest and one to one.
 
-Similarity is the Pearson correlation of V scores, its absolute value where the sign says nothing (``side`` both). Two
-parameters are mutual where each is the other's nearest: a few vectors may be the nearest of very many, but mutual only
-with one. Partners are the one-to-one matching within a pair of layers with the largest sum of similarities (Hungarian
-method).
+Similarity is the Pearson correlation of V scores, or its absolute value if the sign does not matter (``side`` both).
+Two parameters are mutual if each is the nearest of the other: one vector may be the nearest of many, but it is mutual
+with only one. Partners are the one-to-one matching, within a pair of layers, with the largest sum of similarities
+(Hungarian method).
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from paramdex_schemas.layout import Place, place_name
 from paramdex_schemas.model import Model
 
 MOST_ASSIGNED = 6144
-"""Parameters of a layer that are matched one to one at most: time grows with their number's third power."""
+"""The most parameters of a layer that are matched one to one: the time grows with the cube of their number."""
 _BLOCK = 1 << 24
-"""Similarities that are held at a time."""
+"""Similarities that are in memory at a time."""
 _SHOWN_TOKENS = 3
 _SCHEMA = pa.schema(
     [
@@ -48,7 +48,7 @@ _SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Counterparts:
-    """For every row of one side: the nearest ``row`` (int64) of the other, and how similar it is (float32, signed)."""
+    """For every row of one side the nearest ``row`` (int64) of the other, and their similarity (float32, signed)."""
 
     row: npt.NDArray[np.int64]
     similarity: Array
@@ -57,7 +57,7 @@ class Counterparts:
 def both_nearest(left: Array, right: Array, *, signed: bool) -> tuple[Counterparts, Counterparts]:
     """The nearest row of ``right`` (m x r) of every row of ``left`` (n x r) by inner product, and the other way round.
 
-    By absolute value where not ``signed``. Of equally near ones the first.
+    By absolute value unless ``signed``. Of equally near rows the first counts.
     """
     n, m = len(left), len(right)
     there = Counterparts(np.zeros(n, np.int64), np.zeros(n, np.float32))
@@ -148,7 +148,7 @@ def match(
 
 
 def _places(model: Model, kind: str, layer: int | None) -> dict[Place, tuple[int, int]]:
-    """The rows that each place has of a kind; of one layer, in every stack, where one is asked for."""
+    """The rows of a kind in each place; with a layer only in the places of that layer, one per stack."""
     with_layer([model], layer)
     found = model.layout.places(kind, layer)
     if not found:
@@ -159,8 +159,8 @@ def _places(model: Model, kind: str, layer: int | None) -> dict[Place, tuple[int
 def _matched_places(
     store: Store, a: Model, b: Model, kind: str, places: list[dict[Place, tuple[int, int]]]
 ) -> list[tuple[Place, Place]]:
-    """The pairs of layers whose parameters are matched one to one: those asked for, or those that align; of what is no
-    weight, by which no layers are aligned, only those asked for.
+    """The pairs of layers whose parameters are matched one to one: those asked for, or else those that align. Kinds
+    that are not weights do not align, so only the layers asked for are matched.
     """
     if all(len(own) == 1 for own in places):
         return list(zip(*places, strict=True))
@@ -172,7 +172,7 @@ def _matched_places(
 
 
 def _starts(places: dict[Place, tuple[int, int]]) -> dict[Place, tuple[int, int]]:
-    """Where the rows of each place stand among those of all ``places`` in order, and how many they are."""
+    """Place -> where its rows begin among those of all ``places`` in order, and how many they are."""
     found, start = {}, 0
     for place, (first, end) in places.items():
         found[place] = (start, end - first)
@@ -196,7 +196,7 @@ def _summary(
     starts: list[dict[Place, tuple[int, int]]],
     pairs: list[tuple[Place, Place]],
 ) -> list[str]:
-    """How many are mutual, how many of those lie in matched layers, and how similar partners are."""
+    """Notes: how many are mutual, the share of those in matched layers, and how similar partners are."""
     n, m = (sum(size for _, size in own.values()) for own in starts)
     of_a, of_b = (np.repeat(np.arange(len(own)), [size for _, size in own.values()]) for own in starts)
     note = f"{int(mutual.sum()):,} of {n:,} are mutual"

@@ -21,8 +21,8 @@ from paramdex_schemas.model import Model
 
 
 class WordHit(NamedTuple):
-    """A parameter near to words. ``z`` is the mean z of their tokens among its scores, ``words`` how many of the words
-    its model's vocabulary has.
+    """A parameter near to words. ``z`` is the mean z of their tokens among its scores, ``words`` the number of words
+    that its model's vocabulary has.
     """
 
     similarity: float
@@ -53,8 +53,8 @@ def search_hits(
 
 
 def hits_of_words(store: Store, wanted: list[Wanted], k: int, scope: Scope, side: str) -> list[WordHit]:
-    """The k parameters nearest to the wanted items: those of most words first, of as many those of largest z, ties by
-    param_id.
+    """The k parameters nearest to the wanted items. Models that have the most words come first, then the largest z;
+    equal ones are in order of param_id.
 
     Let s be a parameter's V scores, of mean a and standard deviation b, and v the indicator of m tokens, whose mean z
     is z. Then <s - a, v - m / V> is the tokens' sum of s - a, m z b; |s - a| is b sqrt(V), |v - m / V|^2 is
@@ -62,9 +62,9 @@ def hits_of_words(store: Store, wanted: list[Wanted], k: int, scope: Scope, side
 
         r = m z b / (b sqrt(V) sqrt(m (V - m) / V)) = z sqrt(m / (V - m)):
 
-    in one vocabulary z is r times one number, the k of largest r are the k of largest z, and models of it are in the
-    order of r. Between vocabularies r is the larger, for the same z, the fewer tokens there are. (Scores without
-    variation have no z; their r is 0, and so is what is called their z.)
+    within one vocabulary z is r times a constant, so the k largest r are the k largest z. Between vocabularies the same
+    z has a larger r where there are fewer tokens. (Scores that do not vary have no z: their r is 0, and so is the z
+    that is given.)
     """
     hits: list[WordHit] = []
     for item in wanted:

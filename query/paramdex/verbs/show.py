@@ -1,4 +1,4 @@
-"""What a parameter or a head says, as a result; a parameter's tokens also as a picture."""
+"""``show``: the strongest tokens of a parameter, also as a picture, and the strongest pairs of a head."""
 
 from __future__ import annotations
 
@@ -52,15 +52,15 @@ _PAIRS = pa.schema(
 
 @dataclass(frozen=True, repr=False)
 class Card(Drawn):
-    """Rows of side, rank, token, score: a parameter's strongest tokens. Its picture has them in the plane in which
+    """Rows of side, rank, token, score: a parameter's strongest tokens. The picture shows them in the plane in which
     their embeddings differ most.
     """
 
     places: Callable[[], Array] = field(default=lambda: np.zeros((0, 2)), repr=False, compare=False)
-    """Gives where each row's token lies in that plane (rows x 2)."""
+    """Returns the place of each row's token in that plane (rows x 2)."""
 
     def __getstate__(self) -> dict[str, Any]:
-        """To be pickled the places are looked up: the atlas cannot be."""
+        """For pickling the places are looked up now, because the atlas cannot be pickled."""
         return self.__dict__ | {"places": partial(np.asarray, self.places())}
 
     @property
@@ -81,12 +81,12 @@ class Card(Drawn):
 
 
 def _numbering(ranks: Iterable[list[int]]) -> str:
-    """What a printed column 1, 2, ... is: the rank, unless some were left out of a list."""
+    """The name of the printed column 1, 2, ...: rank, or # if a list leaves some ranks out."""
     return "rank" if all(own == list(range(1, len(own) + 1)) for own in ranks) else "#"
 
 
 def token_plane(rows: Array) -> Array:
-    """Embeddings (n x d) on their first two principal components (n x 2); of each the largest entry is positive.
+    """Embeddings (n x d) on their first two principal components (n x 2). The largest entry of each is positive.
 
     >>> np.abs(token_plane(np.array([[0.0, 6, 7], [0, 0, 7], [1, 3, 7], [-1, 3, 7]]))).round(9).tolist()
     [[3.0, 0.0], [3.0, 0.0], [0.0, 1.0], [0.0, 1.0]]
@@ -143,7 +143,7 @@ def show_parameter(store: Store, model: Model, where: Address, k: int, sieve: Si
 
 
 def _of_fewer(n: int, k: int, sieve: Sieve, what: str, option: str) -> list[str]:
-    """What to say where without a filter there are n, not k."""
+    """The note on a list that has n entries instead of k although no filter is set."""
     return (
         [] if sieve or n >= k else [f"the atlas keeps {n} {what} per side; build with a larger {option} to keep more"]
     )
@@ -195,7 +195,7 @@ def _of_same_word(pairs: list[dict[str, Any]]) -> list[str]:
 
 
 def tokens_figure(card: Card) -> Any:
-    """A parameter's strongest tokens in the plane in which their embeddings differ most, the larger the stronger."""
+    """A parameter's strongest tokens in the plane in which their embeddings differ most; stronger ones are larger."""
     rows = card.to_rows()
     if not rows:
         raise QueryError("there are no tokens to draw")
@@ -234,7 +234,7 @@ def tokens_figure(card: Card) -> Any:
 
 
 def _spread(labels: list[Any]) -> None:
-    """Move labels up or down to where they cover no earlier one, as little as can be."""
+    """Move labels up or down, as little as possible, until none covers an earlier one."""
     taken: list[Any] = []
     for label in labels:
         x, height = label.get_position()[0], label.get_fontsize()

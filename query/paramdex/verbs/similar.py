@@ -55,7 +55,7 @@ def similar_hits(
 
 
 def _beside(store: Store, where: Address, model: str | None, kind: str | None, layer: int | None) -> Scope:
-    """Where to look for what is like a thing: in its own model unless ``model`` names another one, or "all"."""
+    """The scope of a search for things like one: its own model, unless ``model`` names another one or "all"."""
     every = isinstance(model, str) and model == "all"
     return store.scope(where.model if model is None else None if every else model, kind, layer)
 

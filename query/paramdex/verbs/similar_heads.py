@@ -1,12 +1,12 @@
-"""How alike two heads are as wholes: the cosine of their matrices in embedding space, exactly, from small products.
+"""``similar`` for heads: the cosine of two heads' matrices over all pairs of tokens, exactly, from small products.
 
 A head's matrix is M = Ec P^T Q Ec^T (V x V) for its factors P, Q (d_head x d): W_Q and W_K for QK, W_V and W_O for VO.
 With the coordinates p = R P^T and q = R Q^T of both (r x d_head), R^T R = Ec^T Ec,
 
     <M1, M2> = tr(M1^T M2) = the sum of the entries of (p1^T p2) * (q1^T q2), d_head x d_head each,
 
-and the cosine is <M1, M2> / (||M1|| ||M2||). As in all similarities, scores enter with their means over the tokens of
-either side taken off; a mean over the keys is nothing that attention's softmax would notice.
+and the cosine is <M1, M2> / (||M1|| ||M2||). As in all similarities, the means over the tokens of either side are
+subtracted first. The softmax of attention ignores a mean over the keys anyway.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from paramdex_schemas.layout import Place
 from paramdex_schemas.model import Model
 
 _KEPT = 1 << 23
-"""Numbers of factors that are kept for the next head that is asked for, 64 MiB of them."""
+"""The most numbers of factors that are kept for the next head, 64 MiB in all."""
 _SCHEMA = pa.schema(
     [
         ("matrix", pa.string()),
@@ -92,7 +92,7 @@ def similar_heads(
 
 
 def head_cosines(store: Store, both: Common, where: Address, matrix: str) -> Array:
-    """The cosine (n_heads, float64) of a matrix of the left model's head with that of every head of the right one."""
+    """The cosine (n_heads, float64) of a matrix of the left model's head with that of every head of the right model."""
     p, q = (_factor(store, both.left, kind, (where.stack, where.layer))[where.head or 0] for kind in MATRICES[matrix])
     norm = float(np.sqrt(((p @ p.T) * (q @ q.T)).sum()))
     if both.left.into is not None:
@@ -114,7 +114,7 @@ def head_cosines(store: Store, both: Common, where: Address, matrix: str) -> Arr
 
 
 def _products(P: Array, p: Array) -> Array:
-    """P p^T (n_heads x d_head x n) of P (n_heads x d_head x r) and p (n x r), as one product in place of n_heads."""
+    """P p^T (n_heads x d_head x n) for P (n_heads x d_head x r) and p (n x r), as one product instead of n_heads."""
     n, d_head, r = P.shape
     return (P.reshape(n * d_head, r) @ p.T).reshape(n, d_head, len(p))
 
@@ -122,7 +122,7 @@ def _products(P: Array, p: Array) -> Array:
 def _factor(store: Store, side: Side, kind: str, place: Place) -> Array:
     """The coordinates of one factor of every head of a place (n_heads x d_head x r, float64).
 
-    Those of small models are kept, which are asked for again with every head that somebody looks at.
+    Those of small models are kept, because every head that somebody looks at needs them again.
     """
     known = side.vectors.head_factors
     key = (side.model.name, kind, place, None if side.root is None else side.other.name)

@@ -134,7 +134,7 @@ raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes are forked here")
 def test_a_child_process_searches_too(tmp_path: Path) -> None:
     """It has none of the threads in which its parent searched."""
-    here = os.environ | {"PYTHONPATH": os.pathsep.join([str(HELPERS), str(Path(__file__).parent)])}
+    here = os.environ | {"PYTHONPATH": f"{HELPERS}{os.pathsep}{Path(__file__).parent}"}
     subprocess.run([sys.executable, "-c", _FORKED, str(tmp_path)], check=True, timeout=120, env=here)
 
 
