@@ -30,7 +30,7 @@ def owners(model: Model, kind: str, place: Place) -> list[int]:
     return [head // run.group if run.owner == "kv_head" else head for head in range(n_heads)]
 
 
-def heads(store: Store, model: Model) -> pa.Table:
+def rows_of_heads(store: Store, model: Model) -> pa.Table:
     """The rows of store.heads of a model, in the order of its heads; read once."""
     sql = (
         "SELECT head_id, address, stack, layer, kv_head, qk_norm, qk_mean, qk_std, vo_norm, vo_mean, vo_std "

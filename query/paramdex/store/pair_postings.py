@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from paramdex.store.database import Database
-from paramdex.store.head_matrices import heads
+from paramdex.store.head_matrices import rows_of_heads
 from paramdex.store.postings import edges
 from paramdex.store.store import Store
 from paramdex.store.words import Wanted
@@ -44,7 +44,7 @@ def holders(
 
     ``lists`` has the source ids and the target ids of the first ``shown`` pairs of each: the linked ones, then by z.
     """
-    of_heads = heads(store, model)
+    of_heads = rows_of_heads(store, model)
     found = _pairs_with(store.database, of_heads, wanted, asked)
     if not len(found.get("score", ())):
         return []

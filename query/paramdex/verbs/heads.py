@@ -22,8 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from paramdex.result import Result, table_of
-from paramdex.store.head_matrices import coordinates, displacements, owners
-from paramdex.store.head_matrices import heads as rows_of_heads
+from paramdex.store.head_matrices import coordinates, displacements, owners, rows_of_heads
 from paramdex.store.nearest import signs_of
 from paramdex.store.scope import MOST, Scope
 from paramdex.store.store import Store

@@ -21,7 +21,7 @@ from paramdex.result import Result, table_of
 from paramdex.store.common_space import Common, Side, compared
 from paramdex.store.described import by_pairs
 from paramdex.store.filters import Sieve, TokenFilter
-from paramdex.store.head_matrices import coordinates, displacements, heads, owners
+from paramdex.store.head_matrices import coordinates, displacements, owners, rows_of_heads
 from paramdex.store.nearest import signs_of
 from paramdex.store.scope import Scope
 from paramdex.store.store import Store
@@ -68,7 +68,7 @@ def similar_heads(
 
     for both in compared(store, own, scope.models, notes, strict=scope.named, refuse=refuse):
         one = both.right.model
-        columns = heads(store, one).select(["head_id", "address", "layer"]).columns
+        columns = rows_of_heads(store, one).select(["head_id", "address", "layer"]).columns
         those = list(zip(*(column.to_pylist() for column in columns), strict=True))
         for each in MATRICES if matrix is None else [matrix]:
             found += [

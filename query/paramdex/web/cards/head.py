@@ -12,7 +12,7 @@ from paramdex import Atlas
 from paramdex.plain import short
 from paramdex.store.described import pairs_of
 from paramdex.store.filters import ALL, Sieve
-from paramdex.store.head_matrices import displacements, heads
+from paramdex.store.head_matrices import displacements, rows_of_heads
 from paramdex.store.moments import numbers
 from paramdex.web.cards.choices import PairChoice, searched
 from paramdex.web.cards.lookups import Items, rows, standing, too_many_heads
@@ -98,7 +98,7 @@ def head_card(atlas: Atlas, where: Address, choice: PairChoice | None = None, k:
     head_id = model.head_id(where)
     run = model.layout.heads((where.stack, where.layer))
     at = int(where.head or 0)
-    layer = heads(atlas, model).slice(head_id - at - model.first_head_id, run.n_owners)
+    layer = rows_of_heads(atlas, model).slice(head_id - at - model.first_head_id, run.n_owners)
     (own,) = layer.slice(at, 1).to_pylist()
     sieve = Sieve(atlas.database, choice.filter())
     pairs = pairs_of(atlas, [head_id])

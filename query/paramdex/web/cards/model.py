@@ -8,7 +8,7 @@ from paramdex import Atlas
 from paramdex.plain import short
 from paramdex.result import Result
 from paramdex.store.database import named_query
-from paramdex.store.head_matrices import heads
+from paramdex.store.head_matrices import rows_of_heads
 from paramdex.store.moments import numbers
 from paramdex.web.cards.shapes import Cell, Shape
 from paramdex.web.cards.sources import public_source
@@ -170,7 +170,7 @@ def _grid(what: dict[str, Any], rows_: list[GridRow]) -> Grid:
 
 def _head_grid(atlas: Atlas, model: Model, places: list[Place], column: str) -> Grid:
     lines: dict[Place, list[Cell]] = {place: [] for place in places if place in model.layout.attention_places}
-    for head in heads(atlas, model).select(["stack", "layer", "address", column]).to_pylist():
+    for head in rows_of_heads(atlas, model).select(["stack", "layer", "address", column]).to_pylist():
         place = head["stack"], head["layer"]
         if place in lines:
             lines[place].append(Cell(address=head["address"], value=short(head[column])))
