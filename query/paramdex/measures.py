@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from paramdex.picture import _figure_class
+from paramdex.picture import figure_class
 from paramdex.result import Drawn
 
 PAPER = "The paper's remark: 3 of its 11 tuned models went above 70 %, stitched onto GPT-2 medium."
@@ -186,7 +186,7 @@ def _evaluation_figure(evaluation: Evaluation) -> Any:
     n = len(panels) + bool(kept)
     columns = min(4, n)
     lines = -(-n // columns)
-    figure = _figure_class()(figsize=(3.4 * columns, 2.7 * lines + 0.5), layout="constrained")
+    figure = figure_class()(figsize=(3.4 * columns, 2.7 * lines + 0.5), layout="constrained")
     axes = figure.subplots(lines, columns, squeeze=False).flatten()
     explained: set[str] = set()
     for axis, (measure, kind) in zip(axes, panels, strict=False):
@@ -238,7 +238,7 @@ def _stitching_figure(stitching: Stitching) -> Any:
     """
     rows = stitching.to_rows()
     points = [row for row in rows if row["part"] == "stitched"]
-    figure = _figure_class()(figsize=(8.5, 4.2), layout="constrained")
+    figure = figure_class()(figsize=(8.5, 4.2), layout="constrained")
     axis = figure.subplots()
     for i, last in enumerate(sorted({row["last"] for row in points})):
         found = by([row for row in points if row["last"] == last], "accuracy", lambda row: row["first"])

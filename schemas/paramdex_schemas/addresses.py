@@ -16,12 +16,13 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from paramdex_schemas.errors import AddressError, check_text, quoted, whole_number
+from paramdex_schemas.checks import check_text, whole_number
+from paramdex_schemas.errors import AddressError, quoted
 
 _MOST = 999_999_999
 """The largest number in an address."""
 _LONGEST = 255
-"""Characters of a name, of which file systems take no more."""
+"""Characters of a name: file systems take no more."""
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 STACKS = ("encoder", "decoder", "cross")
 """The stacks of an encoder-decoder; a model with one stack has no name for it."""
@@ -41,7 +42,7 @@ FORMS = (
 
 @dataclass(frozen=True)
 class Address:
-    """The parts of an address; a part that is not given is None. Raises AddressError for a part of another type."""
+    """The parts of an address; None stands for a part that is not given. Raises AddressError for a wrong type."""
 
     model: str
     layer: int | None = None
@@ -70,12 +71,12 @@ class Address:
 
     @classmethod
     def parse(cls, text: str | Address) -> Address:
-        """Read an address; what is one is given back.
+        """Read an address from text. An Address is returned as it is.
 
         >>> str(Address.parse("tiny-a/L03/H5/attn_query/17/"))
         'tiny-a/L3/H5/attn_query/17'
 
-        Raises AddressError where ``text`` has not the form of an address.
+        Raises AddressError if ``text`` does not have the form of an address.
         """
         if isinstance(text, Address):
             return text
@@ -118,7 +119,7 @@ class Address:
 
 
 def _as_addresses_are_written(text: str) -> str | None:
-    """An address that differs from ``text`` in nothing but case, spaces and ``-`` for ``_``; None where there is none.
+    """The address that ``text`` is apart from case, spaces and ``-`` in place of ``_``; None if it is none.
 
     >>> _as_addresses_are_written("tiny-a/l3/FF-value/7")
     'tiny-a/L3/ff_value/7'

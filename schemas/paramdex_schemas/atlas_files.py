@@ -41,14 +41,16 @@ def model_folder(atlas: Path, model: str) -> Path:
 
 
 def shared_space(earlier: str) -> str:
-    """The file that a model has of an earlier one whose vocabulary differs by few tokens: the roots of both on the
-    tokens whose text both have (``earlier``, ``later``), and the ``transfer`` from the earlier one's coordinates there.
+    """The name of a model's file about an earlier model whose vocabulary differs by few tokens.
+
+    It holds the roots of both (``earlier``, ``later``) on the tokens whose text both have, and the ``transfer`` from
+    the earlier model's coordinates to the later one's.
     """
     return f"shared.{earlier}.safetensors"
 
 
 def sha256(*paths: Path) -> str:
-    """The SHA-256, in hexadecimal, of the files' bytes one after the other."""
+    """The SHA-256, in hexadecimal, of the bytes of the files, one file after the other."""
     digest = hashlib.sha256()
     for path in paths:
         with path.open("rb") as file:
@@ -58,14 +60,14 @@ def sha256(*paths: Path) -> str:
 
 
 def damaged(atlas: Path, path: str) -> str:
-    """What to say of a file that is not what was recorded."""
+    """The message for a file that differs from what was recorded."""
     return f"{atlas} is damaged: {path} is not what was written; copy the atlas again or rebuild it"
 
 
 def check(atlas: Path, path: str, n_bytes: int, digest: str | None) -> Path:
-    """The full path of a file of the atlas, once its size and SHA-256 (unless None) are what was recorded.
+    """The full path of a file of the atlas, after its size and SHA-256 (unless None) were compared with the record.
 
-    Raises AtlasError where the file is missing or differs.
+    Raises AtlasError if the file is missing or differs.
     """
     full = atlas / path
     try:

@@ -1,20 +1,20 @@
-"""How texts are compared where a word is looked up: what a vocabulary stores and what a person types, folded alike."""
+"""How words are compared in a look-up: the vocabulary's text and the typed text are folded in the same way."""
 
 from __future__ import annotations
 
 import unicodedata
 
 CONTINUES = "##"
-"""What a continuation of a word has before its folded text, whatever its tokenizer writes there."""
+"""Stands before the folded text of a continuation of a word, whatever mark its tokenizer uses."""
 
 
 def fold(text: str) -> str:
-    r"""A text without white space around it, its case folded, in Unicode's composed form (NFC); of white space alone
-    all of it.
+    r"""A text without the white space around it, case folded, in Unicode's composed form (NFC). White space alone is
+    kept as it is.
 
-    Composed and decomposed are one text in Unicode (é and e with U+0301). Forms that are only alike (², full-width
-    letters; NFKC) are other tokens, and stay apart, but for what folding of case makes equal: ß and ss, ﬁ and fi.
-    Folding knows no language: I is i, never the dotless one of Turkish.
+    Composed and decomposed characters (é, and e with U+0301) are the same text in Unicode. Characters that only look
+    alike (², full-width letters; NFKC) are other tokens and stay different, unless folding of case makes them equal: ß
+    and ss, ﬁ and fi. Folding ignores languages: I becomes i, never the dotless i of Turkish.
 
     >>> fold(" Cafe\u0301"), fold("  "), fold("Straße"), fold("x²")
     ('café', '  ', 'strasse', 'x²')

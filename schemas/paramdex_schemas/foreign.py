@@ -1,4 +1,4 @@
-"""Files that others wrote: whatever goes wrong while one is read becomes one line that names it."""
+"""Reading files that others wrote: any failure becomes an error of one line that names the file."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from typing import Any
 from paramdex_schemas.errors import ParamdexError, escaped
 
 _PASSING = (ParamdexError, KeyboardInterrupt, SystemExit, GeneratorExit, CancelledError)
-"""What is raised on purpose, and no word on the file that is read."""
+"""Raised on purpose: these say nothing about the file."""
 MOST_BYTES = 1 << 30
-"""Bytes of a file that is read as a whole: many times more than any config, tokenizer, list of words or text has."""
+"""The most bytes of a file that is read as a whole: many times the size of any config, tokenizer or text."""
 _BLOCK = 1 << 20
 _LONGEST = 300
-"""Characters of a library's message that are given at most."""
+"""Characters of a library's message that are shown at most."""
 _SAYING: dict[type[BaseException], str] = {
     RecursionError: "it is nested too deeply",
     MemoryError: "it takes more memory than there is",
 }
 _CALLED = {list: "a list", str: "a text", bool: "true or false", type(None): "null"}
-"""What JSON calls a value that is no object and no number."""
+"""What to call a JSON value that is neither an object nor a number."""
 
 
 @contextmanager
 def reading(
     what: str | Path, error: type[ParamdexError], says: str = "cannot be read", then: str | None = None
 ) -> Iterator[None]:
-    """Around a reader of what others wrote: ``error`` with ``what`` (the file), what it ``says`` of it, the reader's
-    own reason, and what to do ``then``.
+    """A context in which a file of others is read. A failure becomes ``error``: ``what`` (the file), what it ``says``,
+    the reader's own reason, and what to do ``then``.
 
-    All errors are caught, since a damaged file makes libraries raise what they like: IndexError, AssertionError, and of
-    libraries in Rust PanicException, which is no Exception. What has been raised on purpose passes.
+    All errors are caught, because libraries raise anything for a damaged file: IndexError, AssertionError, and from
+    Rust PanicException, which is not an Exception. Errors of paramdex and interrupts pass unchanged.
     """
     try:
         yield
@@ -46,7 +46,7 @@ def reading(
 
 
 def reason(error: BaseException) -> str:
-    """Why something failed, in one line: what the system or the library says, or the name of the error."""
+    """Why something failed, on one line: what the system or the library says, or the name of the error."""
     for kind, saying in _SAYING.items():
         if isinstance(error, kind):
             return saying
@@ -72,8 +72,8 @@ def read_bytes(path: Path) -> bytes:
 
 
 def all_of(read: Callable[[int], bytes]) -> bytes:
-    """All that ``read``, called with a number of bytes, has to give. Raises ValueError for more than anybody means: a
-    device has no end, a sparse file is of any size, and a few bytes unpack to many.
+    """Everything that ``read``, called with a number of bytes, returns. Raises ValueError for more than MOST_BYTES: a
+    device has no end, a sparse file any size, and a few compressed bytes unpack to many.
     """
     found = bytearray()
     while block := read(_BLOCK):
@@ -84,8 +84,9 @@ def all_of(read: Callable[[int], bytes]) -> bytes:
 
 
 def read_json(path: Path, what: str, error: type[ParamdexError], says: str = "is not a JSON object") -> dict[str, Any]:
-    """The object of a JSON file, which messages call ``what``, with what they say of one that holds none. Raises
-    ``error``.
+    """The object in a JSON file. Messages call the file ``what``, and ``says`` tells of one that holds no object.
+
+    Raises ``error``.
     """
     with reading(path, error):
         raw = read_bytes(path)

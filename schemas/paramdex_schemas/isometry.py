@@ -41,12 +41,13 @@ class Root:
 
     @property
     def rank(self) -> int:
-        return self.root.shape[0]
+        return len(self.root)
 
     @cached_property
     def values(self) -> Array:
         """The eigenvalues l (r), the squares of the norms of R's rows."""
-        return np.einsum("ij,ij->i", self.root, self.root)
+        values: Array = np.einsum("ij,ij->i", self.root, self.root)
+        return values
 
     @cached_property
     def inverse(self) -> Array:
@@ -55,8 +56,8 @@ class Root:
 
     @cached_property
     def keeps_features(self) -> bool:
-        """Whether R w tells all of w but its mean: there is no null space, or only that of the vector of ones, as of an
-        embedding that is read behind a LayerNorm.
+        """Whether R w determines w up to its mean: R has no null space, or only the vector of ones, as for an embedding
+        that follows a LayerNorm.
         """
         rank, d = self.root.shape
         ones = np.full(d, d**-0.5)
@@ -64,7 +65,7 @@ class Root:
 
     @cached_property
     def condition(self) -> float:
-        """The largest of the eigenvalues over the smallest; 0 where there are none."""
+        """The largest eigenvalue over the smallest; 0 if there are none."""
         return float(self.values.max() / self.values.min()) if self.rank else 0.0
 
     @cached_property
@@ -72,12 +73,11 @@ class Root:
         """For a w of norm 1, an R w of no more than this length is what rounding leaves of 0: gamma_d ||R||_F, 4 times
         for R's own. What R keeps is longer by far, unless w is almost at right angles to all of it.
         """
-        return 4 * max(self.root.shape) * float(np.finfo(np.float64).eps) * float(np.linalg.norm(self.root))
+        return float(4 * max(self.root.shape) * np.finfo(np.float64).eps * np.linalg.norm(self.root))
 
 
 def gram_root(gram: Array, n_rows: int) -> Root:
-    """The root of G = Ec^T Ec (d x d, float64), by eigendecomposition, its null space dropped. G is used up: the
-    eigenvectors are made in its place.
+    """The root of G = Ec^T Ec (d x d, float64), by eigendecomposition, without its null space. G is overwritten.
 
     An eigenvalue counts as null below ``max(n_rows, d) * eps * l_max``, the size of the rounding errors in a float64
     sum of ``n_rows`` outer products.
@@ -98,9 +98,10 @@ def gram_root(gram: Array, n_rows: int) -> Root:
 
 
 def normalize(rows: Array, nothing: float = 0.0) -> Array:
-    """Each row over its norm; one no longer than ``nothing`` becomes zero, whose correlation with anything is 0."""
+    """Each row divided by its norm. A row no longer than ``nothing`` becomes zero: it correlates with nothing."""
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.divide(rows, norms, out=np.zeros_like(rows), where=norms > nothing)
+    found: Array = np.divide(rows, norms, out=np.zeros_like(rows), where=norms > nothing)
+    return found
 
 
 def restriction(some: Root, whole: Root) -> Array:
@@ -131,7 +132,8 @@ def times_vector(matrix: Array, vector: Array) -> Array:
 
     What a search begins with: the threads of a BLAS would spin on for a while, on the cores that it needs.
     """
-    return np.einsum("ij,j->i", matrix, vector.astype(np.float64))
+    product: Array = np.einsum("ij,j->i", matrix, vector.astype(np.float64))
+    return product
 
 
 def mean_absolute(a: Array, b: Array) -> float:

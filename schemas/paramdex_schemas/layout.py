@@ -15,50 +15,12 @@ from functools import cached_property
 from typing import Literal, NoReturn
 
 from paramdex_schemas.addresses import STACKS, Address
-from paramdex_schemas.errors import AddressError, nearest, quoted
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A kind of parameter: what it does with the residual stream and what owns one; ``form`` is what it is made of.
-
-    The vectors of ``owner`` ``layer`` belong to a layer or to one expert of it, those of ``model`` to no layer.
-    """
-
-    name: str
-    role: Literal["reads", "writes"]
-    owner: Literal["layer", "head", "kv_head", "expert", "model"]
-    form: Literal["weight", "bias", "embedding"]
-    says: str
-
-
-KINDS: dict[str, Kind] = {
-    kind.name: kind
-    for kind in [
-        Kind("ff_key", "reads", "layer", "weight", "what a feed-forward neuron reads"),
-        Kind("ff_gate", "reads", "layer", "weight", "what a feed-forward neuron's gate reads"),
-        Kind("ff_value", "writes", "layer", "weight", "what a feed-forward neuron writes"),
-        Kind("attn_query", "reads", "head", "weight", "what one query dimension of a head reads"),
-        Kind("attn_key", "reads", "kv_head", "weight", "what one key dimension of a head reads"),
-        Kind("attn_value", "reads", "kv_head", "weight", "what one value dimension of a head reads"),
-        Kind("attn_output", "writes", "head", "weight", "what one value dimension of a head writes"),
-        Kind("router", "reads", "expert", "weight", "what calls an expert"),
-        Kind("ff_bias", "writes", "layer", "bias", "what a feed-forward layer writes whatever it reads"),
-        Kind("attn_bias", "writes", "layer", "bias", "what an attention layer writes whatever it reads"),
-        Kind("attn_query_bias", "reads", "head", "bias", "what a head attends to whatever the query"),
-        Kind("attn_key_bias", "reads", "head", "bias", "which queries a head's key bias answers, whatever the key"),
-        Kind("attn_value_bias", "writes", "head", "bias", "what a head writes whatever it attends to"),
-        Kind("position", "writes", "model", "embedding", "what a position adds"),
-        Kind("token_type", "writes", "model", "embedding", "what a token type adds"),
-    ]
-}
-"""Every kind, in the order of the numbering."""
-
-MATRICES = {"QK": ("attn_query", "attn_key"), "VO": ("attn_value", "attn_output")}
-"""A head's two matrices -> the kinds that are their left and right factor."""
+from paramdex_schemas.checks import suggest
+from paramdex_schemas.errors import AddressError, quoted
+from paramdex_schemas.kinds import KINDS
 
 Place = tuple[str | None, int | None]
-"""A stack (None where a model has one) and a layer of it (None for what belongs to no layer)."""
+"""A stack (None if the model has only one) and a layer (None for vectors that belong to no layer)."""
 
 
 def place_name(place: Place) -> str:
@@ -73,11 +35,11 @@ def place_name(place: Place) -> str:
 
 @dataclass(frozen=True)
 class Run:
-    """Consecutive rows: all that one place has of one kind under owners of one sort.
+    """Consecutive rows: all vectors of one kind in one place whose owners are of one sort.
 
-    ``owner`` is what the rows belong to within the place: head, kv_head or expert, with ``n_owners`` of them and
-    ``size`` rows each, or None. ``group`` is how many query heads share a key/value head. ``first`` counts from the
-    model's own first parameter.
+    ``owner`` says what the rows belong to within the place: a head, a key/value head, an expert, or None. There are
+    ``n_owners`` of them with ``size`` rows each. ``group`` is the number of query heads that share a key/value head.
+    ``first`` is the row of the first vector within the model.
     """
 
     kind: str
@@ -98,9 +60,9 @@ class Run:
         return self.n_owners * self.size
 
     def rows(self, owners: range | None = None) -> Iterator[tuple[int | None, int | None, int | None, int]]:
-        """(head, kv_head, expert, idx) of every row of ``owners`` (all of them by default), in order.
+        """(head, kv_head, expert, idx) of every row, in order; with ``owners`` only of their rows.
 
-        A vector that belongs to a key/value head carries the first query head that uses it as its head.
+        The head of a vector of a key/value head is the first query head that uses it.
         """
         for n in range(self.n_owners) if owners is None else owners:
             if self.owner == "head":
@@ -129,7 +91,7 @@ class Layout:
 
     @classmethod
     def number(cls, runs: list[Run]) -> Layout:
-        """The layout of ``runs`` in their order, ``first`` filled in. They must be in the order of the numbering."""
+        """The layout of ``runs``, which must be in the order of the numbering; their ``first`` is filled in."""
         first, numbered = 0, []
         for run in runs:
             numbered.append(replace(run, first=first))
@@ -149,7 +111,7 @@ class Layout:
 
     @cached_property
     def stacks(self) -> list[str]:
-        """The names of the model's stacks; none where it has one."""
+        """The names of the model's stacks; empty if it has only one."""
         return [stack for stack in STACKS if any(run.stack == stack for run in self.runs)]
 
     @cached_property
@@ -163,12 +125,15 @@ class Layout:
     def of(self, kind: str) -> list[Run]:
         return self._by_kind.get(kind, []) if isinstance(kind, str) else []
 
-    def places(self, kind: str) -> dict[Place, tuple[int, int]]:
-        """The places that have parameters of a kind, with the rows of the kind's block that each has (start, end)."""
+    def places(self, kind: str, layer: int | None = None) -> dict[Place, tuple[int, int]]:
+        """The places that have parameters of a kind, with the rows of the kind's block that each has (start, end); with
+        a ``layer`` only those of that number, one in each stack.
+        """
         found: dict[Place, tuple[int, int]] = {}
         for run in self.of(kind):
             start = run.first - self.blocks[kind].first
-            found[run.place] = (found.get(run.place, (start, 0))[0], start + run.n_rows)
+            if layer in (None, run.layer):
+                found[run.place] = (found.get(run.place, (start, 0))[0], start + run.n_rows)
         return found
 
     @cached_property
@@ -187,11 +152,11 @@ class Layout:
 
     @property
     def n_heads(self) -> int:
-        """How many heads the model has in all."""
+        """The number of heads of the whole model."""
         return sum(run.n_owners for _, run in self._heads.values())
 
     def n_layers(self, stack: str | None = None) -> int:
-        """How many layers a stack has; without one, how many the largest stack has."""
+        """The number of layers of a stack; without one, of the largest stack."""
         return self._layers.get(stack, 0) if stack is None or isinstance(stack, str) else 0
 
     @cached_property
@@ -203,7 +168,7 @@ class Layout:
         return found
 
     def heads(self, place: Place) -> Run:
-        """The attn_query run of a place: its owners are the heads."""
+        """The run of attn_query in a place; its owners are the heads."""
         return self._heads[place][1]
 
     def head_row(self, address: Address) -> int:
@@ -229,7 +194,7 @@ class Layout:
             raise AddressError(f"{address} is not the address of a parameter")
         if address.kind not in self.kinds:
             raise AddressError(
-                f"{address.model} has no parameters of kind {quoted(address.kind)}; {nearest(address.kind, self.kinds)}"
+                f"{address.model} has no parameters of kind {quoted(address.kind)}; {suggest(address.kind, self.kinds)}"
             )
         run = self._run(address)
         owner = _owner(address, run)
@@ -243,7 +208,7 @@ class Layout:
         return run.first + owner * run.size + address.idx
 
     def address(self, model: str, row: int) -> Address:
-        """The address of the ``row``-th parameter of ``model``; a shared vector's names the first head that uses it.
+        """The address of the ``row``-th parameter of ``model``. A shared vector has its first head's.
 
         >>> str(Layout.number([Run("attn_key", None, 0, "kv_head", 2, 8, 3)]).address("m", 9))
         'm/L0/H3/attn_key/1'
@@ -258,7 +223,7 @@ class Layout:
         return [run.first for run in self.runs]
 
     def check(self, address: Address) -> None:
-        """Raises AddressError where the model has nothing of this name."""
+        """Raises AddressError if the model has nothing of this name."""
         address = Address.parse(address)
         if address.is_parameter:
             self.row(address)
@@ -276,7 +241,7 @@ class Layout:
             self._check_stack(address)
 
     def example(self, within: Address) -> Address:
-        """The address of a parameter in what ``within`` names, for a message: of a neuron, where it has neurons.
+        """The address of a parameter inside ``within``, as an example in a message: of a neuron if there are neurons.
 
         Raises AddressError where the model has nothing of this name.
         """
@@ -294,11 +259,11 @@ class Layout:
 
     @cached_property
     def _by_place(self) -> dict[tuple[str, Place, bool, bool], Run]:
-        """(kind, place, whether it is of a head, whether it is of an expert) -> run."""
+        """(kind, place, whether it belongs to a head, whether it belongs to an expert) -> run."""
         return {(r.kind, r.place, r.owner in ("head", "kv_head"), r.owner == "expert"): r for r in self.runs}
 
     def _run(self, address: Address) -> Run:
-        """The run of a parameter's address, by its kind and place and by whether it names a head or an expert."""
+        """The run that a parameter's address lies in. Raises AddressError if there is none."""
         place = address.stack, address.layer
         run = self._by_place.get((str(address.kind), place, address.head is not None, address.expert is not None))
         if run is None:
@@ -306,7 +271,7 @@ class Layout:
         return run
 
     def _refuse(self, address: Address) -> NoReturn:
-        """Say what an address of a parameter that has no run has wrong. Raises AddressError."""
+        """Raises AddressError and says why a parameter's address lies in no run."""
         kind, at = KINDS[str(address.kind)], replace(address, head=None, expert=None, kind=None, idx=None)
         self._check_stack(address)
         run = _nearest_run(address, self.of(kind.name))
@@ -326,7 +291,7 @@ class Layout:
         raise AddressError(f"{address}: {kind.name} of {at} belongs to {an} expert; {say}")
 
     def _check_stack(self, address: Address) -> None:
-        """Raises AddressError where an address names a stack that the model has not, or none of those it has."""
+        """Raises AddressError if an address names a stack that the model does not have, or leaves out the stack."""
         if address.stack in self.stacks or (address.stack is None and not self.stacks):
             return
         if not self.stacks:
@@ -361,7 +326,7 @@ def _owner(address: Address, run: Run) -> int:
 
 
 def _nearest_run(address: Address, runs: list[Run]) -> Run:
-    """Of several runs the first that agrees with an address in most: in stack, then layer, then owner."""
+    """The first of several runs that agrees best with an address: in stack, then layer, then owner."""
 
     def agreement(run: Run) -> tuple[bool, bool, bool]:
         of_experts = run.owner == "expert"
@@ -371,7 +336,7 @@ def _nearest_run(address: Address, runs: list[Run]) -> Run:
 
 
 def _like(address: Address, run: Run) -> Address:
-    """The address of a row of ``run``, as near to ``address`` as there is one."""
+    """The address of a row of ``run`` that is as near to ``address`` as possible."""
 
     def within(number: int | None, n: int) -> int:
         return number if number is not None and number < n else 0

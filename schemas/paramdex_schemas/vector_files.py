@@ -1,15 +1,14 @@
-"""The vector files of an atlas, which are FAISS indexes, and how their rows are read in place.
+"""The vector files of an atlas: they are FAISS indexes, and their rows can be read in place.
 
     KIND.faiss               an IndexFlatIP: the normalized coordinates themselves, float32
     KIND.codes.faiss         of a large kind: an IndexScalarQuantizer of the same rows as signed bytes, to be searched
     KIND.codes.safetensors   how the bytes are meant: "rotation" P (r x r, float32), "steps" (r, float32), "error" and
                              "longest" (1 each, float64), "crc32" (n, uint32)
 
-With code c of a row, its bytes less 128, the row is about P^T (steps * c): no further off than ``error`` (Euclidean).
-P turns the rows in a random direction, which spreads what a few coordinates have most of over all of them and so makes
-steps small. ``longest`` is the norm of the longest c. ``crc32`` has the checksum of each row of KIND.faiss, so that a
-few of its rows can be read and checked without reading the file. A kind has codes from CODED_BYTES on; which have them,
-the table ``store.files`` says.
+The code c of a row is its bytes less 128. The row is P^T (steps * c) up to ``error`` (Euclidean). P is a random
+rotation: it spreads large coordinates over all of them, which makes the steps small. ``longest`` is the norm of the
+longest c. ``crc32`` has a checksum of every row of KIND.faiss, so a few rows can be read and checked without reading
+the file. Kinds of CODED_BYTES or more have codes; the table ``store.files`` lists the files.
 
 FAISS's file of an ``IndexFlatIP`` is a fixed header and the rows as they are (faiss/impl/index_write.cpp),
 little-endian and without padding:
@@ -30,7 +29,7 @@ import numpy.typing as npt
 from paramdex_schemas.errors import AtlasError
 
 CODED_BYTES = 64 << 20
-"""From this size of its rows on a kind has codes. Rows of 64 MiB are searched as they are in about 10 ms."""
+"""A kind whose rows have this size or more has codes. Rows of 64 MiB are searched without codes in about 10 ms."""
 ROWS = np.dtype("<f4")
 _HEADER = struct.Struct("<4siqqq?iQ")
 OFFSET = _HEADER.size
@@ -54,7 +53,7 @@ def flat_header(n_rows: int, width: int) -> bytes:
 
 
 def flat_shape(path: Path) -> tuple[int, int]:
-    """(rows, width) of an IndexFlatIP's file. Raises AtlasError where it is no whole one."""
+    """(rows, width) of an IndexFlatIP's file. Raises AtlasError if it is not a whole one."""
     with path.open("rb") as file:
         start = file.read(OFFSET)
     if len(start) == OFFSET:
@@ -69,7 +68,7 @@ def open_rows(path: Path) -> npt.NDArray[np.float32]:
     """The rows (n x width, float32, read-only) of an IndexFlatIP's file, mapped into memory and read when used.
 
     A header of 45 bytes leaves the rows unaligned, which NumPy allows: give other libraries copies of blocks.
-    Raises AtlasError where the file is no whole index.
+    Raises AtlasError if the file is not a whole index.
     """
     n_rows, width = flat_shape(path)
     if not n_rows * width:  # nothing that could be mapped
@@ -78,6 +77,6 @@ def open_rows(path: Path) -> npt.NDArray[np.float32]:
 
 
 def load_rows(path: Path) -> npt.NDArray[np.float32]:
-    """As ``open_rows``, in memory and aligned, which products are several times faster on."""
+    """As ``open_rows``, but in memory and aligned: products are several times faster on such rows."""
     n_rows, width = flat_shape(path)
     return np.fromfile(path, ROWS, offset=OFFSET).reshape(n_rows, width)

@@ -6,7 +6,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from paramdex import Atlas
-from paramdex.web.cards import lookups as store
+from paramdex.web.cards import lookups
 from web_helpers import HOSTILE
 
 
@@ -42,7 +42,7 @@ def test_a_heads_card_says_where_to_look(client: TestClient) -> None:
 
 
 def test_too_many_heads_are_said_to_be(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "MOST_COMPARED", 10)
+    monkeypatch.setattr(lookups, "MOST_COMPARED", 10)
     assert client.get("/bert/L0/H1.json").json()["comparable"] == []
     page = client.get("/bert/L0/H1").text
     assert "paramdex similar ATLAS bert/L0/H1" in page

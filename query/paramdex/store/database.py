@@ -6,7 +6,7 @@ import copy
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import date, time, timedelta
@@ -26,15 +26,16 @@ from paramdex.store.interrupts import AGAIN, Question, stoppable
 from paramdex.store.statements import reading
 from paramdex_schemas import FORMAT_VERSION, AtlasError, QueryError, atlas_files, foreign
 from paramdex_schemas.arguments import given_items
-from paramdex_schemas.errors import check_text, quoted
+from paramdex_schemas.checks import check_text
+from paramdex_schemas.errors import quoted
 
 _DAMAGE = (duckdb.IOException, duckdb.InternalException, duckdb.FatalException, duckdb.SerializationException)
-"""Errors that no SQL causes on an undamaged file."""
+"""Errors that only a damaged file causes, whatever the SQL."""
 _STOPPED = "interrupted: another thread stopped this question, or closed the atlas; ask again"
 _PLAIN = (bool, int, float, bytes, bytearray, memoryview, Decimal, date, time, timedelta, UUID)
-"""What DuckDB takes for one value beside text; pandas has values of its own for what is missing."""
+"""Types of single values that DuckDB takes, beside text and the missing values of pandas."""
 _LONGEST = 500
-"""Characters of a line in which DuckDB repeats what it was given."""
+"""Characters that are shown of a line of DuckDB's message, which may repeat all of a long query."""
 _NOT_IN_ARROW = re.compile(r"\b(UHUGEINT|BIT|BIGNUM|TIME WITH TIME ZONE)\b")
 
 
@@ -45,15 +46,15 @@ def named_query(name: str) -> str:
 
 
 class Database:
-    """A read-only connection to an atlas's DuckDB file: no other file can be reached through it.
+    """A read-only connection to the DuckDB file of an atlas. It can reach no other file.
 
     Threads that share one wait for each other; with a ``fork`` each they do not.
     """
 
     def __init__(self, atlas: Path, settings: Mapping[str, str] | None = None) -> None:
-        """Open an atlas; ``settings`` are DuckDB's own, beside those that are set here.
+        """Open an atlas. ``settings`` are further settings of DuckDB.
 
-        Raises AtlasError where ``atlas`` is no atlas, is damaged or is of a newer format.
+        Raises AtlasError if ``atlas`` is not an atlas, is damaged or has another format.
         """
         self.atlas = atlas
         self._kept: dict[tuple[str, ...], pa.Table] = {}
@@ -70,15 +71,15 @@ class Database:
                     raise AtlasError(f"{atlas} is no atlas: {what}")
                 what = "there is no such folder" if not atlas.exists() else f"it holds no {atlas_files.DATABASE}"
                 raise AtlasError(f"{atlas} is no atlas: {what}; make one with: paramdex build MODEL -o {atlas}")
-        # Nothing is ever fetched from the network, not even for a file that looks like another database's; and there
-        # is no folder to spill to, since SQL could read whatever else lies in it.
+        # DuckDB must not fetch extensions from the network, not even for a file that looks like another database's.
+        # It gets no folder to spill to, because SQL could read other files in it.
         fenced = {"autoinstall_known_extensions": "false", "temp_directory": ""}
         self.connection = self._first = duckdb.connect(config={**(settings or {}), **fenced})
         try:
             quoted = str(file).replace("'", "''")
             self.connection.execute(f"ATTACH '{quoted}' AS atlas (TYPE duckdb, READ_ONLY)")
             self.connection.execute("USE atlas")
-            # DuckDB's bar goes to standard output, and by `python -m` it would also where that is read by a program.
+            # DuckDB would draw its progress bar on standard output, under `python -m` even if a program reads that.
             if sys.stdout is None or not sys.stdout.isatty():
                 with suppress(duckdb.InvalidInputException):  # of a notebook without ipywidgets, which has none
                     self.connection.execute("SET enable_progress_bar = false")
@@ -104,9 +105,9 @@ class Database:
             raise AtlasError(f"{atlas} has format {version}, this paramdex reads format {FORMAT_VERSION}; {what}")
 
     def fork(self) -> Database:
-        """The same open file on a connection of its own, for another thread; what has been read and kept is shared.
+        """A second connection to the same open file, for another thread. Kept tables are shared.
 
-        Raises AtlasError where the file has been closed.
+        Raises AtlasError if the file has been closed.
         """
         twin = copy.copy(self)
         twin._lock = threading.RLock()  # noqa: SLF001  # of this class
@@ -118,13 +119,13 @@ class Database:
         return twin
 
     def interrupt(self) -> None:
-        """Stop what another thread asks now, where QueryError is raised, and wait for its end."""
+        """Stop the question of another thread, which then raises QueryError, and wait until it has ended."""
         question = self._question
         if question is not None:
             question.stop()
 
     def close(self) -> None:
-        """Close the connection, the one that was opened with those of all its forks. What other threads ask is
+        """Close the connection. Closing the first one closes those of all its forks. Questions of other threads are
         stopped first.
         """
         with ExitStack() as taken:
@@ -143,7 +144,7 @@ class Database:
         )
 
     def _failed(self, error: duckdb.Error) -> AtlasError:
-        """Why one of paramdex's own queries failed: the file is to blame, or the machine, or it was closed."""
+        """Why one of paramdex's own queries failed: the atlas was closed, memory ran out, or the file is damaged."""
         if isinstance(error, duckdb.ConnectionException):
             return AtlasError(f"{self.atlas} has been closed; open it again")
         if isinstance(error, duckdb.OutOfMemoryException):
@@ -151,16 +152,16 @@ class Database:
         return self._damaged(error)
 
     def _parsed(self, sql: str) -> duckdb.Statement:
-        """One of paramdex's own queries; to parse it takes DuckDB as long as to find a row by its number."""
+        """One of paramdex's own queries, parsed once: parsing takes DuckDB as long as finding a row by its number."""
         if sql not in self._statements:
             (self._statements[sql],) = self.connection.extract_statements(sql)
         return self._statements[sql]
 
     @contextmanager
     def _turn(self) -> Iterator[Question]:
-        """The connection's one question at a time, which other threads wait for and can stop.
+        """The turn to ask a question: there is one at a time per connection, and other threads can stop it.
 
-        Raises KeyboardInterrupt where DuckDB hears Ctrl-C before Python does, and says so by an error of its own.
+        Raises KeyboardInterrupt if DuckDB notices Ctrl-C before Python does and raises an error of its own for it.
         """
         with self._lock, Question(self.connection) as question:
             before, self._question = self._question, question
@@ -176,13 +177,13 @@ class Database:
 
     @contextmanager
     def _asking(self) -> Iterator[None]:
-        """Of one of paramdex's own queries: raises AtlasError where the database cannot be read."""
+        """The turn for one of paramdex's own queries. Raises AtlasError if the database cannot be read."""
         with self._failing(), self._turn():
             yield
 
     @contextmanager
     def _failing(self) -> Iterator[None]:
-        """Raises AtlasError where the database cannot be read, QueryError where another thread stopped that."""
+        """Raises AtlasError if the database cannot be read, QueryError if another thread stopped the question."""
         try:
             yield
         except duckdb.InterruptException as error:
@@ -202,7 +203,7 @@ class Database:
         return {name: np.ma.getdata(column) for name, column in found.items()}
 
     def kept(self, sql: str, *values: str | int) -> pa.Table:
-        """The rows of one of paramdex's own queries that is asked again and again; read once, each column in one piece.
+        """The rows of one of paramdex's own queries, read once and kept, each column in one chunk.
 
         Raises AtlasError as ``rows`` does.
         """
@@ -217,24 +218,29 @@ class Database:
         sql = f"SELECT {column} FROM store.tokens WHERE vocabulary = ? ORDER BY token_id"
         return self.kept(sql, vocabulary)[0].chunk(0)
 
+    def texts(self, vocabulary: str, ids: Iterable[int]) -> list[str]:
+        """How some items of a vocabulary read, in the order of ``ids``."""
+        column = self.tokens(vocabulary, "text")
+        return [column[i].as_py() for i in ids]
+
     def table(self, sql: str, values: Any = None) -> pa.Table:
         """The rows of one of paramdex's own queries. Raises AtlasError where the database cannot be read."""
         with self._asking():
             return _arrow(self.connection, self._parsed(sql), values)
 
     def named(self, name: str, values: Any = None) -> pa.Table:
-        """As ``table``, of the query ``sql/NAME.sql``."""
+        """As ``table``, for the query ``sql/NAME.sql``."""
         return self.table(named_query(name), values)
 
     def named_rows(self, name: str, values: Any = None) -> list[dict[str, Any]]:
-        """The rows of the query ``sql/NAME.sql`` as dictionaries; planned once, where ``named`` plans twice."""
+        """The rows of the query ``sql/NAME.sql`` as dictionaries. DuckDB plans it once; for ``named`` twice."""
         with self._asking():
             cursor = self.connection.execute(self._parsed(named_query(name)), values or [])
             columns = [column[0] for column in cursor.description]
             return [dict(zip(columns, row, strict=True)) for row in cursor.fetchall()]
 
     def user_query(self, sql: str, values: Any = None) -> pa.Table:
-        """The rows of a user's SQL: one statement that reads. Columns of one name are numbered.
+        """The rows of a user's SQL, which must be one statement that reads. Columns of the same name are numbered.
 
         Raises QueryError for SQL that fails or would write, AtlasError for a damaged or closed database.
         """
@@ -279,7 +285,7 @@ def _arrow(
 
 
 def check_types(relation: duckdb.DuckDBPyRelation) -> None:
-    """Raises QueryError for a type of which Arrow would hold another value, or bytes that mean nothing."""
+    """Raises QueryError for a column whose values Arrow would change, or hold as bytes without a meaning."""
     for name, of in zip(relation.columns, relation.types, strict=True):
         found = _NOT_IN_ARROW.search(str(of))
         if found:
@@ -288,7 +294,7 @@ def check_types(relation: duckdb.DuckDBPyRelation) -> None:
 
 
 def _values(given: Any) -> list[Any] | dict[str, Any] | None:
-    """What fills ``?`` or ``$name``, as plain Python. Raises QueryError for what has no order or items."""
+    """The values for ``?`` or ``$name``, as plain Python. Raises QueryError for anything but sequences and mappings."""
     if given is None:
         return None
     if isinstance(given, Mapping):
@@ -302,8 +308,8 @@ def _values(given: Any) -> list[Any] | dict[str, Any] | None:
 
 
 def _value(given: Any, levels: int = 8) -> Any:
-    """A value as DuckDB takes it: one number of NumPy's or PyTorch's as Python's own, arrays as lists; items of lists
-    and dictionaries, in few enough ``levels``, likewise. Raises QueryError for what no column can hold.
+    """A value as DuckDB takes it: numbers of NumPy and PyTorch become Python's own, arrays become lists, and items of
+    lists and dictionaries are treated alike, down to ``levels``. Raises QueryError for what no column can hold.
     """
     wrong = QueryError(f"SQL has no value such as {quoted(given)}; give a number, a text, a date or a list of them")
     try:
@@ -329,7 +335,7 @@ def _value(given: Any, levels: int = 8) -> Any:
 
 
 def _is_damage(error: duckdb.Error) -> bool:
-    """Whether the file is to blame, not the SQL. DuckDB 2.0 raises a bad checksum as a bare Error."""
+    """Whether the file is damaged, not the SQL wrong. DuckDB 2.0 raises a bare Error for a bad checksum."""
     return isinstance(error, _DAMAGE) or (type(error) is duckdb.Error and "corrupt" in str(error).lower())
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,17 +20,15 @@ from paramdex.store.token_filter import TOKEN_RULES, Rule, TokenFilter
 from paramdex.store.words import Wanted, bare, check_words, continuation, is_marked
 from paramdex_schemas import QueryError
 from paramdex_schemas.errors import quoted
-
-if TYPE_CHECKING:
-    from paramdex_schemas.model import Model
+from paramdex_schemas.model import Model
 
 __all__ = ["ALL", "Sieve", "TokenFilter", "says"]
 
 Mask = npt.NDArray[np.bool_]
 ALL = 10_000
-"""More tokens, or pairs, than an atlas keeps of one side."""
+"""More tokens, or pairs, than an atlas keeps per side."""
 _OPTIONS = {"tokens": "--top-k", "pairs": "--pair-k"}
-"""What a list is of -> the option of a build that says how many of them are kept."""
+"""What a list holds -> the option of a build that sets how many of them are kept."""
 
 
 @dataclass

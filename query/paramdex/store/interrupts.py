@@ -1,9 +1,9 @@
-"""Stopping what runs on a connection, however early one asks for it.
+"""Stopping a question on a connection, at whatever moment the request to stop comes.
 
-DuckDB drops an interrupt as the next query begins. One that comes a moment before that (the lock is taken, the SQL is
-being parsed, a statement has ended and the next has not begun) stops nothing, and whoever waits for the query then
-waits for good. So a question is interrupted again and again until it has ended, and only while it lasts: the next
-question of the connection is never hit.
+DuckDB drops an interrupt when the next query begins. An interrupt that comes just before that (the lock is taken, the
+SQL is being parsed, one statement has ended and the next has not begun) stops nothing, and the thread that waits for
+the end of the query waits forever. So a question is interrupted again and again until it has ended. The next question
+on the connection is never interrupted.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ AGAIN = 0.02
 
 
 class Question:
-    """What is asked of a connection, from its making to the end of its ``with`` block."""
+    """A question to a connection. It lasts until the end of its ``with`` block."""
 
     def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
         self._connection = connection
@@ -38,14 +38,14 @@ class Question:
             self._ended.set()
 
     def interrupt(self) -> None:
-        """Interrupt the query that the question runs now; without effect where it runs none, or has ended."""
+        """Interrupt the query that the question is running. Without effect if it runs none or has ended."""
         with self._ending:
             if not self._ended.is_set():
                 self.interrupted = True
                 self._connection.interrupt()
 
     def stop(self) -> None:
-        """Interrupt whatever the question runs until it has ended, from another thread."""
+        """From another thread: interrupt the question until it has ended."""
         while not self._ended.is_set():
             self.interrupt()
             self._ended.wait(AGAIN)
@@ -53,7 +53,7 @@ class Question:
 
 @contextmanager
 def time_limit(connection: duckdb.DuckDBPyConnection, seconds: float) -> Iterator[None]:
-    """Stop what is asked of the connection within the block once ``seconds`` have passed."""
+    """Stop questions to the connection within the block after ``seconds``."""
     with Question(connection) as question:
         timer = threading.Timer(seconds, question.stop)
         timer.daemon = True
@@ -65,7 +65,7 @@ def time_limit(connection: duckdb.DuckDBPyConnection, seconds: float) -> Iterato
 
 
 def stoppable(question: Question, ask: Callable[[], Answer]) -> Answer:
-    """What ``ask`` gives, called in a thread of its own: the one that waits hears Ctrl-C, and stops the question.
+    """The result of ``ask``, called in another thread so that this one hears Ctrl-C and can stop the question.
 
     Raises what ``ask`` raises, and KeyboardInterrupt once ``ask`` has ended.
     """
@@ -82,7 +82,7 @@ def stoppable(question: Question, ask: Callable[[], Answer]) -> Answer:
         threading.Thread(target=run, name="question").start()
         return answer.result()
     finally:
-        # Reached with no answer by Ctrl-C alone, which may come again, and before the thread has begun.
+        # There is no answer here only after Ctrl-C, which may come again, also before the thread has begun.
         while not answer.done() and not answer.cancel():
             try:
                 question.interrupt()

@@ -1,24 +1,24 @@
-"""The rows of one kind nearest to a query: a fast pass over all of them names candidates, an exact one ranks those.
+"""The rows of one kind nearest to a query. A fast pass over all rows finds candidates; an exact pass ranks those.
 
-The similarity of row x with query q is <q, x> in float64, rounded to float32; ties go to the first row. The fast pass
-gives every row a score s(x) with |s(x) - <q, x>| <= e, e a bound that is proved below. Let t be the k-th largest score.
-At least k rows have s >= t, so <q, x> >= t - e: the k-th largest product is no less either. A row with
-s(x) < t - 2 e has <q, x> < t - e, so it is not among the k nearest, and the rows with s(x) >= t - 2 e are candidates
-enough. Products that only tie once rounded differ by no more than rounding, for which e has room.
+The similarity of row x and query q is <q, x> in float64, rounded to float32. Of equal rows the first comes first. The
+fast pass gives every row a score s(x) with |s(x) - <q, x>| <= e; the bound e is proved below. Let t be the k-th
+largest score. At least k rows have s >= t, and so <q, x> >= t - e. So the k-th largest product is at least t - e, and a
+row with s(x) < t - 2 e, whose <q, x> is less than t - e, is not among the k nearest. The candidates are the rows with
+s(x) >= t - 2 e. Products that are equal only after rounding differ by at most the rounding, which e includes.
 
 What the fast pass reads depends on the size of the kind (``paramdex_schemas.vector_files``):
 
-* ``Loaded``: the rows themselves, in memory, by BLAS. A float32 dot product of r numbers, in any order of summing, is
-  off by at most g |q| |x| with g = r u / (1 - r u), u = 2^-24, after the rounding of q by another u |q| |x|.
-* ``Coded``: codes c of one byte a number, a quarter of what there is to read, by FAISS, mapped from the disk. With
-  x' = P^T (steps * c) and the turned query p = steps * (P q),
+* ``Loaded``: the rows themselves, in memory, by BLAS. A float32 dot product of r numbers, summed in any order, is off
+  by at most g |q| |x| with g = r u / (1 - r u) and u = 2^-24. Rounding q adds another u |q| |x|.
+* ``Coded``: codes c of one byte per number, a quarter of the bytes of the rows, by FAISS, mapped from the disk. With
+  x' = P^T (steps * c) and the rotated query p = steps * (P q),
 
       <q, x> = <q, x - x'> + <p, c>,    |<q, x - x'>| <= |q| error.
 
-  FAISS multiplies such codes with queries of bytes (of a width that is a multiple of 64, FAISS 1.15 rounds any query
-  to bytes, unasked), so p is split into t b + d, b of whole numbers up to 127: <p, c> = t <b, c> + <d, c>, and
-  |<d, c>| <= |d| longest. <b, c> is a whole number that a float32 sum has to g |b| longest, g as above. The candidates'
-  rows, a few dozen, are read from the disk and checked one by one.
+  FAISS multiplies such codes with queries of bytes (FAISS 1.15 rounds any query to bytes where the width is a multiple
+  of 64), so p is split into t b + d, where b holds whole numbers up to 127: <p, c> = t <b, c> + <d, c>, and
+  |<d, c>| <= |d| longest. <b, c> is a whole number, which a float32 sum has to within g |b| longest, g as above. The
+  rows of the candidates, a few dozen, are read from the disk and checked one by one.
 
 |x| is 1, or 0, to float32 rounding.
 """
@@ -39,36 +39,35 @@ import numpy.typing as npt
 from paramdex_schemas import AtlasError, QueryError
 from paramdex_schemas.errors import quoted
 from paramdex_schemas.isometry import Array, times_vector
+from paramdex_schemas.model import Span
 
 Ids = npt.NDArray[np.int64]
-Span = tuple[int, int]
-"""Rows [first, end)."""
 Hit = tuple[float, int]
 """(similarity, param_id)."""
 _BLOCK = 1 << 20
-"""Numbers of a block of rows that is held in float64."""
+"""Numbers in a block of rows that is converted to float64 at a time."""
 _AT_LEAST = 2000
-"""Codes of which a search keeps the scores: among 300,000 random rows it has up to 1,900 candidates for 10."""
+"""Scores that a search of codes keeps at least. The 10 nearest of 300,000 random rows have up to 1,900 candidates."""
 
 SIDES = {"top": (1,), "bottom": (-1,), "both": (1, -1)}
-"""Side -> by which signs a query is multiplied so that the largest inner products are what it asks for."""
+"""Side -> the signs to multiply a query by, so that the largest products are the ones asked for."""
 
 
 def signs_of(side: str) -> tuple[int, ...]:
-    """Raises QueryError for a side that there is not."""
+    """The signs of a side. Raises QueryError for an unknown side."""
     if not isinstance(side, str) or side not in SIDES:
         raise QueryError(f"side is one of {', '.join(SIDES)}, not {quoted(side)}")
     return SIDES[side]
 
 
 def strongest_hits(hits: list[Hit], k: int, side: str) -> list[Hit]:
-    """The k that ``side`` asks for, ties by param_id."""
+    """The k strongest hits on a side, equal ones by param_id."""
     signs = signs_of(side)
     return sorted(hits, key=lambda hit: (-max(sign * hit[0] for sign in signs), hit[1]))[:k]
 
 
 class Rows(Protocol):
-    """The normalized coordinates of one kind (ntotal x r); names as in FAISS's indexes."""
+    """The normalized coordinates of one kind (ntotal x r). The names are those of FAISS's indexes."""
 
     @property
     def ntotal(self) -> int: ...
@@ -77,16 +76,16 @@ class Rows(Protocol):
         """Rows [first, first + n)."""
 
     def reconstruct_batch(self, ids: Ids) -> npt.NDArray[np.float32]:
-        """Some rows (len(ids) x r)."""
+        """The rows ``ids`` (len(ids) x r)."""
 
     def candidates(self, query: Array, k: int, span: Span) -> Ids:
-        """Rows of a span, in order, that have its k nearest to ``query`` (r, float64) among them; it has k at least."""
+        """Rows of a span, in order, among them its k nearest to ``query`` (r, float64). It has at least k rows."""
 
 
 def nearest(
     rows: Rows, query: Array, k: int, spans: list[Span], signs: tuple[int, ...] = (1,)
 ) -> list[tuple[float, int]]:
-    """(similarity, row) of the k rows of ``spans`` of largest sign * similarity under any of ``signs``, those first."""
+    """(similarity, row) of the k rows of ``spans`` with the largest sign * similarity for any of ``signs``."""
     chosen = [
         rows.candidates(sign * query, min(k, end - first), (first, end))
         for sign in signs
@@ -101,7 +100,7 @@ def nearest(
 
 
 def exact_products(rows: Rows, query: Array, ids: Ids) -> Array:
-    """<query, x> of some rows (float64). Summed row by row, not by BLAS: equal rows have equal products."""
+    """<query, x> of the rows ``ids`` (float64). Summed row by row, not by BLAS, so equal rows have equal products."""
     found = np.empty(len(ids))
     step = max(1, _BLOCK // max(1, len(query)))
     for start in range(0, len(ids), step):
@@ -110,8 +109,25 @@ def exact_products(rows: Rows, query: Array, ids: Ids) -> Array:
     return found
 
 
+def nearest_pairs(left: Array, right: Array, k: int, block: int = 1024) -> list[tuple[float, int, int]]:
+    """(similarity, i, j) of the k largest inner products of rows of ``left`` and ``right``, a block at a time.
+
+    >>> nearest_pairs(np.eye(2), np.array([[0.0, 1.0]]), 1)
+    [(1.0, 1, 0)]
+    """
+    best: list[tuple[float, int, int]] = []
+    for start in range(0, len(left), block):
+        scores = left[start : start + block] @ right.T
+        n = min(k, scores.size)
+        flat = np.argpartition(scores, scores.size - n, axis=None)[-n:]
+        i, j = np.unravel_index(flat, scores.shape)
+        best += zip(scores[i, j].tolist(), (i + start).tolist(), j.tolist(), strict=True)
+        best = sorted(best, key=lambda hit: (-hit[0], hit[1], hit[2]))[:k]
+    return best
+
+
 def _rounding(query: Array, size: float) -> float:
-    """At least what a float32 product of a query and a row of a length up to ``size`` can be off, rounding included."""
+    """A bound on the error of a float32 product of a query and a row of length up to ``size``, with rounding."""
     return float(np.linalg.norm(query)) * size * (len(query) + 16) * 2.0**-23 + len(query) * 2.0**-120
 
 
@@ -140,9 +156,9 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Coded:
-    """Rows left on the disk (n x r, memory-mapped), with their codes in a FAISS index.
+    """Rows that stay on the disk (n x r, memory-mapped), with their codes in a FAISS index.
 
-    ``scale`` has the tensors of KIND.codes.safetensors, ``damaged`` says that a row is not what was written.
+    ``scale`` has the tensors of KIND.codes.safetensors, ``damaged`` is the message for a row that has changed.
     """
 
     rows: npt.NDArray[np.float32]
@@ -192,8 +208,8 @@ class Coded:
         return np.arange(first, end)
 
     def _search(self, asked: npt.NDArray[np.float32], n: int, span: Span) -> tuple[npt.NDArray[np.float32], Ids]:
-        """Scores and rows of the n codes of a span of the largest products, largest first. FAISS gives a query one
-        core, so each core gets a part of the rows.
+        """Scores and rows of the n codes of a span with the largest products, largest first. FAISS uses one core per
+        query, so every core gets a part of the rows.
         """
         import faiss
 

@@ -1,16 +1,14 @@
-"""Look-ups by token and by parameter: queries of one table each, put together here.
+"""Look-ups by token and by parameter: queries on one table each, whose answers are put together here.
 
-DuckDB plans a query in about as long as it takes to read what a look-up needs, so what it answers fastest is one
-comparison in one table: ``token_id = ?`` finds the few row groups of ``store.postings`` that have the token, whose
-order is by token within a model, and ``param_id = ?`` is met by an index. A list of tokens is asked for one by one,
-since DuckDB leaves row groups out for an equality but not for an ``IN``. Texts, and each parameter's mean and standard
-deviation, are read once a vocabulary and a model, and kept.
+DuckDB takes about as long to plan a query as to read what a look-up needs, so it is fastest with one comparison in one
+table. ``token_id = ?`` finds the few row groups of ``store.postings`` that have the token, because they are in order of
+token within a model. ``param_id = ?`` uses an index. Several tokens are asked for one by one, because DuckDB skips row
+groups for an equality but not for an ``IN``. Texts are read once per vocabulary, means and deviations once per model.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,15 +16,15 @@ import numpy as np
 import numpy.typing as npt
 
 from paramdex.store.database import Database
+from paramdex.store.moments import moments
 from paramdex.store.words import Wanted
+from paramdex_schemas.model import Model, Span
 
 Ids = npt.NDArray[np.int64]
-Span = tuple[int, int]
-"""Parameters [first, end) by param_id."""
 
 
 def edges(*columns: Ids) -> Ids:
-    """Where something new begins in columns (n each, n > 0) whose equal rows are next to each other, and n.
+    """The places where a new row begins in columns (n each, n > 0) whose equal rows are adjacent, and n.
 
     >>> edges(np.array([7, 7, 7, 8]), np.array([1, 1, 2, 2])).tolist()
     [0, 2, 3, 4]
@@ -48,7 +46,7 @@ class Strongest:
 
 @dataclass(frozen=True)
 class ScoredTokens:
-    """A parameter's strongest tokens with their scores, by side, and what of all V scores they stand among."""
+    """A parameter's strongest tokens with their scores, by side, and the moments of all its V scores."""
 
     norm: float
     mean: np.float32
@@ -59,16 +57,12 @@ class ScoredTokens:
 
 @dataclass(frozen=True)
 class Postings:
-    """The look-ups of one atlas."""
+    """The look-ups in one atlas."""
 
     database: Database
 
-    def texts(self, items: Iterable[tuple[str, int]]) -> dict[tuple[str, int], str]:
-        """(vocabulary, token_id) -> text."""
-        return {item: self.database.tokens(item[0], "text")[item[1]].as_py() for item in set(items)}
-
     def parameter(self, param_id: int, k: int) -> ScoredTokens:
-        """A parameter with at most ``k`` tokens a side."""
+        """A parameter with at most ``k`` tokens per side."""
         (row,) = self.database.rows(  # whole lists: to plan four slices takes longer than to read them
             "SELECT norm, mean, std, top_tokens, bottom_tokens, top_scores, bottom_scores FROM store.parameters "
             "WHERE param_id = ?",
@@ -84,7 +78,7 @@ class Postings:
         )
 
     def parameters(self, param_ids: list[int], k: int) -> dict[int, Strongest]:
-        """param_id -> its at most ``k`` strongest tokens a side."""
+        """param_id -> its strongest tokens, at most ``k`` per side."""
         rows = self.database.rows(
             "SELECT param_id, address, top_tokens, bottom_tokens FROM store.parameters "
             "WHERE param_id IN (SELECT unnest(?))",
@@ -92,11 +86,11 @@ class Postings:
         )
         return {i: Strongest(address, {"top": top[:k], "bottom": bottom[:k]}) for i, address, top, bottom in rows}
 
-    def holders(self, wanted: Wanted, models: list[Span], spans: list[Span], k: int) -> list[dict[str, Any]]:
-        """The k parameters within ``spans``, one side each, that have most of the wanted words among their strongest;
-        of as many words those with the largest mean z. ``models`` are the spans of the whole models they are of.
+    def holders(self, wanted: Wanted, models: list[Model], spans: list[Span], k: int) -> list[dict[str, Any]]:
+        """The k sides of parameters within ``spans`` that have the most wanted words among their strongest tokens;
+        among equals those with the largest mean z first. ``spans`` are parameters [first, end) of ``models``.
 
-        ``rank`` is the best of any wanted token, and a word's token is the one of its items of the best rank.
+        ``rank`` is the best rank of any wanted token. A word counts by its item of the best rank.
         """
         hits = [self._hits(token_id, spans) for token_id in wanted.ids]
         numbers = {word: number for number, word in enumerate(dict.fromkeys(wanted.words))}
@@ -109,7 +103,7 @@ class Postings:
         with np.errstate(divide="ignore", invalid="ignore"):
             z = np.where(std > 0, np.where(is_top, score - mean, mean - score) / std, np.float32(np.nan))
 
-        # By a parameter's side (top first) and word; of a word's items the one of the best rank, and the largest z.
+        # One key per side of a parameter (top first) and word; of a word's items the best rank and the largest z count.
         keys = (2 * param_ids + ~is_top) * len(numbers) + words
         order = np.argsort(keys, kind="stable")
         keys = keys[order]
@@ -140,7 +134,7 @@ class Postings:
     def _hits(self, token_id: int, spans: list[Span]) -> tuple[np.ndarray, ...]:
         """param_id, is_top, rank and score of a token's postings within ``spans``.
 
-        Models lie one after the other, so the ends of all spans together leave out other models' row groups.
+        Models lie one after the other, so a query between the ends of all spans skips the row groups of other models.
         """
         found = self.database.arrays(
             "SELECT param_id, is_top, rank, score FROM store.postings WHERE token_id = ? AND param_id BETWEEN ? AND ?",
@@ -152,14 +146,13 @@ class Postings:
         inside = np.logical_or.reduce([(param_id >= first) & (param_id < end) for first, end in spans])
         return param_id[inside], is_top[inside], rank[inside], score[inside]
 
-    def _moments_of(self, param_ids: Ids, models: list[Span]) -> tuple[np.ndarray, np.ndarray]:
+    def _moments_of(self, param_ids: Ids, models: list[Model]) -> tuple[np.ndarray, np.ndarray]:
         """mean and std (float32) of the scores of each of ``param_ids``."""
         mean, std = (np.empty(len(param_ids), np.float32) for _ in range(2))
-        for first, end in models:
-            sql = "SELECT mean, std FROM store.parameters WHERE param_id BETWEEN ? AND ? ORDER BY param_id"
-            table = self.database.kept(sql, first, end - 1)
+        for model in models:
+            first, end = model.span
             inside = (param_ids >= first) & (param_ids < end) if len(models) > 1 else slice(None)
             at = param_ids[inside] - first
-            for to, column in ((mean, "mean"), (std, "std")):
-                to[inside] = table[column].chunk(0).to_numpy()[at]
+            for to, column in zip((mean, std), moments(self.database, model), strict=True):
+                to[inside] = column[at]
         return mean, std

@@ -1,20 +1,17 @@
-"""Which models' neighbors and layer alignments the atlas keeps: those of one vocabulary, or of nearly the same."""
+"""For which models the atlas keeps neighbors and layer alignments: those whose vocabularies are nearly the same."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from paramdex.store.database import Database
-    from paramdex_schemas.model import Model
+from paramdex.store.database import Database
+from paramdex_schemas.model import Model
 
 _NAMED = 5
-"""Names, and lists of them, that a note has at most."""
+"""The most names, and lists of names, in a note."""
 
 
 def related_on(database: Database, a: Model, b: Model) -> int | None:
-    """The number of tokens on which the atlas keeps how two models relate, all of those of one vocabulary; None where
-    it keeps nothing of them.
+    """The number of tokens on which the builder has compared two models: all tokens if they share a vocabulary. None
+    if the atlas keeps nothing about the two.
     """
     pair = {a.model_id, b.model_id}
     found = database.kept("SELECT model_id_a, model_id_b, n_tokens FROM store.relations").to_pylist()
@@ -22,7 +19,7 @@ def related_on(database: Database, a: Model, b: Model) -> int | None:
 
 
 def unrelated(database: Database, models: list[Model]) -> list[str]:
-    """A note on the models of which neighbors and alignments are not kept, where there are such."""
+    """A note on the models for which no neighbors and alignments are kept, if there are any."""
     by_vocabulary: dict[str, list[Model]] = {}
     for model in models:
         by_vocabulary.setdefault(model.vocabulary, []).append(model)

@@ -1,8 +1,8 @@
-"""What a user's SQL is, as DuckDB's own parser says: one statement, whether it reads, and its syntax tree.
+"""A user's SQL as DuckDB's own parser reads it: whether it is one statement that reads, and its syntax tree.
 
-DuckDB tells the tree of a SELECT alone. An EXPLAIN is taken apart by its tokens, and put together again around a SELECT
-that has a tree. A PIVOT without lists of values is several statements for DuckDB, types of the values that there are
-and the SELECT; it has a tree once lists stand in for them.
+DuckDB gives the tree only of a SELECT. An EXPLAIN is taken apart by its tokens and put together again around a SELECT
+that has a tree. For DuckDB a PIVOT without lists of values is several statements: types made of the values, and the
+SELECT. It has a tree if lists of values are put into it.
 """
 
 from __future__ import annotations
@@ -15,18 +15,19 @@ from itertools import groupby, takewhile
 import duckdb
 
 from paramdex_schemas import QueryError
-from paramdex_schemas.errors import check_text, quoted
+from paramdex_schemas.checks import check_text
+from paramdex_schemas.errors import quoted
 
 _FORMATS = {"TEXT", "JSON", "HTML", "GRAPHVIZ", "YAML", "MERMAID"}
 _AFTER_PIVOT = {"GROUP", "ORDER", "LIMIT", "OFFSET", "UNION", "EXCEPT", "INTERSECT", ";"}
-"""What may follow the columns of PIVOT ... ON, behind USING if there is one."""
+"""Words that may follow the columns of PIVOT ... ON, or its USING."""
 _UNCLEAR = {"CALL", "LOAD", "MULTI", "PRAGMA", "SET"}
 """Statement types under which DuckDB gathers several statements."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """A statement that reads. ``text`` is what is to run, ``tree`` the tree of the SELECT in it, as JSON."""
+    """A statement that reads: the ``text`` to run, and the ``tree`` of the SELECT in it, as JSON."""
 
     statement: duckdb.Statement
     text: str
@@ -34,13 +35,13 @@ class Reading:
 
     @property
     def is_query(self) -> bool:
-        """Whether it is a SELECT by itself, which can stand in brackets."""
+        """Whether it is a SELECT and not an EXPLAIN, so that it can stand in brackets."""
         return bool(self.statement.type == duckdb.StatementType.SELECT)
 
 
 @dataclass(frozen=True)
 class _Token:
-    """A word in capitals, where it begins and where the next begins (bytes), and in how many brackets it stands."""
+    """A word in capitals, the bytes where it and the next word begin, and how many brackets it stands in."""
 
     word: str
     start: int
@@ -63,7 +64,7 @@ def _tokens(sql: str) -> list[_Token]:
 
 
 def bare(sql: str) -> str:
-    """A statement without what follows its last word: semicolons and comments.
+    """A statement without the semicolons and comments after its last word.
 
     >>> bare("SELECT ';' ; -- x")
     "SELECT ';' "
@@ -75,16 +76,19 @@ def bare(sql: str) -> str:
 
 
 def _pivoted(tokens: list[_Token]) -> Iterator[tuple[int, int, bool]]:
-    """The columns of all PIVOTs: where each begins and ends (bytes), and whether it seems to have a list of values."""
+    """The columns of all PIVOTs: the bytes where each begins and ends, and whether it seems to list values."""
     for n, pivot in enumerate(tokens):
         if pivot.word not in ("PIVOT", "PIVOT_WIDER"):
             continue
         own = [*takewhile(lambda token: token.depth >= pivot.depth, tokens[n + 1 :])]  # noqa: B023  # used at once
-        level = lambda token: token.word if token.depth == pivot.depth else ""  # noqa: B023, E731
-        whole = [*takewhile(lambda token: level(token) not in _AFTER_PIVOT, own)]  # noqa: B023
+
+        def level(token: _Token, depth: int = pivot.depth) -> str:
+            return token.word if token.depth == depth else ""
+
+        whole = [*takewhile(lambda token: level(token) not in _AFTER_PIVOT, own)]
         # joins have ON and USING too
         on = max((i for i, token in enumerate(whole, 1) if level(token) == "ON"), default=len(whole))
-        columns = takewhile(lambda token: level(token) != "USING", whole[on:])  # noqa: B023
+        columns = takewhile(lambda token: level(token) != "USING", whole[on:])
         for comma, column in groupby(columns, key=lambda token: level(token) == ","):
             if not comma:
                 words = list(column)
@@ -100,7 +104,7 @@ def _serialized(connection: duckdb.DuckDBPyConnection, sql: str) -> str | None:
 
 
 def syntax_tree(connection: duckdb.DuckDBPyConnection, sql: str) -> str | None:
-    """The tree of one SELECT as JSON, None for all else; of a PIVOT with a list where its columns have none."""
+    """The tree of one SELECT as JSON; None for anything else. A PIVOT gets a list of values where it has none."""
     tree = _serialized(connection, sql)
     columns = [] if tree else sorted(set(_pivoted(_tokens(sql))), reverse=True)
     for also_listed in (False, True):  # IN may belong to the column: PIVOT t ON a || b IN ('x')
@@ -114,7 +118,7 @@ def syntax_tree(connection: duckdb.DuckDBPyConnection, sql: str) -> str | None:
 
 
 def _explained(connection: duckdb.DuckDBPyConnection, sql: str) -> tuple[str, str] | None:
-    """An EXPLAIN of a SELECT, written anew around the SELECT, and its tree. None for all else."""
+    """An EXPLAIN of a SELECT, rewritten around the SELECT, and the tree of the SELECT. None for anything else."""
     tokens = _tokens(sql)
     if not tokens or tokens[0].word != "EXPLAIN":
         return None
@@ -131,7 +135,7 @@ def _explained(connection: duckdb.DuckDBPyConnection, sql: str) -> tuple[str, st
 
 
 def one_statement(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.Statement:
-    """The one statement of a user's SQL. Raises QueryError unless it is one; duckdb.Error for no SQL."""
+    """The one statement of a user's SQL. Raises QueryError if there are more; duckdb.Error if it is not SQL."""
     check_text(sql, QueryError(f"this SQL is not valid UTF-8 text: {quoted(sql)}"))
     statements = connection.extract_statements(sql)  # duckdb.extract_statements opens a database of its own
     if len(statements) != 1:
@@ -140,8 +144,8 @@ def one_statement(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.Sta
 
 
 def reading(connection: duckdb.DuckDBPyConnection, sql: str) -> Reading:
-    """The one statement of a user's SQL. Raises QueryError unless it is a SELECT, or an EXPLAIN of one; duckdb.Error
-    for no SQL.
+    """The one statement of a user's SQL. Raises QueryError unless it is a SELECT or an EXPLAIN of one; duckdb.Error
+    if it is not SQL.
     """
     statement = one_statement(connection, sql)
     tree = syntax_tree(connection, sql)

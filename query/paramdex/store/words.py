@@ -1,13 +1,12 @@
 """From what a person types to vocabulary items.
 
-A bare word finds every item that reads as it, whatever the case, in Unicode's composed form or not, and whether or not
-a space comes before it. A WordPiece continuation it finds where no item of the vocabulary reads so (``##ium`` by
-``ium``, as lists print it, but ``##s`` is no ``s``), unless whole words are meant. A word typed with a marker of its
-own (white space before it, ``Ġ``, ``▁`` or ``##``) finds just that item where there is one. White space alone, and
-markers that stand for spaces, find the item of just so much of it: two spaces are not one.
+A bare word finds every item that reads like it, in upper or lower case, in Unicode's composed form or not, with or
+without a space before it. It finds a WordPiece continuation only if no item of the vocabulary reads like it (``ium``
+finds ``##ium``, as lists print it, but ``s`` does not find ``##s``), and never if whole words are meant. A word typed
+with a marker (white space before it, ``Ġ``, ``▁`` or ``##``) finds only that item, if there is one. White space alone,
+and markers that stand for spaces, find the item of exactly so many spaces.
 
-What is typed as one item and has white space inside is one word where a vocabulary reads so (``new york``), and else as
-many words as there are.
+A typed item with white space inside is one word if a vocabulary has it (``new york``), and otherwise several words.
 """
 
 from __future__ import annotations
@@ -23,14 +22,15 @@ from paramdex.store.database import Database
 from paramdex.text import visible
 from paramdex_schemas import QueryError, TokenError
 from paramdex_schemas.arguments import given_items, given_path
-from paramdex_schemas.errors import as_whole, check_text, quoted
+from paramdex_schemas.checks import as_whole, check_text
+from paramdex_schemas.errors import quoted
 from paramdex_schemas.folding import CONTINUES, fold
 from paramdex_schemas.foreign import read_bytes, reading
 
 _SPACES = " Ġ▁"
 """A space, and what tokenizers write for one."""
 _LONGEST = 100
-"""Characters of a word that its nearest are found by."""
+"""Characters of a word that are compared to find the nearest words."""
 _BETWEEN = re.compile(r"[\s,;|/]+")
 """What people write between words."""
 _AROUND = re.compile(r"^\W+|\W+$")
@@ -39,8 +39,8 @@ _AROUND = re.compile(r"^\W+|\W+$")
 
 @dataclass(frozen=True)
 class Wanted:
-    """Items of one vocabulary that were asked for: ``ids[i]`` stands for ``words[i]``; ``missing`` words have none,
-    ``known`` is how many have some.
+    """The items of one vocabulary that words ask for: ``ids[i]`` stands for ``words[i]``. ``missing`` words have no
+    item, ``known`` is the number of words that have one.
     """
 
     vocabulary: str
@@ -51,12 +51,12 @@ class Wanted:
 
 
 def is_marked(word: str) -> bool:
-    """Whether a typed word has a marker of its own."""
+    """Whether a word was typed with a marker."""
     return word[:1].isspace() or word.startswith((*_SPACES, CONTINUES))
 
 
 def bare(word: str) -> str:
-    """A typed word as ``store.tokens.folded`` has it: without markers of its own, folded; of markers alone the spaces
+    """A typed word as it stands in ``store.tokens.folded``: folded and without markers. Markers alone become the spaces
     that they stand for.
 
     >>> bare("▁Canada"), bare("##ium"), bare("##"), bare("▁▁")
@@ -76,21 +76,21 @@ def _reading(database: Database, vocabulary: str, column: str, text: str) -> lis
     texts, ids = (each.chunk(0) for each in ordered.columns)
 
     def at(place: int) -> str:
-        return texts[place].as_py()
+        return str(texts[place].as_py())
 
     first = end = bisect_left(range(len(texts)), text, key=at)
     while end < len(texts) and at(end) == text:
         end += 1
-    return ids[first:end].to_pylist()
+    return [i.as_py() for i in ids[first:end]]
 
 
 def continuation(word: str) -> str:
-    """What ``store.tokens.folded`` has of the WordPiece continuation that is printed as ``word``."""
+    """How the WordPiece continuation that is printed as ``word`` stands in ``store.tokens.folded``."""
     return f"{CONTINUES}{bare(word)}"
 
 
 def words_of(given: object) -> list[str]:
-    """A list of words from one, or from any sequence of them. Raises TokenError for what is none."""
+    """A list of words, from one word or a sequence of them. Raises TokenError for anything else."""
     if isinstance(given, str) or as_whole(given) is not None:
         return [word_of(given)]
     wrong = TokenError(f"words are a sequence of texts, not {quoted(given)}")
@@ -98,17 +98,17 @@ def words_of(given: object) -> list[str]:
 
 
 def word_of(given: object) -> str:
-    """One word as text, a whole number as it is written. Raises TokenError for anything else."""
+    """One word as text; a whole number becomes its digits. Raises TokenError for anything else."""
     if isinstance(given, str):
         return check_text(given, TokenError(f"{quoted(given)} is not valid UTF-8 text; type the word again"))
     with suppress(ValueError):  # of more digits than Python writes
         if (number := as_whole(given)) is not None:
             return str(number)
-    raise TokenError(f"{quoted(given)} is no word; write it as text (of numbers, whole ones will do)")
+    raise TokenError(f"{quoted(given)} is not a word; write it as text or as a whole number")
 
 
 def check_words(words: Iterable[str]) -> None:
-    """Raises TokenError for a word that is no text."""
+    """Raises TokenError for a word that is not text."""
     for word in words:
         word_of(word)
 
@@ -116,10 +116,10 @@ def check_words(words: Iterable[str]) -> None:
 def items(
     database: Database, vocabularies: list[str], words: list[str], *, whole: bool = False
 ) -> dict[tuple[str, str], list[int]]:
-    """(vocabulary, word) -> the ids of its items; where ``whole`` words are meant, no continuation for a bare one.
+    """(vocabulary, word) -> the ids of its items. With ``whole`` a bare word finds no continuation.
 
-    Most words are found by how they read; only those with a marker, or found nowhere, are compared as they are spelled.
-    Raises TokenError for what is no text.
+    Most words are found by how they read; only words with a marker, and those not found, are compared as spelled.
+    Raises TokenError for a word that is not text.
     """
     check_words(words)
     found = {(each, word): _reading(database, each, "folded", bare(word)) for each in vocabularies for word in words}
@@ -135,14 +135,14 @@ def items(
 
 
 def _exactly(database: Database, vocabulary: str, word: str) -> list[int]:
-    """The ids of the items that are spelled as a marked word, or read as it does."""
+    """The ids of the items that are spelled like a marked word, or read like it."""
     texts = database.tokens(vocabulary, "text")
     reading = [i for i in _reading(database, vocabulary, "folded", fold(word)) if texts[i].as_py() == word]
     return sorted({*_reading(database, vocabulary, "token", word), *reading})
 
 
 def nearest_words(database: Database, vocabularies: list[str], word: str) -> list[str]:
-    """The five words, or fewer, of some vocabularies that read most like ``word``."""
+    """At most five words of some vocabularies that read most like ``word``."""
     rows = database.rows(
         "SELECT folded, max(jaro_winkler_similarity(folded, $bare)) AS likeness FROM store.tokens "
         "WHERE vocabulary IN (SELECT unnest($vocabularies)) AND NOT is_special AND length(folded) > 1 "
@@ -154,8 +154,8 @@ def nearest_words(database: Database, vocabularies: list[str], word: str) -> lis
 
 
 def separated(database: Database, vocabularies: list[str], typed: list[str]) -> dict[str, list[str]]:
-    """Each item that was typed -> the words that it stands for: itself, unless it has white space inside and no
-    vocabulary knows it so. A space before the first word stays with it, as its marker.
+    """Typed item -> the words that it stands for: itself, unless it has white space inside and no vocabulary has it. A
+    space before the first word stays there, as its marker.
     """
     parts = {item: item.split() for item in typed}
     several = [item for item, words in parts.items() if len(words) > 1]
@@ -167,9 +167,9 @@ def separated(database: Database, vocabularies: list[str], typed: list[str]) -> 
 
 
 def resolve(database: Database, vocabularies: list[str], words: list[str]) -> list[Wanted]:
-    """The items of each vocabulary for ``words``; vocabularies that know none of them are left out.
+    """The items of each vocabulary for ``words``. Vocabularies that have none of the words are left out.
 
-    Raises TokenError for a word that no vocabulary knows, naming the nearest words there are.
+    Raises TokenError for a word that no vocabulary has, and names the nearest words.
     """
     words = list(dict.fromkeys(word for word in words if word.strip() or word))
     if not words:
@@ -183,8 +183,8 @@ def resolve(database: Database, vocabularies: list[str], words: list[str]) -> li
 
 
 def _instead(database: Database, vocabularies: list[str], word: str) -> str:
-    """What to write for a word that no vocabulary has: the words that commas and the like stand between and around,
-    where there are such, or else the nearest.
+    """What to write for a word that no vocabulary has: the words between its commas and quotation marks if there are
+    any, otherwise the nearest words.
     """
     apart = [part for each in _BETWEEN.split(word[:_LONGEST]) if (part := _AROUND.sub("", each))]
     known = {part for (_, part), ids in items(database, vocabularies, apart).items() if ids}
@@ -195,7 +195,7 @@ def _instead(database: Database, vocabularies: list[str], word: str) -> str:
 
 
 def _wanted(vocabulary: str, by_word: dict[str, list[int]]) -> Wanted:
-    """An item that several words ask for (``Canada`` and ``canada``) is one of the first of them."""
+    """The items of one vocabulary. An item that several words ask for (``Canada``, ``canada``) counts for the first."""
     owner: dict[int, str] = {}
     for word, ids in by_word.items():
         for i in ids:
@@ -205,7 +205,7 @@ def _wanted(vocabulary: str, by_word: dict[str, list[int]]) -> Wanted:
 
 
 def read_lines(path: str | PathLike[str], what: str) -> list[str]:
-    """The lines of a file of words. Raises QueryError, which calls it ``what``, where it cannot be read."""
+    """The lines of a file of words, which messages call ``what``. Raises QueryError if it cannot be read."""
     path = given_path(path, f"the {what}", QueryError)
     with reading(f"the {what} {path}", QueryError):
         raw = read_bytes(path)

@@ -1,1 +1,1 @@
-"""What can be asked of an atlas: one module per verb, each a plain function of a ``Store`` that gives a ``Result``."""
+"""What an atlas can be asked: one module per verb, with a plain function of a ``Store`` that returns a ``Result``."""

@@ -1,10 +1,10 @@
-"""The alignment of two models' layers, as a result that prints a line a kind and draws a heat map.
+"""``align``: which layers of two models are alike. The result prints one line per kind and draws heat maps.
 
-How diagonal a matrix of layer scores is, is the Pearson correlation of its entries with how near the two layers lie
-to each other in depth, 1 - |i / (n - 1) - j / (m - 1)|. Its p-value is the share of the orders of the deeper model's
-layers (of either's, and the larger share, where they are equally deep) under which that is no less than it is: of all
-orders of up to seven layers, else of the own one and 9,999 random ones. So four layers cannot have less than 1/24,
-however well they align.
+A matrix of layer scores has a diagonality: the Pearson correlation of its entries with the nearness of the two layers
+in depth, 1 - |i / (n - 1) - j / (m - 1)|. Its p-value is the share of orders of the deeper model's layers whose
+diagonality is at least that large; of two equally deep models the larger of the two shares counts. All orders of up to
+seven layers are tried, of more layers their own order and 9,999 random ones. So the p-value of four layers is at least
+1/24, however well they align.
 """
 
 from __future__ import annotations
@@ -13,26 +13,27 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import permutations
 from math import factorial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from paramdex.picture import figure_class
 from paramdex.result import Drawn, Result, table_of
 from paramdex.store.common_space import common, shared_note
 from paramdex.store.related import related_on
+from paramdex.store.scope import check_kind
+from paramdex.store.store import Store
 from paramdex_schemas import KINDS, QueryError, isometry
 from paramdex_schemas.arguments import yes_or_no
-from paramdex_schemas.errors import check_text, nearest, quoted
+from paramdex_schemas.checks import check_text, suggest
+from paramdex_schemas.errors import quoted
 from paramdex_schemas.isometry import Array
 from paramdex_schemas.layout import place_name
-
-if TYPE_CHECKING:
-    from paramdex.atlas import Atlas
-    from paramdex_schemas.model import Model
+from paramdex_schemas.model import Model
 
 _ORDERS = 9999
-"""Random orders of layers that are tried where there are more in all than these."""
+"""Random orders of layers that are tried if there are more orders in all."""
 
 _SCHEMA = pa.schema(
     [
@@ -54,27 +55,27 @@ _SCHEMA = pa.schema(
 @dataclass(frozen=True, repr=False)
 class Alignment(Drawn):
     """Rows of kind, layer_a, layer_b: ``score`` is the mean |Pearson| of the two layers' vectors, ``matched`` the
-    Hungarian matching; ``feature_score`` and ``feature_matched`` are the same on the raw weights. ``summary`` has a row
-    a kind: the matching, mean scores of matched and of other layers, ``diagonality`` and its p-value.
+    Hungarian matching. ``feature_score`` and ``feature_matched`` are the same on the raw weights. ``summary`` has one
+    row per kind: the matching, the mean scores of matched and of other layers, ``diagonality`` and its p-value.
     """
 
     summary: Result = field(default_factory=lambda: Result(pa.table({})), repr=False)
 
     def diagonality(self, kind: str, *, feature: bool = False) -> tuple[float, float]:
-        """(correlation, p-value) of one kind's scores; see the module. NaN of fewer than two layers, and of scores that
-        are missing or all equal. Raises QueryError.
+        """(correlation, p-value) of one kind's scores; see the module. Both are NaN for fewer than two layers, and for
+        scores that are missing or all equal. Raises QueryError for a kind that is not in the table.
         """
         return diagonality(self.scores(kind, feature=feature))
 
     def scores(self, kind: str, *, feature: bool = False) -> np.ndarray:
-        """The scores of one kind as a matrix, places of the first model x places of the second. Raises QueryError."""
+        """The scores of one kind as a matrix: layers of the first model x layers of the second. Raises QueryError."""
         name = "feature_score" if yes_or_no("feature", feature) else "score"
         rows = self._of(kind)
         values = [np.nan if row[name] is None else row[name] for row in rows]
         return np.array(values).reshape(len(self.places(kind, "a")), -1)
 
     def places(self, kind: str, side: str) -> list[str]:
-        """The names of one kind's layers in the model of ``side`` a or b: L0, or encoder/L0 where there are stacks.
+        """The names of one kind's layers in the model of ``side`` a or b: L0, or encoder/L0 if there are stacks.
 
         Raises QueryError.
         """
@@ -88,7 +89,7 @@ class Alignment(Drawn):
         kind = check_text(kind, QueryError(f"kind is text, not {quoted(kind)}"))
         rows = [row for row in self.table.to_pylist() if row["kind"] == kind]
         if not rows:
-            raise QueryError(f"this alignment has no kind {quoted(kind)}; {nearest(kind, self.kinds)}")
+            raise QueryError(f"this alignment has no kind {quoted(kind)}; {suggest(kind, self.kinds)}")
         return rows
 
     @property
@@ -96,33 +97,32 @@ class Alignment(Drawn):
         return list(dict.fromkeys(self.table["kind"].to_pylist()))
 
     def figure(self) -> Any:
-        """Heat maps of all kinds, matched pairs marked."""
-        from paramdex.picture import alignment_figure
-
+        """Heat maps of all kinds, in which matched pairs are marked."""
         return alignment_figure(self)
 
 
-def align(atlas: Atlas, a: Model, b: Model, kind: str | None) -> Alignment:
+def align(store: Store, model_a: str, model_b: str, kind: str | None = None) -> Alignment:
     """See ``Atlas.align``."""
+    a, b = store.model(model_a), store.model(model_b)
     if a is b:
         raise QueryError(f"align takes two different models, not {a.name} twice")
-    atlas._check_kind(kind, [a, b])  # noqa: SLF001
+    check_kind(kind, [a, b])
     weights = [each for each in KINDS if KINDS[each].form == "weight"]
     shared = [each for each in weights if each in a.layout.kinds and each in b.layout.kinds]
     if kind is not None and kind not in weights:
-        raise QueryError(f"align compares layers by their weights, and {kind} is none; {nearest(kind, shared)}")
+        raise QueryError(f"align compares the weights of layers, and {kind} is not a weight; {suggest(kind, shared)}")
     kinds = [each for each in shared if kind in (None, each)]
     if not kinds:
         raise QueryError(f"{a.name} and {b.name} have no kind of parameter in common")
-    n_tokens = related_on(atlas.database, a, b)
+    n_tokens = related_on(store.database, a, b)
     if n_tokens is not None:
         notes = [] if a.vocabulary == b.vocabulary else [shared_note(a, b, n_tokens)]
-        return _alignment(a.name, b.name, _recorded(atlas, a, b, kinds), notes)
-    both = common(atlas, a, b)
+        return _alignment(a.name, b.name, _recorded(store, a, b, kinds), notes)
+    both = common(store, a, b)
     rows: list[tuple[Any, ...]] = []
     for each in kinds:
         places = (a.layout.places(each), b.layout.places(each))
-        in_a, in_b = both.left.unit(each), both.right.unit(each)
+        in_a, in_b = both.left.comparable(each), both.right.comparable(each)
         scores = isometry.layer_scores(
             [in_a[slice(*span)] for span in places[0].values()], [in_b[slice(*span)] for span in places[1].values()]
         )
@@ -135,10 +135,10 @@ def align(atlas: Atlas, a: Model, b: Model, kind: str | None) -> Alignment:
     return _alignment(a.name, b.name, rows, both.notes)
 
 
-def _recorded(atlas: Atlas, a: Model, b: Model, kinds: list[str]) -> list[tuple[Any, ...]]:
-    """The rows of two models that the builder has related, in the order asked for."""
+def _recorded(store: Store, a: Model, b: Model, kinds: list[str]) -> list[tuple[Any, ...]]:
+    """The rows of two models that the builder has related, in the order in which they were asked for."""
     first, second = sorted((a, b), key=lambda model: model.model_id)
-    found = atlas.database.rows(
+    found = store.database.rows(
         "SELECT kind, stack_a, layer_a, stack_b, layer_b, score, matched, feature_score, feature_matched "
         "FROM store.layer_alignments WHERE model_a = ? AND model_b = ?",
         [first.name, second.name],
@@ -175,7 +175,7 @@ def diagonality(scores: Array) -> tuple[float, float]:
 
 
 def _p_value(fit: Array, norm: float) -> float:
-    """The share of the orders of layers that fit no worse than their own; ``norm`` says what rounding may add."""
+    """The share of the orders of layers that fit at least as well as their own; ``norm`` bounds the rounding."""
     reached = tried = 0
     for orders in _orders(len(fit)):
         values = fit[np.arange(len(fit)), orders].sum(axis=1)
@@ -185,7 +185,7 @@ def _p_value(fit: Array, norm: float) -> float:
 
 
 def _orders(m: int) -> Iterator[Array]:
-    """Blocks of orders of m things (each a row), the first of which is the one they are in."""
+    """Blocks of orders of m things, one order per row. The first row is their own order."""
     if factorial(m) <= _ORDERS:
         yield np.array(list(permutations(range(m))))
     else:
@@ -217,7 +217,7 @@ def _alignment(a: str, b: str, rows: list[tuple[Any, ...]], notes: Sequence[str]
 
 
 def _summary(alignment: Alignment, rows: list[tuple[Any, ...]], prefix: str) -> dict[str, Any]:
-    """How one kind's layers match: the pairs, the mean score of matched pairs and of the others, and how diagonally."""
+    """How one kind's layers match: the pairs, the mean score of matched pairs and of the others, the diagonality."""
     score, matched = (5, 6) if prefix else (3, 4)
     chosen = [row for row in rows if row[matched]]
     others = [row[score] for row in rows if not row[matched]]
@@ -234,10 +234,51 @@ def _summary(alignment: Alignment, rows: list[tuple[Any, ...]], prefix: str) -> 
 
 
 def short_name(place: str) -> str:
-    """A layer where there is little room: its number, and before it the first letter of its stack, where it has one.
+    """The short name of a layer: its number, after the first letter of its stack if it has one.
 
     >>> short_name("L3"), short_name("encoder/L0")
     ('3', 'e0')
     """
     stack, _, layer = place.rpartition("/")
     return f"{stack[:1]}{layer.removeprefix('L')}"
+
+
+def alignment_figure(alignment: Alignment) -> Any:
+    """Heat maps of an alignment: one column per kind, embedding space above, raw weights below if they are known."""
+    Figure = figure_class()
+    kinds = alignment.kinds
+    known = not np.isnan(alignment.scores(kinds[0], feature=True)).all()
+    a, b = (alignment.table[name][0].as_py() for name in ("model_a", "model_b"))
+    rows = 2 if known else 1
+    figure = Figure(figsize=(2.3 * len(kinds) + 1.2, 2.5 * rows + 0.9), layout="constrained")
+    axes = figure.subplots(rows, len(kinds), squeeze=False)
+    for line, feature in enumerate([False, True][:rows]):
+        for column, kind in enumerate(kinds):
+            axis = axes[line, column]
+            scores = alignment.scores(kind, feature=feature)
+            places = (alignment.places(kind, "a"), alignment.places(kind, "b"))
+            picture = axis.imshow(scores, cmap="viridis", origin="lower")
+            matched = "feature_matched" if feature else "matched"
+            for entry in alignment.table.to_pylist():
+                if entry["kind"] == kind and entry[matched]:
+                    row_a, row_b = (
+                        names.index(place_name((entry[f"stack_{side}"], entry[f"layer_{side}"])))
+                        for side, names in zip("ab", places, strict=True)
+                    )
+                    axis.plot(row_b, row_a, "o", color="white", markeredgecolor="black")
+            for names, ticks in ((places[0], axis.set_yticks), (places[1], axis.set_xticks)):
+                ticks(_ticks(len(names)), [short_name(names[i]) for i in _ticks(len(names))])
+            if line == 0:
+                axis.set_title(kind)
+            if line == rows - 1:
+                axis.set_xlabel(f"layer of {b}")
+            if column == 0:
+                axis.set_ylabel(f"{'raw weights' if feature else 'embedding space'}\nlayer of {a}")
+            bar = figure.colorbar(picture, ax=axis, shrink=0.75)
+            bar.ax.tick_params(labelsize=7)
+    figure.suptitle(f"{a} and {b}: mean |correlation| of the layers' vectors (dots: best one-to-one matching)")
+    return figure
+
+
+def _ticks(n: int) -> list[int]:
+    return list(range(0, n, max(1, -(-n // 8))))

@@ -1,33 +1,30 @@
-"""What training moved: the displacements of an atlas, found by their two models, and what in them moved most.
+"""``diff``: what training moved most, read from a displacement of the atlas.
 
-A displacement is a model of the atlas, built with ``--base``; its vectors are a tuned model's less its base's, so the
-tokens on their top side are those that training moved a parameter toward, at the bottom those it moved away from.
+A displacement is a model of the atlas that was built with ``--base``. Its vectors are those of a tuned model minus
+those of its base. So training moved a parameter toward the tokens on its top side and away from those at the bottom.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 
+from paramdex.picture import figure_class
 from paramdex.result import Drawn, table_of
-from paramdex.store.filters import ALL, Sieve, TokenFilter
-from paramdex.text import arrow
-from paramdex.verbs.hits import tokens_of
+from paramdex.store.described import by_pairs, by_tokens
+from paramdex.store.filters import Sieve, TokenFilter
+from paramdex.store.store import Store
+from paramdex.text import visible
 from paramdex_schemas import KINDS, MATRICES, AddressError, QueryError
 from paramdex_schemas.arguments import path_text
-from paramdex_schemas.errors import nearest, quoted
-
-if TYPE_CHECKING:
-    from paramdex.atlas import Atlas
-    from paramdex_schemas.model import Model
+from paramdex_schemas.checks import suggest
+from paramdex_schemas.errors import quoted
 
 NEURON_KINDS = ("ff_key", "ff_gate", "ff_value")
-"""Kinds that are shown, beside the heads' matrices, where none is asked for."""
-_SHOWN_PAIRS = 3
-"""Token pairs by which a head is described in a list."""
+"""Kinds that are shown, beside the heads' matrices, if none is asked for."""
 _SCHEMA = pa.schema(
     [
         ("kind", pa.string()),
@@ -48,15 +45,13 @@ class Moved(Drawn):
     """
 
     def figure(self) -> Any:
-        """Bars of the norms, with the tokens."""
-        from paramdex.picture import moved_figure
-
+        """Bars of the norms, labelled with the tokens."""
         return moved_figure(self)
 
 
 @dataclass(frozen=True)
 class _Row:
-    """What the table ``models`` says of a model that a displacement is found by."""
+    """The columns of the table ``models`` by which a displacement is found."""
 
     model: str
     source: str
@@ -64,11 +59,11 @@ class _Row:
     weights_sha256: str
     base_sha256: str | None
     fold_norm: bool
-    """Whether its vectors, and so their norms, hold the gains of norms."""
+    """Whether the gains of norms are multiplied into its vectors, and so count in their norms."""
 
 
 def diff(
-    atlas: Atlas,
+    store: Store,
     base: str,
     tuned: str | None,
     k: int,
@@ -79,63 +74,64 @@ def diff(
     """See ``Atlas.diff``."""
     base = path_text(base, "a model's name or source", AddressError)
     tuned = None if tuned is None else path_text(tuned, "a model's name or source", AddressError)
-    rows = _models(atlas)
-    row = _displacement(atlas, rows, base, tuned)
-    (model,) = atlas._with_layer([atlas.models[row.model]], layer)  # noqa: SLF001
-    atlas._check_kind(kind, [model], layer, matrices=True)  # noqa: SLF001
+    rows = _models(store)
+    row = _displacement(store, rows, base, tuned)
+    scope = store.scope(row.model, kind, layer, matrices=True)
+    model, layer = scope.model, scope.layer
     kinds = [*(each for each in NEURON_KINDS if each in model.layout.kinds), *MATRICES] if kind is None else [kind]
     same = [r.model for r in rows if (r.base, r.weights_sha256, r.fold_norm) == (None, row.base_sha256, row.fold_norm)]
-    origin = next((atlas.models[name] for name in same if atlas.models[name].layout == model.layout), None)
+    origin = next((store.models[name] for name in same if store.models[name].layout == model.layout), None)
     found: list[dict[str, Any]] = []
     notes: list[str] = []
-    sieve = Sieve(atlas.database, filter)
+    sieve = Sieve(store.database, filter)
     for each_kind in kinds:
         values = {"model": row.model, "kind": each_kind, "layer": layer, "k": k}
         if each_kind in MATRICES:
             shift = None if origin is None else origin.first_head_id - model.first_head_id
-            shown = ALL if sieve else _SHOWN_PAIRS
-            moved = atlas.database.named_rows("diff_heads", values | {"shift": shift, "shown": shown})
-            lists = [{side: each[side] or [] for side in ("top", "bottom")} for each in moved]
-            texts = [{side: _shown(sieve, model, pairs) for side, pairs in each.items()} for each in lists]
+            moved = store.database.named_rows("diff_heads", values | {"shift": shift})
+            of = {(each["id"], each_kind): model for each in moved}
+            texts = [*by_pairs(store, of, sieve, ("top", "bottom")).values()]
         else:
             shift = None if origin is None else origin.first_param_id - model.first_param_id
-            moved = atlas.database.named_rows("diff_parameters", values | {"shift": shift})
-            tokens = tokens_of(atlas, [each["id"] for each in moved], sieve)
-            texts = [dict(zip(("top", "bottom"), tokens[each["id"]][1:], strict=True)) for each in moved]
+            moved = store.database.named_rows("diff_parameters", values | {"shift": shift})
+            tokens = by_tokens(store, [each["id"] for each in moved], sieve)
+            texts = [tokens[each["id"]].texts for each in moved]
         for rank, (each, sides) in enumerate(zip(moved, texts, strict=True), start=1):
             numbers = {name: each[name] for name in ("address", "norm", "relative")}
             found.append({"kind": each_kind, "rank": rank} | numbers | sides)
         if not moved:
             notes.append(f"{each_kind}: nothing moved")
     if origin is None:
-        notes.append(f"relative is to the base's norm, and {row.base} with these options is not in {atlas.path}")
+        notes.append(f"relative needs the base's norms, and {row.base} with these options is not in {store.path}")
     table = table_of(found, _SCHEMA)
     start = row.base if origin is None else origin.name
-    title = f"{row.model}: what moved from {start} to {row.source}{_by_layer(atlas, row.model)}"
+    title = f"{row.model}: what moved from {start} to {row.source}{_by_layer(store, row.model)}"
     names = ["kind", "rank", "address", "norm", "relative", "toward (top)", "away from (bottom)"]
     return Moved(table, title, [*notes, *sieve.notes()], table.rename_columns(names))
 
 
-def _models(atlas: Atlas) -> list[_Row]:
+def _models(store: Store) -> list[_Row]:
     """Every model, in the order of the atlas."""
-    rows = atlas.database.rows("SELECT model, source, base, weights_sha256, base_sha256, fold_norm FROM models")
-    order = list(atlas.models)
+    rows = store.database.rows("SELECT model, source, base, weights_sha256, base_sha256, fold_norm FROM models")
+    order = list(store.models)
     return sorted((_Row(*row) for row in rows), key=lambda row: order.index(row.model))
 
 
-def _displacement(atlas: Atlas, rows: list[_Row], base: str, tuned: str | None) -> _Row:
-    """The displacement that is meant: by its own name alone, or by its two models, each as a name in the atlas or as
-    the source that it was built from. Raises AddressError or QueryError, saying how to make it.
+def _displacement(store: Store, rows: list[_Row], base: str, tuned: str | None) -> _Row:
+    """The displacement that is meant: by its own name alone, or by its two models, each by its name in the atlas or by
+    the source that it was built from. Raises AddressError or QueryError and says how to build it.
     """
     moved = [row for row in rows if row.base is not None]
     have = f"; it has {', '.join(row.model for row in moved)}" if moved else ""
     if tuned is None:
         named = [row for row in rows if row.model == base]
         if not named:
-            say = nearest(base, [row.model for row in moved]) if moved else _how("BASE", "TUNED", "ATLAS")
-            raise AddressError(f"{atlas.path} has no displacement {quoted(base)}; {say}")
+            say = suggest(base, [row.model for row in moved]) if moved else _how("BASE", "TUNED", "ATLAS")
+            raise AddressError(f"{store.path} has no displacement {quoted(base)}; {say}")
         if named[0].base is None:
-            raise QueryError(f"{base} is a model as it is; give two, BASE TUNED, or a displacement's name{have}")
+            raise QueryError(
+                f"{base} is not a displacement; give two models, BASE TUNED, or the name of a displacement{have}"
+            )
         return named[0]
     by_name = {row.model: row for row in rows}
     found = [
@@ -148,14 +144,16 @@ def _displacement(atlas: Atlas, rows: list[_Row], base: str, tuned: str | None) 
         return found[0]
     if found:
         names = " or ".join(row.model for row in found)
-        raise QueryError(f"{atlas.path} has several of {tuned} less {base}; give the name of one alone: {names}")
+        raise QueryError(
+            f"{store.path} has several displacements of {tuned} from {base}; give the name of one alone: {names}"
+        )
     source, target = (by_name[each].source if each in by_name else each for each in (base, tuned))
-    say = _how(source, target, str(atlas.path))
-    raise QueryError(f"{atlas.path} has no displacement of {tuned} from {base}{have}; {say}")
+    say = _how(source, target, str(store.path))
+    raise QueryError(f"{store.path} has no displacement of {tuned} from {base}{have}; {say}")
 
 
 def _is(row: _Row | None, given: str, digest: str | None, source: str | None) -> bool:
-    """Whether ``given`` is the model of these weights: a name in the atlas (then ``row`` is its own) or its source."""
+    """Whether ``given`` means the model of these weights: by name (``row`` is the model so named) or by source."""
     if row is not None and row.base is None and row.weights_sha256 == digest:
         return True
     return source is not None and Path(given).resolve() == Path(source).resolve()
@@ -165,14 +163,41 @@ def _how(base: str, tuned: str, atlas: str) -> str:
     return f"make it with: paramdex build --base {base} {tuned} -o {atlas}"
 
 
-def _by_layer(atlas: Atlas, model: str) -> str:
-    """Which layers moved most, in shares of the sum of all squared weights that were added; empty if none moved."""
+def _by_layer(store: Store, model: str) -> str:
+    """The layers that moved most, with their shares of the squared norm of all that moved; empty if nothing moved."""
     weights = [kind for kind in KINDS if KINDS[kind].form == "weight"]
-    rows = atlas.database.named_rows("diff_layers", {"model": model, "kinds": weights, "k": 5})
+    rows = store.database.named_rows("diff_layers", {"model": model, "kinds": weights, "k": 5})
     shares = [f"{'/'.join(filter(None, [r['stack'], 'L' + str(r['layer'])]))} {r['share']:.0%}" for r in rows]
     return f"\nmoved most, by squared norm: {', '.join(shares)}" if shares else ""
 
 
-def _shown(sieve: Sieve, model: Model, pairs: list[dict[str, Any]]) -> list[str]:
-    """The pairs of one side by which a head is described."""
-    return [arrow(pairs[place]["source"], pairs[place]["target"]) for place in sieve.pairs(model, pairs, _SHOWN_PAIRS)]
+def moved_figure(moved: Moved) -> Any:
+    """The norms of what moved most, one panel per kind, with the tokens that it moved toward and away from."""
+    rows = moved.to_rows()
+    kinds = list(dict.fromkeys(row["kind"] for row in rows))
+    heights = [1 + sum(row["kind"] == kind for row in rows) for kind in kinds] or [1]
+    figure = figure_class()(figsize=(10, 0.42 * sum(heights) + 1), layout="constrained")
+    axes = figure.subplots(len(heights), squeeze=False, height_ratios=heights)[:, 0]
+    for axis, kind in zip(axes, kinds, strict=False):
+        own = [row for row in rows if row["kind"] == kind]
+        axis.barh(range(len(own)), [row["norm"] for row in own], color="0.85")
+        for n, row in enumerate(own):
+            for column, color, x in (("top", "C0", 0.01), ("bottom", "C3", 0.5)):
+                text = ", ".join(visible(each) for each in row[column][:4])
+                axis.text(
+                    x,
+                    n,
+                    text,
+                    color=color,
+                    fontsize=8,
+                    va="center",
+                    transform=axis.get_yaxis_transform(),
+                    parse_math=False,
+                    clip_on=True,
+                )
+        axis.set_yticks(range(len(own)), [row["address"].partition("/")[2] for row in own], fontsize=8)
+        axis.invert_yaxis()
+        axis.set_title(f"{kind}: toward (blue) and away from (red)", fontsize=9, loc="left")
+    axes[-1].set_xlabel("norm of what moved")
+    figure.suptitle((moved.title or "").partition("\n")[0], fontsize=9)
+    return figure

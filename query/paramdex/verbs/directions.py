@@ -1,18 +1,16 @@
-"""``directions``: what a head reads and writes apart from one another, the singular directions of its two matrices."""
+"""``directions``: the singular directions of a head's two matrices, each as the tokens it reads and writes."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 
 from paramdex.result import Result, table_of
 from paramdex.store.filters import Sieve, TokenFilter
+from paramdex.store.store import Store
 from paramdex_schemas import MATRICES, Address, AddressError, QueryError
 from paramdex_schemas.errors import quoted
-
-if TYPE_CHECKING:
-    from paramdex.atlas import Atlas
 
 LISTS = ("source_top", "target_top", "source_bottom", "target_bottom")
 _SHOWN_TOKENS = 5
@@ -27,36 +25,37 @@ _SCHEMA = pa.schema(
 )
 
 
-def directions(atlas: Atlas, where: Address, k: int, matrix: str | None, filter: TokenFilter | None) -> Result:
+def directions(store: Store, address: str | Address, k: int, matrix: str | None, filter: TokenFilter | None) -> Result:
     """See ``Atlas.directions``."""
-    model = atlas.models[where.model]
+    where = store.address(address)
+    model = store.models[where.model]
     if not where.is_head:
         example = model.layout.example(where)
         head = Address(where.model, example.layer, 0, stack=example.stack)
         raise AddressError(f"directions takes a head, {head}, say, not {where}")
     if matrix is not None and not (isinstance(matrix, str) and matrix in MATRICES):
         raise QueryError(f"matrix is {' or '.join(MATRICES)}, not {quoted(matrix)}")
-    sieve = Sieve(atlas.database, filter)
-    texts = atlas.database.tokens(model.vocabulary, "text")
+    sieve = Sieve(store.database, filter)
     values = {"head_id": model.head_id(where), "k": k, "matrix": matrix}
     rows: list[dict[str, Any]] = []
-    for found in atlas.database.named_rows("directions", values):
+    for found in store.database.named_rows("directions", values):
         row = {name: found[name] for name in ("matrix", "direction", "singular_value", "share")}
         for name in LISTS:
             ids = found["tokens"][name]
-            row[name] = [texts[ids[place]].as_py() for place in sieve.directions(model, ids, _SHOWN_TOKENS)]
+            passing = sieve.directions(model, ids, _SHOWN_TOKENS)
+            row[name] = store.database.texts(model.vocabulary, [ids[place] for place in passing])
         rows.append(row)
     notes = sieve.notes()
     found_k = max((row["direction"] for row in rows), default=0)
     if found_k < k:
-        ((kept_k,),) = atlas.database.rows("SELECT directions_k FROM store.models WHERE model = ?", [model.name])
+        ((kept_k,),) = store.database.rows("SELECT directions_k FROM store.models WHERE model = ?", [model.name])
         if not kept_k:
             notes.append(f"{model.name} was built without directions; build it anew with --directions-k 8")
         elif not found_k:
             notes.append(f"the matrices of {where} are zero")
         elif found_k == kept_k:
             more = "build with a larger --directions-k to keep more"
-            notes.append(f"the atlas keeps {kept_k} directions a matrix; {more}")
+            notes.append(f"the atlas keeps {kept_k} directions per matrix; {more}")
     shown = [
         {
             "matrix": row["matrix"] if side == "top" else None,

@@ -1,24 +1,22 @@
-"""Find: the parameters and heads that have some tokens among their strongest."""
+"""``find``: the parameters and heads that have some tokens among their strongest."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import pyarrow as pa
 
 from paramdex.result import Result, table_of
-from paramdex.store import pair_postings as head_postings
+from paramdex.store import pair_postings
 from paramdex.store.filters import Sieve, TokenFilter
-from paramdex.store.pair_postings import Asked
 from paramdex.store.postings import Postings
+from paramdex.store.scope import Scope
+from paramdex.store.store import Store
+from paramdex.store.words import Wanted
 from paramdex_schemas import MATRICES
-
-if TYPE_CHECKING:
-    from paramdex.store.database import Database
-    from paramdex.store.words import Wanted
-    from paramdex_schemas.model import Model
+from paramdex_schemas.model import Model
 
 _FOUND = pa.schema(
     [
@@ -33,61 +31,47 @@ _FOUND = pa.schema(
 )
 
 
-def find(
-    database: Database,
-    wanted: list[Wanted],
-    chosen: list[Model],
-    notes: list[str],
-    k: int,
-    kind: str | None,
-    layer: int | None,
-    filter: TokenFilter | None,
-) -> Result:
-    """See ``Atlas.find``; ``wanted`` are items of the vocabularies of the ``chosen`` models."""
-    sieve, postings, notes = Sieve(database, filter), Postings(database), notes.copy()
+def find(store: Store, tokens: str | Iterable[str], k: int, scope: Scope, filter: TokenFilter | None) -> Result:
+    """See ``Atlas.find``."""
+    wanted, notes = store.resolve(scope, tokens)
+    sieve, postings = Sieve(store.database, filter), Postings(store.database)
     parameters: list[dict[str, Any]] = []
     heads: list[dict[str, Any]] = []
-    for item, models in _groups(wanted, chosen, sieve, notes):
+    for item, models in _groups(wanted, scope, sieve, notes):
         of = {"vocabulary": item.vocabulary}
-        spans = [span for one in models for span in one.spans(kind, layer)] if kind not in MATRICES else []
+        spans = [span for model in models for span in scope.ids(model)] if scope.kind not in MATRICES else []
         if spans:
-            for row in postings.holders(item, [one.span for one in models], spans, k):
-                owner = next(one for one in models if one.span[0] <= row["id"] < one.span[1])
-                where = owner.address(row["id"])
+            for row in postings.holders(item, models, spans, k):
+                where = store.owner(row["id"]).address(row["id"])
                 parameters.append(row | of | {"address": str(where), "kind": where.kind, "lists": [row["ids"]]})
-        if kind is None or kind in MATRICES:
-            asked = Asked(
-                kind,
-                layer,
+        if scope.kind is None or scope.kind in MATRICES:
+            asked = pair_postings.PairsAsked(
+                scope.kind,
+                scope.layer,
                 sieve.mask(models[0]),
                 identical=not (filter and filter.no_identical),
                 same_word=not (filter and filter.no_same_word),
             )
-            for one in models:
-                found = head_postings.holders(database, item, one.model_id, asked, k)
-                heads += [row | of for row in found]
-    order = lambda row: (  # noqa: E731
-        -row["words"],
-        -row.get("linked", 0),
-        math.inf if row["z"] is None else -row["z"],
-        row["id"],
-    )
-    rows = [*sorted(parameters, key=order)[:k], *sorted(heads, key=order)[:k]]
-    texts = postings.texts([(row["vocabulary"], i) for row in rows for ids in row["lists"] for i in ids])
+            for model in models:
+                heads += [row | of for row in pair_postings.holders(store, model, item, asked, k)]
+    rows = [*sorted(parameters, key=_order)[:k], *sorted(heads, key=_order)[:k]]
     for row in rows:  # a parameter's tokens, or the two of each of a head's pairs
-        items = zip(*row["lists"], strict=True)
-        row["tokens"] = [" → ".join(texts[row["vocabulary"], i] for i in item) for item in items]
+        lists = [store.database.texts(row["vocabulary"], ids) for ids in row["lists"]]
+        row["tokens"] = [" → ".join(texts) for texts in zip(*lists, strict=True)]
     return Result(table_of(rows, _FOUND), notes=[*notes, *sieve.notes()])
 
 
-def _groups(
-    wanted: list[Wanted], chosen: list[Model], sieve: Sieve, notes: list[str]
-) -> Iterator[tuple[Wanted, list[Model]]]:
-    """The wanted items of each vocabulary with the models that have it; with a filter, which may let other tokens
-    pass in each model, model by model, those that pass.
+def _order(row: dict[str, Any]) -> tuple[float, ...]:
+    """Most words first, then most pairs of two of the words, then the largest z; rows without a z last."""
+    return -row["words"], -row.get("linked", 0), math.inf if row["z"] is None else -row["z"], row["id"]
+
+
+def _groups(wanted: list[Wanted], scope: Scope, sieve: Sieve, notes: list[str]) -> Iterator[tuple[Wanted, list[Model]]]:
+    """The wanted items of each vocabulary with the models that have it. A filter may let other tokens pass in each
+    model; then every model comes alone, with the items that pass in it.
     """
     for item in wanted:
-        models = [one for one in chosen if one.vocabulary == item.vocabulary]
+        models = scope.of(item.vocabulary)
         if not sieve:
             yield item, models
             continue

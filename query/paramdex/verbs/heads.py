@@ -1,12 +1,13 @@
-"""Every head scored on the user's own pairs of a source and a target word, as MAPS does (arXiv 2412.11965).
+"""``heads``: every head scored on pairs of a source and a target word, as MAPS does (arXiv 2412.11965).
 
-A head's matrix over tokens has <a_s, b_t> for the source s and the target t: with P and Q the head's vectors (d_head
-x d each: query and key, or value and output), a_s = P e_s and b_t = Q e_t. The atlas keeps of a vector p its normalized
-coordinates c, and the mean and standard deviation of its V scores, and so with R^+ from space.safetensors
+A head's matrix over tokens has the entry <a_s, b_t> for source s and target t. Here a_s = P e_s and b_t = Q e_t, and P
+and Q are the head's vectors (d_head x d each: query and key, or value and output). Of each vector p the atlas keeps the
+normalized coordinates c and the mean and standard deviation of its V scores. So, with R^+ from space.safetensors,
 
     p' = R^+ c std sqrt(V),    <p, e> = <p', e - mean of E> + mean
 
-for every token: p' is p but for what is the same to all tokens. The numbers are as good as the stored ones, float32.
+for every token: p' differs from p only by what adds the same to all tokens. The results are as exact as the stored
+float32 numbers.
 """
 
 from __future__ import annotations
@@ -15,25 +16,25 @@ from collections.abc import Iterable, Iterator
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from paramdex.result import Result, table_of
-from paramdex.store.head_matrices import coordinates, displacements, owners
+from paramdex.store.head_matrices import coordinates, displacements, owners, rows_of_heads
 from paramdex.store.nearest import signs_of
+from paramdex.store.scope import MOST, Scope
+from paramdex.store.store import Store
 from paramdex.store.words import items, nearest_words, read_lines, word_of
 from paramdex.text import visible
 from paramdex_schemas import MATRICES, QueryError, TokenError
 from paramdex_schemas.arguments import given_items
+from paramdex_schemas.checks import whole_number
 from paramdex_schemas.errors import quoted
 from paramdex_schemas.isometry import Array
-
-if TYPE_CHECKING:
-    from paramdex.atlas import Atlas
-    from paramdex_schemas.layout import Place
-    from paramdex_schemas.model import Model
+from paramdex_schemas.layout import Place
+from paramdex_schemas.model import Model
 
 Pairs = str | PathLike[str] | Iterable[tuple[str, str]]
 _SCHEMA = pa.schema(
@@ -52,28 +53,28 @@ _SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class _Tokens:
-    """The pairs as tokens of one vocabulary: a pair of words is every pair of their spellings."""
+    """The pairs as tokens of one vocabulary: a pair of words stands for every pair of their spellings."""
 
     source: np.ndarray
-    """Token ids (n), with the number of the word pair that each belongs to in ``pair``."""
+    """Token ids (n); ``pair`` has the number of the word pair that each belongs to."""
     target: np.ndarray
     pair: np.ndarray
     n_pairs: int
 
     def means(self, scores: Array) -> Array:
-        """Of scores (heads x n) the mean of each word pair (heads x n_pairs)."""
+        """The mean score of each word pair (heads x n_pairs), from the scores of tokens (heads x n)."""
         counts = np.bincount(self.pair, minlength=self.n_pairs)
         return np.stack([np.bincount(self.pair, row, self.n_pairs) for row in scores]) / counts
 
     def any(self, hits: np.ndarray) -> np.ndarray:
-        """Of hits (heads x n, bool) which word pairs have one (heads x n_pairs)."""
+        """Whether each word pair has a hit (heads x n_pairs), from the hits of tokens (heads x n, bool)."""
         return np.stack([np.bincount(self.pair, row, self.n_pairs) > 0 for row in hits])
 
 
 def read_pairs(pairs: Pairs) -> list[tuple[str, str]]:
-    """The pairs of a file with a source, a tab and a target on each line, or of a sequence.
+    """The pairs of a sequence, or of a file that has a source, a tab and a target on each line.
 
-    Raises QueryError, and TokenError for what is no word.
+    Raises QueryError, and TokenError for anything that is not a word.
     """
     if not isinstance(pairs, (str, PathLike)):
         wrong = f"pairs are a file or a sequence of (source, target), not {quoted(pairs)}"
@@ -89,7 +90,7 @@ def read_pairs(pairs: Pairs) -> list[tuple[str, str]]:
                 raise QueryError(f"line {number} of {pairs} is {quoted(line)}; write SOURCE, a tab and TARGET")
             read.append((source, target))
     if not read:
-        raise QueryError(f"{pairs} holds no pairs; write one a line: SOURCE, a tab and TARGET")
+        raise QueryError(f"{pairs} holds no pairs; write one per line: SOURCE, a tab and TARGET")
     return read
 
 
@@ -103,19 +104,18 @@ def _pair(given: object) -> tuple[str, str]:
     return words[0], words[1]
 
 
-def heads(
-    atlas: Atlas, pairs: Pairs, models: list[Model], named: bool, matrix: str, k: int, top: int, side: str
-) -> Result:
-    """See ``Atlas.heads``; ``named`` says that the user named the model."""
+def heads(store: Store, pairs: Pairs, scope: Scope, matrix: str, k: int, top: int, side: str) -> Result:
+    """See ``Atlas.heads``."""
+    top = min(whole_number("top", top, 0), MOST)
     if not isinstance(matrix, str) or matrix not in MATRICES:
         raise QueryError(f"matrix is {' or '.join(MATRICES)}, not {quoted(matrix)}")
     signs = signs_of(side)
     wanted = read_pairs(pairs)
-    models, notes = _without_displacements(atlas, models, named)
-    known = {v: _resolve(atlas, v, wanted) for v in dict.fromkeys(model.vocabulary for model in models)}
+    models, notes = _without_displacements(store, scope)
+    known = {v: _resolve(store, v, wanted) for v in dict.fromkeys(model.vocabulary for model in models)}
     if not any(tokens.n_pairs for tokens, _ in known.values()):
         missing = next(iter(known.values()))[1]
-        near = ", ".join(nearest_words(atlas.database, list(known), missing[0]))
+        near = ", ".join(nearest_words(store.database, list(known), missing[0]))
         raise TokenError(
             f"no vocabulary here has both words of any pair; the words nearest to {quoted(missing[0])} are {near}"
         )
@@ -128,7 +128,7 @@ def heads(
                 f"{left} of {len(wanted)} pairs are left out: the vocabulary of {names} has no {_some(missing)}"
             )
         for model in owners if tokens.n_pairs else []:
-            rows += _of_model(atlas, model, tokens, matrix, top)
+            rows += _of_model(store, model, tokens, matrix, top)
     strength = lambda row: max(sign * (row["z"] or 0.0) for sign in signs)  # noqa: E731
     rows = sorted(rows, key=strength, reverse=True)[:k]  # equal ones in order of the heads
     rows = [row | {"rank": n} for n, row in enumerate(rows, start=1)]
@@ -147,23 +147,23 @@ def _some(words: list[str]) -> str:
     return ", ".join(visible(word) if len(word) < 80 else quoted(word) for word in words[:10]) + more
 
 
-def _without_displacements(atlas: Atlas, models: list[Model], named: bool) -> tuple[list[Model], list[str]]:
-    """The models whose heads' matrices are the products of their vectors, as a difference of two matrices is not."""
-    moved = displacements(atlas)
-    out = [model.name for model in models if model.name in moved]
-    if out and (named or len(out) == len(models)):
+def _without_displacements(store: Store, scope: Scope) -> tuple[list[Model], list[str]]:
+    """The models whose heads' matrices are products of their vectors: those of a displacement are not."""
+    moved = displacements(store)
+    out = [model.name for model in scope.models if model.name in moved]
+    if out and (scope.named or len(out) == len(scope.models)):
         raise QueryError(
-            f"{', '.join(out)}: what training moved has vectors of its own but no head whose matrix is made of them; "
-            "name a model as it is"
+            f"{', '.join(out)}: the heads of a displacement are differences of matrices, not products of its vectors; "
+            "name a model that is not a displacement"
         )
-    notes = [f"left out, for they are displacements: {', '.join(out)}"] if out else []
-    return [model for model in models if model.name not in moved], notes
+    notes = [f"left out because they are displacements: {', '.join(out)}"] if out else []
+    return [model for model in scope.models if model.name not in moved], notes
 
 
-def _resolve(atlas: Atlas, vocabulary: str, wanted: list[tuple[str, str]]) -> tuple[_Tokens, list[str]]:
-    """The pairs whose words the vocabulary has both, and the words that it has not."""
+def _resolve(store: Store, vocabulary: str, wanted: list[tuple[str, str]]) -> tuple[_Tokens, list[str]]:
+    """The pairs of which the vocabulary has both words, and the words that it lacks."""
     words = list(dict.fromkeys(word for pair in wanted for word in pair))
-    found = items(atlas.database, [vocabulary], words, whole=True)
+    found = items(store.database, [vocabulary], words, whole=True)
     entries: list[tuple[int, int, int]] = []
     n_pairs = 0
     for source, target in wanted:
@@ -175,20 +175,17 @@ def _resolve(atlas: Atlas, vocabulary: str, wanted: list[tuple[str, str]]) -> tu
     return tokens, [word for word in words if not found[vocabulary, word]]
 
 
-def _of_model(atlas: Atlas, model: Model, tokens: _Tokens, matrix: str, top: int) -> Iterator[dict[str, Any]]:
+def _of_model(store: Store, model: Model, tokens: _Tokens, matrix: str, top: int) -> Iterator[dict[str, Any]]:
     """A row for each head of a model."""
     name = matrix.lower()
-    moments = atlas.database.rows(
-        f"SELECT address, {name}_mean, {name}_std FROM store.heads WHERE model_id = ? ORDER BY head_id",
-        [model.model_id],
-    )
+    known = rows_of_heads(store, model).select(["address", f"{name}_mean", f"{name}_std"]).to_pylist()
     number = 0
     for place in model.layout.attention_places:
-        scores, above, below = _of_place(atlas, model, place, matrix, tokens, top)
+        scores, above, below = _of_place(store, model, place, matrix, tokens, top)
         means = tokens.means(scores).mean(axis=1)
         shares = [tokens.any(hits).mean(axis=1) if top else [None] * len(means) for hits in (above, below)]
         for head, mean in enumerate(means):
-            address, of_all, std = moments[number]
+            address, of_all, std = known[number].values()
             yield {
                 "address": address,
                 "matrix": matrix,
@@ -202,15 +199,15 @@ def _of_model(atlas: Atlas, model: Model, tokens: _Tokens, matrix: str, top: int
 
 
 def _of_place(
-    atlas: Atlas, model: Model, place: Place, matrix: str, tokens: _Tokens, top: int
+    store: Store, model: Model, place: Place, matrix: str, tokens: _Tokens, top: int
 ) -> tuple[Array, np.ndarray, np.ndarray]:
-    """Of each head of a layer the scores of the token pairs, and whether the target is among the ``top`` strongest of
-    its source's row, or the most negative (heads x n each).
+    """For each head of a layer the scores of the token pairs, whether each target is among the ``top`` strongest of its
+    source's row, and whether it is among the most negative (heads x n each).
     """
-    space = atlas.vectors.space(model.name)
+    space = store.vectors.space(model.name)
     run = model.layout.heads(place)
-    (P, p_mean), (Q, q_mean) = (coordinates(atlas, model, kind, place) for kind in MATRICES[matrix])
-    P, Q = P @ space.root.inverse.T, Q @ space.root.inverse.T  # the vectors, but for what changes no centred score
+    (P, p_mean), (Q, q_mean) = (coordinates(store, model, kind, place) for kind in MATRICES[matrix])
+    P, Q = P @ space.root.inverse.T, Q @ space.root.inverse.T  # the vectors, apart from what changes no centred score
     ids, where = np.unique(np.concatenate([tokens.source, tokens.target]), return_inverse=True)
     rows = space.rows(ids.tolist()) - space.means
     n, d_head = len(tokens.source), run.size

@@ -1,32 +1,30 @@
-"""The lens: what any vector of the residual stream says, and which parameters are nearest to it.
+"""``lens``: the strongest tokens of any vector of the residual stream (logit lens), and the parameters nearest to it.
 
-A steering vector, a probe, a row of a sparse autoencoder's decoder: w of a model's width has the V scores E w, read
-from the embedding that the atlas keeps, and the coordinates R w, by which the model's own parameters are compared.
+The vector may be a steering vector, a probe or a row of a sparse autoencoder's decoder. A vector w of the model's width
+has the V scores E w, where E is the embedding that the atlas keeps, and the coordinates R w, which are compared with
+those of the model's parameters.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from paramdex.result import Result, table_of
 from paramdex.store.filters import Sieve, TokenFilter
-from paramdex.store.nearest import strongest_hits
+from paramdex.store.nearest import Hit, strongest_hits
+from paramdex.store.scope import Scope
+from paramdex.store.store import Store
 from paramdex.verbs.hits import hits_in_model, listed
 from paramdex.verbs.user_vectors import own_vectors
 from paramdex_schemas import QueryError, isometry
 from paramdex_schemas.isometry import Array, strongest
 
-if TYPE_CHECKING:
-    from paramdex.atlas import Atlas
-    from paramdex.store.vectors import Space
-    from paramdex_schemas.model import Model
-
 MOST_ROWS = 200
-"""Rows of a matrix of which each gets a line."""
+"""The most rows of a matrix, which get one line each."""
 _SHOWN_TOKENS = 5
 _AT_A_TIME = 16
 """Rows of a matrix whose V scores are in memory at a time."""
@@ -34,7 +32,7 @@ _AT_A_TIME = 16
 
 @dataclass(frozen=True, repr=False)
 class Lens(Result):
-    """What one vector says. ``table`` has a row for each token and each parameter (``what`` tells them apart)."""
+    """What one vector says. ``table`` has a row for every token and every parameter; ``what`` tells which it is."""
 
     tokens: Result | None = None
     parameters: Result | None = None
@@ -49,24 +47,23 @@ class Lens(Result):
 
 
 def lens(
-    atlas: Atlas,
+    store: Store,
     vector: Any,
-    model: Model,
+    scope: Scope,
     k: int,
     row: int | None,
     name: str | None,
-    kind: str | None,
-    layer: int | None,
     side: str,
     filter: TokenFilter | None,
 ) -> Result:
-    """See ``Atlas.lens``."""
-    space = atlas.vectors.space(model.name)
+    """See ``Atlas.lens``; the vector is one of the scope's one model."""
+    model = scope.model
+    space = store.vectors.space(model.name)
     width = len(space.means)
     given = own_vectors(vector, width, model.name, row, name)
-    sieve = Sieve(atlas.database, filter)
+    sieve = Sieve(store.database, filter)
     if given.single:
-        return _one(atlas, model, space, given.says, given.rows[0], k, kind, layer, side, sieve)
+        return _one(store, given.says, given.rows[0], k, scope, side, sieve)
     if len(given.rows) > MOST_ROWS:
         raise QueryError(f"{given.says} has {len(given.rows):,} rows; choose one with row 0 to {len(given.rows) - 1}")
     lines: list[dict[str, Any]] = []
@@ -77,10 +74,10 @@ def lens(
         for number, w, values in zip(given.numbers[start:], rows, scores, strict=False):
             line: dict[str, Any] = {"row": number, "norm": float(np.linalg.norm(w))}
             if w.any():
-                texts = atlas.database.tokens(model.vocabulary, "text")
+                texts = store.database.tokens(model.vocabulary, "text")
                 for each, sign in (("top", 1), ("bottom", -1)):
                     line[each] = texts.take(pa.array(strongest(sign * values, _SHOWN_TOKENS, mask))).to_pylist()
-                hits = _nearest(atlas, model, space, w, 1, kind, layer, side)
+                hits = _nearest(store, w, 1, scope, side)
                 line |= {"nearest": str(model.address(hits[0][1])), "similarity": hits[0][0]} if hits else {}
             lines.append(line)
     schema = pa.schema(
@@ -99,25 +96,15 @@ def lens(
     return Result(table_of(lines, schema), title, [*notes, *sieve.notes()])
 
 
-def _one(
-    atlas: Atlas,
-    model: Model,
-    space: Space,
-    says: str,
-    w: Array,
-    k: int,
-    kind: str | None,
-    layer: int | None,
-    side: str,
-    sieve: Sieve,
-) -> Lens:
+def _one(store: Store, says: str, w: Array, k: int, scope: Scope, side: str, sieve: Sieve) -> Lens:
     """One vector: its tokens on both sides, and the parameters nearest to it."""
-    # Row by row, not by BLAS: a score depends on neither threads nor blocks, and equal rows have equal scores.
-    exact = np.concatenate([(block * w).sum(axis=1) for block in space.blocks()])
+    model = scope.model
+    # Row by row, not by BLAS, so a score depends on neither threads nor blocks, and equal rows have equal scores.
+    exact = np.concatenate([(block * w).sum(axis=1) for block in store.vectors.space(model.name).blocks()])
     scores = exact.astype(np.float32)
     mean, std = exact.mean(), exact.std()
     mask = sieve.mask(model)
-    token, text = (atlas.database.tokens(model.vocabulary, column) for column in ("token", "text"))
+    token, text = (store.database.tokens(model.vocabulary, column) for column in ("token", "text"))
     sides = []
     for each, sign in (("top", 1), ("bottom", -1)):
         ids = strongest(sign * scores, k, mask)
@@ -133,14 +120,14 @@ def _one(
         }
         sides.append(pa.table(columns))
     table = pa.concat_tables(sides)
-    shown: dict[str, Any] = {"rank": sides[0]["rank"]}  # a mask lets as many pass on either side
+    shown: dict[str, Any] = {"rank": sides[0]["rank"]}  # the mask lets equally many pass on both sides
     for each, rows in zip(("top", "bottom"), sides, strict=True):
         shown |= {each: rows["text"], f"{each} score": rows["score"], f"{each} z": rows["z"]}
     numbers = f"norm {np.linalg.norm(w):.4g}; scores over {len(scores):,} tokens: mean {mean:.4g}, std {std:.4g}"
     tokens = Result(table, f"{says}: a vector of {model.name}\n{numbers}", sieve.notes(), pa.table(shown))
 
-    hits = _nearest(atlas, model, space, w, k, kind, layer, side)
-    parameters = listed(atlas, hits, f"nearest parameters of {model.name}", [], sieve.filter)
+    hits = _nearest(store, w, k, scope, side)
+    parameters = listed(store, hits, f"nearest parameters of {model.name}", [], sieve.filter)
     whole = pa.concat_tables(
         [
             table.add_column(0, "what", pa.array(["token"] * len(table), pa.string())),
@@ -152,13 +139,11 @@ def _one(
     return Lens(whole, tokens.title, notes, tokens=tokens, parameters=parameters)
 
 
-def _nearest(
-    atlas: Atlas, model: Model, space: Space, w: Array, k: int, kind: str | None, layer: int | None, side: str
-) -> list[tuple[float, int]]:
-    """(similarity, param_id) of the k parameters of the model, of all kinds, nearest to a vector (d)."""
-    query = isometry.times_vector(space.root.root, w)
+def _nearest(store: Store, w: Array, k: int, scope: Scope, side: str) -> list[Hit]:
+    """The k parameters of the scope's one model nearest to a vector (d)."""
+    model = scope.model
+    root = store.vectors.space(model.name).root
+    query = isometry.times_vector(root.root, w)
     length = float(np.linalg.norm(query))
-    query = query / length if length > space.root.rounding * np.linalg.norm(w) else np.zeros_like(query)
-    kinds = model.layout.kinds if kind is None else [kind]
-    hits = [hit for each in kinds for hit in hits_in_model(atlas, model, each, query, k, layer, side)]
-    return strongest_hits(hits, k, side)
+    query = query / length if length > root.rounding * np.linalg.norm(w) else np.zeros_like(query)
+    return strongest_hits(hits_in_model(store, model, query, k, scope, side), k, side)

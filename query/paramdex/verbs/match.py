@@ -1,15 +1,14 @@
-"""Which parameter of another model does the job of each of one model's: nearest neighbours, and one-to-one.
+"""``match``: for each parameter of one model the parameter of another that does its job, nearest and one to one.
 
-Similarity is the Pearson correlation of V scores, its absolute value where the sign says nothing (``side`` both). Two
-parameters are mutual where each is the other's nearest: a few vectors may be the nearest of very many, but mutual only
-with one. Partners are the one-to-one matching within a pair of layers with the largest sum of similarities (Hungarian
-method).
+Similarity is the Pearson correlation of V scores, or its absolute value if the sign does not matter (``side`` both).
+Two parameters are mutual if each is the nearest of the other: one vector may be the nearest of many, but it is mutual
+with only one. Partners are the one-to-one matching, within a pair of layers, with the largest sum of similarities
+(Hungarian method).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -17,22 +16,23 @@ import pyarrow as pa
 
 from paramdex.result import Result, table_of
 from paramdex.store.common_space import common
+from paramdex.store.described import by_tokens
 from paramdex.store.filters import Sieve, TokenFilter
+from paramdex.store.scope import check_kind, one_or_both, with_layer
+from paramdex.store.store import Store
 from paramdex.text import visible
-from paramdex.verbs.hits import tokens_of
+from paramdex.verbs.align import align
 from paramdex_schemas import KINDS, QueryError
-from paramdex_schemas.errors import check_text, nearest, quoted
+from paramdex_schemas.checks import check_text, suggest
+from paramdex_schemas.errors import quoted
 from paramdex_schemas.isometry import Array
 from paramdex_schemas.layout import Place, place_name
-
-if TYPE_CHECKING:
-    from paramdex.atlas import Atlas
-    from paramdex_schemas.model import Model
+from paramdex_schemas.model import Model
 
 MOST_ASSIGNED = 6144
-"""Parameters of a layer that are matched one to one at most: time grows with their number's third power."""
+"""The most parameters of a layer that are matched one to one: the time grows with the cube of their number."""
 _BLOCK = 1 << 24
-"""Similarities that are held at a time."""
+"""Similarities that are in memory at a time."""
 _SHOWN_TOKENS = 3
 _SCHEMA = pa.schema(
     [
@@ -47,21 +47,21 @@ _SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True)
-class Nearest:
-    """For every row of one side: the nearest ``row`` (int64) of the other, and how similar it is (float32, signed)."""
+class Counterparts:
+    """For every row of one side the nearest ``row`` (int64) of the other, and their similarity (float32, signed)."""
 
     row: npt.NDArray[np.int64]
     similarity: Array
 
 
-def both_nearest(left: Array, right: Array, *, signed: bool) -> tuple[Nearest, Nearest]:
+def both_nearest(left: Array, right: Array, *, signed: bool) -> tuple[Counterparts, Counterparts]:
     """The nearest row of ``right`` (m x r) of every row of ``left`` (n x r) by inner product, and the other way round.
 
-    By absolute value where not ``signed``. Of equally near ones the first.
+    By absolute value unless ``signed``. Of equally near rows the first counts.
     """
     n, m = len(left), len(right)
-    there = Nearest(np.zeros(n, np.int64), np.zeros(n, np.float32))
-    back = Nearest(np.zeros(m, np.int64), np.zeros(m, np.float32))
+    there = Counterparts(np.zeros(n, np.int64), np.zeros(n, np.float32))
+    back = Counterparts(np.zeros(m, np.int64), np.zeros(m, np.float32))
     best = np.full(m, -np.inf, np.float32)
     step = max(1, _BLOCK // max(m, 1))
     for start in range(0, n, step):
@@ -87,28 +87,28 @@ def one_to_one(left: Array, right: Array, *, signed: bool) -> list[tuple[int, in
 
 
 def match(
-    atlas: Atlas,
-    a: Model,
-    b: Model,
+    store: Store,
+    models: tuple[str, str],
     kind: str,
     layers: tuple[int | None, int | None],
     k: int,
-    *,
-    signed: bool,
+    side: str,
     filter: TokenFilter | None,
 ) -> Result:
-    """See ``Atlas.match``."""
+    """See ``Atlas.match``; of ``layers`` either may be None, for any."""
+    a, b = (store.model(name) for name in models)
+    signed = one_or_both(side)
     if a is b:
         raise QueryError(f"match takes two different models, not {a.name} twice")
     kind = check_text(kind, QueryError(f"kind is text, not {quoted(kind)}"))
-    atlas._check_kind(kind, [a, b])  # noqa: SLF001
+    check_kind(kind, [a, b])
     for model in (a, b):
         if kind not in model.layout.kinds:
-            raise QueryError(f"{model.name} has no parameters of kind {kind!r}; {nearest(kind, model.layout.kinds)}")
-    both = common(atlas, a, b)
-    places = [_places(atlas, model, kind, layer) for model, layer in zip((a, b), layers, strict=True)]
+            raise QueryError(f"{model.name} has no parameters of kind {kind!r}; {suggest(kind, model.layout.kinds)}")
+    both = common(store, a, b)
+    places = [_places(model, kind, layer) for model, layer in zip((a, b), layers, strict=True)]
     left, right = (
-        np.concatenate([side.unit(kind, span) for span in own.values()])
+        np.concatenate([side.comparable(kind, span) for span in own.values()])
         for side, own in zip((both.left, both.right), places, strict=True)
     )
     there, back = both_nearest(left, right, signed=signed)
@@ -117,7 +117,7 @@ def match(
     partners: dict[int, tuple[int, float]] = {}
     notes = list(both.notes)
     starts = [_starts(own) for own in places]
-    pairs = _matched_places(atlas, a, b, kind, places)
+    pairs = _matched_places(store, a, b, kind, places)
     for place_a, place_b in pairs:
         (i, n), (j, m) = starts[0][place_a], starts[1][place_b]
         if max(n, m) > MOST_ASSIGNED:
@@ -142,37 +142,37 @@ def match(
     where = " and ".join(_name(model, layer) for model, layer in zip((a, b), layers, strict=True))
     title = f"{where}: {KINDS[kind].name}, each with the nearest of the other model"
     notes = [*_summary(there, mutual, partners, starts, pairs), *notes]
-    sieve = Sieve(atlas.database, filter)
-    shown = _shown(atlas, table, order, sieve)
+    sieve = Sieve(store.database, filter)
+    shown = _shown(store, table, order, sieve)
     return Result(table, title, [*notes, *sieve.notes()], shown)
 
 
-def _places(atlas: Atlas, model: Model, kind: str, layer: int | None) -> dict[Place, tuple[int, int]]:
-    """The rows that each place has of a kind; of one layer, in every stack, where one is asked for."""
-    atlas._with_layer([model], layer)  # noqa: SLF001
-    found = {place: span for place, span in model.layout.places(kind).items() if layer in (None, place[1])}
+def _places(model: Model, kind: str, layer: int | None) -> dict[Place, tuple[int, int]]:
+    """The rows of a kind in each place; with a layer only in the places of that layer, one per stack."""
+    with_layer([model], layer)
+    found = model.layout.places(kind, layer)
     if not found:
         raise QueryError(f"{model.name}/L{layer} has no parameters of kind {kind!r}")
     return found
 
 
 def _matched_places(
-    atlas: Atlas, a: Model, b: Model, kind: str, places: list[dict[Place, tuple[int, int]]]
+    store: Store, a: Model, b: Model, kind: str, places: list[dict[Place, tuple[int, int]]]
 ) -> list[tuple[Place, Place]]:
-    """The pairs of layers whose parameters are matched one to one: those asked for, or those that align; of what is no
-    weight, by which no layers are aligned, only those asked for.
+    """The pairs of layers whose parameters are matched one to one: those asked for, or else those that align. Kinds
+    that are not weights do not align, so only the layers asked for are matched.
     """
     if all(len(own) == 1 for own in places):
         return list(zip(*places, strict=True))
     if KINDS[kind].form != "weight":
         return []
-    rows = atlas.align(a.name, b.name, kind).to_rows()
+    rows = align(store, a.name, b.name, kind).to_rows()
     pairs = [((row["stack_a"], row["layer_a"]), (row["stack_b"], row["layer_b"])) for row in rows if row["matched"]]
     return [pair for pair in pairs if pair[0] in places[0] and pair[1] in places[1]]
 
 
 def _starts(places: dict[Place, tuple[int, int]]) -> dict[Place, tuple[int, int]]:
-    """Where the rows of each place stand among those of all ``places`` in order, and how many they are."""
+    """Place -> where its rows begin among those of all ``places`` in order, and how many they are."""
     found, start = {}, 0
     for place, (first, end) in places.items():
         found[place] = (start, end - first)
@@ -181,7 +181,7 @@ def _starts(places: dict[Place, tuple[int, int]]) -> dict[Place, tuple[int, int]
 
 
 def _addresses(model: Model, kind: str, places: dict[Place, tuple[int, int]]) -> list[str]:
-    first = model.first_param_id + model.layout.blocks[kind].first
+    first = model.first(kind)
     return [str(model.address(first + row)) for span in places.values() for row in range(*span)]
 
 
@@ -190,13 +190,13 @@ def _name(model: Model, layer: int | None) -> str:
 
 
 def _summary(
-    there: Nearest,
+    there: Counterparts,
     mutual: npt.NDArray[np.bool_],
     partners: dict[int, tuple[int, float]],
     starts: list[dict[Place, tuple[int, int]]],
     pairs: list[tuple[Place, Place]],
 ) -> list[str]:
-    """How many are mutual, how many of those lie in matched layers, and how similar partners are."""
+    """Notes: how many are mutual, the share of those in matched layers, and how similar partners are."""
     n, m = (sum(size for _, size in own.values()) for own in starts)
     of_a, of_b = (np.repeat(np.arange(len(own)), [size for _, size in own.values()]) for own in starts)
     note = f"{int(mutual.sum()):,} of {n:,} are mutual"
@@ -214,15 +214,15 @@ def _summary(
     return [note, f"partners, one to one in {layers}: mean |similarity| {mean:.3f}"]
 
 
-def _shown(atlas: Atlas, table: pa.Table, order: npt.NDArray[np.int64], sieve: Sieve) -> pa.Table:
+def _shown(store: Store, table: pa.Table, order: npt.NDArray[np.int64], sieve: Sieve) -> pa.Table:
     """The rows of ``order`` with the strongest tokens of both that pass a filter."""
     rows = [table.slice(int(i), 1).to_pylist()[0] for i in order]
     names = [row[column] for row in rows for column in ("address", "nearest")]
-    ids = {name: atlas.models[name.partition("/")[0]].param_id(atlas.address(name)) for name in names}
-    tokens = tokens_of(atlas, list(dict.fromkeys(ids.values())), sieve)
+    ids = {name: store.models[name.partition("/")[0]].param_id(store.address(name)) for name in names}
+    tokens = by_tokens(store, list(dict.fromkeys(ids.values())), sieve)
 
     def says(name: str) -> str:
-        return ", ".join(visible(text) for text in tokens[ids[name]][1][:_SHOWN_TOKENS])
+        return ", ".join(visible(text) for text in tokens[ids[name]].top[:_SHOWN_TOKENS])
 
     columns = ("similarity", "mutual", "address", "top", "nearest", "its top")
     lines = [

@@ -1,25 +1,26 @@
-"""What a parameter or a head says, as a result; a parameter's tokens also as a picture."""
+"""``show``: the strongest tokens of a parameter, also as a picture, and the strongest pairs of a head."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from paramdex.picture import any_glyphs, figure_class
 from paramdex.result import Drawn, Result, table_of
-from paramdex.store.filters import ALL, Sieve
+from paramdex.store.described import pairs_of
+from paramdex.store.filters import ALL, Sieve, TokenFilter
 from paramdex.store.postings import Postings
-from paramdex.text import arrow
-from paramdex_schemas import KINDS, Address
+from paramdex.store.store import Store
+from paramdex.text import arrow, visible
+from paramdex.verbs.info import info_of
+from paramdex_schemas import KINDS, MATRICES, Address, AddressError, QueryError
 from paramdex_schemas.isometry import Array
-
-if TYPE_CHECKING:
-    from paramdex.atlas import Atlas
-    from paramdex_schemas.model import Model
+from paramdex_schemas.model import Model
 
 _TOKENS = pa.schema(
     [
@@ -33,18 +34,33 @@ _TOKENS = pa.schema(
     ]
 )
 
+_PAIRS = pa.schema(
+    [
+        ("matrix", pa.string()),
+        ("side", pa.string()),
+        ("rank", pa.int16()),
+        ("rank_distinct", pa.int16()),
+        ("same_word", pa.bool_()),
+        ("source_id", pa.int32()),
+        ("source", pa.string()),
+        ("target_id", pa.int32()),
+        ("target", pa.string()),
+        ("score", pa.float32()),
+    ]
+)
+
 
 @dataclass(frozen=True, repr=False)
 class Card(Drawn):
-    """Rows of side, rank, token, score: a parameter's strongest tokens. Its picture has them in the plane in which
+    """Rows of side, rank, token, score: a parameter's strongest tokens. The picture shows them in the plane in which
     their embeddings differ most.
     """
 
     places: Callable[[], Array] = field(default=lambda: np.zeros((0, 2)), repr=False, compare=False)
-    """Gives where each row's token lies in that plane (rows x 2)."""
+    """Returns the place of each row's token in that plane (rows x 2)."""
 
     def __getstate__(self) -> dict[str, Any]:
-        """To be pickled the places are looked up: the atlas cannot be."""
+        """For pickling the places are looked up now, because the atlas cannot be pickled."""
         return self.__dict__ | {"places": partial(np.asarray, self.places())}
 
     @property
@@ -60,18 +76,17 @@ class Card(Drawn):
         return pa.table(shown)
 
     def figure(self) -> Any:
-        from paramdex.picture import tokens_figure
-
+        """The tokens in that plane."""
         return tokens_figure(self)
 
 
 def _numbering(ranks: Iterable[list[int]]) -> str:
-    """What a printed column 1, 2, ... is: the rank, unless some were left out of a list."""
+    """The name of the printed column 1, 2, ...: rank, or # if a list leaves some ranks out."""
     return "rank" if all(own == list(range(1, len(own) + 1)) for own in ranks) else "#"
 
 
 def token_plane(rows: Array) -> Array:
-    """Embeddings (n x d) on their first two principal components (n x 2); of each the largest entry is positive.
+    """Embeddings (n x d) on their first two principal components (n x 2). The largest entry of each is positive.
 
     >>> np.abs(token_plane(np.array([[0.0, 6, 7], [0, 0, 7], [1, 3, 7], [-1, 3, 7]]))).round(9).tolist()
     [[3.0, 0.0], [3.0, 0.0], [0.0, 1.0], [0.0, 1.0]]
@@ -84,11 +99,28 @@ def token_plane(rows: Array) -> Array:
     return found * np.where(largest < 0, -1, 1)
 
 
-def show_parameter(atlas: Atlas, model: Model, where: Address, k: int, sieve: Sieve) -> Card:
+def show(store: Store, address: str | Address, k: int, filter: TokenFilter | None, *, distinct: bool) -> Result:
+    """See ``Atlas.show``."""
+    where = store.address(address)
+    model = store.models[where.model]
+    if where.is_parameter:
+        return show_parameter(store, model, where, k, Sieve(store.database, filter))
+    if where.is_head:
+        return show_head(store, model, where, k, Sieve(store.database, filter), distinct=distinct)
+    if where == Address(where.model):
+        return info_of(store, model)
+    what = "an expert" if where.expert is not None else "a layer" if where.layer is not None else "a stack"
+    example = model.layout.example(where)
+    head = Address(where.model, example.layer, 0, stack=example.stack)
+    examples = str(example) if where.expert is not None else f"{example} or {head}"
+    raise AddressError(f"{where} is {what}; show takes a parameter or a head, {examples}, say")
+
+
+def show_parameter(store: Store, model: Model, where: Address, k: int, sieve: Sieve) -> Card:
     """The k strongest tokens of a parameter on each side that pass the sieve."""
     param_id = model.param_id(where)
-    found = Postings(atlas.database).parameter(param_id, ALL if sieve else k)
-    columns = {name: atlas.database.tokens(model.vocabulary, name) for name in ("token", "text")}
+    found = Postings(store.database).parameter(param_id, ALL if sieve else k)
+    columns = {name: store.database.tokens(model.vocabulary, name) for name in ("token", "text")}
     rows = [(side, i) for side in ("top", "bottom") for i in sieve.tokens(model, found.tokens[side], k)]
     ids = [found.tokens[side][i] for side, i in rows]
     scores = [found.scores[side][i] for side, i in rows]
@@ -106,44 +138,110 @@ def show_parameter(atlas: Atlas, model: Model, where: Address, k: int, sieve: Si
         table_of(lines, _TOKENS),
         f"{title}\n{numbers}",
         [*notes, *sieve.notes()],
-        places=lambda: token_plane(atlas.vectors.space(model.name).rows(ids)),
+        places=lambda: token_plane(store.vectors.space(model.name).rows(ids)),
     )
 
 
 def _of_fewer(n: int, k: int, sieve: Sieve, what: str, option: str) -> list[str]:
-    """What to say where without a filter there are n, not k."""
-    return [] if sieve or n >= k else [f"the atlas keeps {n} {what} a side; build with a larger {option} to keep more"]
+    """The note on a list that has n entries instead of k although no filter is set."""
+    return (
+        [] if sieve or n >= k else [f"the atlas keeps {n} {what} per side; build with a larger {option} to keep more"]
+    )
 
 
-def show_head(atlas: Atlas, model: Model, where: Address, k: int, sieve: Sieve, *, distinct: bool) -> Result:
+def show_head(store: Store, model: Model, where: Address, k: int, sieve: Sieve, *, distinct: bool) -> Result:
     """The k strongest pairs of a head's QK and VO that pass the sieve; ``distinct`` ones are of two words."""
-    head_id = model.head_id(where)
-    table = atlas.database.named("head", {"head_id": head_id, "k": ALL if sieve else k, "distinct": distinct})
+    rank, most = "rank_distinct" if distinct else "rank", ALL if sieve else k
+    every = pairs_of(store, [model.head_id(where)]).to_pylist()
+    rows = [row for row in every if row[rank] is not None and row[rank] <= most]
+    rows.sort(key=lambda row: (row["matrix"], not row["is_top"], row[rank]))
+    for end in ("source", "target"):
+        texts = store.database.texts(model.vocabulary, (row[f"{end}_id"] for row in rows))
+        for row, text in zip(rows, texts, strict=True):
+            row |= {end: text, "side": "top" if row["is_top"] else "bottom"}
     shown: list[dict[str, Any]] = []
     chosen: list[int] = []
-    every = table.to_pylist()
     ranks: list[list[int]] = []
-    for matrix in ("QK", "VO"):
-        lines: list[dict[str, Any]] = [{"matrix": matrix, "rank": n} for n in range(1, min(k, len(every)) + 1)]
+    for matrix in MATRICES:
+        lines: list[dict[str, Any]] = [{"matrix": matrix, "rank": n} for n in range(1, min(k, len(rows)) + 1)]
         for side in ("top", "bottom"):
-            numbers = [n for n, row in enumerate(every) if (row["matrix"], row["side"]) == (matrix, side)]
-            numbers = [numbers[place] for place in sieve.pairs(model, [every[n] for n in numbers], k)]
+            numbers = [n for n, row in enumerate(rows) if (row["matrix"], row["side"]) == (matrix, side)]
+            numbers = [numbers[place] for place in sieve.pairs(model, [rows[n] for n in numbers], k)]
             chosen += numbers
-            ranks.append([every[n]["rank"] for n in numbers])
-            for line, row in zip(lines, (every[n] for n in numbers), strict=False):
+            ranks.append([rows[n]["rank"] for n in numbers])
+            for line, row in zip(lines, (rows[n] for n in numbers), strict=False):
                 line |= {side: arrow(row["source"], row["target"]), f"{side} score": row["score"]}
         shown += [line for line in lines if len(line) > 2]
-    counts = atlas.database.rows(
-        "SELECT matrix, count(*) FILTER (same_word), count(*) FROM store.pairs "
-        "WHERE head_id = ? AND is_top AND rank IS NOT NULL GROUP BY matrix ORDER BY matrix",
-        [head_id],
-    )
-    notes = [f"{matrix}: {same} of its top {count} pairs are of a word with itself" for matrix, same, count in counts]
     longest = max((line["rank"] for line in shown), default=0)
-    notes += _of_fewer(longest, min(k, model.vocabulary_size), sieve, "pairs", "--pair-k")
+    notes = [*_of_same_word(every), *_of_fewer(longest, min(k, model.vocabulary_size), sieve, "pairs", "--pair-k")]
     group = model.layout.heads((where.stack, where.layer)).group
     sharing = "" if group == 1 else f", sharing key/value head {int(where.head or 0) // group}"
     title = f"{where}: QK pairs are query → key, VO pairs read → written{sharing}"
     names = ("matrix", "rank", "top", "top score", "bottom", "bottom score")
     columns = {_numbering(ranks) if name == "rank" else name: [line.get(name) for line in shown] for name in names}
-    return Result(table.take(pa.array(chosen, pa.int64())), title, [*notes, *sieve.notes()], pa.table(columns))
+    table = table_of([rows[n] for n in chosen], _PAIRS)
+    return Result(table, title, [*notes, *sieve.notes()], pa.table(columns))
+
+
+def _of_same_word(pairs: list[dict[str, Any]]) -> list[str]:
+    """Notes on how many of each matrix's top pairs are of one word."""
+    top = [(row["matrix"], row["same_word"]) for row in pairs if row["is_top"] and row["rank"] is not None]
+    counts = {matrix: [same for of, same in top if of == matrix] for matrix in MATRICES}
+    return [
+        f"{matrix}: {sum(own)} of its top {len(own)} pairs are of a word with itself"
+        for matrix, own in counts.items()
+        if own
+    ]
+
+
+def tokens_figure(card: Card) -> Any:
+    """A parameter's strongest tokens in the plane in which their embeddings differ most; stronger ones are larger."""
+    rows = card.to_rows()
+    if not rows:
+        raise QueryError("there are no tokens to draw")
+    figure = figure_class()(figsize=(7.5, 6), layout="constrained")
+    axis = figure.subplots()
+    places = card.places()
+    strengths = np.abs([row["score"] for row in rows])
+    sizes = 7 + 5 * (strengths - strengths.min()) / max(np.ptp(strengths), 1e-300)
+    labels = []
+    for side, color in (("top", "C0"), ("bottom", "C3")):
+        own = [n for n, row in enumerate(rows) if row["side"] == side]
+        axis.scatter(places[own, 0], places[own, 1], s=12, color=color, label=side)
+        labels += [
+            axis.annotate(
+                visible(rows[n]["text"]),
+                places[n],
+                (4, 0),
+                textcoords="offset points",
+                color=color,
+                va="center",
+                fontsize=float(sizes[n]),
+                parse_math=False,
+            )
+            for n in own
+        ]
+    axis.margins(0.15)
+    axis.legend(fontsize=8)
+    axis.set_xlabel("first principal component of these tokens' embeddings")
+    axis.set_ylabel("second")
+    figure.suptitle((card.title or "").partition("\n")[0])
+    with any_glyphs():
+        figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # from here on nothing moves
+    _spread(labels)
+    return figure
+
+
+def _spread(labels: list[Any]) -> None:
+    """Move labels up or down, as little as possible, until none covers an earlier one."""
+    taken: list[Any] = []
+    for label in labels:
+        x, height = label.get_position()[0], label.get_fontsize()
+        for step in range(41):
+            label.set_position((x, (-1) ** step * ((step + 1) // 2) * height * 0.55))
+            with any_glyphs():
+                box = label.get_window_extent()
+            if not any(box.overlaps(other) for other in taken):
+                break
+        taken.append(box)

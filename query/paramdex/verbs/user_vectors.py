@@ -1,4 +1,4 @@
-"""Vectors that the user brings: read from a .npy or .safetensors file, or an array, and checked before any is used."""
+"""Vectors of the user, from a .npy or .safetensors file or an array, checked before any is used."""
 
 from __future__ import annotations
 
@@ -14,36 +14,37 @@ from safetensors import safe_open
 
 from paramdex_schemas import QueryError
 from paramdex_schemas.arguments import given_path
-from paramdex_schemas.errors import check_text, nearest, quoted, whole_number
+from paramdex_schemas.checks import check_text, suggest, whole_number
+from paramdex_schemas.errors import quoted
 from paramdex_schemas.foreign import reading, reason
 from paramdex_schemas.isometry import Array
 
 ENDINGS = (".npy", ".safetensors")
 _BEGINS = (b"\x93NUMPY", b"PK")
-"""What a file of NumPy's begins with: of one array, or, in a zip file, of several."""
+"""The first bytes of a file of NumPy's: of one array, or of several in a zip file."""
 
 
 @dataclass(frozen=True)
 class OwnVectors:
-    """Rows (n x d, float64), all finite and none zero; ``single`` where one vector was given and not a matrix."""
+    """Rows (n x d, float64), all finite. ``single`` says that they are one vector, given alone or as one row."""
 
     says: str
-    """What they are called in a title or message."""
+    """What titles and messages call them."""
     rows: Array
     numbers: list[int]
-    """The number of each of the rows in what was given."""
+    """The number of each row in what was given."""
     single: bool
 
 
 _SMALLEST, _LARGEST = 1e-30, 1e30
-"""Entries of a size between these have scores, and squares of norms, that are far from the ends of their types."""
+"""Entries of a size between these have scores and squared norms that are far from the limits of float32."""
 
 
 def own_vectors(given: Any, width: int, model: str, row: int | None = None, name: str | None = None) -> OwnVectors:
-    """The vectors of ``given``, a path or anything that NumPy takes for an array: d numbers, or n x d of them.
+    """The vectors of ``given``, a path or anything that NumPy reads as an array: d numbers, or n x d.
 
-    ``name`` chooses a tensor of a safetensors file, ``row`` one row of a matrix. Raises QueryError where a vector has
-    not the ``width`` of ``model``, is zero or has entries that are no finite numbers.
+    ``name`` chooses a tensor of a safetensors file, ``row`` one row of a matrix. Raises QueryError if a vector does not
+    have the ``width`` of ``model``, has entries that are not finite, or is zero and was asked for alone.
     """
     if name is not None:
         name = check_text(name, QueryError(f"the name of a tensor is text, not {quoted(name)}"))
@@ -92,7 +93,7 @@ def own_vectors(given: Any, width: int, model: str, row: int | None = None, name
 
 
 def _array(given: Any) -> np.ndarray:
-    """What NumPy makes of an array-like of any library. Raises QueryError."""
+    """An array-like of any library as an array of NumPy. Raises QueryError."""
     try:
         values = np.asarray(_plain(given))
         if values.dtype.kind == "O":  # a column of lists or arrays, or of numbers that may be missing
@@ -102,18 +103,16 @@ def _array(given: Any) -> np.ndarray:
     except QueryError:
         raise
     except Exception as error:  # ragged lists; tensors without data; whatever the value itself raises
-        raise QueryError(
-            f"the vector is nothing that NumPy reads ({reason(error)}); give an array of numbers"
-        ) from error
+        raise QueryError(f"NumPy cannot read the vector ({reason(error)}); give an array of numbers") from error
 
 
 def _plain(given: Any, levels: int = 2) -> Any:
-    """An array, or a list of arrays, as one that NumPy takes: PyTorch's without their gradient, in the memory of the
-    processor, and real ones in float64, which holds all that NumPy does not have.
+    """An array, or a list of arrays, as one that NumPy reads. Tensors of PyTorch lose their gradient and come to the
+    CPU; real ones become float64, because NumPy lacks types such as bfloat16.
 
     Raises QueryError for masked entries.
     """
-    if isinstance(given, (int, float)):  # most of what there is in a list
+    if isinstance(given, (int, float)):  # most items of a list
         return given
     if np.ma.isMaskedArray(given) and np.ma.is_masked(given):
         raise QueryError("the vector has masked entries; fill them first")
@@ -155,17 +154,18 @@ def _read_array(path: Path) -> np.ndarray:
 
 
 def _read_tensor(path: Path, name: str | None) -> np.ndarray:
-    """One tensor of a safetensors file; bfloat16, which NumPy does not have, as float32."""
+    """One tensor of a safetensors file. bfloat16, which NumPy lacks, becomes float32."""
     with safe_open(path, framework="np") as file:
         names = sorted(file.keys())
         if name is None:
             if len(names) != 1:
-                raise QueryError(f"{path} has {len(names)} tensors; choose one by its name: {nearest('', names)}")
+                raise QueryError(f"{path} has {len(names)} tensors; choose one by its name: {suggest('', names)}")
             name = names[0]
         if name not in names:
-            raise QueryError(f"{path} has no tensor {quoted(name)}; {nearest(name, names)}")
+            raise QueryError(f"{path} has no tensor {quoted(name)}; {suggest(name, names)}")
         if file.get_slice(name).get_dtype() != "BF16":
-            return file.get_tensor(name)
+            found: np.ndarray = file.get_tensor(name)
+            return found
     with path.open("rb") as raw:
         size = int.from_bytes(raw.read(8), "little")
         entry = json.loads(raw.read(size))[name]

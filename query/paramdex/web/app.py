@@ -22,12 +22,12 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from paramdex import Atlas, __version__
-from paramdex.web.cards.lookups import Pool
 from paramdex.web.cards.problem import Fault, Problem
 from paramdex.web.errors import fault
 from paramdex.web.html.pages import STATIC, Pages
 from paramdex.web.load.turns import Turns
 from paramdex.web.lookup_worker import Lookups
+from paramdex.web.pool import Pool
 from paramdex.web.routes import Elsewhere, router
 from paramdex.web.sql.answer import tables
 from paramdex.web.sql.fence import Fence, Limits

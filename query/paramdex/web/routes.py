@@ -18,7 +18,6 @@ from paramdex.web.cards import questions
 from paramdex.web.cards.choices import PairChoice
 from paramdex.web.cards.comparison import Comparison, LayerPairs, comparison, layer_pairs
 from paramdex.web.cards.head import HeadCard, head_card
-from paramdex.web.cards.lookups import Pool
 from paramdex.web.cards.model import Home, ModelCard, home, model_card
 from paramdex.web.cards.parameter import ParameterCard, parameter_card
 from paramdex.web.cards.problem import Problem
@@ -26,6 +25,7 @@ from paramdex.web.cards.questions import AnySimilar, Found, Searched, Similar, S
 from paramdex.web.cards.shapes import Shape, Side, Sides
 from paramdex.web.html.pages import Pages
 from paramdex.web.lookup_worker import Lookups
+from paramdex.web.pool import Pool
 from paramdex_schemas import Address, AddressError
 
 Q = Annotated[str, Query(max_length=2000, description="words; double quotes keep the spaces of one")]

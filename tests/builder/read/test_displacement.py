@@ -502,7 +502,7 @@ def test_diff_says_how_to_make_what_is_not_there(
         atlas.diff("gpt2-a", "elsewhere/x")
     assert how in str(raised.value)
     assert "it has gpt2-a-tuned-minus-gpt2-a, llama-gqa-tuned-minus-llama-gqa, bert-tuned" in str(raised.value)
-    with pytest.raises(QueryError, match=r"bert is a model as it is; give two, BASE TUNED, or a disp"):
+    with pytest.raises(QueryError, match=r"bert is not a displacement; give two models, BASE TUNED, or the"):
         atlas.diff("bert")
     with pytest.raises(AddressError, match=r"no displacement 'bert-tuned-minus-bort'; .*bert-tuned-minus-bert"):
         atlas.diff("bert-tuned-minus-bort")

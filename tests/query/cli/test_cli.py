@@ -197,7 +197,7 @@ BAD = {
     "align, kind": (["align", "A", "gpt2-a", "bert", "--kind", "x"], "there is no kind 'x'; "),
     "align, biases": (
         ["align", "A", "gpt2-a", "bert", "--kind", "ff_bias"],
-        "align compares layers by their weights, and ff_bias is none; ",
+        "align compares the weights of layers, and ff_bias is not a weight; ",
     ),
     "align, plot": (
         ["align", "A", "gpt2-a", "bert", "--plot", "x.txt"],

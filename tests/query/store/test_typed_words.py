@@ -81,7 +81,7 @@ def test_find_and_search_read_an_item_alike(opened: Atlas, item: str, words: lis
 
 def test_one_of_several_items_that_is_split_is_said(opened: Atlas) -> None:
     found = opened.find(["new york", "wine cheese"], 5)
-    assert list(found.notes) == ["'wine cheese' is no word here; read as wine, cheese"]
+    assert list(found.notes) == ["'wine cheese' is not a word here; read as wine, cheese"]
     assert found.to_rows() == opened.find(["new york", "wine", "cheese"], 5).to_rows()
 
 
@@ -161,7 +161,7 @@ def test_one_number_is_a_word_and_so_are_those_of_pairs(opened: Atlas) -> None:
 @pytest.mark.parametrize("word", [7.0, float("nan"), None, True, np.bool_(False), pd.NA, b"7", ["7"]])
 def test_what_is_neither_text_nor_a_whole_number_is_no_word(opened: Atlas, word: object) -> None:
     for ask in (opened.find, opened.search, lambda words: opened.heads([(words[0], words[1])])):
-        with pytest.raises(TokenError, match="is no word; write it as text"):
+        with pytest.raises(TokenError, match="is not a word; write it as text"):
             ask(["wine", word])
-    with pytest.raises(TokenError, match="is no word; write it as text"):
+    with pytest.raises(TokenError, match="is not a word; write it as text"):
         TokenFilter(words=["wine", word])  # type: ignore[list-item]

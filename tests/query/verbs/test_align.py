@@ -197,11 +197,15 @@ def test_different_vocabularies_say_what_they_share(atlas: Atlas, db: duckdb.Duc
         (("nope", "gpt2-a"), AddressError, "has no model 'nope'; there are gpt2-a, gpt2-b"),
         (("gpt2-a", "gpt2-b", "ff_valu"), QueryError, "there is no kind 'ff_valu'; did you mean ff_value"),
         (("gpt2-a", "bert", "ff_gate"), QueryError, "there is no kind 'ff_gate'"),
-        (("gpt2-a", "gpt2-b", "ff_bias"), QueryError, "align compares layers by their weights, and ff_bias is none; "),
+        (
+            ("gpt2-a", "gpt2-b", "ff_bias"),
+            QueryError,
+            "align compares the weights of layers, and ff_bias is not a weight; ",
+        ),
         (
             ("gpt2-a", "bert", "position"),
             QueryError,
-            "by their weights, and position is none; there are ff_key, ff_value, ",
+            "the weights of layers, and position is not a weight; there are ff_key, ff_value, ",
         ),
         (("llama-gqa", "bert", "ff_gate"), QueryError, "llama-gqa and bert have no kind of parameter in common"),
     ],

@@ -213,6 +213,6 @@ def test_what_cannot_be_answered(atlas: Atlas, tmp_path: Path, word_model: Path)
 
 def test_more_directions_than_are_kept(atlas: Atlas) -> None:
     kept = atlas.directions("gpt2-a/L0/H1", 1000)
-    said = "the atlas keeps {} directions a matrix; build with a larger --directions-k to keep more"
+    said = "the atlas keeps {} directions per matrix; build with a larger --directions-k to keep more"
     assert said.format(max(row["direction"] for row in kept)) in kept.notes
     assert not atlas.directions("gpt2-a/L0/H1", 1).notes

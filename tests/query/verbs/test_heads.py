@@ -153,8 +153,8 @@ def test_displacements_have_no_heads_to_score(tmp_path: Path) -> None:
     build([f"moved={tuned}"], tmp_path / "x.atlas", Options(base=str(base), **few))
     build([str(base)], tmp_path / "x.atlas", Options(**few))
     with open_atlas(tmp_path / "x.atlas") as atlas:
-        with pytest.raises(QueryError, match="moved: what training moved has vectors of its own but no head"):
+        with pytest.raises(QueryError, match="moved: the heads of a displacement are differences of matrices"):
             atlas.heads([("canada", "ottawa")], model="moved")
         result = atlas.heads([("canada", "ottawa")], k=100)
         assert {row["address"].split("/")[0] for row in result.to_rows()} == {"base"}
-        assert list(result.notes) == ["left out, for they are displacements: moved"]
+        assert list(result.notes) == ["left out because they are displacements: moved"]

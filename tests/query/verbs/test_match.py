@@ -11,7 +11,7 @@ from scipy.optimize import linear_sum_assignment
 
 import oracle
 from paramdex import AddressError, Atlas, QueryError
-from paramdex.verbs import match as matching
+from paramdex.verbs import match
 from query_helpers import ERROR, GPT2, Everything, shared_ids
 
 
@@ -92,7 +92,7 @@ def test_what_is_printed(atlas: Atlas) -> None:
 
 
 def test_layers_too_large_are_not_matched_one_to_one(atlas: Atlas, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(matching, "MOST_ASSIGNED", 5)
+    monkeypatch.setattr(match, "MOST_ASSIGNED", 5)
     result = atlas.match("gpt2-a", "gpt2-b", "ff_value")
     assert {row["partner"] for row in result} == {None}
     assert result.notes[-1] == "layers of more than 5 parameters are not matched one to one"
@@ -106,8 +106,8 @@ def test_nearest_of_both_sides_whatever_the_blocks(n: int, m: int, block: int, s
     S = left @ right.T
     strength = S if signed else np.abs(S)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(matching, "_BLOCK", block * m)
-        there, back = matching.both_nearest(left, right, signed=signed)
+        patch.setattr(match, "_BLOCK", block * m)
+        there, back = match.both_nearest(left, right, signed=signed)
     assert there.row.tolist() == strength.argmax(axis=1).tolist()
     assert back.row.tolist() == strength.argmax(axis=0).tolist()
     assert there.similarity.tolist() == S[range(n), strength.argmax(axis=1)].tolist()

@@ -128,7 +128,7 @@ def test_k_beyond_what_is_kept_gives_what_is_kept_and_says_so(atlas: Atlas) -> N
     ):
         found = atlas.show(address, k=10_000, distinct=False)
         assert [row["rank"] for row in found.to_rows()] == [*range(1, kept + 1)] * (2 if what == "tokens" else 4)
-        assert f"the atlas keeps {kept} {what} a side; build with a larger {option} to keep more" in found.notes
+        assert f"the atlas keeps {kept} {what} per side; build with a larger {option} to keep more" in found.notes
         assert not any("the atlas keeps" in note for note in atlas.show(address, k=kept, distinct=False).notes)
 
 

@@ -89,9 +89,9 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     "texts": (lambda: ["1"] * 24, "entries of type <U1"),
     "missing": (lambda: pd.Series([1, None] * 12, dtype="Int64"), "12 of 24 entries that are NaN"),
     "nothing": (lambda: pa.array([1.0, None] * 12), "entries of type object"),
-    "no data": (lambda: torch.ones(24, device="meta"), "nothing that NumPy reads .*no data"),
-    "sparse": (lambda: torch.ones(2, 24).to_sparse(), "nothing that NumPy reads .*to_dense"),
-    "ragged": (lambda: [[1.0], [1.0, 2.0]], "nothing that NumPy reads .*inhomogeneous"),
+    "no data": (lambda: torch.ones(24, device="meta"), "NumPy cannot read the vector .*no data"),
+    "sparse": (lambda: torch.ones(2, 24).to_sparse(), "NumPy cannot read the vector .*to_dense"),
+    "ragged": (lambda: [[1.0], [1.0, 2.0]], "NumPy cannot read the vector .*inhomogeneous"),
     "structured": (lambda: np.zeros(24, [("x", "f8")]), "expected real numbers"),
     "times": (lambda: np.array(["2020"] * 24, "M8[D]"), "expected real numbers"),
 }

@@ -10,10 +10,12 @@ import pyarrow.compute as pc
 
 from paramdex import Atlas
 from paramdex.plain import short
+from paramdex.store.described import pairs_of
 from paramdex.store.filters import ALL, Sieve
-from paramdex.store.head_matrices import displacements, heads
+from paramdex.store.head_matrices import displacements, rows_of_heads
+from paramdex.store.moments import numbers
 from paramdex.web.cards.choices import PairChoice, searched
-from paramdex.web.cards.lookups import Items, numbers, rows, standing, too_many_heads
+from paramdex.web.cards.lookups import Items, rows, standing, too_many_heads
 from paramdex.web.cards.shapes import Cell, Shape, Side, Standing, Token
 from paramdex_schemas import KINDS, MATRICES, Address
 from paramdex_schemas.model import Model
@@ -96,10 +98,10 @@ def head_card(atlas: Atlas, where: Address, choice: PairChoice | None = None, k:
     head_id = model.head_id(where)
     run = model.layout.heads((where.stack, where.layer))
     at = int(where.head or 0)
-    layer = heads(atlas, model).slice(head_id - at - model.first_head_id, run.n_owners)
+    layer = rows_of_heads(atlas, model).slice(head_id - at - model.first_head_id, run.n_owners)
     (own,) = layer.slice(at, 1).to_pylist()
     sieve = Sieve(atlas.database, choice.filter())
-    pairs = _pairs(atlas, head_id)
+    pairs = pairs_of(atlas, [head_id])
     shared = [h for h in range(run.n_owners) if h // run.group == at // run.group and h != at] if run.group > 1 else []
     return HeadCard(
         address=own["address"],
@@ -120,15 +122,6 @@ def head_card(atlas: Atlas, where: Address, choice: PairChoice | None = None, k:
         before=str(replace(where, head=at - 1)) if at else None,
         after=str(replace(where, head=at + 1)) if at + 1 < run.n_owners else None,
         sql=choice.sql(atlas, model, own["address"], k),
-    )
-
-
-def _pairs(atlas: Atlas, head_id: int) -> pa.Table:
-    """The pairs that the atlas keeps of a head."""
-    return atlas.database.table(
-        "SELECT matrix, is_top, score, rank, rank_distinct, same_word, source_id, target_id FROM store.pairs "
-        "WHERE head_id = ?",
-        [head_id],
     )
 
 
@@ -220,7 +213,7 @@ def _vectors(atlas: Atlas, model: Model, where: Address) -> list[Vectors]:
             continue
         start = model.param_id(replace(where, kind=kind, idx=0))
         run = next(run for run in model.layout.of(kind) if run.place == (where.stack, where.layer))
-        sizes = numbers(atlas, model, kind, (start, start + run.size))
+        sizes = numbers(atlas.database, model, "norm", (start, start + run.size))
         vectors = [Cell(address=str(model.address(start + n)), value=short(norm)) for n, norm in enumerate(sizes)]
         found.append(Vectors(kind=kind, says=KINDS[kind].says, vectors=vectors))
     return found

@@ -8,11 +8,13 @@ from typing import Literal
 from paramdex import Atlas
 from paramdex.plain import short
 from paramdex.store.common_space import shared_note
+from paramdex.store.moments import numbers
 from paramdex.store.nearest import Hit
 from paramdex.store.related import related_on
-from paramdex.verbs.hits import hits_of_parameter
+from paramdex.store.scope import Scope
+from paramdex.verbs.similar import hits_of_parameter
 from paramdex.web.cards.choices import TokenChoice
-from paramdex.web.cards.lookups import described, numbers, rows, span, standing
+from paramdex.web.cards.lookups import described, rows, standing
 from paramdex.web.cards.shapes import Named, Near, Scored, Shape, Standing
 from paramdex_schemas import KINDS, Address
 from paramdex_schemas.model import Model
@@ -91,10 +93,9 @@ def parameter_card(atlas: Atlas, where: Address, choice: TokenChoice | None = No
         sides[row["side"]].append(Scored(**{name: row[name] for name in Scored.model_fields}))
     others = [other for other in atlas.models.values() if other is not model]
     related = [other for other in others if related_on(atlas.database, model, other) is not None]
-    layer = span(model, kind.name, (own.stack, own.layer))
-    block = model.layout.blocks[kind.name]
-    first = model.first_param_id + block.first
-    beside = [str(model.address(i)) if first <= i < first + block.n_rows else None for i in (own_id - 1, own_id + 1)]
+    layer = model.ids(kind.name, (own.stack, own.layer))
+    first, end = model.ids(kind.name)
+    beside = [str(model.address(i)) if first <= i < end else None for i in (own_id - 1, own_id + 1)]
     partners, nearest = _partners(model, own), _nearest(atlas, model, own, own_id)
     named = described(atlas, [*partners, *(i for hits in nearest.values() for _, i in hits)])
     return ParameterCard(
@@ -109,7 +110,7 @@ def parameter_card(atlas: Atlas, where: Address, choice: TokenChoice | None = No
         mean=short(mean),
         std=short(std),
         vocabulary_size=model.vocabulary_size,
-        standing=standing(numbers(atlas, model, kind.name, layer), own_id - layer[0]),
+        standing=standing(numbers(atlas.database, model, "norm", layer), own_id - layer[0]),
         top=sides["top"],
         bottom=sides["bottom"],
         head=_owner(own),
@@ -194,7 +195,7 @@ def _partners(model: Model, where: Address) -> dict[int, str]:
 
 def _nearest(atlas: Atlas, model: Model, where: Address, own_id: int) -> dict[str, list[Hit]]:
     """Model -> the nearest parameters: computed for the model itself, read from the atlas for those related to it."""
-    hits, _ = hits_of_parameter(atlas, where, [model], _NEAR, str(where.kind), None, "top")
+    hits, _ = hits_of_parameter(atlas, where, _NEAR, Scope((model,), where.kind), "top")
     found = {model.name: hits}
     for neighbor_id, similarity in rows(
         atlas,

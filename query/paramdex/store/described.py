@@ -1,0 +1,96 @@
+"""How a list says what a parameter or a head is: a parameter by its strongest tokens, a head by its strongest pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from paramdex.store.filters import ALL, Sieve
+from paramdex.store.postings import Postings, Strongest
+from paramdex.store.store import Store
+from paramdex.text import arrow
+from paramdex_schemas.model import Model
+
+SHOWN_TOKENS = 5
+"""Tokens of a side that describe a parameter in a list."""
+SHOWN_PAIRS = 3
+"""Pairs of tokens that describe a head's matrix in a list."""
+Matrix = tuple[int, str]
+"""One matrix of a head: (head_id, QK or VO)."""
+
+
+@dataclass(frozen=True)
+class ByTokens:
+    """A parameter by its strongest tokens, strongest first: their ids and how they read, by side (top, bottom)."""
+
+    address: str
+    vocabulary: str
+    ids: dict[str, list[int]]
+    texts: dict[str, list[str]]
+
+    @property
+    def top(self) -> list[str]:
+        return self.texts["top"]
+
+    @property
+    def bottom(self) -> list[str]:
+        return self.texts["bottom"]
+
+
+def by_tokens(store: Store, param_ids: list[int], sieve: Sieve, n: int = SHOWN_TOKENS) -> dict[int, ByTokens]:
+    """param_id -> the parameter by its ``n`` strongest tokens on each side that pass a filter."""
+    return passing(store, strongest(store, param_ids, sieve, n), sieve, n)
+
+
+def strongest(store: Store, param_ids: list[int], sieve: Sieve, n: int = SHOWN_TOKENS) -> dict[int, Strongest]:
+    """param_id -> as many of its strongest tokens as a filter may need to let ``n`` pass; for ``passing``."""
+    return Postings(store.database).parameters(param_ids, ALL if sieve else n)
+
+
+def passing(store: Store, found: Mapping[int, Strongest], sieve: Sieve, n: int = SHOWN_TOKENS) -> dict[int, ByTokens]:
+    """param_id -> the parameter by the first ``n`` of its strongest tokens that pass a filter."""
+    described = {}
+    for param_id, one in found.items():
+        model = store.owner(param_id)
+        ids = {side: [own[place] for place in sieve.tokens(model, own, n)] for side, own in one.tokens.items()}
+        texts = {side: store.database.texts(model.vocabulary, own) for side, own in ids.items()}
+        described[param_id] = ByTokens(one.address, model.vocabulary, ids, texts)
+    return described
+
+
+def pairs_of(store: Store, head_ids: Iterable[int]) -> pa.Table:
+    """All pairs that the atlas keeps of some heads: head_id, matrix, is_top, score, rank, rank_distinct (null for a
+    word with itself), same_word, source_id, target_id.
+    """
+    return store.database.table(
+        "SELECT head_id, matrix, is_top, score, rank, rank_distinct, same_word, source_id, target_id "
+        "FROM store.pairs WHERE head_id IN (SELECT unnest($ids))",
+        {"ids": list(head_ids) or [-1]},
+    )
+
+
+def by_pairs(
+    store: Store, asked: Mapping[Matrix, Model], sieve: Sieve, sides: tuple[str, ...] = ("top",), n: int = SHOWN_PAIRS
+) -> dict[Matrix, dict[str, list[str]]]:
+    """Matrix of a head -> side -> its ``n`` strongest pairs of two words that pass a filter, as ``source → target``.
+
+    ``asked`` has the model of each head.
+    """
+    found: dict[tuple[Matrix, str], list[dict[str, int]]] = {(of, side): [] for of in asked for side in sides}
+    for head_id, matrix, is_top, source_id, target_id in store.database.rows(
+        "SELECT head_id, matrix, is_top, source_id, target_id FROM store.pairs "
+        "WHERE head_id IN (SELECT unnest($ids)) AND rank_distinct <= $shown ORDER BY rank_distinct",
+        {"ids": [head_id for head_id, _ in asked] or [-1], "shown": ALL if sieve else n},
+    ):
+        own = found.get(((head_id, matrix), "top" if is_top else "bottom"))
+        if own is not None:
+            own.append({"source_id": source_id, "target_id": target_id})
+    described: dict[Matrix, dict[str, list[str]]] = {of: {} for of in asked}
+    for (of, side), pairs in found.items():
+        model = asked[of]
+        chosen = [pairs[place] for place in sieve.pairs(model, pairs, n)]
+        ends = [store.database.texts(model.vocabulary, [pair["source_id"], pair["target_id"]]) for pair in chosen]
+        described[of][side] = [arrow(source, target) for source, target in ends]
+    return described

@@ -1,0 +1,119 @@
+"""What a stranger adds to paramdex without changing it, each as short as it can be: a verb, and a vector store."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pytest
+
+import paramdex
+from paramdex.result import Result
+from paramdex.store.nearest import Ids, Rows
+from paramdex.store.store import Store
+from paramdex.store.vectors import OPENERS, Vectors
+from paramdex_schemas import atlas_files, vector_files
+from paramdex_schemas.model import Span
+
+# ---- a verb: a function of a store that gives a result
+
+
+def loudest(store: Store, model: str | None = None, kind: str = "ff_value", k: int = 5) -> Result:
+    """The k parameters of a kind with the largest norms, each with its strongest token."""
+    scope = store.scope(model, kind)
+    rows = store.database.rows(
+        "SELECT address, norm, model_id, top_tokens[1] FROM store.parameters "
+        "WHERE kind = $kind AND model_id IN (SELECT unnest($models)) ORDER BY norm DESC, param_id LIMIT $k",
+        {"kind": kind, "models": [each.model_id for each in scope.models], "k": k},
+    )
+    vocabularies = {each.model_id: each.vocabulary for each in scope.models}
+    says = [store.database.texts(vocabularies[number], [token])[0] for _, _, number, token in rows]
+    addresses, norms = [row[0] for row in rows], [row[1] for row in rows]
+    return Result(pa.table({"address": addresses, "norm": norms, "says": says}), f"the loudest of {kind}")
+
+
+def test_a_verb_of_ones_own_asks_an_open_atlas(atlas: paramdex.Atlas) -> None:
+    found = loudest(atlas, "bert", k=3)
+    want = atlas.sql("SELECT address FROM parameters WHERE model = 'bert' AND kind = 'ff_value' ORDER BY norm DESC")
+    assert [row["address"] for row in found] == [row["address"] for row in want][:3]
+    for row in found:
+        assert row["says"] == atlas.show(row["address"], 1).to_rows()[0]["text"]
+    assert str(found).startswith("the loudest of ff_value\naddress")
+    assert len(loudest(atlas)) == 5
+
+
+def test_its_scope_is_checked_as_that_of_any_verb(atlas: paramdex.Atlas) -> None:
+    with pytest.raises(paramdex.QueryError, match="did you mean ff_value"):
+        loudest(atlas, kind="ff_valu")
+    with pytest.raises(paramdex.AddressError, match="no model 'bertt'; did you mean bert"):
+        loudest(atlas, "bertt")
+
+
+# ---- a vector store: rows that can be searched, and what opens them
+
+
+@dataclass(frozen=True)
+class Mapped:
+    """The rows of a kind in a .npy file, mapped into memory. Every row is a candidate: ``nearest`` ranks them all."""
+
+    rows: npt.NDArray[np.float32]
+
+    @property
+    def ntotal(self) -> int:
+        return len(self.rows)
+
+    def reconstruct_n(self, first: int, n: int) -> npt.NDArray[np.float32]:
+        return self.rows[first : first + n]
+
+    def reconstruct_batch(self, ids: Ids) -> npt.NDArray[np.float32]:
+        return self.rows[ids]
+
+    def candidates(self, query: npt.NDArray[np.floating], k: int, span: Span) -> Ids:  # noqa: ARG002
+        return np.arange(*span)
+
+
+def open_npy(vectors: Vectors, model: str, kind: str) -> Rows:
+    return Mapped(np.load(vectors.file(model, f"{kind}.npy"), mmap_mode="r"))
+
+
+@pytest.fixture
+def npy_atlas(small_atlas: Path, tmp_path: Path) -> Path:
+    """The shared atlas with bert's ff_value in a .npy file, and in no other."""
+    atlas = shutil.copytree(small_atlas, tmp_path / "npy.atlas")
+    folder = atlas_files.model_folder(atlas, "bert")
+    flat = folder / vector_files.index_name("ff_value")
+    file = folder / "ff_value.npy"
+    np.save(file, vector_files.load_rows(flat))
+    with duckdb.connect(str(atlas_files.database(atlas))) as db:
+        db.execute("DELETE FROM store.files WHERE path = ?", [flat.relative_to(atlas).as_posix()])
+        recorded = [file.relative_to(atlas).as_posix(), file.stat().st_size, atlas_files.sha256(file)]
+        db.execute("INSERT INTO store.files VALUES ('bert', ?, ?, ?)", recorded)
+    flat.unlink()
+    return atlas
+
+
+def test_a_vector_store_of_ones_own_answers_similar(
+    npy_atlas: Path, atlas: paramdex.Atlas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(OPENERS, ".npy", open_npy)
+    with paramdex.open(npy_atlas) as own:
+        for asked in ({}, {"side": "both"}, {"kind": "ff_key"}, {"layer": 1}):
+            address = "bert/L0/ff_value/3"
+            assert own.similar(address, 7, **asked).to_rows() == atlas.similar(address, 7, **asked).to_rows()
+        assert isinstance(own.vectors.index("bert", "ff_value"), Mapped)
+        assert not isinstance(own.vectors.index("bert", "ff_key"), Mapped)
+        assert own.search("canada", model="bert").to_rows() == atlas.search("canada", model="bert").to_rows()
+
+
+def test_its_files_are_checked_as_all_others(npy_atlas: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(OPENERS, ".npy", open_npy)
+    with (atlas_files.model_folder(npy_atlas, "bert") / "ff_value.npy").open("r+b") as file:
+        file.seek(-4, 2)
+        file.write(b"\x00\x00\x80\x3f")
+    with paramdex.open(npy_atlas) as own, pytest.raises(paramdex.AtlasError, match=r"ff_value\.npy is not what was"):
+        own.similar("bert/L0/ff_value/3")
