@@ -4,40 +4,34 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
-from os import PathLike
 from pathlib import Path
-from typing import Any
 
 import duckdb
 import pyarrow as pa
-import torch
 from safetensors import SafetensorError
 
 from paramdex_builder.files.units import Piece, Units, parameter_unit, parameters_held, pieces
-from paramdex_builder.options import Options, given, source_text, source_texts
-from paramdex_builder.project.finite import check_lengths, check_table
+from paramdex_builder.options import Options, given, source_texts
+from paramdex_builder.plan import Planned, named_sources, plan_model
+from paramdex_builder.project.finite import check_table
 from paramdex_builder.project.head_rows import ATTENTION, Kept, head_units
+from paramdex_builder.project.pair_scan import Words
 from paramdex_builder.project.pairs import same_words
-from paramdex_builder.project.space import make_space, pick_device, space_work
+from paramdex_builder.project.space import Space, make_space, pick_device, space_work
 from paramdex_builder.project.tokens import forget, projection_held
 from paramdex_builder.publish.place import check_space, check_writable, estimate, find_place, staging_folder
 from paramdex_builder.publish.publish import FinishedModel, database, publish
 from paramdex_builder.read.checkpoint import Checkpoint
 from paramdex_builder.read.displacement import Displacement
-from paramdex_builder.read.hub import own_name
-from paramdex_builder.read.vocabulary import Vocabulary, read_vocabulary
 from paramdex_builder.work import memory
 from paramdex_builder.work.progress import Progress
 from paramdex_builder.work.workers import Workers
 from paramdex_schemas import FORMAT_VERSION, AtlasError, BuildError, CheckpointError, atlas_files
-from paramdex_schemas.addresses import MODEL_NAME
 from paramdex_schemas.arguments import given_path
-from paramdex_schemas.errors import quoted
 from paramdex_schemas.foreign import reason
 from paramdex_schemas.layout import Place
 
@@ -59,7 +53,7 @@ def build(
     options, progress = given(options, Options).check(), given(progress, Progress)
     device = pick_device(options.device)
     atlas = given_path(output, "an atlas", AtlasError)
-    named = _names(source_texts(sources), options.base)
+    named = named_sources(source_texts(sources), options.base)
     if not named:
         raise BuildError("give at least one model to build")
     try:
@@ -68,33 +62,31 @@ def build(
         if set(named) - set(had):
             check_writable(place)
         with _reading():
-            checkpoints = {name: _open(source, options) for name, source in named.items()}
-            plans = {name: _plan(name, checkpoint, options, progress) for name, checkpoint in checkpoints.items()}
+            opened = {name: _open(source, options) for name, source in named.items()}
+            models = [plan_model(name, checkpoint, options, progress) for name, checkpoint in opened.items()]
         least = {
-            name: memory.needed(checkpoints[name], len(vocabulary), stored, device)
-            for name, (_, vocabulary, stored) in plans.items()
+            each.name: memory.needed(each.checkpoint, len(each.vocabulary), each.stored, device) for each in models
         }
         most = max(least, key=lambda name: least[name])
         allowed = memory.allowed(options.memory, least[most], most)
-        new = [checkpoint for name, checkpoint in checkpoints.items() if name not in present]
+        new = [each.checkpoint for each in models if each.name not in present]
         check_space(place, [estimate(checkpoint, options.top_k, options.pair_k) for checkpoint in new])
         with staging_folder(place, atlas) as staging:
             present = _present(atlas)  # another build may have ended since
-            for name, checkpoint in checkpoints.items():
-                plan, vocabulary, _ = plans[name]
-                fingerprint = _fingerprint(plan)
+            for each in models:
+                name = each.name
                 if name in present:
-                    if present[name] != fingerprint:
+                    if present[name] != each.plan.fingerprint():
                         raise BuildError(
                             f"{atlas} already has a model {name}, built from other weights or with other options; "
-                            f"give this one another name: NEWNAME={checkpoint.source}"
+                            f"give this one another name: NEWNAME={each.checkpoint.source}"
                         )
                     shutil.rmtree(staging / name, ignore_errors=True)  # left by a build killed just after publishing
                     progress.say(f"{name}: already in {atlas}")
                     continue
                 workers = Workers(device, max(0, allowed - least[name]))
-                with _unchanged(checkpoint, staging / name):
-                    model = _make(name, checkpoint, vocabulary, plan, options, staging, workers, progress)
+                with _unchanged(each.checkpoint, staging / name):
+                    model = _make(each, options, staging, workers, progress)
                 publish(model, place, staging, device, progress, memory.for_duckdb(allowed, least[name]))
                 shutil.rmtree(model.units.folder)
                 progress.say(f"{name}: {model.layout.n_parameters:,} parameters in {atlas}")
@@ -110,34 +102,6 @@ def _open(source: str, options: Options) -> Checkpoint | Displacement:
     if options.base is None:
         return Checkpoint.open(source, fold_norm=options.fold_norm)
     return Displacement.open(source, str(options.base), fold_norm=options.fold_norm)
-
-
-def _names(sources: Sequence[str], base: str | PathLike[str] | None = None) -> dict[str, str]:
-    """name -> source. What moved between two models is neither of them, and both may stand in the atlas beside it, so
-    without a name it is called TUNED-minus-BASE. Raises BuildError for a name that cannot be or stands twice.
-    """
-    named: dict[str, str] = {}
-    for text in sources:
-        name, equals, source = text.partition("=")
-        # a path, which may have = in it
-        if not equals or ("/" in name and (name[0] in "./" or os.access(text, os.F_OK))):
-            source, name = text, own_name(text)
-            if base is not None:
-                name += f"-minus-{own_name(str(base))}"
-        source = source_text(source)
-        if not MODEL_NAME.fullmatch(name):
-            better = re.sub(r"[^A-Za-z0-9._+-]+", "-", name).strip("-._+") or "NAME"
-            no_path = f" (and there is no folder {text})" if "/" in name else ""
-            raise BuildError(
-                f"{quoted(name)} cannot name a model, which letters, digits, . _ + and - can; "
-                f"write {better}={source}{no_path}"
-            )
-        if name == "all":
-            raise BuildError(f"a model cannot be called all, which stands for every model; write NAME={source}")
-        if name in named:
-            raise BuildError(f"two models would be called {name}; name one of them: OTHER={source}")
-        named[name] = source
-    return named
 
 
 def _present(atlas: Path) -> dict[str, str]:
@@ -162,54 +126,6 @@ def _present(atlas: Path) -> dict[str, str]:
         if "Permission denied" in str(error):
             raise AtlasError(f"{atlas} cannot be read: no permission to open {file.name}") from error
         raise AtlasError(f"{atlas} is no atlas or is damaged ({reason(error)})") from error
-
-
-def _plan(
-    name: str, checkpoint: Checkpoint | Displacement, options: Options, progress: Progress
-) -> tuple[dict[str, Any], Vocabulary, torch.dtype]:
-    """All that decides the numbers of a model, its vocabulary, and what E is held in; every tensor is checked on the
-    way.
-    """
-    E, embedding, tied = checkpoint.embedding(options.space)
-    check_lengths(E, f"{checkpoint.source}: {embedding} embedding")
-    for note in checkpoint.embeddings.notes(options.space):
-        progress.say(f"{name}: {note}")
-    vocabulary = read_vocabulary(checkpoint.source, checkpoint.folder, len(E))
-    if vocabulary.past_rows:
-        n, some = len(vocabulary.past_rows), ", ".join(map(repr, vocabulary.past_rows[:5]))
-        some += ", ..." if n > 5 else ""
-        progress.say(f"{name}: left out, as the embedding has no rows for them: {n} added tokens ({some})")
-    with progress.step(f"{name}: checking weights", len(checkpoint.layout.runs)) as advance:
-        checkpoint.check_layers(advance)
-    left_out = [f"{part} ({n} tensors)" for part, n in checkpoint.left_out().items()]
-    if left_out:
-        family = checkpoint.family.name
-        progress.say(f"{name}: left out, as the family {family} does not know them: {', '.join(left_out)}")
-    plan = {
-        "format": FORMAT_VERSION,
-        "weights_sha256": checkpoint.sha256(),
-        "base_sha256": checkpoint.base_sha256(),
-        "tokenizer_sha256": vocabulary.tokenizer_sha256,
-        "vocabulary": vocabulary.name,
-        "vocabulary_size": len(vocabulary),
-        "family": checkpoint.family.name,
-        "numbers": checkpoint.numbers(),
-        "embedding": embedding,
-        "tied": tied,
-        "fold_norm": options.fold_norm,
-        "top_k": options.top_k,
-        "pair_k": options.pair_k,
-        "neighbor_k": options.neighbor_k,
-        "directions_k": options.directions_k,
-    }
-    return plan, vocabulary, E.dtype
-
-
-def _fingerprint(plan: dict[str, Any]) -> str:
-    import hashlib
-    import json
-
-    return hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
 
 
 @contextmanager
@@ -240,50 +156,63 @@ def _unchanged(checkpoint: Checkpoint | Displacement, units: Path) -> Iterator[N
         raise
 
 
-def _make(
-    name: str,
-    checkpoint: Checkpoint | Displacement,
-    vocabulary: Vocabulary,
-    plan: dict[str, Any],
-    options: Options,
-    staging: Path,
-    workers: Workers,
-    progress: Progress,
-) -> FinishedModel:
+def _make(planned: Planned, options: Options, staging: Path, workers: Workers, progress: Progress) -> FinishedModel:
     """Do the units of a model that are not done yet."""
-    layout = checkpoint.layout
-    units = Units(staging / name, plan | {"builder_version": version("paramdex")})
-    E, embedding, tied = checkpoint.embedding(options.space)
-    E = E[: len(vocabulary)]
+    name, checkpoint, vocabulary, plan = planned.name, planned.checkpoint, planned.vocabulary, planned.plan
+    built_by = {"builder_version": version("paramdex")}
+    units = Units(staging / name, plan.entries() | built_by)
+    E = checkpoint.embedding(options.space)[0][: len(vocabulary)]
     with progress.step(f"{name}: measuring the embedding", space_work(*E.shape)) as advance:
         space = make_space(E, workers.device, advance)
     del E
     words = same_words(vocabulary.words(), workers.device)
+    _project_parameters(planned, space, units, workers, progress)
+    forget(space)
+    _pair_tokens(planned, space, words, units, workers, progress)
+    row = {
+        "source": checkpoint.source,
+        "revision": checkpoint.revision,
+        "base": options.base,
+        "family_inferred": checkpoint.inferred,
+        "model_type": checkpoint.config.model_type,
+        "rotary_left_out": checkpoint.rotary(),
+        "dtype": checkpoint.dtype(),
+        "embedding_rank": space.root.rank,
+        "embedding_condition": space.root.condition,
+        "n_parameters": checkpoint.layout.n_parameters,
+    }
+    return FinishedModel(name, plan.row() | row | built_by, checkpoint.layout, space, vocabulary, units)
 
-    def keep(name: str, number: int, table: pa.Table, place: Place) -> None:
-        of = "" if place[1] is None else f" of {place[0] or ''} layer {place[1]}".replace("  ", " ")
-        check_table(table, f"{checkpoint.source}: {name}{of}")
-        units.write(name, number, table)
+
+def _project_parameters(planned: Planned, space: Space, units: Units, workers: Workers, progress: Progress) -> None:
+    """Make the units of parameters that are not there yet."""
+    checkpoint, layout, top_k = planned.checkpoint, planned.checkpoint.layout, planned.plan.top_k
 
     def project(piece: Piece) -> int:
         kind, number = piece.run.kind, piece.number
         if not units.has(kind, number):
             # No name for the rows: they are gone before their coordinates are written.
-            table, coordinates = parameter_unit(checkpoint.rows(piece.run, piece.owners), piece, space, options.top_k)
+            table, coordinates = parameter_unit(checkpoint.rows(piece.run, piece.owners), piece, space, top_k)
             units.write_coordinates(kind, number, coordinates)
-            keep(kind, number, table, piece.run.place)
+            _keep(units, checkpoint.source, kind, number, table, piece.run.place)
             del table, coordinates
             memory.release()
         return piece.n_rows
 
     every = [piece for kind in layout.kinds for piece in pieces(layout, kind)]
     each_held = parameters_held(every, checkpoint.d_model, checkpoint.n_terms) + projection_held(space.size)
-    with progress.step(f"{name}: projecting parameters", layout.n_parameters) as advance:
+    with progress.step(f"{planned.name}: projecting parameters", layout.n_parameters) as advance:
         for n_rows in workers.map(project, every, each_held):
             advance(n_rows)
-    forget(space)
-    first, kept = 0, Kept(options.pair_k, options.directions_k)
-    with progress.step(f"{name}: pairing tokens", 2 * layout.n_heads) as advance:
+
+
+def _pair_tokens(
+    planned: Planned, space: Space, words: Words, units: Units, workers: Workers, progress: Progress
+) -> None:
+    """Make the units of heads, their pairs and their directions that are not there yet."""
+    checkpoint, layout = planned.checkpoint, planned.checkpoint.layout
+    first, kept = 0, Kept(planned.plan.pair_k, planned.plan.directions_k)
+    with progress.step(f"{planned.name}: pairing tokens", 2 * layout.n_heads) as advance:
         for number, place in enumerate(layout.attention_places):
             run = layout.heads(place)
             if units.has("heads", number):
@@ -291,39 +220,17 @@ def _make(
             else:
                 vectors = {kind: checkpoint.head_rows(kind, place) for kind in ATTENTION}
                 heads, pairs, directions = head_units(vectors, run, first, space, words, kept, workers, advance)
-                keep("pairs", number, pairs, place)
-                keep("directions", number, directions, place)
-                keep("heads", number, heads, place)  # last: it stands for the whole place
+                _keep(units, checkpoint.source, "pairs", number, pairs, place)
+                _keep(units, checkpoint.source, "directions", number, directions, place)
+                _keep(units, checkpoint.source, "heads", number, heads, place)  # last: it stands for the whole place
             first += run.n_owners
-    row = {
-        "source": checkpoint.source,
-        "revision": checkpoint.revision,
-        "family": checkpoint.family.name,
-        "family_inferred": checkpoint.inferred,
-        "model_type": checkpoint.config.model_type,
-        **checkpoint.numbers(),
-        "vocabulary": vocabulary.name,
-        "vocabulary_size": len(vocabulary),
-        "embedding": embedding,
-        "tied": tied,
-        "fold_norm": options.fold_norm,
-        "embedding_rank": space.root.rank,
-        "embedding_condition": space.root.condition,
-        "rotary_left_out": checkpoint.rotary(),
-        "dtype": checkpoint.dtype(),
-        "top_k": options.top_k,
-        "pair_k": options.pair_k,
-        "neighbor_k": options.neighbor_k,
-        "directions_k": options.directions_k,
-        "n_parameters": layout.n_parameters,
-        "base": options.base,
-        "weights_sha256": plan["weights_sha256"],
-        "base_sha256": plan["base_sha256"],
-        "tokenizer_sha256": plan["tokenizer_sha256"],
-        "plan_sha256": _fingerprint(plan),
-        "builder_version": version("paramdex"),
-    }
-    return FinishedModel(name, row, layout, space, vocabulary, units)
+
+
+def _keep(units: Units, source: str, name: str, number: int, table: pa.Table, place: Place) -> None:
+    """Write the rows of a unit once all their numbers are finite. Raises CheckpointError where one is not."""
+    of = "" if place[1] is None else f" of {place[0] or ''} layer {place[1]}".replace("  ", " ")
+    check_table(table, f"{source}: {name}{of}")
+    units.write(name, number, table)
 
 
 def _reason(error: Exception, atlas: Path) -> str:

@@ -182,7 +182,7 @@ def test_killed_from_outside(folders: list[Path], whole: dict[str, Any], run: Ru
     atlas = tmp_path / "x.atlas"
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); from killed_builds import OPTIONS; from paramdex_builder import "
-        "build, units; import time; w = units.write_whole\n"
+        "build; from paramdex_builder.files import units; import time; w = units.write_whole\n"
         "units.write_whole = lambda *a: (w(*a), time.sleep(0.05))\n"
         "build(sys.argv[3:], sys.argv[2], OPTIONS)"
     )
