@@ -31,7 +31,9 @@ import torch
 
 import paramdex
 from paramdex.result import Result
-from paramdex_builder.files.units import PARAMETERS, Piece, Units, pieces
+from paramdex_builder.files.units import Units
+from paramdex_builder.project.parameter_rows import PARAMETERS
+from paramdex_builder.project.pieces import Piece, pieces
 from paramdex_builder.project.space import Space
 from paramdex_builder.publish.publish import FinishedModel, publish
 from paramdex_builder.read.vocabulary import Vocabulary

@@ -14,13 +14,15 @@ import duckdb
 import pyarrow as pa
 from safetensors import SafetensorError
 
-from paramdex_builder.files.units import Piece, Units, parameter_unit, parameters_held, pieces
+from paramdex_builder.files.units import Units
 from paramdex_builder.options import Options, given, source_texts
 from paramdex_builder.plan import Planned, named_sources, plan_model
 from paramdex_builder.project.finite import check_table
 from paramdex_builder.project.head_rows import ATTENTION, Kept, head_units
 from paramdex_builder.project.pair_scan import Words
 from paramdex_builder.project.pairs import same_words
+from paramdex_builder.project.parameter_rows import parameter_rows, parameters_held
+from paramdex_builder.project.pieces import Piece, pieces
 from paramdex_builder.project.space import Space, make_space, pick_device, space_work
 from paramdex_builder.project.tokens import forget, projection_held
 from paramdex_builder.publish.place import check_space, check_writable, estimate, find_place, staging_folder
@@ -192,7 +194,7 @@ def _project_parameters(planned: Planned, space: Space, units: Units, workers: W
         kind, number = piece.run.kind, piece.number
         if not units.has(kind, number):
             # No name for the rows: they are gone before their coordinates are written.
-            table, coordinates = parameter_unit(checkpoint.rows(piece.run, piece.owners), piece, space, top_k)
+            table, coordinates = parameter_rows(checkpoint.rows(piece.run, piece.owners), piece, space, top_k)
             units.write_coordinates(kind, number, coordinates)
             _keep(units, checkpoint.source, kind, number, table, piece.run.place)
             del table, coordinates

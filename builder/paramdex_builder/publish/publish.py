@@ -22,8 +22,9 @@ import pyarrow as pa
 import torch
 
 from paramdex_builder.files.tensors import write_space
-from paramdex_builder.files.units import Units, pieces
+from paramdex_builder.files.units import Units
 from paramdex_builder.files.vectors import open_rows, rotation, write_codes, write_flat_index
+from paramdex_builder.project.pieces import pieces
 from paramdex_builder.project.space import Space
 from paramdex_builder.project.undertrained import token_embeddings
 from paramdex_builder.read.vocabulary import Vocabulary

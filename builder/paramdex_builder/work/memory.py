@@ -19,9 +19,10 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from paramdex_builder.files.units import parameters_held, pieces
 from paramdex_builder.project.engines import precision_of
 from paramdex_builder.project.head_rows import ATTENTION, matrix_held
+from paramdex_builder.project.parameter_rows import parameters_held
+from paramdex_builder.project.pieces import pieces
 from paramdex_builder.project.tokens import projection_held, projection_shared
 from paramdex_builder.read.checkpoint import Checkpoint
 from paramdex_builder.read.displacement import Displacement

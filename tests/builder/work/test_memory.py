@@ -19,9 +19,9 @@ from safetensors.torch import load_file
 import paramdex_builder
 from paramdex.cli import cli
 from paramdex_builder import Options, Progress, build
-from paramdex_builder.files.units import pieces
 from paramdex_builder.project.engines import Precision
 from paramdex_builder.project.head_rows import ATTENTION
+from paramdex_builder.project.pieces import pieces
 from paramdex_builder.read.checkpoint import Checkpoint
 from paramdex_builder.work import memory
 from paramdex_schemas import BuildError, Layout, Run, atlas_files
