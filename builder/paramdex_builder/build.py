@@ -14,6 +14,7 @@ import duckdb
 import pyarrow as pa
 from safetensors import SafetensorError
 
+from paramdex_builder.estimates import disk_needed, memory_needed
 from paramdex_builder.files.units import Units
 from paramdex_builder.options import Options, given, source_texts
 from paramdex_builder.plan import Planned, named_sources, plan_model
@@ -25,7 +26,7 @@ from paramdex_builder.project.parameter_rows import parameter_rows, parameters_h
 from paramdex_builder.project.pieces import Piece, pieces
 from paramdex_builder.project.space import Space, make_space, pick_device, space_work
 from paramdex_builder.project.tokens import forget, projection_held
-from paramdex_builder.publish.place import check_space, check_writable, estimate, find_place, staging_folder
+from paramdex_builder.publish.place import check_space, check_writable, find_place, staging_folder
 from paramdex_builder.publish.publish import FinishedModel, database, publish
 from paramdex_builder.read.checkpoint import Checkpoint
 from paramdex_builder.read.displacement import Displacement
@@ -67,12 +68,12 @@ def build(
             opened = {name: _open(source, options) for name, source in named.items()}
             models = [plan_model(name, checkpoint, options, progress) for name, checkpoint in opened.items()]
         least = {
-            each.name: memory.needed(each.checkpoint, len(each.vocabulary), each.stored, device) for each in models
+            each.name: memory_needed(each.checkpoint, len(each.vocabulary), each.stored, device) for each in models
         }
         most = max(least, key=lambda name: least[name])
         allowed = memory.allowed(options.memory, least[most], most)
         new = [each.checkpoint for each in models if each.name not in present]
-        check_space(place, [estimate(checkpoint, options.top_k, options.pair_k) for checkpoint in new])
+        check_space(place, [disk_needed(checkpoint, options.top_k, options.pair_k) for checkpoint in new])
         with staging_folder(place, atlas) as staging:
             present = _present(atlas)  # another build may have ended since
             for each in models:

@@ -13,12 +13,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from paramdex_builder.read.checkpoint import Checkpoint
-from paramdex_builder.read.displacement import Displacement
-from paramdex_schemas import BuildError, atlas_files, vector_files
+from paramdex_schemas import BuildError, atlas_files
 
-_BLOCKS = 4 << 20
-"""Bytes that a model takes in the database however small it is: columns of tables begin in blocks of their own."""
 _LOG = 4 << 20
 """Bytes of the database's log that do not grow with the model: larger tables are written past it."""
 
@@ -64,23 +60,6 @@ def check_space(place: Path, needed: Sequence[int]) -> None:
         wanted += database.stat().st_size
     if wanted > free:
         raise BuildError(f"the build needs about {_size(wanted)} at {place.parent}, only {_size(free)} are free")
-
-
-def estimate(checkpoint: Checkpoint | Displacement, top_k: int, pair_k: int) -> int:
-    """About how many bytes a model takes while it is built, staging included.
-
-    A posting lies there thrice: in staging, in the database, and in its log or what the database wrote before. Vectors
-    lie there twice, in staging and in their index, beside which a large kind has a byte for each number and four for
-    each row.
-    """
-    layout, d = checkpoint.layout, checkpoint.d_model
-    postings = layout.n_parameters * 2 * top_k
-    vectors = layout.n_parameters * d * 4
-    rows = [layout.blocks[kind].n_rows for kind in layout.kinds]
-    codes = sum(n * (d + 4) + d * d * 4 for n in rows if n * d * 4 >= vector_files.CODED_BYTES)
-    pairs = checkpoint.layout.n_heads * 8 * pair_k
-    embedding = sum(file.stat().st_size for file in checkpoint.files.paths) // 2
-    return _BLOCKS + 36 * postings + 2 * vectors + codes + 60 * pairs + embedding
 
 
 def _size(n_bytes: int) -> str:

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 import paramdex_builder
 from paramdex.cli import cli
-from paramdex_builder import Options, Progress, build
+from paramdex_builder import Options, Progress, build, estimates
 from paramdex_builder.project.engines import Precision
 from paramdex_builder.project.head_rows import ATTENTION
 from paramdex_builder.project.pieces import pieces
@@ -77,7 +77,7 @@ def model(d: int, d_ff: int, d_head: int, n_terms: int = 1) -> Any:
 
 
 def needed(of: Any, V: int, stored: torch.dtype = torch.float32, device: torch.device = CPU) -> int:
-    return memory.needed(of, V, stored, device)
+    return estimates.memory_needed(of, V, stored, device)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -85,7 +85,7 @@ def needed(of: Any, V: int, stored: torch.dtype = torch.float32, device: torch.d
 def test_the_embedding_counts_as_it_is_held_and_as_it_is_screened(
     precision: Precision, stored: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memory, "precision_of", lambda _: precision)
+    monkeypatch.setattr(estimates, "precision_of", lambda _: precision)
     d = 4096
     grown = needed(model(d, 100, 8), 3 * MILLION, stored) - needed(model(d, 100, 8), 2 * MILLION, stored)
     beside = max(precision.dtype.itemsize, stored.itemsize)  # or as it is read
