@@ -30,6 +30,7 @@ from paramdex_builder.publish.place import check_space, check_writable, find_pla
 from paramdex_builder.publish.publish import FinishedModel, database, publish
 from paramdex_builder.read.checkpoint import Checkpoint
 from paramdex_builder.read.displacement import Displacement
+from paramdex_builder.read.weights import Weights
 from paramdex_builder.work import memory
 from paramdex_builder.work.progress import Progress
 from paramdex_builder.work.workers import Workers
@@ -66,14 +67,12 @@ def build(
             check_writable(place)
         with _reading():
             opened = {name: _open(source, options) for name, source in named.items()}
-            models = [plan_model(name, checkpoint, options, progress) for name, checkpoint in opened.items()]
-        least = {
-            each.name: memory_needed(each.checkpoint, len(each.vocabulary), each.stored, device) for each in models
-        }
+            models = [plan_model(name, weights, options, progress) for name, weights in opened.items()]
+        least = {each.name: memory_needed(each.weights, len(each.vocabulary), each.stored, device) for each in models}
         most = max(least, key=lambda name: least[name])
         allowed = memory.allowed(options.memory, least[most], most)
-        new = [each.checkpoint for each in models if each.name not in present]
-        check_space(place, [disk_needed(checkpoint, options.top_k, options.pair_k) for checkpoint in new])
+        new = [each.weights for each in models if each.name not in present]
+        check_space(place, [disk_needed(weights, options.top_k, options.pair_k) for weights in new])
         with staging_folder(place, atlas) as staging:
             present = _present(atlas)  # another build may have ended since
             for each in models:
@@ -82,13 +81,13 @@ def build(
                     if present[name] != each.plan.fingerprint():
                         raise BuildError(
                             f"{atlas} already has a model {name}, built from other weights or with other options; "
-                            f"give this one another name: NEWNAME={each.checkpoint.source}"
+                            f"give this one another name: NEWNAME={each.weights.source}"
                         )
                     shutil.rmtree(staging / name, ignore_errors=True)  # left by a build killed just after publishing
                     progress.say(f"{name}: already in {atlas}")
                     continue
                 workers = Workers(device, max(0, allowed - least[name]))
-                with _unchanged(each.checkpoint, staging / name):
+                with _unchanged(each.weights, staging / name):
                     model = _make(each, options, staging, workers, progress)
                 publish(model, place, staging, device, progress, memory.for_duckdb(allowed, least[name]))
                 shutil.rmtree(model.units.folder)
@@ -101,7 +100,7 @@ def build(
     return atlas
 
 
-def _open(source: str, options: Options) -> Checkpoint | Displacement:
+def _open(source: str, options: Options) -> Weights:
     if options.base is None:
         return Checkpoint.open(source, fold_norm=options.fold_norm)
     return Displacement.open(source, str(options.base), fold_norm=options.fold_norm)
@@ -144,7 +143,7 @@ def _reading() -> Iterator[None]:
 
 
 @contextmanager
-def _unchanged(checkpoint: Checkpoint | Displacement, units: Path) -> Iterator[None]:
+def _unchanged(weights: Weights, units: Path) -> Iterator[None]:
     """Around the reading of weights whose checksum is known: files are opened anew for every tensor. Where they are
     others in the end, raises CheckpointError, whatever else went wrong. Drops the folder ``units`` then, and where
     anything else is wrong with the model's numbers.
@@ -153,7 +152,7 @@ def _unchanged(checkpoint: Checkpoint | Displacement, units: Path) -> Iterator[N
         try:
             yield
         finally:
-            checkpoint.check_unchanged()
+            weights.check_unchanged()
     except CheckpointError:
         shutil.rmtree(units, ignore_errors=True)
         raise
@@ -161,10 +160,10 @@ def _unchanged(checkpoint: Checkpoint | Displacement, units: Path) -> Iterator[N
 
 def _make(planned: Planned, options: Options, staging: Path, workers: Workers, progress: Progress) -> FinishedModel:
     """Do the units of a model that are not done yet."""
-    name, checkpoint, vocabulary, plan = planned.name, planned.checkpoint, planned.vocabulary, planned.plan
+    name, weights, vocabulary, plan = planned.name, planned.weights, planned.vocabulary, planned.plan
     built_by = {"builder_version": version("paramdex")}
     units = Units(staging / name, plan.entries() | built_by)
-    E = checkpoint.embedding(options.space)[0][: len(vocabulary)]
+    E = weights.embedding(options.space)[0][: len(vocabulary)]
     with progress.step(f"{name}: measuring the embedding", space_work(*E.shape)) as advance:
         space = make_space(E, workers.device, advance)
     del E
@@ -173,37 +172,37 @@ def _make(planned: Planned, options: Options, staging: Path, workers: Workers, p
     forget(space)
     _pair_tokens(planned, space, words, units, workers, progress)
     row = {
-        "source": checkpoint.source,
-        "revision": checkpoint.revision,
+        "source": weights.source,
+        "revision": weights.revision,
         "base": options.base,
-        "family_inferred": checkpoint.inferred,
-        "model_type": checkpoint.config.model_type,
-        "rotary_left_out": checkpoint.rotary(),
-        "dtype": checkpoint.dtype(),
+        "family_inferred": weights.inferred,
+        "model_type": weights.model_type,
+        "rotary_left_out": weights.rotary(),
+        "dtype": weights.dtype(),
         "embedding_rank": space.root.rank,
         "embedding_condition": space.root.condition,
-        "n_parameters": checkpoint.layout.n_parameters,
+        "n_parameters": weights.layout.n_parameters,
     }
-    return FinishedModel(name, plan.row() | row | built_by, checkpoint.layout, space, vocabulary, units)
+    return FinishedModel(name, plan.row() | row | built_by, weights.layout, space, vocabulary, units)
 
 
 def _project_parameters(planned: Planned, space: Space, units: Units, workers: Workers, progress: Progress) -> None:
     """Make the units of parameters that are not there yet."""
-    checkpoint, layout, top_k = planned.checkpoint, planned.checkpoint.layout, planned.plan.top_k
+    weights, layout, top_k = planned.weights, planned.weights.layout, planned.plan.top_k
 
     def project(piece: Piece) -> int:
         kind, number = piece.run.kind, piece.number
         if not units.has(kind, number):
             # No name for the rows: they are gone before their coordinates are written.
-            table, coordinates = parameter_rows(checkpoint.rows(piece.run, piece.owners), piece, space, top_k)
+            table, coordinates = parameter_rows(weights.rows(piece.run, piece.owners), piece, space, top_k)
             units.write_coordinates(kind, number, coordinates)
-            _keep(units, checkpoint.source, kind, number, table, piece.run.place)
+            _keep(units, weights.source, kind, number, table, piece.run.place)
             del table, coordinates
             memory.release()
         return piece.n_rows
 
     every = [piece for kind in layout.kinds for piece in pieces(layout, kind)]
-    each_held = parameters_held(every, checkpoint.d_model, checkpoint.n_terms) + projection_held(space.size)
+    each_held = parameters_held(every, weights.d_model, weights.n_terms) + projection_held(space.size)
     with progress.step(f"{planned.name}: projecting parameters", layout.n_parameters) as advance:
         for n_rows in workers.map(project, every, each_held):
             advance(n_rows)
@@ -213,7 +212,7 @@ def _pair_tokens(
     planned: Planned, space: Space, words: Words, units: Units, workers: Workers, progress: Progress
 ) -> None:
     """Make the units of heads, their pairs and their directions that are not there yet."""
-    checkpoint, layout = planned.checkpoint, planned.checkpoint.layout
+    weights, layout = planned.weights, planned.weights.layout
     first, kept = 0, Kept(planned.plan.pair_k, planned.plan.directions_k)
     with progress.step(f"{planned.name}: pairing tokens", 2 * layout.n_heads) as advance:
         for number, place in enumerate(layout.attention_places):
@@ -221,11 +220,11 @@ def _pair_tokens(
             if units.has("heads", number):
                 advance(2 * run.n_owners)
             else:
-                vectors = {kind: checkpoint.head_rows(kind, place) for kind in ATTENTION}
+                vectors = {kind: weights.head_rows(kind, place) for kind in ATTENTION}
                 heads, pairs, directions = head_units(vectors, run, first, space, words, kept, workers, advance)
-                _keep(units, checkpoint.source, "pairs", number, pairs, place)
-                _keep(units, checkpoint.source, "directions", number, directions, place)
-                _keep(units, checkpoint.source, "heads", number, heads, place)  # last: it stands for the whole place
+                _keep(units, weights.source, "pairs", number, pairs, place)
+                _keep(units, weights.source, "directions", number, directions, place)
+                _keep(units, weights.source, "heads", number, heads, place)  # last: it stands for the whole place
             first += run.n_owners
 
 

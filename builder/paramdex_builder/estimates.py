@@ -13,8 +13,7 @@ from paramdex_builder.project.head_rows import ATTENTION, matrix_held
 from paramdex_builder.project.parameter_rows import parameters_held
 from paramdex_builder.project.pieces import pieces
 from paramdex_builder.project.tokens import projection_held, projection_shared
-from paramdex_builder.read.checkpoint import Checkpoint
-from paramdex_builder.read.displacement import Displacement
+from paramdex_builder.read.weights import Weights
 from paramdex_builder.work.memory import LEAST_FOR_DUCKDB
 from paramdex_schemas import vector_files
 
@@ -24,13 +23,13 @@ _BLOCKS = 4 << 20
 """Bytes that a model takes in the database however small it is: columns of tables begin in blocks of their own."""
 
 
-def memory_needed(model: Checkpoint | Displacement, V: int, stored: torch.dtype, device: torch.device) -> int:
+def memory_needed(weights: Weights, V: int, stored: torch.dtype, device: torch.device) -> int:
     """About how many bytes a model takes at the least: its embedding (V x d, held in the dtype ``stored``) and the root
     of its Gram matrix, and what the step adds that takes most: reading, projecting, pairing, sorting, or relating.
 
     What a GPU holds is not counted.
     """
-    layout, d, n_terms = model.layout, model.d_model, model.n_terms
+    layout, d, n_terms = weights.layout, weights.d_model, weights.n_terms
     root = 8 * d * d
     projecting = parameters_held([piece for kind in layout.kinds for piece in pieces(layout, kind)], d, n_terms)
     places = layout.attention_places
@@ -45,18 +44,18 @@ def memory_needed(model: Checkpoint | Displacement, V: int, stored: torch.dtype,
     return _LIBRARIES + embedding + root + max(reading, projecting, pairing, sorting, relating)
 
 
-def disk_needed(checkpoint: Checkpoint | Displacement, top_k: int, pair_k: int) -> int:
+def disk_needed(weights: Weights, top_k: int, pair_k: int) -> int:
     """About how many bytes a model takes while it is built, staging included.
 
     A posting lies there thrice: in staging, in the database, and in its log or what the database wrote before. Vectors
     lie there twice, in staging and in their index, beside which a large kind has a byte for each number and four for
     each row.
     """
-    layout, d = checkpoint.layout, checkpoint.d_model
+    layout, d = weights.layout, weights.d_model
     postings = layout.n_parameters * 2 * top_k
     vectors = layout.n_parameters * d * 4
     rows = [layout.blocks[kind].n_rows for kind in layout.kinds]
     codes = sum(n * (d + 4) + d * d * 4 for n in rows if n * d * 4 >= vector_files.CODED_BYTES)
-    pairs = checkpoint.layout.n_heads * 8 * pair_k
-    embedding = sum(file.stat().st_size for file in checkpoint.files.paths) // 2
+    pairs = layout.n_heads * 8 * pair_k
+    embedding = weights.n_bytes // 2
     return _BLOCKS + 36 * postings + 2 * vectors + codes + 60 * pairs + embedding

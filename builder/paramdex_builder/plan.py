@@ -15,10 +15,9 @@ import torch
 
 from paramdex_builder.options import Options, source_text
 from paramdex_builder.project.finite import check_lengths
-from paramdex_builder.read.checkpoint import Checkpoint
-from paramdex_builder.read.displacement import Displacement
 from paramdex_builder.read.hub import own_name
 from paramdex_builder.read.vocabulary import Vocabulary, read_vocabulary
+from paramdex_builder.read.weights import Weights
 from paramdex_builder.work.progress import Progress
 from paramdex_schemas import FORMAT_VERSION, BuildError
 from paramdex_schemas.addresses import MODEL_NAME
@@ -71,41 +70,41 @@ class Planned:
     """A model that was read and checked, and is to be built."""
 
     name: str
-    checkpoint: Checkpoint | Displacement
+    weights: Weights
     vocabulary: Vocabulary
     plan: Plan
     stored: torch.dtype
     """what its embedding is held in"""
 
 
-def plan_model(name: str, checkpoint: Checkpoint | Displacement, options: Options, progress: Progress) -> Planned:
+def plan_model(name: str, weights: Weights, options: Options, progress: Progress) -> Planned:
     """The plan of one model. Every tensor is checked on the way, and ``progress`` is told what is left out.
 
     Raises CheckpointError, FamilyError or BuildError where the model cannot be built.
     """
-    E, embedding, tied = checkpoint.embedding(options.space)
-    check_lengths(E, f"{checkpoint.source}: {embedding} embedding")
-    for note in checkpoint.embeddings.notes(options.space):
+    E, embedding, tied = weights.embedding(options.space)
+    check_lengths(E, f"{weights.source}: {embedding} embedding")
+    for note in weights.notes(options.space):
         progress.say(f"{name}: {note}")
-    vocabulary = read_vocabulary(checkpoint.source, checkpoint.folder, len(E))
+    vocabulary = read_vocabulary(weights.source, weights.folder, len(E))
     if vocabulary.past_rows:
         n, some = len(vocabulary.past_rows), ", ".join(map(repr, vocabulary.past_rows[:5]))
         some += ", ..." if n > 5 else ""
         progress.say(f"{name}: left out, as the embedding has no rows for them: {n} added tokens ({some})")
-    with progress.step(f"{name}: checking weights", len(checkpoint.layout.runs)) as advance:
-        checkpoint.check_layers(advance)
-    left_out = [f"{part} ({n} tensors)" for part, n in checkpoint.left_out().items()]
+    with progress.step(f"{name}: checking weights", len(weights.layout.runs)) as advance:
+        weights.check_layers(advance)
+    left_out = [f"{part} ({n} tensors)" for part, n in weights.left_out().items()]
     if left_out:
-        family = checkpoint.family.name
+        family = weights.family.name
         progress.say(f"{name}: left out, as the family {family} does not know them: {', '.join(left_out)}")
     plan = Plan(
-        weights_sha256=checkpoint.sha256(),
-        base_sha256=checkpoint.base_sha256(),
+        weights_sha256=weights.sha256(),
+        base_sha256=weights.base_sha256(),
         tokenizer_sha256=vocabulary.tokenizer_sha256,
         vocabulary=vocabulary.name,
         vocabulary_size=len(vocabulary),
-        family=checkpoint.family.name,
-        numbers=checkpoint.numbers(),
+        family=weights.family.name,
+        numbers=weights.numbers(),
         embedding=embedding,
         tied=tied,
         fold_norm=options.fold_norm,
@@ -114,7 +113,7 @@ def plan_model(name: str, checkpoint: Checkpoint | Displacement, options: Option
         neighbor_k=options.neighbor_k,
         directions_k=options.directions_k,
     )
-    return Planned(name, checkpoint, vocabulary, plan, E.dtype)
+    return Planned(name, weights, vocabulary, plan, E.dtype)
 
 
 def named_sources(sources: Sequence[str], base: str | PathLike[str] | None = None) -> dict[str, str]:

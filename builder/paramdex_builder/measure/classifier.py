@@ -23,8 +23,8 @@ from typing import Any
 import torch
 
 from paramdex_builder.measure.forward import Batch, Runner, load
+from paramdex_builder.read.adapter import AdaptedFiles
 from paramdex_builder.read.checkpoint import Checkpoint
-from paramdex_builder.read.displacement import AdaptedFiles
 from paramdex_builder.read.hub import ADAPTER_CONFIG, Origin
 from paramdex_builder.read.source import locate, read_text, tokenizer_files
 from paramdex_builder.read.tensors import TensorFiles, same_name

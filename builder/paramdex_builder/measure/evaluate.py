@@ -107,7 +107,7 @@ def evaluate(
     checkpoint = Checkpoint.open(source, fold_norm=options.fold_norm)
     runner = Runner.open(checkpoint)
     E, which, tied = checkpoint.embedding(options.space)
-    for note in checkpoint.embeddings.notes(options.space):
+    for note in checkpoint.notes(options.space):
         progress.say(f"{source}: {note}")
     vocabulary = read_vocabulary(source, checkpoint.folder, len(E))
     E = E[: len(vocabulary)].float()
@@ -224,7 +224,7 @@ def _taps(runner: Runner) -> dict[tuple[str, int], torch.nn.Module]:
     for layer, block in enumerate(runner.blocks):
         modules = dict(block.named_modules())
         for kind in ACTIVE:
-            name = runner.checkpoint.module_name(kind, layer)
+            name = runner.checkpoint.names.module(kind, layer)
             if name in modules:
                 found[kind, layer] = modules[name]
     return found

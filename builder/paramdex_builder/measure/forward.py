@@ -61,7 +61,7 @@ class Runner:
 
         Raises CheckpointError where transformers cannot load it, FamilyError where it is no single stack of blocks.
         """
-        names = checkpoint.block_names()
+        names = checkpoint.names.blocks()
         model = load(checkpoint) if model is None else model
         modules = dict(model.named_modules())
         starts = [name.removesuffix(names[0]) for name in modules if f".{name}".endswith(f".{names[0]}")]
@@ -136,7 +136,7 @@ class Runner:
 
     def final_norm(self) -> torch.nn.Module | None:
         """The norm between the last block and the output embedding; None where there is none beside the blocks' own."""
-        name = self.checkpoint.final_gains_name()
+        name = self.checkpoint.norms.final()
         if name is None:
             return None
         inside = {id(module) for block in self.blocks for module in block.modules()}

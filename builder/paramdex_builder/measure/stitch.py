@@ -138,7 +138,7 @@ def stitch(
     if options.base is not None and any(each.weights is not None for each in classifiers):
         base = Runner.open(Checkpoint.open(options.base))
     E, name = _embedding(A.checkpoint, options.space)
-    for note in A.checkpoint.embeddings.notes(options.space):  # a tuned classifier has no output embedding
+    for note in A.checkpoint.notes(options.space):  # a tuned classifier has no output embedding
         progress.say(f"{pretrained}: {note}")
     fitted = []
     for source, each in zip(tuned, classifiers, strict=True):

@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 from paramdex_builder.read.family import Stack, shown
-from paramdex_builder.read.tensors import TensorFiles
+from paramdex_builder.read.tensors import Tensors
 from paramdex_schemas import FamilyError
 
 _UNROLLED = ("num_labels", "attention_types")
@@ -22,7 +22,7 @@ _MOST = 1 << 20
 _MOST_NUMBERED = 2**15 - 1
 
 
-def excess(stack: Stack, prefix: str, config: Any, files: TensorFiles) -> str | None:
+def excess(stack: Stack, prefix: str, config: Any, files: Tensors) -> str | None:
     """Of what the config has more than the tensors, layers or experts, and how many those have; None where of nothing.
 
     What it does not say is left to ``Stack.sizes``.
@@ -41,12 +41,12 @@ def excess(stack: Stack, prefix: str, config: Any, files: TensorFiles) -> str | 
     return None
 
 
-def n_layers(stack: Stack, prefix: str, files: TensorFiles) -> int:
+def n_layers(stack: Stack, prefix: str, files: Tensors) -> int:
     """How many different layers of a stack have tensors."""
     return len(_numbered(tuple(files.names()), *_around(prefix + stack.layer, "{layer}")))
 
 
-def n_experts(stack: Stack, prefix: str, tensor: str, files: TensorFiles) -> int:
+def n_experts(stack: Stack, prefix: str, tensor: str, files: Tensors) -> int:
     """The number of experts of the layer that has most, by the names of their tensors."""
     return _most(tuple(files.names()), *_around(prefix + stack.layer, "{layer}"), *_around(tensor, "{expert}"))
 

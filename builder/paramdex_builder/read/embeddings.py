@@ -12,11 +12,11 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 
 from paramdex_builder.read.family import Family
+from paramdex_builder.read.tensors import Tensors
 from paramdex_schemas import CheckpointError, FamilyError
 
 Read = Callable[[str, tuple[int | None, ...]], torch.Tensor]
@@ -43,7 +43,7 @@ class Embeddings:
     family: Family
     prefix: str
     stacks: Sequence[str | None]
-    files: Any
+    files: Tensors
     d: int
     says_tied: bool
 
@@ -94,7 +94,7 @@ class Embeddings:
             return output
         if self._unread is not None:
             if self.says_tied:
-                raise CheckpointError(f"{self._about_unread()}, and take it out of the file where it is not")
+                raise CheckpointError(f"{self._about(self._unread)}, and take it out of the file where it is not")
             return None
         if not self.says_tied and not self._unnamed:
             return None
@@ -135,7 +135,7 @@ class Embeddings:
         if space == "input":
             return self.entry, "input", tied
         if self._unread is not None and self.output is None:
-            raise CheckpointError(f"{self._about_unread()}; --space input scores by {self.entry}")
+            raise CheckpointError(f"{self._about(self._unread)}; --space input scores by {self.entry}")
         if self.output is None or (self.way() == "inward" and self.files.shape(self.output)[-1] != self.d):
             return self.entry, "input", tied
         return self.output, "output", tied
@@ -162,7 +162,7 @@ class Embeddings:
         e = E.shape[1]
         P = read(map_name, (self.d, e) if way == "inward" else (e, self.d)).double()
         P = P.T if way == "inward" else P
-        return torch.cat([(chunk.double() @ P).to(precision) for chunk in E.split(8192)])
+        return torch.cat([(chunk.double() @ P).to(precision) for chunk in torch.split(E, 8192)])
 
     # ---- names and shapes
 
@@ -233,12 +233,12 @@ class Embeddings:
         """The first of those that is no copy of the input embedding."""
         return next((name for name in self._unnamed if not self._equal(name, self.entry)), None)
 
-    def _about_unread(self) -> str:
+    def _about(self, unread: str) -> str:
         """The beginning of an error: what that tensor is, and what to do where it is the output embedding."""
-        shape = " x ".join(map(str, self.files.shape(self._unread)))
+        shape = " x ".join(map(str, self.files.shape(unread)))
         return (
-            f"{self.source}: tensor {self._unread} is {shape}, as an output embedding is, but has no name that one is "
-            f"known by; call it {self.family.output_embeddings[0]} where it is one"
+            f"{self.source}: tensor {unread} is {shape}, as an output embedding is, but has no name that one is known "
+            f"by; call it {self.family.output_embeddings[0]} where it is one"
         )
 
     def _outside_layers(self) -> Iterator[str]:
@@ -252,7 +252,9 @@ class Embeddings:
         if self.files.shape(one) != self.files.shape(other):
             return False
         a, b = self.files.tensor(one), self.files.tensor(other)
-        return all(torch.equal(x.double(), y.double()) for x, y in zip(a.split(4096), b.split(4096), strict=True))
+        return all(
+            torch.equal(x.double(), y.double()) for x, y in zip(torch.split(a, 4096), torch.split(b, 4096), strict=True)
+        )
 
 
 def _is_table(shape: Sequence[int], widths: set[int], least: float, most: float = math.inf) -> bool:

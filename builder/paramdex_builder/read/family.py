@@ -27,7 +27,6 @@ from functools import cache
 from importlib import resources
 from typing import Any, Literal, get_args
 
-from paramdex_builder.read.norms import Norm
 from paramdex_builder.read.tensor_spec import TensorSpec, read_spec
 from paramdex_schemas import KINDS, FamilyError
 from paramdex_schemas.addresses import STACKS
@@ -56,6 +55,8 @@ _ATTENTION = ("attn_query", "attn_key", "attn_value", "attn_output")
 _FEED_FORWARD = ("ff_key", "ff_gate", "ff_value")
 
 Owner = Literal["head", "kv_head", "expert"]
+Norm = Literal["layer", "rms"]
+"""layer: the mean of a state is taken off before it is scaled."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 from paramdex_builder.read import counts
 from paramdex_builder.read.embeddings import Embeddings
 from paramdex_builder.read.family import Family, Stack, by_model_type, families
-from paramdex_builder.read.tensors import TensorFiles
+from paramdex_builder.read.tensors import Tensors
 from paramdex_schemas import FamilyError
 from paramdex_schemas.errors import listing, nearest
 
@@ -27,7 +27,7 @@ _ENOUGH = 1000
 _NORM = re.compile(r"norm|(^|[._])ln[._]", re.IGNORECASE)
 
 
-def find_prefix(family: Family, files: TensorFiles) -> str | None:
+def find_prefix(family: Family, files: Tensors) -> str | None:
     """What stands before the family's names in this checkpoint, told by where the input embedding is, or where that
     stands under the output embedding's name alone, by where the layers are.
     """
@@ -37,12 +37,12 @@ def find_prefix(family: Family, files: TensorFiles) -> str | None:
     return next((prefix for prefix in family.prefixes if _has_layers(family, prefix, files)), None)
 
 
-def _has_layers(family: Family, prefix: str, files: TensorFiles) -> bool:
+def _has_layers(family: Family, prefix: str, files: Tensors) -> bool:
     starts = tuple(prefix + stack.layer.format(layer=0) for stack in family.stacks)
     return any(name.startswith(starts) for name in files.names())
 
 
-def find_stacks(family: Family, prefix: str, files: TensorFiles) -> list[Stack]:
+def find_stacks(family: Family, prefix: str, files: Tensors) -> list[Stack]:
     """The stacks that a checkpoint has: all of a model with one, of an encoder-decoder those with any tensor."""
     if len(family.stacks) == 1:
         return list(family.stacks)
@@ -51,7 +51,7 @@ def find_stacks(family: Family, prefix: str, files: TensorFiles) -> list[Stack]:
     return [stack for stack, found in zip(family.stacks, there, strict=True) if found]
 
 
-def counted_stacks(source: str, family: Family, config: Any, files: TensorFiles) -> tuple[str, list[Stack]]:
+def counted_stacks(source: str, family: Family, config: Any, files: Tensors) -> tuple[str, list[Stack]]:
     """What stands before the family's names, and the stacks that there are. Raises FamilyError where there is no such
     embedding, or the config has more layers or experts than the tensors.
     """
@@ -72,7 +72,7 @@ def counted_stacks(source: str, family: Family, config: Any, files: TensorFiles)
     return prefix, stacks
 
 
-def misfits(family: Family, config: Any, files: TensorFiles) -> list[str]:
+def misfits(family: Family, config: Any, files: Tensors) -> list[str]:
     """Why a checkpoint is not of a family's layout: every reason, or some thousand; none where it is.
 
     It is where every tensor that the family names is there in every layer with the shape that config.json gives, and
@@ -164,7 +164,7 @@ def _typo(model_type: str, name: str) -> bool:
     return model_type not in CONFIG_MAPPING and len(differ) <= 1 and not any(each.isdigit() for each in differ)
 
 
-def infer_family(model_type: str, config: Any, files: TensorFiles) -> Family:
+def infer_family(model_type: str, config: Any, files: Tensors) -> Family:
     """The family whose layout a checkpoint of an unlisted model type follows in every tensor.
 
     Raises FamilyError with what did not fit the nearest family.

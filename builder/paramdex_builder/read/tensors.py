@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from safetensors import safe_open
@@ -25,6 +26,33 @@ _OUTSIDE = ("module.", "base_model.model.")
 """What the names of a whole model begin with that DataParallel or PEFT wraps."""
 Stamp = tuple[int, int, int] | None
 """A file's inode, size in bytes and time of its last change in ns: others where it was replaced. None: it is gone."""
+
+
+class Tensors(Protocol):
+    """The tensors of one model, each by its name: those of its files, or what an adapter makes of them."""
+
+    @property
+    def paths(self) -> list[Path]:
+        """All files that decide what the tensors hold."""
+
+    def __contains__(self, name: str) -> bool: ...
+
+    def names(self) -> list[str]:
+        """The names of all tensors, sorted."""
+
+    def shape(self, name: str) -> tuple[int, ...]: ...
+
+    def dtype(self, name: str) -> str:
+        """float32, float16, ...; for what is not floating point the name that the file gives it."""
+
+    def tensor(self, name: str, part: int | None = None) -> torch.Tensor:
+        """A tensor, or only the ``part``-th entry of its first axis, which stays (1 x ...). Raises CheckpointError."""
+
+    def alias(self, name: str, of: str) -> None:
+        """Make a tensor be found under a second name."""
+
+    def check_copies(self) -> None:
+        """Raises CheckpointError where transformers would not read these tensors."""
 
 
 @dataclass(frozen=True)

@@ -440,7 +440,7 @@ def test_a_displacement_from_a_base_with_its_output_table_alone(tmp_path: Path) 
     for run in moved.layout.runs:
         assert not moved.rows(run).any()
     E, which, tied = moved.embedding()
-    assert (which, tied, list(moved.embeddings.notes("output"))) == ("output", True, [])
+    assert (which, tied, list(moved.notes("output"))) == ("output", True, [])
     assert torch.equal(E, model.transformer.wte.weight)
 
 
