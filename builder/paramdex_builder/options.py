@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 from paramdex_builder.work import memory
 from paramdex_schemas import BuildError
 from paramdex_schemas.arguments import given_items, path_text, yes_or_no
-from paramdex_schemas.errors import quoted, whole_number
+from paramdex_schemas.checks import whole_number
+from paramdex_schemas.errors import quoted
 
 Kind = TypeVar("Kind")
 

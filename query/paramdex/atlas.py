@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -30,10 +29,11 @@ from paramdex.verbs.lens import lens
 from paramdex.verbs.match import match
 from paramdex.verbs.show import show_head, show_parameter
 from paramdex.verbs.similar_heads import similar_heads
-from paramdex_schemas import KINDS, Address, AddressError, AtlasError, Layout, QueryError, Run
+from paramdex_schemas import KINDS, Address, AddressError, AtlasError, QueryError
 from paramdex_schemas.arguments import given_path, yes_or_no
-from paramdex_schemas.errors import check_text, nearest, quoted, whole_number
-from paramdex_schemas.model import Model
+from paramdex_schemas.checks import check_text, suggest, whole_number
+from paramdex_schemas.errors import quoted
+from paramdex_schemas.model import Model, read_models
 
 _MOST = 2**31 - 1
 """What a larger k is taken for."""
@@ -56,21 +56,7 @@ class Atlas:
     def __init__(self, path: str | Path) -> None:
         self.path = given_path(path, "an atlas", AtlasError)
         self._database = Database(self.path)
-        models = self._database.rows(
-            "SELECT model_id, model, vocabulary, vocabulary_size, first_param_id, first_head_id "
-            "FROM store.models ORDER BY model_id"
-        )
-        firsts = {number: first for number, _, _, _, first, _ in models}
-        runs: dict[int, list[Run]] = {}
-        for number, first, *run in self._database.rows(  # without a join, whose plan takes longer than all else here
-            "SELECT model_id, first_param_id, kind, stack, layer, owner, n_owners, size, group_size "
-            "FROM store.layout ORDER BY first_param_id"
-        ):
-            runs.setdefault(number, []).append(replace(Run(*run), first=first - firsts[number]))
-        self.models = {
-            name: Model(number, name, vocabulary, size, first, first_head, Layout(tuple(runs[number])))
-            for number, name, vocabulary, size, first, first_head in models
-        }
+        self.models = {model.name: model for model in read_models(self._database.rows)}
 
     def __repr__(self) -> str:
         return f"<Atlas {self.path}: {', '.join(self.models)}>"
@@ -421,7 +407,7 @@ class Atlas:
     def _model(self, name: str) -> Model:
         name = check_text(name, AddressError(f"a model's name is text, not {quoted(name)}"))
         if name not in self.models:
-            raise AddressError(f"{self.path} has no model {quoted(name)}; {nearest(name, self.models)}")
+            raise AddressError(f"{self.path} has no model {quoted(name)}; {suggest(name, self.models)}")
         return self.models[name]
 
     def _choose(self, name: str | None) -> list[Model]:
@@ -437,7 +423,7 @@ class Atlas:
         known += ["QK", "VO"] if matrices else []
         if kind is not None and kind not in known:
             where = f"{models[0].name} has no parameters of" if len(models) == 1 else "there is no"
-            raise QueryError(f"{where} kind {quoted(kind)}; {nearest(kind, known)}")
+            raise QueryError(f"{where} kind {quoted(kind)}; {suggest(kind, known)}")
         if kind in KINDS and KINDS[kind].owner == "model" and layer is not None:
             raise QueryError(f"{kind} belongs to no layer; ask without layer {layer}")
 

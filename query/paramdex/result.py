@@ -17,7 +17,8 @@ import pyarrow as pa
 
 from paramdex_schemas import QueryError
 from paramdex_schemas.arguments import given_items, given_path
-from paramdex_schemas.errors import check_text, escaped, quoted
+from paramdex_schemas.checks import check_text
+from paramdex_schemas.errors import escaped, quoted
 
 if TYPE_CHECKING:
     import pandas as pd

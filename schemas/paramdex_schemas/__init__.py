@@ -14,7 +14,8 @@ from paramdex_schemas.errors import (
     QueryError,
     TokenError,
 )
-from paramdex_schemas.layout import KINDS, MATRICES, Kind, Layout, Run
+from paramdex_schemas.kinds import KINDS, MATRICES, Kind
+from paramdex_schemas.layout import Layout, Run
 
 __all__ = [
     "FORMAT_VERSION",

@@ -16,7 +16,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from paramdex_schemas.errors import AddressError, check_text, quoted, whole_number
+from paramdex_schemas.checks import check_text, whole_number
+from paramdex_schemas.errors import AddressError, quoted
 
 _MOST = 999_999_999
 """The largest number in an address."""

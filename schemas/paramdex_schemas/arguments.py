@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from paramdex_schemas.errors import ParamdexError, QueryError, check_text, quoted
+from paramdex_schemas.checks import check_text
+from paramdex_schemas.errors import ParamdexError, QueryError, quoted
 
 _NO_SEQUENCE = (str, bytes, bytearray, memoryview, Mapping)
 """What has items that no one means when they give it for a sequence."""

@@ -15,47 +15,9 @@ from functools import cached_property
 from typing import Literal, NoReturn
 
 from paramdex_schemas.addresses import STACKS, Address
-from paramdex_schemas.errors import AddressError, nearest, quoted
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A kind of parameter: what it does with the residual stream and what owns one; ``form`` is what it is made of.
-
-    The vectors of ``owner`` ``layer`` belong to a layer or to one expert of it, those of ``model`` to no layer.
-    """
-
-    name: str
-    role: Literal["reads", "writes"]
-    owner: Literal["layer", "head", "kv_head", "expert", "model"]
-    form: Literal["weight", "bias", "embedding"]
-    says: str
-
-
-KINDS: dict[str, Kind] = {
-    kind.name: kind
-    for kind in [
-        Kind("ff_key", "reads", "layer", "weight", "what a feed-forward neuron reads"),
-        Kind("ff_gate", "reads", "layer", "weight", "what a feed-forward neuron's gate reads"),
-        Kind("ff_value", "writes", "layer", "weight", "what a feed-forward neuron writes"),
-        Kind("attn_query", "reads", "head", "weight", "what one query dimension of a head reads"),
-        Kind("attn_key", "reads", "kv_head", "weight", "what one key dimension of a head reads"),
-        Kind("attn_value", "reads", "kv_head", "weight", "what one value dimension of a head reads"),
-        Kind("attn_output", "writes", "head", "weight", "what one value dimension of a head writes"),
-        Kind("router", "reads", "expert", "weight", "what calls an expert"),
-        Kind("ff_bias", "writes", "layer", "bias", "what a feed-forward layer writes whatever it reads"),
-        Kind("attn_bias", "writes", "layer", "bias", "what an attention layer writes whatever it reads"),
-        Kind("attn_query_bias", "reads", "head", "bias", "what a head attends to whatever the query"),
-        Kind("attn_key_bias", "reads", "head", "bias", "which queries a head's key bias answers, whatever the key"),
-        Kind("attn_value_bias", "writes", "head", "bias", "what a head writes whatever it attends to"),
-        Kind("position", "writes", "model", "embedding", "what a position adds"),
-        Kind("token_type", "writes", "model", "embedding", "what a token type adds"),
-    ]
-}
-"""Every kind, in the order of the numbering."""
-
-MATRICES = {"QK": ("attn_query", "attn_key"), "VO": ("attn_value", "attn_output")}
-"""A head's two matrices -> the kinds that are their left and right factor."""
+from paramdex_schemas.checks import suggest
+from paramdex_schemas.errors import AddressError, quoted
+from paramdex_schemas.kinds import KINDS
 
 Place = tuple[str | None, int | None]
 """A stack (None where a model has one) and a layer of it (None for what belongs to no layer)."""
@@ -163,12 +125,15 @@ class Layout:
     def of(self, kind: str) -> list[Run]:
         return self._by_kind.get(kind, []) if isinstance(kind, str) else []
 
-    def places(self, kind: str) -> dict[Place, tuple[int, int]]:
-        """The places that have parameters of a kind, with the rows of the kind's block that each has (start, end)."""
+    def places(self, kind: str, layer: int | None = None) -> dict[Place, tuple[int, int]]:
+        """The places that have parameters of a kind, with the rows of the kind's block that each has (start, end); with
+        a ``layer`` only those of that number, one in each stack.
+        """
         found: dict[Place, tuple[int, int]] = {}
         for run in self.of(kind):
             start = run.first - self.blocks[kind].first
-            found[run.place] = (found.get(run.place, (start, 0))[0], start + run.n_rows)
+            if layer in (None, run.layer):
+                found[run.place] = (found.get(run.place, (start, 0))[0], start + run.n_rows)
         return found
 
     @cached_property
@@ -229,7 +194,7 @@ class Layout:
             raise AddressError(f"{address} is not the address of a parameter")
         if address.kind not in self.kinds:
             raise AddressError(
-                f"{address.model} has no parameters of kind {quoted(address.kind)}; {nearest(address.kind, self.kinds)}"
+                f"{address.model} has no parameters of kind {quoted(address.kind)}; {suggest(address.kind, self.kinds)}"
             )
         run = self._run(address)
         owner = _owner(address, run)

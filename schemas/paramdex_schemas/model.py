@@ -1,10 +1,28 @@
-"""A model of an atlas: its place in the numbering, and its addresses."""
+"""The models of an atlas: where each one's parameters and heads stand in the numbering that all of them share.
+
+``param_id`` and ``head_id`` count through the whole atlas. A model takes a contiguous part of both, and what lies where
+in that part its layout says. Both packages read the models of a database here.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any
 
-from paramdex_schemas import Address, Layout
+from paramdex_schemas.addresses import Address
+from paramdex_schemas.layout import Layout, Place, Run
+
+Span = tuple[int, int]
+"""A contiguous part of a numbering: [first, end)."""
+_MODELS = (
+    "SELECT model_id, model, vocabulary, vocabulary_size, first_param_id, first_head_id FROM store.models "
+    "ORDER BY model_id"
+)
+_RUNS = (  # without a join, whose plan takes longer than both queries
+    "SELECT model_id, kind, stack, layer, owner, n_owners, size, group_size, first_param_id FROM store.layout "
+    "ORDER BY first_param_id"
+)
 
 
 @dataclass(frozen=True)
@@ -20,24 +38,47 @@ class Model:
     layout: Layout
 
     def param_id(self, address: Address) -> int:
+        """The number of a parameter. Raises AddressError where the model has no such one."""
         return self.first_param_id + self.layout.row(address)
 
     def head_id(self, address: Address) -> int:
+        """The number of a head. Raises AddressError where the model has no such one."""
         return self.first_head_id + self.layout.head_row(address)
 
     def address(self, param_id: int) -> Address:
         return self.layout.address(self.name, param_id - self.first_param_id)
 
+    def first(self, kind: str) -> int:
+        """The number of the first parameter of a kind: the i-th row of the kind's vectors is ``first(kind) + i``."""
+        return self.first_param_id + self.layout.blocks[kind].first
+
+    def ids(self, kind: str, place: Place | None = None, expert: int | None = None) -> Span:
+        """The numbers [first, end) of the parameters of a kind, or of those in one place, or of one expert there.
+
+        >>> layout = Layout.number([Run("ff_key", None, layer, None, 1, 4, 1) for layer in (0, 1)])
+        >>> Model(0, "m", "v", 9, 100, 0, layout).ids("ff_key", (None, 1))
+        (104, 108)
+        """
+        first = self.first(kind)
+        if place is None:
+            return first, first + self.layout.blocks[kind].n_rows
+        if expert is None:
+            start, end = self.layout.places(kind)[place]
+            return first + start, first + end
+        run = next(run for run in self.layout.of(kind) if run.place == place and run.owner == "expert")
+        start = self.first_param_id + run.first + expert * run.size
+        return start, start + run.size
+
     @property
-    def span(self) -> tuple[int, int]:
-        """The model's parameters [first, end) by param_id."""
+    def span(self) -> Span:
+        """The numbers [first, end) of all parameters of the model."""
         return self.first_param_id, self.first_param_id + self.layout.n_parameters
 
-    def spans(self, kind: str | None, layer: int | None) -> list[tuple[int, int]]:
+    def spans(self, kind: str | None, layer: int | None) -> list[Span]:
         """As ``span``, of one kind, one layer (in every stack) or both; touching spans are one."""
         if kind is None and layer is None:
             return [self.span]
-        found: list[tuple[int, int]] = []
+        found: list[Span] = []
         for run in self.layout.runs:
             if kind in (None, run.kind) and layer in (None, run.layer):
                 start = self.first_param_id + run.first
@@ -45,3 +86,19 @@ class Model:
                 first = found.pop()[0] if joined else start
                 found.append((first, start + run.n_rows))
         return found
+
+
+def read_models(rows: Callable[[str], Iterable[tuple[Any, ...]]]) -> list[Model]:
+    """The models of a database, in the order in which they were added; ``rows`` answers a query with its rows."""
+    models, runs = rows(_MODELS), rows(_RUNS)
+    by_model: dict[int, list[Run]] = {}
+    for model_id, *run, first in runs:
+        by_model.setdefault(model_id, []).append(Run(*run, first=first))
+    return [
+        Model(*row, first, first_head, _layout(by_model.get(row[0], []), first)) for *row, first, first_head in models
+    ]
+
+
+def _layout(runs: list[Run], first_param_id: int) -> Layout:
+    """The layout of the runs of one model, which count from its own first parameter."""
+    return Layout(tuple(replace(run, first=run.first - first_param_id) for run in runs))

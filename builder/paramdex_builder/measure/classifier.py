@@ -32,7 +32,7 @@ from paramdex_builder.read.tokenizer import load_tokenizer
 from paramdex_builder.read.vocabulary import read_vocabulary
 from paramdex_schemas import BuildError, CheckpointError
 from paramdex_schemas.arguments import given_path
-from paramdex_schemas.errors import check_text
+from paramdex_schemas.checks import check_text
 from paramdex_schemas.foreign import reading
 
 CLASSIFIER = "classifier.safetensors"

@@ -21,7 +21,8 @@ from paramdex_builder.read.vocabulary import read_vocabulary
 from paramdex_builder.work.progress import Progress
 from paramdex_schemas import BuildError, FamilyError
 from paramdex_schemas.arguments import given_path
-from paramdex_schemas.errors import check_text, quoted, whole_number
+from paramdex_schemas.checks import check_text, whole_number
+from paramdex_schemas.errors import quoted
 
 _SPREAD = 4
 """Tokens that are run for each one that is looked at, so that those come from many places of the text."""

@@ -29,7 +29,8 @@ from paramdex_builder.read.vocabulary import read_vocabulary
 from paramdex_builder.work.progress import Advance, Progress
 from paramdex_schemas import BuildError
 from paramdex_schemas.arguments import given_items
-from paramdex_schemas.errors import quoted, whole_number
+from paramdex_schemas.checks import whole_number
+from paramdex_schemas.errors import quoted
 
 STATES = ("raw", "scaled", "normed")
 _BATCH = 16

@@ -30,7 +30,7 @@ from typing import Any, Literal, get_args
 from paramdex_builder.read.tensor_spec import TensorSpec, read_spec
 from paramdex_schemas import KINDS, FamilyError
 from paramdex_schemas.addresses import STACKS
-from paramdex_schemas.errors import nearest
+from paramdex_schemas.checks import suggest
 
 _STACK_KEYS = {"config", "layer", "tensors", "experts", "shared", "added", "norms"}
 _KEYS = {"family", "about", "model_types", "like", "require", "prefixes", "embedding", "stacks", "norm",
@@ -304,7 +304,7 @@ def inherit(data: dict[str, Any], files: dict[str, dict[str, Any]]) -> dict[str,
     if "like" not in data:
         return data
     if data["like"] not in files:
-        raise FamilyError(f"{data['family']}.json is like {data['like']!r}; {nearest(data['like'], files)}")
+        raise FamilyError(f"{data['family']}.json is like {data['like']!r}; {suggest(data['like'], files)}")
     base = inherit(files[data["like"]], files)
     merged = {**base, **data}
     for key in ("config", "tensors", "norms", "added"):

@@ -13,7 +13,7 @@ from paramdex_builder.read.embeddings import Embeddings
 from paramdex_builder.read.family import Family, Stack, by_model_type, families
 from paramdex_builder.read.tensors import Tensors
 from paramdex_schemas import FamilyError
-from paramdex_schemas.errors import listing, nearest
+from paramdex_schemas.checks import listing, suggest
 
 _BESIDE = re.compile(
     r"(^|[._])(q|k|query|key)_?(layer)?_?norm\.(weight|bias)$"
@@ -184,7 +184,7 @@ def infer_family(model_type: str, config: Any, files: Tensors) -> Family:
     known = [*by_model_type()]
     typos = [name for name in known if _typo(model_type, name)]
     raise FamilyError(
-        f"models of type {model_type!r} are not supported; {nearest(model_type, typos) if typos else listing(known)} "
+        f"models of type {model_type!r} are not supported; {suggest(model_type, typos) if typos else listing(known)} "
         "The weights do not follow a known layout either; "
         f"nearest is {family.name}: {'; '.join(reasons[:3])}{'; ...' if len(reasons) > 3 else ''} "
         "(a family is one file in paramdex_builder/families; README says how to add one)"

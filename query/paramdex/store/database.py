@@ -26,7 +26,8 @@ from paramdex.store.interrupts import AGAIN, Question, stoppable
 from paramdex.store.statements import reading
 from paramdex_schemas import FORMAT_VERSION, AtlasError, QueryError, atlas_files, foreign
 from paramdex_schemas.arguments import given_items
-from paramdex_schemas.errors import check_text, quoted
+from paramdex_schemas.checks import check_text
+from paramdex_schemas.errors import quoted
 
 _DAMAGE = (duckdb.IOException, duckdb.InternalException, duckdb.FatalException, duckdb.SerializationException)
 """Errors that no SQL causes on an undamaged file."""

@@ -15,7 +15,8 @@ from itertools import groupby, takewhile
 import duckdb
 
 from paramdex_schemas import QueryError
-from paramdex_schemas.errors import check_text, quoted
+from paramdex_schemas.checks import check_text
+from paramdex_schemas.errors import quoted
 
 _FORMATS = {"TEXT", "JSON", "HTML", "GRAPHVIZ", "YAML", "MERMAID"}
 _AFTER_PIVOT = {"GROUP", "ORDER", "LIMIT", "OFFSET", "UNION", "EXCEPT", "INTERSECT", ";"}

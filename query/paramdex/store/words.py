@@ -23,7 +23,8 @@ from paramdex.result import visible
 from paramdex.store.database import Database
 from paramdex_schemas import QueryError, TokenError
 from paramdex_schemas.arguments import given_items, given_path
-from paramdex_schemas.errors import as_whole, check_text, quoted
+from paramdex_schemas.checks import as_whole, check_text
+from paramdex_schemas.errors import quoted
 from paramdex_schemas.folding import CONTINUES, fold
 from paramdex_schemas.foreign import read_bytes, reading
 

@@ -23,7 +23,8 @@ from paramdex.store.common_space import common, shared_note
 from paramdex.store.related import related_on
 from paramdex_schemas import KINDS, QueryError, isometry
 from paramdex_schemas.arguments import yes_or_no
-from paramdex_schemas.errors import check_text, nearest, quoted
+from paramdex_schemas.checks import check_text, suggest
+from paramdex_schemas.errors import quoted
 from paramdex_schemas.isometry import Array
 from paramdex_schemas.layout import place_name
 
@@ -88,7 +89,7 @@ class Alignment(Drawn):
         kind = check_text(kind, QueryError(f"kind is text, not {quoted(kind)}"))
         rows = [row for row in self.table.to_pylist() if row["kind"] == kind]
         if not rows:
-            raise QueryError(f"this alignment has no kind {quoted(kind)}; {nearest(kind, self.kinds)}")
+            raise QueryError(f"this alignment has no kind {quoted(kind)}; {suggest(kind, self.kinds)}")
         return rows
 
     @property
@@ -110,7 +111,7 @@ def align(atlas: Atlas, a: Model, b: Model, kind: str | None) -> Alignment:
     weights = [each for each in KINDS if KINDS[each].form == "weight"]
     shared = [each for each in weights if each in a.layout.kinds and each in b.layout.kinds]
     if kind is not None and kind not in weights:
-        raise QueryError(f"align compares layers by their weights, and {kind} is none; {nearest(kind, shared)}")
+        raise QueryError(f"align compares layers by their weights, and {kind} is none; {suggest(kind, shared)}")
     kinds = [each for each in shared if kind in (None, each)]
     if not kinds:
         raise QueryError(f"{a.name} and {b.name} have no kind of parameter in common")

@@ -17,7 +17,8 @@ from paramdex.store.filters import ALL, Sieve, TokenFilter
 from paramdex.verbs.hits import tokens_of
 from paramdex_schemas import KINDS, MATRICES, AddressError, QueryError
 from paramdex_schemas.arguments import path_text
-from paramdex_schemas.errors import nearest, quoted
+from paramdex_schemas.checks import suggest
+from paramdex_schemas.errors import quoted
 
 if TYPE_CHECKING:
     from paramdex.atlas import Atlas
@@ -131,7 +132,7 @@ def _displacement(atlas: Atlas, rows: list[_Row], base: str, tuned: str | None) 
     if tuned is None:
         named = [row for row in rows if row.model == base]
         if not named:
-            say = nearest(base, [row.model for row in moved]) if moved else _how("BASE", "TUNED", "ATLAS")
+            say = suggest(base, [row.model for row in moved]) if moved else _how("BASE", "TUNED", "ATLAS")
             raise AddressError(f"{atlas.path} has no displacement {quoted(base)}; {say}")
         if named[0].base is None:
             raise QueryError(f"{base} is a model as it is; give two, BASE TUNED, or a displacement's name{have}")

@@ -82,7 +82,7 @@ def hits_of_parameter(
     """See ``Atlas.similar``. Models that cannot be compared are left out with a note, unless ``strict``."""
     own, of = atlas.models[where.model], str(where.kind)
     own_id = own.param_id(where)
-    row = own_id - own.first_param_id - own.layout.blocks[of].first
+    row = own_id - own.first(of)
     (vector,) = atlas.vectors.index(own.name, of).reconstruct_n(row, 1)
     hits: list[Hit] = []
     notes: list[str] = []
@@ -101,7 +101,7 @@ def hits_in_model(
     atlas: Atlas, model: Model, kind: str, query: Array, k: int, layer: int | None, side: str
 ) -> list[Hit]:
     """The k parameters of a kind nearest to a query in the model's own coordinates."""
-    first = model.first_param_id + model.layout.blocks[kind].first
+    first = model.first(kind)
     found = nearest(atlas.vectors.index(model.name, kind), query, k, _spans(model, kind, layer), signs_of(side))
     return [(similarity, first + row) for similarity, row in found]
 
@@ -109,7 +109,7 @@ def hits_in_model(
 def _across(vector: Array, both: Common, kind: str, k: int, layer: int | None, side: str) -> list[Hit]:
     """As ``hits_in_model``, for a vector of the one model among those of the other, which has another vocabulary."""
     query, model = both.left.moved(vector.astype(np.float64)[None])[0], both.right.model
-    first = model.first_param_id + model.layout.blocks[kind].first
+    first = model.first(kind)
     hits: list[Hit] = []
     for span in _spans(model, kind, layer):
         scores = both.right.similarities(kind, query, span)
@@ -123,7 +123,7 @@ def _spans(model: Model, kind: str, layer: int | None) -> list[tuple[int, int]]:
     """The rows of a kind's index that a layer has, in every stack; all rows where no layer is asked for."""
     if layer is None:
         return [(0, model.layout.blocks[kind].n_rows)]
-    return [span for (_, each), span in model.layout.places(kind).items() if each == layer]
+    return list(model.layout.places(kind, layer).values())
 
 
 def _indicator(atlas: Atlas, model: Model, ids: list[int]) -> Array:

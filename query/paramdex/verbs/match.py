@@ -20,7 +20,8 @@ from paramdex.store.common_space import common
 from paramdex.store.filters import Sieve, TokenFilter
 from paramdex.verbs.hits import tokens_of
 from paramdex_schemas import KINDS, QueryError
-from paramdex_schemas.errors import check_text, nearest, quoted
+from paramdex_schemas.checks import check_text, suggest
+from paramdex_schemas.errors import quoted
 from paramdex_schemas.isometry import Array
 from paramdex_schemas.layout import Place, place_name
 
@@ -103,7 +104,7 @@ def match(
     atlas._check_kind(kind, [a, b])  # noqa: SLF001
     for model in (a, b):
         if kind not in model.layout.kinds:
-            raise QueryError(f"{model.name} has no parameters of kind {kind!r}; {nearest(kind, model.layout.kinds)}")
+            raise QueryError(f"{model.name} has no parameters of kind {kind!r}; {suggest(kind, model.layout.kinds)}")
     both = common(atlas, a, b)
     places = [_places(atlas, model, kind, layer) for model, layer in zip((a, b), layers, strict=True)]
     left, right = (
@@ -149,7 +150,7 @@ def match(
 def _places(atlas: Atlas, model: Model, kind: str, layer: int | None) -> dict[Place, tuple[int, int]]:
     """The rows that each place has of a kind; of one layer, in every stack, where one is asked for."""
     atlas._with_layer([model], layer)  # noqa: SLF001
-    found = {place: span for place, span in model.layout.places(kind).items() if layer in (None, place[1])}
+    found = model.layout.places(kind, layer)
     if not found:
         raise QueryError(f"{model.name}/L{layer} has no parameters of kind {kind!r}")
     return found
@@ -180,7 +181,7 @@ def _starts(places: dict[Place, tuple[int, int]]) -> dict[Place, tuple[int, int]
 
 
 def _addresses(model: Model, kind: str, places: dict[Place, tuple[int, int]]) -> list[str]:
-    first = model.first_param_id + model.layout.blocks[kind].first
+    first = model.first(kind)
     return [str(model.address(first + row)) for span in places.values() for row in range(*span)]
 
 

@@ -22,7 +22,8 @@ from paramdex.store.common_space import Common, Side, compared
 from paramdex.store.filters import ALL, Sieve, TokenFilter
 from paramdex.store.head_matrices import coordinates, displacements, heads, owners
 from paramdex_schemas import MATRICES, Address, QueryError
-from paramdex_schemas.errors import check_text, nearest, quoted
+from paramdex_schemas.checks import check_text, suggest
+from paramdex_schemas.errors import quoted
 from paramdex_schemas.isometry import Array
 from paramdex_schemas.layout import Place
 
@@ -60,7 +61,7 @@ def similar_heads(
     if matrix is not None:
         matrix = check_text(matrix, QueryError(f"kind is text, not {quoted(matrix)}"))
     if matrix is not None and matrix not in MATRICES:
-        raise QueryError(f"a head has no matrix {quoted(matrix)}; {nearest(matrix, MATRICES)}")
+        raise QueryError(f"a head has no matrix {quoted(matrix)}; {suggest(matrix, MATRICES)}")
     own = atlas.models[where.model]
     own_id = own.head_id(where)
     found: list[dict[str, Any]] = []

@@ -14,7 +14,8 @@ from safetensors import safe_open
 
 from paramdex_schemas import QueryError
 from paramdex_schemas.arguments import given_path
-from paramdex_schemas.errors import check_text, nearest, quoted, whole_number
+from paramdex_schemas.checks import check_text, suggest, whole_number
+from paramdex_schemas.errors import quoted
 from paramdex_schemas.foreign import reading, reason
 from paramdex_schemas.isometry import Array
 
@@ -160,10 +161,10 @@ def _read_tensor(path: Path, name: str | None) -> np.ndarray:
         names = sorted(file.keys())
         if name is None:
             if len(names) != 1:
-                raise QueryError(f"{path} has {len(names)} tensors; choose one by its name: {nearest('', names)}")
+                raise QueryError(f"{path} has {len(names)} tensors; choose one by its name: {suggest('', names)}")
             name = names[0]
         if name not in names:
-            raise QueryError(f"{path} has no tensor {quoted(name)}; {nearest(name, names)}")
+            raise QueryError(f"{path} has no tensor {quoted(name)}; {suggest(name, names)}")
         if file.get_slice(name).get_dtype() != "BF16":
             return file.get_tensor(name)
     with path.open("rb") as raw:

@@ -6,11 +6,11 @@ import re
 from typing import Any
 
 from paramdex import Atlas
-from paramdex.web.cards.lookups import described, nearest_pairs, place_vectors, span
+from paramdex.web.cards.lookups import described, nearest_pairs, place_vectors
 from paramdex.web.cards.shapes import Comparison, HeatCell, HeatMap, LayerPairs, SimilarPair
 from paramdex_schemas import KINDS, AddressError, QueryError
 from paramdex_schemas.addresses import STACKS
-from paramdex_schemas.errors import nearest
+from paramdex_schemas.checks import suggest
 from paramdex_schemas.layout import Place, place_name
 
 _PLACE = re.compile(rf"(?:({'|'.join(STACKS)})/)?L(\d{{1,9}})")
@@ -51,25 +51,25 @@ def layer_pairs(atlas: Atlas, a: str, b: str, kind: str, at: tuple[str, str], k:
     """The k most similar pairs of vectors of a kind, one in a layer of each model, exactly."""
     for name in (a, b):
         if name not in atlas.models:
-            raise AddressError(f"there is no model {name!r}; {nearest(name, atlas.models)}")
+            raise AddressError(f"there is no model {name!r}; {suggest(name, atlas.models)}")
     models = (atlas.models[a], atlas.models[b])
     if a == b:
         raise QueryError(f"compare two different models, not {a} twice")
     places: list[Place] = []
     for model, text in zip(models, at, strict=True):
         if kind not in model.layout.kinds:
-            raise QueryError(f"{model.name} has no vectors of kind {kind!r}; {nearest(kind, model.layout.kinds)}")
+            raise QueryError(f"{model.name} has no vectors of kind {kind!r}; {suggest(kind, model.layout.kinds)}")
         match = _PLACE.fullmatch(text)
         place = (match[1], int(match[2])) if match else (None, None)
         known = model.layout.places(kind)
         if match is None or place not in known:
             raise AddressError(
-                f"{model.name} has no {kind} in {text!r}; {nearest(text, [place_name(each) for each in known])}"
+                f"{model.name} has no {kind} in {text!r}; {suggest(text, [place_name(each) for each in known])}"
             )
         places.append(place)
     left, right, notes = place_vectors(atlas, *models, kind, (places[0], places[1]))
     hits = nearest_pairs(left, right, k)
-    starts = [span(model, kind, place)[0] for model, place in zip(models, places, strict=True)]
+    starts = [model.ids(kind, place)[0] for model, place in zip(models, places, strict=True)]
     ids = [(starts[0] + i, starts[1] + j) for _, i, j in hits]
     named = described(atlas, [each for pair in ids for each in pair])
     return LayerPairs(

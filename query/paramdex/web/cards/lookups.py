@@ -104,20 +104,13 @@ def standing(values: Array, own: int) -> Standing:
 
 def numbers(atlas: Atlas, model: Model, kind: str, ids: tuple[int, int], column: str = "norm") -> Array:
     """A column (float32) of the parameters of a kind from one param_id up to another; read once."""
-    first = model.first_param_id + model.layout.blocks[kind].first
+    first, end = model.ids(kind)
     found = atlas.database.kept(
         f"SELECT {column} FROM store.parameters WHERE param_id BETWEEN ? AND ? ORDER BY param_id",
         first,
-        first + model.layout.blocks[kind].n_rows - 1,
+        end - 1,
     )
     return found[column].to_numpy()[ids[0] - first : ids[1] - first]
-
-
-def span(model: Model, kind: str, place: Place) -> tuple[int, int]:
-    """The param_ids (first, past the last) that a place has of a kind."""
-    first, last = model.layout.places(kind)[place]
-    start = model.first_param_id + model.layout.blocks[kind].first
-    return start + first, start + last
 
 
 def place_vectors(

@@ -8,11 +8,11 @@ from paramdex import Atlas
 from paramdex.result import Result
 from paramdex.store.database import named_query
 from paramdex.store.head_matrices import heads
-from paramdex.web.cards.lookups import numbers, short, span
+from paramdex.web.cards.lookups import numbers, short
 from paramdex.web.cards.shapes import Cell, Grid, GridRow, Home, ModelCard, ModelSummary
 from paramdex.web.sources import public_source
 from paramdex_schemas import Address, QueryError
-from paramdex_schemas.errors import nearest
+from paramdex_schemas.checks import suggest
 from paramdex_schemas.layout import Place, place_name
 from paramdex_schemas.model import Model
 
@@ -66,7 +66,7 @@ def model_card(
     places.sort(key=lambda place: (model.layout.stacks.index(place[0]) if place[0] else 0, place[1]))
     kind = kind or next((each for each in ("ff_value", *kinds) if each in kinds), None)
     if kind not in kinds:
-        raise QueryError(f"{where} has no vectors of kind {kind!r}; {nearest(str(kind), kinds)}")
+        raise QueryError(f"{where} has no vectors of kind {kind!r}; {suggest(str(kind), kinds)}")
     grids = []
     if where.expert is None and any(place in model.layout.attention_places for place in places):
         grids.append(_head_grid(atlas, model, places, _chosen(heads, HEAD_COLUMNS)))
@@ -84,7 +84,7 @@ def model_card(
 
 def _chosen(column: str, columns: list[str]) -> str:
     if column not in columns:
-        raise QueryError(f"there is no column {column!r} to colour by; {nearest(column, columns)}")
+        raise QueryError(f"there is no column {column!r} to colour by; {suggest(column, columns)}")
     return column
 
 
@@ -113,7 +113,7 @@ def _head_grid(atlas: Atlas, model: Model, places: list[Place], column: str) -> 
 def _vector_grid(atlas: Atlas, model: Model, where: Address, kind: str, column: str) -> Grid:
     """The vectors of a kind, a row a layer; of many, a cell stands for several and leads to the largest of them."""
     spans = {
-        place: _span(model, kind, place, where.expert)
+        place: model.ids(kind, place, where.expert)
         for place in model.layout.places(kind)
         if where.stack in (None, place[0]) and where.layer in (None, place[1])
     }
@@ -131,12 +131,3 @@ def _vector_grid(atlas: Atlas, model: Model, where: Address, kind: str, column: 
             cells.append(Cell(address=address, value=short(part[best]), count=len(part)))
         lines.append(GridRow(place=at or kind, address=f"{model.name}/{at}" if at else model.name, cells=cells))
     return _grid({"of": "vectors", "kind": kind, "column": column, "columns": VECTOR_COLUMNS}, lines)
-
-
-def _span(model: Model, kind: str, place: Place, expert: int | None) -> tuple[int, int]:
-    """The param_ids (first, past the last) that a place, or one of its experts, has of a kind."""
-    if expert is None:
-        return span(model, kind, place)
-    run = next(run for run in model.layout.of(kind) if run.place == place and run.owner == "expert")
-    first = model.first_param_id + run.first + expert * run.size
-    return first, first + run.size

@@ -10,7 +10,7 @@ from paramdex.store.nearest import Hit
 from paramdex.store.related import related_on
 from paramdex.verbs.hits import hits_of_parameter
 from paramdex.web.cards.choices import TokenChoice
-from paramdex.web.cards.lookups import described, numbers, rows, short, span, standing
+from paramdex.web.cards.lookups import described, numbers, rows, short, standing
 from paramdex.web.cards.shapes import Near, NearIn, ParameterCard, Partner, Scored
 from paramdex_schemas import KINDS, Address
 from paramdex_schemas.model import Model
@@ -46,10 +46,9 @@ def parameter_card(atlas: Atlas, where: Address, choice: TokenChoice | None = No
         sides[row["side"]].append(Scored(**{name: row[name] for name in Scored.model_fields}))
     others = [other for other in atlas.models.values() if other is not model]
     related = [other for other in others if related_on(atlas.database, model, other) is not None]
-    layer = span(model, kind.name, (own.stack, own.layer))
-    block = model.layout.blocks[kind.name]
-    first = model.first_param_id + block.first
-    beside = [str(model.address(i)) if first <= i < first + block.n_rows else None for i in (own_id - 1, own_id + 1)]
+    layer = model.ids(kind.name, (own.stack, own.layer))
+    first, end = model.ids(kind.name)
+    beside = [str(model.address(i)) if first <= i < end else None for i in (own_id - 1, own_id + 1)]
     partners, nearest = _partners(model, own), _nearest(atlas, model, own, own_id)
     named = described(atlas, [*partners, *(i for hits in nearest.values() for _, i in hits)])
     return ParameterCard(
