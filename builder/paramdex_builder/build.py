@@ -26,8 +26,10 @@ from paramdex_builder.project.parameter_rows import parameter_rows, parameters_h
 from paramdex_builder.project.pieces import Piece, pieces
 from paramdex_builder.project.space import Space, make_space, pick_device, space_work
 from paramdex_builder.project.tokens import forget, projection_held
+from paramdex_builder.publish.database import database
 from paramdex_builder.publish.place import check_space, check_writable, find_place, staging_folder
-from paramdex_builder.publish.publish import FinishedModel, database, publish
+from paramdex_builder.publish.publish import publish
+from paramdex_builder.publish.rows import FinishedModel
 from paramdex_builder.read.checkpoint import Checkpoint
 from paramdex_builder.read.displacement import Displacement
 from paramdex_builder.read.weights import Weights
