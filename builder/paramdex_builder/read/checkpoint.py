@@ -12,12 +12,13 @@ import torch
 
 from paramdex_builder.read import counts
 from paramdex_builder.read.embeddings import Embeddings
-from paramdex_builder.read.family import Family, by_model_type
+from paramdex_builder.read.families import by_model_type
+from paramdex_builder.read.family import Family
 from paramdex_builder.read.inference import counted_stacks, infer_family
 from paramdex_builder.read.names import CARRIED, WRITTEN, Names
 from paramdex_builder.read.norms import Norms, folded
 from paramdex_builder.read.runs import read_layout
-from paramdex_builder.read.source import locate, read_config, tokenizer_files, typed_config, untyped_config
+from paramdex_builder.read.source import knows, locate, read_config, tokenizer_files, typed_config, untyped_config
 from paramdex_builder.read.tensor_spec import TensorSpec
 from paramdex_builder.read.tensors import Stamp, TensorFiles, Tensors, stamps
 from paramdex_schemas import KINDS, CheckpointError, FamilyError, Layout, Run, atlas_files
@@ -84,10 +85,11 @@ class Checkpoint:
         data = read_config(origin)
         if data.get("quantization_config") is not None:
             raise CheckpointError(f"{source} is quantized; paramdex reads float32, float16 and bfloat16 weights")
+        listed = by_model_type()
         with _naming(source), reading(f"{source}: config.json", CheckpointError):  # whose entries may be anything
             counts.check_unrolled(data)
             config: Any = untyped_config(data)
-            family = by_model_type().get(data["model_type"])
+            family = listed.get(data["model_type"])
             inferred = family is None
             if family is not None:
                 family.check_config(config)  # before the weights are fetched
@@ -98,7 +100,8 @@ class Checkpoint:
                 family = infer_family(data["model_type"], config, files)
             else:
                 counted_stacks(source, family, config, files)  # before transformers makes a list of as many
-                config = typed_config(source, folder)
+                if knows(data["model_type"]):  # of a type of nobody's there, a family has nothing but config.json
+                    config = typed_config(source, folder)
             if isinstance(data.get("tie_word_embeddings"), bool):
                 config.tie_word_embeddings = data["tie_word_embeddings"]  # transformers 5 says true of every T5
             family.check_config(config)

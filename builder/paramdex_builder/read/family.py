@@ -1,4 +1,4 @@
-"""Families of models are data: one JSON file each in ``families/``, found by listing the folder.
+"""Families of models are data: one JSON file each (``families`` says where they are).
 
 A file says where each kind's vectors lie in a checkpoint (see ``tensor_spec``), and which attributes of the
 transformers config hold the model's numbers, where they are not the usual ones. It may be ``like`` another and give
@@ -23,14 +23,11 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
-from importlib import resources
 from typing import Any, Literal, get_args
 
 from paramdex_builder.read.tensor_spec import TensorSpec, read_spec
 from paramdex_schemas import KINDS, FamilyError
 from paramdex_schemas.addresses import STACKS
-from paramdex_schemas.checks import suggest
 
 _STACK_KEYS = {"config", "layer", "tensors", "experts", "shared", "added", "norms"}
 _KEYS = {"family", "about", "model_types", "like", "require", "prefixes", "embedding", "stacks", "norm",
@@ -51,6 +48,8 @@ _CONFIG: dict[str, Any] = {
     "rotary": 0,
 }
 """The attributes of a transformers config that most families use; rotary: whether positions rotate queries and keys."""
+OURS = "paramdex"
+"""The distribution that this is."""
 _ATTENTION = ("attn_query", "attn_key", "attn_value", "attn_output")
 _FEED_FORWARD = ("ff_key", "ff_gate", "ff_value")
 
@@ -181,6 +180,8 @@ class Family:
     """What is added to a norm's stored gains."""
     final_norm: Any
     """The norm at the end of the blocks, whose output the output embedding reads, of an encoder through its head."""
+    distribution: str = OURS
+    """what brings the file"""
 
     def rotary(self, config: Any) -> bool:
         """Whether positions rotate queries and keys in a model with this transformers config."""
@@ -297,35 +298,3 @@ def _stack(name: str | None, data: dict[str, Any], config: dict[str, Any], where
         data.get("added", {}),
         data.get("norms", {}),
     )
-
-
-def inherit(data: dict[str, Any], files: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """The data of a file with what it is ``like`` filled in; ``config`` and ``tensors`` are merged entry by entry."""
-    if "like" not in data:
-        return data
-    if data["like"] not in files:
-        raise FamilyError(f"{data['family']}.json is like {data['like']!r}; {suggest(data['like'], files)}")
-    base = inherit(files[data["like"]], files)
-    merged = {**base, **data}
-    for key in ("config", "tensors", "norms", "added"):
-        entries = {**base.get(key, {}), **data.get(key, {})}
-        merged[key] = {name: value for name, value in entries.items() if value is not None}
-    return merged
-
-
-@cache
-def families() -> dict[str, Family]:
-    """Every family, by name."""
-    folder = resources.files("paramdex_builder") / "families"
-    files = {
-        file.name.removesuffix(".json"): json.loads(file.read_text("utf-8"))
-        for file in sorted(folder.iterdir(), key=lambda file: file.name)
-        if file.name.endswith(".json")
-    }
-    found = [parse(inherit(data, files), f"{name}.json") for name, data in files.items()]
-    return {family.name: family for family in found}
-
-
-def by_model_type() -> dict[str, Family]:
-    """Model type -> the family that reads it."""
-    return {name: family for family in families().values() for name in family.model_types}

@@ -10,7 +10,8 @@ from typing import Any
 
 from paramdex_builder.read import counts
 from paramdex_builder.read.embeddings import Embeddings
-from paramdex_builder.read.family import Family, Stack, by_model_type, families
+from paramdex_builder.read.families import by_model_type, families
+from paramdex_builder.read.family import OURS, Family, Stack
 from paramdex_builder.read.tensors import Tensors
 from paramdex_schemas import FamilyError
 from paramdex_schemas.checks import listing, suggest
@@ -169,7 +170,7 @@ def infer_family(model_type: str, config: Any, files: Tensors) -> Family:
 
     Raises FamilyError with what did not fit the nearest family.
     """
-    layouts = sorted(families().values(), key=lambda family: (family.name != "llama", family.name))
+    layouts = sorted(families().values(), key=lambda each: (each.name != "llama", each.distribution != OURS, each.name))
     found = []
     for family in layouts:
         try:

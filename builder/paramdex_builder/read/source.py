@@ -55,6 +55,13 @@ def tokenizer_files(origin: Origin) -> list[str]:
     return [name for name in origin.names if _TOKENIZER.fullmatch(name)]
 
 
+def knows(model_type: str) -> bool:
+    """Whether transformers has models of a type."""
+    from transformers import CONFIG_MAPPING
+
+    return model_type in CONFIG_MAPPING
+
+
 def typed_config(source: str, folder: Path) -> Any:
     """The transformers config, with the defaults of its model type. Raises CheckpointError."""
     from transformers import AutoConfig

@@ -19,7 +19,8 @@ from transformers import AutoModelForCausalLM
 import models
 from paramdex_builder import Options, build
 from paramdex_builder.read.checkpoint import Checkpoint
-from paramdex_builder.read.family import inherit, parse
+from paramdex_builder.read.families import inherit
+from paramdex_builder.read.family import parse
 from paramdex_schemas import BuildError, CheckpointError, FamilyError, ParamdexError
 
 OPTIONS = Options(top_k=3, pair_k=3, neighbor_k=1, device="cpu")
@@ -427,7 +428,7 @@ def spec(**keys: Any) -> dict[str, Any]:
 
 def test_a_family_like_none_is_refused() -> None:
     with pytest.raises(FamilyError, match=r"mine\.json is like 'lama'; did you mean llama\?"):
-        inherit({"family": "mine", "like": "lama"}, {"llama": {}, "bert": {}})
+        inherit({"family": "mine", "like": "lama"}, {"llama": {}, "bert": {}}, "mine.json")
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ import torch
 
 import models
 from paramdex_builder.read.checkpoint import Checkpoint
-from paramdex_builder.read.family import families
+from paramdex_builder.read.families import families
 from paramdex_schemas import KINDS, FamilyError
 
 Split = Callable[[torch.Tensor, Any], Any]
