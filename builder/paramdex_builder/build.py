@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 
 from paramdex_builder.estimates import disk_needed, memory_needed
 from paramdex_builder.files.units import Units
-from paramdex_builder.options import Options, given, source_texts
+from paramdex_builder.options import Options
 from paramdex_builder.plan import Planned, named_sources, plan_model
 from paramdex_builder.project.finite import check_table
 from paramdex_builder.project.head_rows import ATTENTION, Kept, head_units
@@ -34,6 +34,7 @@ from paramdex_builder.read.checkpoint import Checkpoint
 from paramdex_builder.read.displacement import Displacement
 from paramdex_builder.read.weights import Weights
 from paramdex_builder.work import memory
+from paramdex_builder.work.arguments import given, source_texts
 from paramdex_builder.work.progress import Progress
 from paramdex_builder.work.workers import Workers
 from paramdex_schemas import FORMAT_VERSION, AtlasError, BuildError, CheckpointError, atlas_files

@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 
-from paramdex_builder.options import Options, source_text
+from paramdex_builder.options import Options
 from paramdex_builder.project.finite import check_lengths
 from paramdex_builder.read.hub import own_name
 from paramdex_builder.read.vocabulary import Vocabulary, read_vocabulary
 from paramdex_builder.read.weights import Weights
+from paramdex_builder.work.arguments import source_text
 from paramdex_builder.work.progress import Progress
 from paramdex_schemas import FORMAT_VERSION, BuildError
 from paramdex_schemas.addresses import MODEL_NAME

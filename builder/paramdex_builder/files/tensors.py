@@ -60,7 +60,7 @@ def write_space(path: Path, space: Space) -> None:
     the others are in float64. Raises OSError.
     """
     E, root = space.embedding, space.root.root
-    rows = (chunk.float().cpu().numpy() for chunk in E.split(_CHUNK))
+    rows = (chunk.float().cpu().numpy() for chunk in torch.split(E, _CHUNK))
     write_tensors(
         path,
         {
@@ -73,4 +73,4 @@ def write_space(path: Path, space: Space) -> None:
 
 def _fits_half(E: torch.Tensor) -> bool:
     """Whether float16 holds every value of E exactly."""
-    return all(torch.equal(chunk.half().float(), chunk.float()) for chunk in E.split(_CHUNK))
+    return all(torch.equal(chunk.half().float(), chunk.float()) for chunk in torch.split(E, _CHUNK))

@@ -23,9 +23,9 @@ import torch
 
 from paramdex_builder.measure.classifier import Classifier, Labelled
 from paramdex_builder.measure.forward import Batch, Runner, replaced
-from paramdex_builder.options import check_space_name, given, source_text, source_texts
 from paramdex_builder.read.checkpoint import Checkpoint
 from paramdex_builder.read.vocabulary import read_vocabulary
+from paramdex_builder.work.arguments import check_space_name, given, source_text, source_texts
 from paramdex_builder.work.progress import Advance, Progress
 from paramdex_schemas import BuildError
 from paramdex_schemas.arguments import given_items
@@ -87,7 +87,7 @@ def kernel(E_a: torch.Tensor, E_b: torch.Tensor) -> torch.Tensor:
     """
     d_a, d_b = E_a.shape[1], E_b.shape[1]
     cross, gram = torch.zeros(d_a, d_b, dtype=torch.float64), torch.zeros(d_b, d_b, dtype=torch.float64)
-    for a, b in zip(E_a.split(_CHUNK), E_b.split(_CHUNK), strict=True):
+    for a, b in zip(torch.split(E_a, _CHUNK), torch.split(E_b, _CHUNK), strict=True):
         cross += a.double().T @ b.double()
         gram += b.double().T @ b.double()
     return cross @ torch.linalg.pinv(gram, hermitian=True, rtol=1e-12)
@@ -138,19 +138,9 @@ def stitch(
     base = None
     if options.base is not None and any(each.weights is not None for each in classifiers):
         base = Runner.open(Checkpoint.open(options.base))
-    E, name = _embedding(A.checkpoint, options.space)
     for note in A.checkpoint.notes(options.space):  # a tuned classifier has no output embedding
         progress.say(f"{pretrained}: {note}")
-    fitted = []
-    for source, each in zip(tuned, classifiers, strict=True):
-        E_b, other = _embedding(each.runner.checkpoint, options.space)
-        if other != name:
-            raise BuildError(f"{pretrained} and {source} have different vocabularies; stitching leads through one")
-        numbers = each.class_numbers(source, texts.names)
-        if base is not None and base.checkpoint.d_model != each.runner.checkpoint.d_model:
-            raise BuildError(f"{source} was not tuned from {options.base}: it has another width")
-        lasts = _lasts(source, options.last, len(each.runner.blocks))
-        fitted.append(_Tuned(each, kernel(E, E_b).float(), lasts, numbers))
+    fitted = _fit(A, list(zip(tuned, classifiers, strict=True)), base, texts, options)
     longest = min(runner.longest for runner in (A, *(each.runner for each in classifiers)))
     for note in _notes(A, fitted, texts, longest):
         progress.say(note)
@@ -187,6 +177,32 @@ def stitch(
         for (i, part, first, last), count in right.items()
     ]
     return pa.Table.from_pylist(rows, schema=_SCHEMA)
+
+
+def _fit(
+    A: Runner,
+    tuned: Sequence[tuple[str, Classifier]],
+    base: Runner | None,
+    texts: Labelled,
+    options: StitchOptions,
+) -> list[_Tuned]:
+    """The tuned models, given with their sources, each with its map from A. Raises BuildError for one that A cannot be
+    stitched to.
+    """
+    E, name = _embedding(A.checkpoint, options.space)
+    fitted = []
+    for source, each in tuned:
+        E_b, other = _embedding(each.runner.checkpoint, options.space)
+        if other != name:
+            raise BuildError(
+                f"{A.checkpoint.source} and {source} have different vocabularies; stitching leads through one"
+            )
+        numbers = each.class_numbers(source, texts.names)
+        if base is not None and base.checkpoint.d_model != each.runner.checkpoint.d_model:
+            raise BuildError(f"{source} was not tuned from {options.base}: it has another width")
+        lasts = _lasts(source, options.last, len(each.runner.blocks))
+        fitted.append(_Tuned(each, kernel(E, E_b).float(), lasts, numbers))
+    return fitted
 
 
 def _notes(A: Runner, fitted: Sequence[_Tuned], texts: Labelled, longest: int) -> Iterator[str]:

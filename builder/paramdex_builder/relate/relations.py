@@ -69,6 +69,7 @@ class Relations:
     layers: np.ndarray | None
 
 
+# The rows and layers of both sides are plain arrays, so that all can be told apart at a call; two have defaults.
 def relate(
     a: np.ndarray,
     b: np.ndarray,
@@ -159,7 +160,7 @@ class _Best:
         k = best.shape[1]
         if not k:
             return
-        chunks = scores.unflatten(1, (-1, self.chunk))  # p x c x chunk
+        chunks = torch.unflatten(scores, 1, (-1, self.chunk))  # p x c x chunk
         starts = torch.arange(first, first + scores.shape[1], self.chunk, device=scores.device)
         largest = torch.empty_like(chunks[:, :, 0])  # in memory as the block lies: several times faster for columns
         heads = _keys(torch.amax(chunks, 2, out=largest), starts)  # p x c
@@ -203,7 +204,7 @@ class _LayerScores:
         if not rows or not columns:
             return
         stripes = []
-        for part in S.split(max(1, self.stripe // S.shape[1])):
+        for part in torch.split(S, max(1, self.stripe // S.shape[1])):
             size = part.abs()
             stripes.append(torch.stack([size[:, cut].sum(1, dtype=torch.float64) for cut in columns.values()], dim=1))
         sums = torch.cat(stripes)  # p x layers
