@@ -80,4 +80,5 @@ class Units:
 
     def coordinates(self, kind: str, number: int) -> np.ndarray:
         """Normalized coordinates of one unit (n x r, float32), mapped from the disk."""
-        return np.load(self._path(kind, number, "npy"), mmap_mode="r", allow_pickle=False)
+        rows: np.ndarray = np.load(self._path(kind, number, "npy"), mmap_mode="r", allow_pickle=False)
+        return rows

@@ -104,9 +104,11 @@ class Classifier:
         """Scores of the classes (batch x classes)."""
         output = self.runner.run(batch)
         if self.weights is None:
-            return output.logits
+            logits: torch.Tensor = output.logits
+            return logits
+        states: torch.Tensor = output.last_hidden_state
         mask = batch.mask[:, :, None].to(torch.float32)
-        return (output.last_hidden_state * mask).sum(1) / mask.sum(1) @ self.weights.T
+        return (states * mask).sum(1) / mask.sum(1) @ self.weights.T
 
     def n_classes(self) -> int:
         return int(self.runner.model.config.num_labels) if self.weights is None else len(self.weights)

@@ -222,11 +222,13 @@ def replaced(runner: Runner, layer: int, states: torch.Tensor) -> Iterator[None]
 
 
 def _entering(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
-    return (args[0] if args else kwargs["hidden_states"]).detach()
+    state: torch.Tensor = args[0] if args else kwargs["hidden_states"]
+    return state.detach()
 
 
 def _leaving(output: Any) -> torch.Tensor:
-    return (output[0] if isinstance(output, (tuple, list)) else output).detach()
+    state: torch.Tensor = output[0] if isinstance(output, (tuple, list)) else output
+    return state.detach()
 
 
 def load(checkpoint: Checkpoint, auto: str = "AutoModel") -> Any:
@@ -261,8 +263,9 @@ def load(checkpoint: Checkpoint, auto: str = "AutoModel") -> Any:
 @contextmanager
 def quiet() -> Iterator[None]:
     """transformers without its bars and its reports of tensors that a model without its head does not need."""
-    from transformers import logging
+    import transformers
 
+    logging: Any = transformers.logging  # most of its functions say no types
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

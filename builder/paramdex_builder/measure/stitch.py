@@ -90,7 +90,8 @@ def kernel(E_a: torch.Tensor, E_b: torch.Tensor) -> torch.Tensor:
     for a, b in zip(torch.split(E_a, _CHUNK), torch.split(E_b, _CHUNK), strict=True):
         cross += a.double().T @ b.double()
         gram += b.double().T @ b.double()
-    return cross @ torch.linalg.pinv(gram, hermitian=True, rtol=1e-12)
+    inverse: torch.Tensor = torch.linalg.pinv(gram, hermitian=True, rtol=1e-12)
+    return cross @ inverse
 
 
 @dataclass(frozen=True)

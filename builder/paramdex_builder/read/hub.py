@@ -77,7 +77,7 @@ class Origin:
 @contextmanager
 def _in_time() -> Iterator[None]:
     """While it is open, no question to the hub waits for ever, as huggingface_hub has it of most."""
-    from huggingface_hub.utils import get_session
+    from huggingface_hub import get_session
 
     def limit(request: Any) -> None:
         given = request.extensions["timeout"]

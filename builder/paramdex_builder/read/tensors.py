@@ -200,9 +200,10 @@ class TensorFiles:
             with reading(f"{self.source}: tensor {stored.name} of {stored.path.name}", CheckpointError):
                 return usual(stored.mapped, part)
         with self._damage(stored.path), safe_open(stored.path, framework="pt") as file:
-            if part is None:
-                return file.get_tensor(stored.name)
-            return file.get_slice(stored.name)[part : part + 1]
+            found: torch.Tensor = (
+                file.get_tensor(stored.name) if part is None else file.get_slice(stored.name)[part : part + 1]
+            )
+            return found
 
 
 def _modern(name: str) -> str:

@@ -38,7 +38,8 @@ class _Gathered:
         if isinstance(self.source, torch.Tensor):
             return self.source[self.ids[part].to(self.device)]
         with safe_open(self.source, framework="pt") as file:
-            return file.get_tensor("embedding")[self.ids[part]].to(self.device)
+            E: torch.Tensor = file.get_tensor("embedding")
+            return E[self.ids[part]].to(self.device)
 
 
 def write_transfers(others: list[Related], space: Space, folder: Path, progress: Progress) -> None:
