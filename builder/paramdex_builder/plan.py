@@ -91,13 +91,13 @@ def plan_model(name: str, weights: Weights, options: Options, progress: Progress
     if vocabulary.past_rows:
         n, some = len(vocabulary.past_rows), ", ".join(map(repr, vocabulary.past_rows[:5]))
         some += ", ..." if n > 5 else ""
-        progress.say(f"{name}: left out, as the embedding has no rows for them: {n} added tokens ({some})")
+        progress.say(f"{name}: left out {n} added tokens, because the embedding has no rows for them: {some}")
     with progress.step(f"{name}: checking weights", len(weights.layout.runs)) as advance:
         weights.check_layers(advance)
     left_out = [f"{part} ({n} tensors)" for part, n in weights.left_out().items()]
     if left_out:
         family = weights.family.name
-        progress.say(f"{name}: left out, as the family {family} does not know them: {', '.join(left_out)}")
+        progress.say(f"{name}: left out what the family {family} does not know: {', '.join(left_out)}")
     plan = Plan(
         weights_sha256=weights.sha256(),
         base_sha256=weights.base_sha256(),

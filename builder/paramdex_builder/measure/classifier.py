@@ -139,12 +139,12 @@ class Classifier:
             return list(range(count))
         if known:
             raise BuildError(
-                f"{source} tells the classes {', '.join(known)} apart, the texts have the labels {', '.join(names)}; "
+                f"{source} has the classes {', '.join(known)}, but the texts have the labels {', '.join(names)}; "
                 f"label them by its names or by all the numbers from 0 to {count - 1}, in its order"
             )
         if len(names) != count:
             raise BuildError(
-                f"{source} tells {count} classes apart, the texts have {len(names)} labels: {', '.join(names)}"
+                f"{source} has {count} classes, but the texts have {len(names)} labels: {', '.join(names)}"
             )
         return None
 

@@ -196,7 +196,7 @@ def _fit(
         E_b, other = _embedding(each.runner.checkpoint, options.space)
         if other != name:
             raise BuildError(
-                f"{A.checkpoint.source} and {source} have different vocabularies; stitching leads through one"
+                f"{A.checkpoint.source} and {source} have different vocabularies; stitching needs one that both share"
             )
         numbers = each.class_numbers(source, texts.names)
         if base is not None and base.checkpoint.d_model != each.runner.checkpoint.d_model:
@@ -212,7 +212,7 @@ def _notes(A: Runner, fitted: Sequence[_Tuned], texts: Labelled, longest: int) -
     if guessed:
         order = ", ".join(f"{name}={i}" for i, name in enumerate(texts.names))
         models = "" if guessed == len(fitted) else f" for {guessed} of {len(fitted)} tuned models"
-        yield f"classes are taken in sorted order{models}, as nothing names them: {order}"
+        yield f"classes are taken in sorted order{models}, because nothing names them: {order}"
     given = A.tokens(texts.texts, longest)
     others: set[int] = set()
     for each in fitted:

@@ -158,7 +158,7 @@ def _alpha(source: str, config: dict[str, Any], module: str) -> float:
                 alpha = value
                 break
     if not isinstance(alpha, (int, float)) or isinstance(alpha, bool) or not abs(alpha) <= _LARGEST_ALPHA:
-        raise CheckpointError(f"{source}: {ADAPTER_CONFIG} says lora_alpha {alpha!r:.80}, which is no number of use")
+        raise CheckpointError(f"{source}: {ADAPTER_CONFIG} says lora_alpha {alpha!r:.80}, which is not a usable number")
     return alpha
 
 

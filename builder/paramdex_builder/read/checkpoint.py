@@ -144,7 +144,9 @@ class Checkpoint:
         for spec in self.names.stacks[place[0]].shared.values():
             name = self.names.tensor(place, spec)
             if name in self.files:
-                raise FamilyError(f"{self.source}: config.json says of no shared expert, but there is a tensor {name}")
+                raise FamilyError(
+                    f"{self.source}: config.json says nothing of a shared expert, but there is a tensor {name}"
+                )
 
     @property
     def d_model(self) -> int:

@@ -94,7 +94,7 @@ class Embeddings:
             return output
         if self._unread is not None:
             if self.says_tied:
-                raise CheckpointError(f"{self._about(self._unread)}, and take it out of the file where it is not")
+                raise CheckpointError(f"{self._about(self._unread)}, or take it out of the file if it is not")
             return None
         if not self.says_tied and not self._unnamed:
             return None
@@ -135,7 +135,7 @@ class Embeddings:
         if space == "input":
             return self.entry, "input", tied
         if self._unread is not None and self.output is None:
-            raise CheckpointError(f"{self._about(self._unread)}; --space input scores by {self.entry}")
+            raise CheckpointError(f"{self._about(self._unread)}; or score by {self.entry} with --space input")
         if self.output is None or (self.way() == "inward" and self.files.shape(self.output)[-1] != self.d):
             return self.entry, "input", tied
         return self.output, "output", tied
@@ -237,8 +237,8 @@ class Embeddings:
         """The beginning of an error: what that tensor is, and what to do where it is the output embedding."""
         shape = " x ".join(map(str, self.files.shape(unread)))
         return (
-            f"{self.source}: tensor {unread} is {shape}, as an output embedding is, but has no name that one is known "
-            f"by; call it {self.family.output_embeddings[0]} where it is one"
+            f"{self.source}: tensor {unread} has the shape of an output embedding ({shape}) but none of its known "
+            f"names; rename it to {self.family.output_embeddings[0]} if it is one"
         )
 
     def _outside_layers(self) -> Iterator[str]:

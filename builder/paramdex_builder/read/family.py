@@ -93,8 +93,8 @@ class Stack:
         there = added.get("before", range(n_rows))
         if not isinstance(skipped, int) or not 0 <= skipped < n_rows or skipped not in there:
             raise FamilyError(
-                f"config.json: where the positions begin in the {n_rows} rows of {added['tensor']} is told by "
-                f"{json.dumps(added.get('last', added.get('skip')))}, which is {number}"
+                f"config.json: {json.dumps(added.get('last', added.get('skip')))} is {number}, but should say where "
+                f"the positions begin in the {n_rows} rows of {added['tensor']}"
             )
         return skipped
 
@@ -209,7 +209,7 @@ def _check_number(name: str, value: Any, rule: Any) -> None:
         first = rule[0] if isinstance(rule, list) else rule
         raise FamilyError(f"config.json: {first if isinstance(first, str) else name} is missing")
     if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**63:
-        raise FamilyError(f"config.json: {name} is {shown(value)}, which no tensor has")
+        raise FamilyError(f"config.json: {name} is {shown(value)}, which cannot be right")
 
 
 def _holds(when: Any, config: Any) -> bool:

@@ -117,7 +117,7 @@ def on_hub(source: str) -> Origin | None:
         except GatedRepoError as error:
             page = f"{constants.ENDPOINT}/{match['repo']}"
             raise CheckpointError(
-                f"{source} is not given to everybody: ask for it at {page}, and log in with: hf auth login"
+                f"{source} is gated: ask for access at {page}, and log in with: hf auth login"
             ) from error
     try:
         with _in_time():

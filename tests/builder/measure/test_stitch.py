@@ -354,7 +354,7 @@ def test_bad_input_says_what_is_wrong(pair: tuple[Path, Path], reviews: Path, tm
     fails(CheckpointError, f"{a} is no classifier: it has neither", a, a)
     fails(BuildError, "give at least one tuned model", a)
     three = labelled(TEXTS, ["a", "b", "c", "a", "b", "c", "a", "b"], "here")
-    fails(BuildError, f"{b} tells 2 classes apart, the texts have 3 labels: a, b, c", a, b, texts=three)
+    fails(BuildError, f"{b} has 2 classes, but the texts have 3 labels: a, b, c", a, b, texts=three)
     no_norm = word_model(tmp_path / "bert", 1, models.encoder)
     fails(BuildError, f"{no_norm} has no norm after its last layer", str(no_norm), b, state="normed")
     t5 = models.save(tmp_path / "t5", models.t5(60), models.word_tokenizer(60), 1)

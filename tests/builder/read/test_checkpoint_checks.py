@@ -338,8 +338,8 @@ def test_heads_of_a_grouped_model(tmp_path: Path) -> None:
             {"head_dim": 6},
             "tensor model.layers.0.self_attn.q_proj.weight is 32 x 24, expected 24 x 24",
         ),
-        ("BertModel", {"intermediate_size": 0}, "config.json: d_ff is 0, which no tensor has"),
-        ("BertModel", {"num_attention_heads": 0}, "config.json: n_heads is 0, which no tensor has"),
+        ("BertModel", {"intermediate_size": 0}, "config.json: d_ff is 0, which cannot be right"),
+        ("BertModel", {"num_attention_heads": 0}, "config.json: n_heads is 0, which cannot be right"),
     ],
 )
 def test_numbers_of_config_that_the_weights_do_not_have(

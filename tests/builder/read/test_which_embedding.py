@@ -149,17 +149,17 @@ def test_a_table_that_no_name_accounts_for_is_refused(tie: bool, extra: torch.Te
     )
     shape = " x ".join(map(str, extra.shape))
     about = (
-        f"{tmp_path}: tensor model.scorer.table is {shape}, as an output embedding is, but has no name that one is "
-        "known by; call it lm_head.weight where it is one"
+        f"{tmp_path}: tensor model.scorer.table has the shape of an output embedding ({shape}) but none of its known "
+        "names; rename it to lm_head.weight if it is one"
     )
     with pytest.raises(CheckpointError) as caught:
         read(tmp_path)
     if tie:
-        assert str(caught.value) == f"{about}, and take it out of the file where it is not"
+        assert str(caught.value) == f"{about}, or take it out of the file if it is not"
         with pytest.raises(CheckpointError, match=r"model\.scorer\.table"):
             read(tmp_path, "input")
     else:
-        assert str(caught.value) == f"{about}; --space input scores by model.embed_tokens.weight"
+        assert str(caught.value) == f"{about}; or score by model.embed_tokens.weight with --space input"
         E, which, tied = read(tmp_path, "input")
         assert (which, tied) == ("input", False)
         assert torch.equal(E, model.model.embed_tokens.weight)
