@@ -51,9 +51,9 @@ def build(
 ) -> Path:
     """Build an atlas of ``sources`` at ``output``, or add them to the atlas that is there.
 
-    A source is a local folder or a Hugging Face name, or ``NAME=SOURCE`` to name it; without a name, the last part of
-    the source is its name, or TUNED-minus-BASE where ``options.base`` says that what moved is kept. Run again after an
-    interruption, the build goes on where it was.
+    A source is a local folder or a Hugging Face name, or ``NAME=SOURCE`` to name it. Without a name it is called by its
+    last part, or TUNED-minus-BASE where ``options.base`` says that what moved is kept. A build that was interrupted
+    goes on where it was when it is run again.
 
     Raises BuildError, CheckpointError, FamilyError or AtlasError; nothing is left behind for bad input.
     """
@@ -135,8 +135,8 @@ def _present(atlas: Path) -> dict[str, str]:
 
 @contextmanager
 def _reading() -> Iterator[None]:
-    """Around the reading of models before anything is written. Raises CheckpointError for a file that cannot be read,
-    where the system's error is not one of ours yet.
+    """Turns a system's error, while models are read and nothing is written yet, into a CheckpointError that names the
+    file.
     """
     try:
         yield
@@ -147,9 +147,9 @@ def _reading() -> Iterator[None]:
 
 @contextmanager
 def _unchanged(weights: Weights, units: Path) -> Iterator[None]:
-    """Around the reading of weights whose checksum is known: files are opened anew for every tensor. Where they are
-    others in the end, raises CheckpointError, whatever else went wrong. Drops the folder ``units`` then, and where
-    anything else is wrong with the model's numbers.
+    """Guards the reading of weights whose checksum is known, since files are opened anew for every tensor. Raises
+    CheckpointError if a file has changed meanwhile, whatever else went wrong. Then, and where anything else is wrong
+    with the model's numbers, the folder ``units`` is removed.
     """
     try:
         try:

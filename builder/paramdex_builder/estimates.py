@@ -20,12 +20,12 @@ from paramdex_schemas import vector_files
 _LIBRARIES = 576 << 20
 """Bytes of memory for the libraries, and for what is small."""
 _BLOCKS = 4 << 20
-"""Bytes that a model takes in the database however small it is: columns of tables begin in blocks of their own."""
+"""Bytes that a model takes in the database however small it is: each column of a table begins in a block of its own."""
 
 
 def memory_needed(weights: Weights, V: int, stored: torch.dtype, device: torch.device) -> int:
-    """About how many bytes a model takes at the least: its embedding (V x d, held in the dtype ``stored``) and the root
-    of its Gram matrix, and what the step adds that takes most: reading, projecting, pairing, sorting, or relating.
+    """The bytes of memory, roughly, that a build of a model needs: its embedding (V x d, held in the dtype ``stored``),
+    the root of its Gram matrix, and what the largest step adds: reading, projecting, pairing, sorting, or relating.
 
     What a GPU holds is not counted.
     """
@@ -45,11 +45,11 @@ def memory_needed(weights: Weights, V: int, stored: torch.dtype, device: torch.d
 
 
 def disk_needed(weights: Weights, top_k: int, pair_k: int) -> int:
-    """About how many bytes a model takes while it is built, staging included.
+    """The bytes on the disk, roughly, that a model takes while it is built, staging included.
 
-    A posting lies there thrice: in staging, in the database, and in its log or what the database wrote before. Vectors
-    lie there twice, in staging and in their index, beside which a large kind has a byte for each number and four for
-    each row.
+    A posting is there three times: in staging, in the database, and in the database's log or what it wrote before.
+    Vectors are there twice: in staging and in their index. A large kind has codes too: one byte per number and four per
+    row.
     """
     layout, d = weights.layout, weights.d_model
     postings = layout.n_parameters * 2 * top_k

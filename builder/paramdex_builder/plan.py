@@ -118,8 +118,8 @@ def plan_model(name: str, weights: Weights, options: Options, progress: Progress
 
 
 def named_sources(sources: Sequence[str], base: str | PathLike[str] | None = None) -> dict[str, str]:
-    """name -> source. What moved between two models is neither of them, and both may stand in the atlas beside it, so
-    without a name it is called TUNED-minus-BASE.
+    """name -> source. A source without a name is called by its last part. What moved between two models is called
+    TUNED-minus-BASE, since both models may stand in the atlas beside it.
 
     Raises BuildError for a name that cannot be, or stands twice.
     """

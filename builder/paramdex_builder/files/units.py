@@ -1,7 +1,7 @@
 """Units: finished pieces of a build, kept in the staging folder so that a killed build resumes where it was.
 
-A unit is a Parquet file of rows and, for parameters, the coordinates of their vectors; it counts as finished once it
-stands under its final name, to which it is renamed whole.
+A unit is a Parquet file of rows and, for parameters, the coordinates of their vectors. It is written under another name
+and renamed when it is whole, so what has its final name is finished.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _DIGEST = b"coordinates_sha256"
 
 
 class Units:
-    """The finished units of one model, in ``folder``, for one ``plan``; units of another plan are thrown away."""
+    """The finished units of one model in ``folder``, made by one ``plan``. Units of another plan are deleted."""
 
     def __init__(self, folder: Path, plan: dict[str, Any]) -> None:
         self.folder = folder
@@ -61,7 +61,7 @@ class Units:
             return False
 
     def write(self, name: str, number: int, table: pa.Table) -> None:
-        """Write the rows of a unit; of a kind after its coordinates, whose digest they carry."""
+        """Write the rows of a unit. The coordinates of a kind are written before, and its rows carry their digest."""
         path = self._path(name, number, "parquet")
         beside = self._path(name, number, "npy")
         if beside.is_file():

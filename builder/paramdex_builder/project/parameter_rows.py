@@ -55,14 +55,14 @@ def parameter_rows(rows: torch.Tensor, piece: Piece, space: Space, top_k: int) -
 
 
 def parameters_held(some: Sequence[Piece], d: int, n_terms: int) -> int:
-    """About how many bytes one of ``some`` pieces takes at the most: weights, coordinates and what is made of them in
-    float32; or the weights of two models and their difference in float64.
+    """The most bytes, roughly, that one of ``some`` pieces takes: its weights, its coordinates and what is made of them
+    in float32; or the weights of two models and their difference in float64.
     """
     return 12 * n_terms * d * max((piece.n_rows for piece in some), default=0)
 
 
 def _tokens(rows: torch.Tensor, space: Space, k: int) -> dict[str, Tokens]:
-    """As ``strongest_tokens``; rows of zeros, such as what training did not move, have the first tokens, with 0."""
+    """As ``strongest_tokens``. Rows of zeros, as what training did not move, get the first tokens, with score 0."""
     moved = rows.any(dim=1)
     if moved.all():
         return strongest_tokens(rows, space, k)

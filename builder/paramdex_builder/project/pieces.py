@@ -11,12 +11,12 @@ _PIECE_ROWS = 16_384
 
 @dataclass(frozen=True)
 class Piece:
-    """What one unit holds of a kind: a run of its parameters, or of a long one the rows of some of its ``owners``."""
+    """The part of a kind that one unit holds: a run of its parameters, or the rows of some ``owners`` of a long run."""
 
     run: Run
     owners: range
     number: int
-    """Counts the pieces of a kind."""
+    """Its place among the pieces of the kind."""
 
     @property
     def first(self) -> int:
@@ -28,7 +28,7 @@ class Piece:
 
 
 def pieces(layout: Layout, kind: str) -> list[Piece]:
-    """The pieces of a kind, in order of its rows; each of whole owners, and of more than one only up to _PIECE_ROWS."""
+    """The pieces of a kind, in the order of its rows: of whole owners, of several only up to _PIECE_ROWS rows."""
     found: list[Piece] = []
     for run in layout.of(kind):
         step = max(1, _PIECE_ROWS // run.size) if run.owner == "expert" else run.n_owners

@@ -33,7 +33,7 @@ def database(
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """DuckDB hears Ctrl-C too, and says so by errors of its own: raises KeyboardInterrupt in their place."""
+    """DuckDB also hears Ctrl-C, and raises errors of its own. Raises KeyboardInterrupt in their place."""
     try:
         yield
     except (RuntimeError, duckdb.Error) as error:

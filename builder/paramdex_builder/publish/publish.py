@@ -106,7 +106,7 @@ def insert_relations(
     device: torch.device,
     progress: Progress,
 ) -> None:
-    """Neighbors both ways and layer alignments with every model that the new one is related to."""
+    """Insert neighbors both ways and layer alignments with every model that the new one is related to."""
     for other in others:
         row = [other.model.model_id, mine.model.model_id, other.n_tokens]
         connection.execute("INSERT INTO store.relations VALUES (?, ?, ?)", row)

@@ -24,7 +24,7 @@ _RUN = ("stack", "layer", "owner", "n_owners", "size", "group")
 
 @dataclass
 class FinishedModel:
-    """All that is known of a model whose units are done. ``row`` holds the columns of ``models`` but the ids."""
+    """A model whose units are done. ``row`` holds its columns of ``models``, without the ids and the name."""
 
     name: str
     row: dict[str, Any]
@@ -58,7 +58,7 @@ def insert_model(connection: duckdb.DuckDBPyConnection, model: FinishedModel) ->
 
 
 def _insert_tokens(connection: duckdb.DuckDBPyConnection, model: FinishedModel, model_id: int) -> None:
-    """The rows of ``tokens``, where no earlier model has the vocabulary, and of ``token_embeddings``."""
+    """Insert the rows of ``token_embeddings``, and those of ``tokens`` if no earlier model has the vocabulary."""
     space = model.space
     found = token_embeddings(space.embedding, space.means.cpu().numpy(), space.root)
     table = pa.table(
@@ -94,7 +94,7 @@ def insert(connection: duckdb.DuckDBPyConnection, sql: str, unit: pa.Table, valu
 
 
 def insert_parameters(connection: duckdb.DuckDBPyConnection, model: FinishedModel, progress: Progress) -> None:
-    """The rows of ``parameters``, in order of param_id, and their ``postings``, in order of token."""
+    """Insert the rows of ``parameters``, in order of param_id, and their ``postings``, in order of token."""
     sql = """
         INSERT INTO store.parameters BY NAME
         SELECT

@@ -1,13 +1,13 @@
 """Which models of an atlas a new one is related to, and by which tokens.
 
-Models of one vocabulary are compared by the scores of all its tokens. Where two vocabularies differ by few tokens, as
-those of a base and a tuned model with tokens of its own do, models are compared in the same way by the scores of the
-tokens whose text both have (``shared_tokens.sql``, whatever their ids), centred over those: with the embeddings'
-rows of these tokens alone. Each model's coordinates c then become M c, normalized again (``isometry.restriction``).
+Models of one vocabulary are compared by the scores of all its tokens. Two vocabularies may differ by few tokens, as
+those of a base and of a tuned model with tokens of its own do. Such models are compared in the same way by the tokens
+whose text both have, whatever their ids (``shared_tokens.sql``): with the embeddings' rows of these tokens alone, and
+scores centred over them. Each model's coordinates c then become M c, normalized again (``isometry.restriction``).
 
-Few is at most a tenth of the texts of either (``NEARLY``): the scores of the tokens in common then are nearly all that
-the two models say, and a similarity on them is nearly one of whole vectors. Models whose vocabularies differ more are
-compared when somebody asks, which says on how many tokens; that nothing of them is kept is said here and by ``info``.
+Few is at most a tenth of the texts of either (``NEARLY``). Then the shared tokens have nearly all the scores, and a
+similarity on them is nearly one of whole vectors. Models whose vocabularies differ more are compared only when somebody
+asks, and the answer says on how many tokens. The build and ``info`` say that nothing of them is kept.
 """
 
 from __future__ import annotations
@@ -44,9 +44,11 @@ class Shared:
 
 @dataclass(frozen=True)
 class Related:
-    """A model whose vectors are written: one in the atlas that the new one is related to, or the new one in its folder.
+    """A model whose vectors are written: the new one, in its folder, or one in the atlas that the new one is related
+    to.
 
-    ``shared`` are the tokens by which it is compared with the new one, None of one vocabulary, all ``n_tokens`` of it.
+    It is compared with the new one by the tokens ``shared``, or by all of them (None) where both have one vocabulary;
+    ``n_tokens`` is how many that are.
     """
 
     model: Model

@@ -8,12 +8,12 @@ sides), and the mean |S| of every pair of layers.
 
 The nearest are ordered by (similarity descending, id ascending), exactly. That order is one of integers: a candidate's
 *key* holds its similarity in the high half, as an integer that sorts as the float does, and the id counted backwards in
-the low half. Keys of different ids differ, so a plain top-k of keys is the answer whatever the order of the blocks. To
-leave most similarities without a key, a block's candidates are cut into chunks of consecutive ids, and a chunk is
-stood for by its *head*: its largest similarity with its first id. No key in a chunk is above its head, and k chunks
-whose heads are above another's hold k keys above everything in that other: each head's similarity is met in its chunk,
-and where it only ties, the chunk with the higher head has the earlier ids throughout. So the best k lie in the k chunks
-of highest heads, and a chunk whose head is not above the k-th best key so far adds nothing.
+the low half. Keys of different ids differ, so a plain top-k of keys is the answer whatever the order of the blocks.
+Most similarities need no key: a block's candidates are cut into chunks of consecutive ids, and each chunk is
+represented by its *head*, which is its largest similarity with its first id. No key in a chunk is above its head, and k
+chunks whose heads are above another's hold k keys above everything in that other: each head's similarity is met in its
+chunk, and where it only ties, the chunk with the higher head has the earlier ids throughout. So the best k lie in the k
+chunks of highest heads, and a chunk whose head is not above the k-th best key so far adds nothing.
 
 What does depend on the blocks is how a matrix product rounds: BLAS may add in another order in a block of another
 shape, so a similarity can differ in its last bits, and equal rows need not tie in float32. Given the similarities, the

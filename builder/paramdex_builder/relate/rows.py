@@ -19,7 +19,7 @@ from paramdex_schemas.layout import Place
 
 
 def passes(other: Related, mine: Related) -> int:
-    """The rows that ``relation_rows`` reports: of kinds whose layers are aligned each twice."""
+    """How many rows ``relation_rows`` reports: each row once, and twice in a kind whose layers are aligned."""
     kinds = [kind for kind in mine.layout.kinds if kind in other.layout.kinds]
     return sum(other.layout.blocks[kind].n_rows * (2 if KINDS[kind].form == "weight" else 1) for kind in kinds)
 
@@ -89,7 +89,7 @@ def _feature_layers(
 ) -> np.ndarray | None:
     """The layer scores of raw weights, or None where widths differ; ``advance`` is told of every row of ``a``.
 
-    Weights are had back from coordinates, as far as features are compared by them (``isometry.feature_rows``).
+    The weights are recovered from the coordinates, as far as features are compared by them (``isometry.feature_rows``).
     """
     d = a.root_shape[1]
     if b.root_shape[1] != d or not all(side.root().keeps_features for side in (a, b)):

@@ -23,8 +23,8 @@ _ROOT_ROWS = 1024
 
 @dataclass(frozen=True)
 class _Gathered:
-    """Rows of E (S x d) by their ids: as slices of a tensor that is held, or of the file of a space, which is mapped
-    anew for every slice, so that no more of it is held.
+    """Rows of E (S x d) by their ids, read slice by slice: from a tensor in memory, or from the file of a space, which
+    is mapped anew for every slice so that no more of it stays in memory.
     """
 
     source: torch.Tensor | Path
@@ -60,7 +60,7 @@ def write_transfers(others: list[Related], space: Space, folder: Path, progress:
 
 
 def _transfer(other: Related, space: Space) -> Iterator[np.ndarray]:
-    """The one transfer matrix, when it is asked for. The other's root, which may be the larger, is read in parts."""
+    """The one transfer matrix, made when asked for. The other's root, which may be the larger, is read in parts."""
     with safe_open(other.folder / atlas_files.SPACE, framework="pt") as file:
         other_E, other_means, rows = file.get_slice("embedding"), file.get_tensor("means"), file.get_slice("root")
         cross = centred_gram(space.embedding, space.means, other_E, other_means.to(space.means.device))

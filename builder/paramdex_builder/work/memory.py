@@ -34,7 +34,7 @@ def parse(text: str) -> int:
 
 
 def free() -> int | None:
-    """The bytes that programs can have now, where the system says: of the machine, and of this container."""
+    """The bytes that are free now, where the system says: the less of what this machine and this container have."""
     found = []
     try:
         lines = Path("/proc/meminfo").read_text("ascii").splitlines()
@@ -71,8 +71,8 @@ def for_duckdb(given: int, least: int) -> int:
 
 
 def release() -> None:
-    """Give memory that is free back to the system. The C library and Arrow keep it for what may come; in parts that the
-    next large tensor does not fit in, it would add up.
+    """Give free memory back to the system. The C library and Arrow keep it for later, in parts that are too small for
+    the next large tensor; these would add up.
     """
     pa.default_memory_pool().release_unused()
     trim = _malloc_trim()
