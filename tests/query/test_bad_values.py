@@ -137,7 +137,7 @@ def targets(atlas: Atlas, moved: Atlas, folder: Path) -> list[Target]:
             {"sources": [folder], "output": folder / "x.atlas", "options": Options(), "progress": Progress()},
         ),
         "evaluate": (
-            paramdex_builder.measure.evaluate,
+            paramdex_builder.evaluate,
             {"source": folder, "text": "x", "options": EvaluateOptions(), "progress": None},
         ),
         "stitch": (
