@@ -25,9 +25,9 @@ from paramdex_schemas.checks import check_text, whole_number
 from paramdex_schemas.errors import quoted
 
 _SPREAD = 4
-"""Tokens that are run for each one that is looked at, so that those come from many places of the text."""
+"""How many tokens are run per token that is looked at, so that the latter come from many places of the text."""
 _KEPT_VECTORS = 300
-"""Vectors of each sort that keep_k compares, in pairs, at most."""
+"""The most vectors of each sort that keep_k compares in pairs."""
 _BATCH = 8
 ACTIVE = {"ff_value": ("ff_key", "ff_gate", "ff_value"), "attn_output": ("attn_value", "attn_output")}
 """The kind whose module gets the coefficients of its vectors as input -> the kinds that are as active as it."""
@@ -94,7 +94,7 @@ def evaluate(
     options: EvaluateOptions | None = None,
     progress: Progress | None = None,
 ) -> pa.Table:
-    """The paper's measures of one model, a row a measure, kind, layer, k and baseline.
+    """The paper's measures of one model: one row per measure, kind, layer, k and baseline.
 
     ``text`` is what the model is run on, or the path of a file of it (a Path, not text), plain or compressed with xz.
 

@@ -23,7 +23,7 @@ from paramdex_schemas import BuildError, CheckpointError, FamilyError
 from paramdex_schemas.foreign import reading
 
 LONGEST = 512
-"""Tokens of a text that are read at most."""
+"""The most tokens of a text that are read."""
 _POOLER = re.compile(r"(^|\.)pooler\.")
 
 
@@ -190,8 +190,8 @@ def watched(blocks: Sequence[torch.nn.Module]) -> Iterator[list[torch.Tensor]]:
 
 @contextmanager
 def replaced(runner: Runner, layer: int, states: torch.Tensor) -> Iterator[None]:
-    """While it is open, ``states`` (batch x length x d) enter block number ``layer`` in place of what would; or, where
-    that is the number of blocks, they leave the last. The blocks before do nothing, to save their time.
+    """While it is open, ``states`` (batch x length x d) enter block number ``layer`` in place of its own input; or,
+    where that is the number of blocks, they leave the last one. The blocks before do nothing, which saves their time.
     """
     blocks, as_tuple = runner.blocks, runner.gives_tuples
 

@@ -7,9 +7,9 @@ A state h of model A (d_A) becomes the state h K of model B, where
 (Dar et al. 2022), which with E as V x d here is E_A^T (E_B^+)^T: h K is the state of B whose scores over the vocabulary
 are nearest to those of h, argmin_x ||E_B x - E_A h||. Nothing is trained, neither the map nor anything on top of it.
 The paper's notebook ``sentiment-analysis`` passes a state through A's final norm before it maps it, which the formula
-does not have: ``state="normed"``. ``state="scaled"`` gives the mapped states the mean length of B's own, one number a
-point. The notebook also feeds what it maps to B as if it were embeddings, so that GPT-2 adds its positions once more;
-here it enters the block as it is.
+does not have: ``state="normed"``. ``state="scaled"`` gives the mapped states the mean length of B's own, by one number
+per point. The notebook also feeds what it maps to B as if it were embeddings, so that GPT-2 adds its positions once
+more; here it enters the block as it is.
 """
 
 from __future__ import annotations
@@ -118,8 +118,8 @@ def stitch(
     options: StitchOptions | None = None,
     progress: Progress | None = None,
 ) -> pa.Table:
-    """The accuracy of every stitched model on labelled texts, a row a tuned model and point, and that of the tuned
-    models themselves (part ``fine-tuned``) and of their base under their classifiers (``pre-trained``).
+    """The accuracy of every stitched model on labelled texts, one row per tuned model and point. The tuned models
+    themselves have rows too (part ``fine-tuned``), and so does their base under their classifiers (``pre-trained``).
 
     ``first`` is the number of layers of ``pretrained`` that are kept, ``last`` that of the tuned model's. Texts are
     tokenized by the tuned model's tokenizer, and labels are its classes as ``Classifier.class_numbers`` says;
@@ -187,8 +187,8 @@ def _fit(
     texts: Labelled,
     options: StitchOptions,
 ) -> list[_Tuned]:
-    """The tuned models, given with their sources, each with its map from A. Raises BuildError for one that A cannot be
-    stitched to.
+    """The tuned models, each with its map from A; they are given with their sources. Raises BuildError for a model that
+    A cannot be stitched to.
     """
     E, name = _embedding(A.checkpoint, options.space)
     fitted = []

@@ -30,11 +30,11 @@ _OTHER_SUMS = (
 )
 """PEFT's options under which a tuned weight is not the base's plus one scaled product."""
 _PLAIN_STARTS = (None, True, False, "gaussian", "eva", "orthogonal")
-"""Values of ``init_lora_weights`` that leave the base's weights as they are; PiSSA and its like take the first product
-off them, which the adapter does not hold.
+"""Values of ``init_lora_weights`` that leave the base's weights as they are; PiSSA and its like subtract the first
+product from them, which the adapter does not hold.
 """
 _LARGEST_ALPHA = 1e30
-"""Far beyond any that is used, and still a float."""
+"""Far more than anybody uses, and still a float."""
 
 
 @dataclass
@@ -150,7 +150,7 @@ def _alpha(source: str, config: dict[str, Any], module: str) -> float:
         raise CheckpointError(f"{source}: {ADAPTER_CONFIG} says alpha_pattern {patterns!r}, which is no object")
     alpha = config.get("lora_alpha")
     for pattern, value in patterns.items():
-        # What repeats a repetition, or repeats often, may be tried for years.
+        # A pattern that repeats a repetition, or repeats often, may take years to try.
         if re.search(r"\)[*+?{]", pattern) or len(re.findall(r"[*+{]", pattern)) > 3:
             raise CheckpointError(f"{source}: {ADAPTER_CONFIG} has the pattern {pattern!r}; write names of modules")
         with reading(f"{source}: {ADAPTER_CONFIG}: the pattern {pattern!r}", CheckpointError):

@@ -29,7 +29,7 @@ from paramdex_schemas.layout import Place
 
 @contextmanager
 def _naming(source: str) -> Iterator[None]:
-    """Around what judges a config without knowing whose it is: its FamilyError gets the model's source."""
+    """Puts the model's source before a FamilyError of code that judges a config without knowing whose it is."""
     try:
         yield
     except FamilyError as error:
@@ -39,7 +39,7 @@ def _naming(source: str) -> Iterator[None]:
 
 
 def _check_merged(source: str, files: Tensors) -> None:
-    """Raises CheckpointError where the weights are those of a model with an adapter of PEFT's around it."""
+    """Raises CheckpointError where the weights are those of a model with a PEFT adapter around it."""
     adapted = next((name for name in files.names() if ".base_layer." in name), None)
     if adapted is not None:
         raise CheckpointError(
@@ -50,7 +50,7 @@ def _check_merged(source: str, files: Tensors) -> None:
 
 @dataclass
 class Checkpoint:
-    """An opened model: its config, family, layout and tensors. Use as a context manager.
+    """An opened model: its config, family, layout and tensors.
 
     ``inferred`` says that no family lists the model's type, and that its tensors fit this family's layout;
     ``fold_norm`` that vectors are given with the norms beside them folded in (see ``norms``).
@@ -65,7 +65,7 @@ class Checkpoint:
     fold_norm: bool
     files: Tensors
     precision: torch.dtype = torch.float32
-    """What vectors are given in; weights are stored in float32 at most, but not sums of them."""
+    """The dtype that vectors are given in. Stored weights need no more than float32; sums of them may."""
     layout: Layout = field(init=False)
     names: Names = field(init=False)
     embeddings: Embeddings = field(init=False)
@@ -138,7 +138,7 @@ class Checkpoint:
         self.layout = read_layout(self.names, self.files)
 
     def _check_shared(self, place: Place) -> None:
-        """Raises FamilyError where a layer has an expert that all tokens share, of which config.json says nothing."""
+        """Raises FamilyError where a layer has an expert that all tokens share, but config.json says nothing of it."""
         if self.names.sizes[place[0]].get("d_shared"):
             return
         for spec in self.names.stacks[place[0]].shared.values():
@@ -293,7 +293,7 @@ class Checkpoint:
         return table[-run.n_rows :].to(self.precision)
 
     def _carried(self, run: Run) -> torch.Tensor:
-        """A head's biases carried through its other side, one vector a head (n_heads x d_model)."""
+        """A head's biases carried through its other side, one vector per head (n_heads x d_model)."""
         kind, through = CARRIED[run.kind]
         sizes = self.names.sizes[run.stack]
         spec = self.names.specs[kind, run.place, KINDS[kind].owner].of_bias(written=False)
@@ -354,13 +354,13 @@ class Checkpoint:
     def embedding(self, space: str = "output") -> tuple[torch.Tensor, str, bool]:
         """(E, which, tied): E (rows x d_model), 'output' or 'input', and whether the model ties the two.
 
-        The one that ``space`` asks for; the input embedding where the checkpoint carries no output head; of an
-        encoder-decoder the decoder's (``Embeddings.notes`` says where it is not the one to expect). One of
-        another width than the residual stream is given through the map between the two. Where the only map leads
-        into the stream, only the input embedding passes it, so it is the input embedding that is given; where each
-        has a map of its own, they are not tied, whatever table is behind both. With
-        ``fold_norm`` the final norm is folded into an embedding that reads what it gives. E is
-        float32, or float16 or bfloat16 where it is stored so: half the memory, and the same numbers.
+        E is the embedding that ``space`` asks for, or the input embedding where the checkpoint has no output head; that
+        of the decoder in an encoder-decoder. (``Embeddings.notes`` says where it is not the one to expect.) An
+        embedding of another width than the residual stream is given through the map between the two. If the only map
+        leads into the stream, only the input embedding passes it, and so the input embedding is given. If each
+        embedding has a map of its own, they are not tied, even if one table is behind both. With ``fold_norm`` the
+        final norm is folded into an embedding that reads what the norm gives. E is float32, or float16 or bfloat16
+        where it is stored so: that takes half the memory for the same numbers.
 
         Raises CheckpointError where it cannot be told which tensor it is.
         """

@@ -1,7 +1,7 @@
-"""Counts in config.json held against the tensors, before anything is done as often as they say.
+"""Counts in config.json are checked against the tensors before anything is done as often as they say.
 
-Whatever config.json says, loops then end where the tensors do: layers and experts are counted by the names of theirs,
-and no size is looped over before the shape that it gives is a tensor's.
+So loops end where the tensors do, whatever config.json says. Layers and experts are counted by the names of their
+tensors, and no loop runs over a size before a tensor is found to have it.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from paramdex_builder.read.tensors import Tensors
 from paramdex_schemas import FamilyError
 
 _UNROLLED = ("num_labels", "attention_types")
-"""What transformers itself makes a list or a table of, as long as it says, beside the layers."""
+"""Numbers, beside that of the layers, by which transformers itself makes lists or tables."""
 _MOST = 1 << 20
-"""As long as those may be."""
+"""The longest that those may be."""
 _MOST_NUMBERED = 2**15 - 1
 
 
 def excess(stack: Stack, prefix: str, config: Any, files: Tensors) -> str | None:
-    """Of what the config has more than the tensors, layers or experts, and how many those have; None where of nothing.
+    """What config.json has more of than the tensors, layers or experts, as a message; None where it has not.
 
     What it does not say is left to ``Stack.sizes``.
     """

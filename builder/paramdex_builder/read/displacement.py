@@ -1,9 +1,9 @@
 """Displacements: what fine-tuning moved, as a model of its own (the paper's fine-tuning vectors).
 
-Every vector is the tuned model's less the base's. What is made of several weights is made in each model first: a bias
-carried through its head is the difference of the two carried biases, and a head's matrix the difference of the two
-matrices (see ``head_rows``). Scores belong to the base's embedding. All sums are in float64, so that what hardly moved
-keeps its digits and what did not move is zero.
+Every vector is the tuned model's less the base's. What is made of several weights is made in each model first: for a
+bias that is carried through its head, the two carried biases are subtracted, and for a head's matrix the two matrices
+(see ``head_rows``). Scores belong to the base's embedding. All sums are in float64, so that what hardly moved keeps its
+digits and what did not move is zero.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Which tensors of a checkpoint are its embeddings: the table by which tokens enter the stream, and the one that scores
 them.
 
-Names say where the two may be, and their numbers whether they are one. Only where the file has one alone does
-config.json decide: as in transformers, the other is then the same table under another name, or there is none. A file
-with a tensor of an embedding's shape that no name accounts for is not read as if that were not there.
+Names say where the two may be, and their numbers whether they are one table. If the file has only one, config.json
+decides: as in transformers, the other is then the same table, or there is none. A tensor that has an embedding's shape
+and no known name is never passed over in silence.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ OUTPUT_NAMES = (
 )  # fmt: skip
 """What models call their output embedding where it is not what their family calls it."""
 _PADDING = 0.25
-"""The share of its rows by which a table may be longer or shorter than another of the same vocabulary."""
+"""By what share of its rows a table may be longer or shorter than another one of the same vocabulary."""
 
 
 @dataclass
@@ -77,7 +77,7 @@ class Embeddings:
         return self.entry not in self._inputs
 
     def alias(self) -> None:
-        """Make an input embedding that stands under the output's name alone be found under its own name besides."""
+        """Let an input embedding that has only the output's name be found under its own name too."""
         if self.of_head:
             self.files.alias(self._inputs[0], self.entry)
 
@@ -141,7 +141,7 @@ class Embeddings:
         return self.output, "output", tied
 
     def notes(self, space: str) -> Iterator[str]:
-        """What a person should know of the embedding that scores where it may not be the one expected."""
+        """What a person should know where the embedding that scores may not be the expected one."""
         name, which, tied = self.choose(space)
         if which != space and not tied:
             # Models for retrieval are saved without the head that their architecture has, and encoders never had one.

@@ -6,8 +6,8 @@ files in it (a folder on Python's path is one). What is in its pyproject.toml th
     [project.entry-points."paramdex.families"]
     mine = "my_package.families"
 
-Such a file may be ``like`` one of ours, or like another beside it. It cannot take the place of another file: a name of
-a family or a model type that two files have is refused, whoever brings them.
+Such a file may be ``like`` one of ours, or like another beside it. It cannot take the place of another: two files with
+one family name or model type are refused, whoever brings them.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ A file says where each kind's vectors lie in a checkpoint (see ``tensor_spec``),
 transformers config hold the model's numbers, where they are not the usual ones. It may be ``like`` another and give
 only what differs. ``embedding`` names the ``input`` embedding, those of single ``stacks`` where they may have their
 own, what the ``output`` embedding may be called, and ``maps`` between these and the stream. ``experts`` and ``shared``
-say what a mixture-of-experts layer has in place of a dense feed-forward part; ``stacks`` gives an encoder-decoder one
-description a stack. ``norms`` says which norm's output each kind reads:
+say what a mixture-of-experts layer has in place of a dense feed-forward part; ``stacks`` describes the stacks of an
+encoder-decoder one by one. ``norms`` says which norm's output each kind reads:
 
     "ln_1.weight"                              of this layer
     {"previous": "ln_2.weight", "first": ...}  of the layer before; for the first layer the model's own ``first``
@@ -14,7 +14,7 @@ description a stack. ``norms`` says which norm's output each kind reads:
     {"last": "ln_2.weight", "stack": "encoder"}  of the last layer, of another stack where that is given
     [{"when": {"alibi": true}, "norm": ...}, ...]  the first whose condition the config meets
 
-``norm`` says what its norms are: ``layer`` takes the mean of a state off, ``rms`` does not.
+``norm`` says what its norms are: ``layer`` subtracts the mean of a state, ``rms`` does not.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _FEED_FORWARD = ("ff_key", "ff_gate", "ff_value")
 
 Owner = Literal["head", "kv_head", "expert"]
 Norm = Literal["layer", "rms"]
-"""layer: the mean of a state is taken off before it is scaled."""
+"""layer: the mean of a state is subtracted before it is scaled."""
 
 
 @dataclass(frozen=True)

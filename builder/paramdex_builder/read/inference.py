@@ -1,4 +1,4 @@
-"""Which family a checkpoint of a model type that no family lists follows in every tensor, if any."""
+"""Inference: where no family lists a model's type, the family whose layout its tensors follow without exception."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _BESIDE = re.compile(
 queries and keys, what the softmax is given besides, what is added to a router's scores, frequencies.
 """
 _ENOUGH = 1000
-"""Reasons by which a layout is not the nearest."""
+"""A layout with so many reasons against it is not the nearest."""
 _NORM = re.compile(r"norm|(^|[._])ln[._]", re.IGNORECASE)
 
 
 def find_prefix(family: Family, files: Tensors) -> str | None:
-    """What stands before the family's names in this checkpoint, told by where the input embedding is, or where that
-    stands under the output embedding's name alone, by where the layers are.
+    """What stands before the family's names in this checkpoint. The input embedding tells; where it has only the output
+    embedding's name, the layers do.
     """
     for prefix in family.prefixes:
         if any(prefix + name in files for name in family.input_embeddings):
@@ -44,7 +44,7 @@ def _has_layers(family: Family, prefix: str, files: Tensors) -> bool:
 
 
 def find_stacks(family: Family, prefix: str, files: Tensors) -> list[Stack]:
-    """The stacks that a checkpoint has: all of a model with one, of an encoder-decoder those with any tensor."""
+    """The stacks that a checkpoint has: of an encoder-decoder, those with any tensor."""
     if len(family.stacks) == 1:
         return list(family.stacks)
     starts = [prefix + stack.layer.format(layer=0) for stack in family.stacks]  # of its first layer's names
@@ -74,11 +74,11 @@ def counted_stacks(source: str, family: Family, config: Any, files: Tensors) -> 
 
 
 def misfits(family: Family, config: Any, files: Tensors) -> list[str]:
-    """Why a checkpoint is not of a family's layout: every reason, or some thousand; none where it is.
+    """Why a checkpoint does not follow a family's layout: every reason, or some thousand; none if it follows.
 
-    It is where every tensor that the family names is there in every layer with the shape that config.json gives, and
-    no layer has a tensor that the family does not name, other than biases of those, norms of the stream between its
-    parts, and what changes no vector: something unknown would be left out without a word.
+    It follows if each layer has every tensor that the family names, with the shape that config.json gives, and no other
+    tensor than their biases, norms of the stream between its parts, and what changes no vector. Anything else that is
+    unknown would be left out without a word.
 
     Raises FamilyError where it cannot even be compared: it has no such embedding or no layers.
     """
@@ -155,8 +155,8 @@ def _norms() -> frozenset[str]:
 
 
 def _typo(model_type: str, name: str) -> bool:
-    """Whether a model type is another one misspelled: with one letter more or fewer, or letters in another order. One
-    that transformers knows is none, nor one of another number, which is a type of its own.
+    """Whether a model type is another one misspelled: with one letter more or fewer, or letters in another order. A
+    type that transformers knows is not misspelled; nor is one with another number, which is a type of its own.
     """
     from transformers import CONFIG_MAPPING
 

@@ -4,10 +4,10 @@ With gains g and 1 the vector of ones, a norm gives of a state x, before its bia
 
     RMS norm:     g * x / s            LayerNorm:     g * (x - mean(x) 1) / s
 
-A vector w that reads that sees, but for the positive s, the product of x with one vector: g * w, of a LayerNorm less
-its mean, as <w, g * (x - mean(x) 1)> = <g * w - mean(g * w) 1, x>. So does each row of an embedding behind the final
-norm. A vector w that is written through a norm adds g * w, of a LayerNorm g * (w - mean(w) 1). What s changes with w,
-the part of w along the state, is left out.
+A reading vector w takes its product with that. But for the positive s, this is the product of x with one vector: g * w,
+and for a LayerNorm g * w less its mean, as <w, g * (x - mean(x) 1)> = <g * w - mean(g * w) 1, x>. The same holds for
+each row of an embedding behind the final norm. A vector w that is written through a norm adds g * w, and through a
+LayerNorm g * (w - mean(w) 1). s changes with w too, by the part of w along the state; that is left out.
 """
 
 from __future__ import annotations

@@ -74,8 +74,8 @@ def untyped_config(data: dict[str, Any]) -> SimpleNamespace:
     """What config.json says, without the defaults of its model's type: under its own names and under those that
     transformers has for them in other types (``attribute_map``), with ``tie_word_embeddings``.
 
-    transformers 4 left that out where it was its default. Then it is the default of the model's type in transformers;
-    of a type of nobody's there, true of a language model, as transformers 4 had it.
+    transformers 4 left that out where it had its default value. Then the default of the model's type in transformers
+    counts. For a type that transformers does not know, it is true for a language model, as in transformers 4.
 
     Raises FamilyError where it is neither true nor false.
     """

@@ -25,7 +25,8 @@ _WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 _OUTSIDE = ("module.", "base_model.model.")
 """What the names of a whole model begin with that DataParallel or PEFT wraps."""
 Stamp = tuple[int, int, int] | None
-"""A file's inode, size in bytes and time of its last change in ns: others where it was replaced. None: it is gone."""
+"""A file's inode, size in bytes and time of its last change in ns, which differ if it was replaced. None: it is gone.
+"""
 
 
 class Tensors(Protocol):
@@ -78,7 +79,7 @@ class TensorFiles:
     _copies: dict[str, list[_Stored]] = field(default_factory=dict)
     """Tensor -> all that there are of it, in order of their shards, where several shards hold one of its name."""
     _mapped: dict[Path, Stamp] = field(default_factory=dict)
-    """The files of which tensors are mapped, as they were then: what is no longer there must not be read."""
+    """The files whose tensors are mapped, with their stamps: what is no longer there must not be read."""
 
     @classmethod
     def open(cls, origin: Origin, stems: Sequence[str] = STEMS) -> TensorFiles:
@@ -141,8 +142,8 @@ class TensorFiles:
                 )
 
     def check_copies(self) -> None:
-        """Raises CheckpointError where transformers would not read the tensors that this does: of several copies it
-        takes that of the last shard.
+        """Raises CheckpointError where transformers would read other tensors: of several copies it takes that of the
+        last shard.
         """
         for name, copies in self._copies.items():
             read, last = self._tensors[name], copies[-1]

@@ -14,7 +14,7 @@ from paramdex_schemas import CheckpointError
 from paramdex_schemas.foreign import read_json, reading
 
 STEMS = ("model.safetensors", "pytorch_model.bin")
-"""The names under which transformers saves weights; the first that is there is read, whole before in shards."""
+"""The names under which transformers saves weights. The first that is there is read, a whole file before shards."""
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{1,6})-of-(?P<count>\d{1,6})\.(?P<ending>safetensors|bin)")
 
 

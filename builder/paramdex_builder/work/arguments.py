@@ -47,7 +47,7 @@ def check_space_name(space: Any) -> None:
 
 
 def source_texts(sources: Any) -> list[str]:
-    """One source or several, each as text: a folder or a name on the hub. Raises BuildError for what is none."""
+    """One source or several, each as text: a folder or a name on the hub. Raises BuildError for anything else."""
     if isinstance(sources, (str, PathLike)):
         return [source_text(sources)]
     wrong = BuildError(f"sources are texts or paths, not {quoted(sources)}")
