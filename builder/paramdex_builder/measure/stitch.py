@@ -80,8 +80,8 @@ class StitchOptions:
         return replace(self, base=base, last=last)
 
 
-def kernel(E_a: torch.Tensor, E_b: torch.Tensor) -> torch.Tensor:
-    """K (d_A x d_B, float64) for E_A (V x d_A) and E_B (V x d_B): the state h of A becomes h K of B.
+def state_map(E_a: torch.Tensor, E_b: torch.Tensor) -> torch.Tensor:
+    """The paper's kernel K (d_A x d_B, float64), of E_A (V x d_A) and E_B (V x d_B): A's state h becomes h K of B.
 
     K = E_A^T E_B G^+ with G = E_B^T E_B, whose pseudo-inverse leaves out what float32 cannot tell from nothing.
     """
@@ -202,7 +202,7 @@ def _fit(
         if base is not None and base.checkpoint.d_model != each.runner.checkpoint.d_model:
             raise BuildError(f"{source} was not tuned from {options.base}: it has another width")
         lasts = _lasts(source, options.last, len(each.runner.blocks))
-        fitted.append(_Tuned(each, kernel(E, E_b).float(), lasts, numbers))
+        fitted.append(_Tuned(each, state_map(E, E_b).float(), lasts, numbers))
     return fitted
 
 
