@@ -169,7 +169,7 @@ def test_the_head_of_another_part_of_a_tied_model_is_not_taken_for_its_own(tmp_p
     """Nor is it said to be none: transformers would tie the two, and score otherwise than a head of that name."""
     save(tmp_path, models.gpt2, lambda s: without("lm_head.weight")(s) | {"ahead.2.lm_head.weight": table()})
     for space in ("output", "input"):
-        with pytest.raises(CheckpointError, match=r"tensor ahead\.2\.lm_head\.weight is 60 x 24, as an "):
+        with pytest.raises(CheckpointError, match=r"tensor ahead\.2\.lm_head\.weight has the shape of an "):
             read(tmp_path, space)
 
 
