@@ -117,8 +117,8 @@ def _present(atlas: Path) -> dict[str, str]:
     if not file.is_file():
         raise AtlasError(f"{atlas} exists and is no atlas; give another path with -o")
     try:
-        # Attached to a connection of its own: DuckDB gives every other one in this process the file as a reader that
-        # opened it earlier still sees it, and refuses where that reader has other settings.
+        # A connection of its own attaches the file. Others in this process would see what an earlier reader still
+        # sees, or be refused because that reader has other settings.
         with database(file, read_only=True) as connection:
             rows = connection.execute("SELECT format_version FROM store.atlas").fetchall()
             found = rows[0][0] if rows else "unknown"
@@ -196,7 +196,7 @@ def _project_parameters(planned: Planned, space: Space, units: Units, workers: W
     def project(piece: Piece) -> int:
         kind, number = piece.run.kind, piece.number
         if not units.has(kind, number):
-            # No name for the rows: they are gone before their coordinates are written.
+            # The rows get no name, so that they are freed before their coordinates are written.
             table, coordinates = parameter_rows(weights.rows(piece.run, piece.owners), piece, space, top_k)
             units.write_coordinates(kind, number, coordinates)
             _keep(units, weights.source, kind, number, table, piece.run.place)
@@ -227,7 +227,7 @@ def _pair_tokens(
                 heads, pairs, directions = head_units(vectors, run, first, space, words, kept, workers, advance)
                 _keep(units, weights.source, "pairs", number, pairs, place)
                 _keep(units, weights.source, "directions", number, directions, place)
-                _keep(units, weights.source, "heads", number, heads, place)  # last: it stands for the whole place
+                _keep(units, weights.source, "heads", number, heads, place)  # last: it says that the place is done
             first += run.n_owners
 
 

@@ -126,7 +126,7 @@ def named_sources(sources: Sequence[str], base: str | PathLike[str] | None = Non
     named: dict[str, str] = {}
     for text in sources:
         name, equals, source = text.partition("=")
-        # a path, which may have = in it
+        # it is a path, which may have = in it
         if not equals or ("/" in name and (name[0] in "./" or os.access(text, os.F_OK))):
             source, name = text, own_name(text)
             if base is not None:

@@ -50,7 +50,7 @@ def write_flat_index(path: Path, width: int, blocks: Iterable[np.ndarray]) -> in
 def rotation(width: int) -> tuple[np.ndarray, float]:
     """A random P (width x width, float32), whose rows are orthonormal but for rounding, and its error |I - P^T P|."""
     Q, _ = qr(np.random.default_rng(0).standard_normal((width, width)).T, overwrite_a=True, check_finite=False)
-    P = Q.astype(np.float32, order="C")  # as safetensors takes an array's bytes
+    P = Q.astype(np.float32, order="C")  # safetensors takes an array's bytes as they are
     Q[:] = P
     squares = 0.0
     for start in range(0, width, _ROWS):
@@ -121,7 +121,7 @@ def _check_faiss(header: bytes, rows: np.ndarray, kind: type) -> None:
         index = faiss.deserialize_index(np.frombuffer(header + rows.tobytes(), np.uint8))
         same = isinstance(index, kind) and index.metric_type == faiss.METRIC_INNER_PRODUCT
         same = same and (index.ntotal, index.d) == rows.shape and np.array_equal(index.reconstruct_n(0, 2), expected)
-    except RuntimeError:  # faiss has no other
+    except RuntimeError:  # faiss raises no other error
         same = False
     if not same:
         raise BuildError(

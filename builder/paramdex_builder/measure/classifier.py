@@ -89,8 +89,8 @@ class Classifier:
         runner = Runner.open(checkpoint, load(checkpoint, "AutoModelForSequenceClassification"))
         config = runner.model.config.get_text_config()
         if getattr(config, "pad_token_id", None) is None:
-            # A decoder's head then takes the last token, but of one text at a time. No token has the id -1, so that
-            # the last one that is no padding is the same, and several texts may be run at once.
+            # A decoder's head then takes the last token, but for one text alone. No token has the id -1, so with
+            # it the head takes the last token that is no padding, of several texts at once.
             config.pad_token_id = -1
         return cls(runner, None)
 
@@ -120,7 +120,7 @@ class Classifier:
         if self.weights is not None:
             return {}
         config = self.runner.model.config
-        named = {str(name): number for number, name in config.id2label.items()}  # what transformers itself answers with
+        named = {str(name): number for number, name in config.id2label.items()}  # what transformers itself answers
         if named == _plain_names(self.n_classes()):
             named = {str(name): number for name, number in (config.label2id or {}).items() if number in config.id2label}
         return {} if named == _plain_names(self.n_classes()) else named

@@ -246,9 +246,9 @@ def load(checkpoint: Checkpoint, auto: str = "AutoModel") -> Any:
         model, info = cls.from_pretrained(
             checkpoint.folder, config=config, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
         )
-    # It draws what it does not find at random. Nothing that is run reads a pooler where there is no head on top.
+    # transformers draws what it does not find at random. A pooler may be missing: without a head nothing reads it.
     drawn = {name for name in info["missing_keys"] if auto != "AutoModel" or not _POOLER.search(name)}
-    if checkpoint.embeddings.of_head:  # a model without its head has nothing in place of what the head's name holds
+    if checkpoint.embeddings.of_head:  # a model without its head does not read what has the head's name
         table = model.get_input_embeddings().weight
         drawn -= {name for name, each in model.named_parameters() if each is table}
         with torch.no_grad():
@@ -265,7 +265,7 @@ def quiet() -> Iterator[None]:
     """transformers without its bars and its reports of tensors that a model without its head does not need."""
     import transformers
 
-    logging: Any = transformers.logging  # most of its functions say no types
+    logging: Any = transformers.logging  # most of its functions have no types
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -19,8 +19,8 @@ def database(
 ) -> Iterator[duckdb.DuckDBPyConnection]:
     """A connection whose current database is the file ``path``, in a storage version that older clients can read."""
     with _interruptible(), closing(duckdb.connect(config={} if read_only else _config(path, memory))) as connection:
-        with suppress(duckdb.InvalidInputException):  # of a notebook without ipywidgets, which has none
-            connection.execute("SET enable_progress_bar = false")  # by `python -m` it would write to standard output
+        with suppress(duckdb.InvalidInputException):  # a notebook without ipywidgets has no bar
+            connection.execute("SET enable_progress_bar = false")  # under `python -m` it would write to standard output
         created = f" (STORAGE_VERSION '{atlas_files.STORAGE_VERSION}')" if create else ""
         options = " (READ_ONLY)" if read_only else created
         quoted = str(path).replace("'", "''")

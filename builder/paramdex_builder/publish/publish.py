@@ -44,7 +44,7 @@ def publish(
     """Add a finished model to ``atlas`` (made if it is not there), through the folder ``staging`` beside it; DuckDB may
     hold ``memory`` bytes.
     """
-    work = staging / ".publish"  # no name of a model
+    work = staging / ".publish"  # no model can have this name
     shutil.rmtree(work, ignore_errors=True)
     folder = atlas_files.model_folder(work, model.name)
     folder.mkdir(parents=True)

@@ -66,14 +66,14 @@ class AdaptedFiles:
             wanted = f"{module}.weight" if lora else module
             target = _find(source, wanted, names)
             if target is None:
-                # A classifier or a pooler is no part of the base, and has no vectors; but whatever is in a layer does.
+                # A classifier or a pooler is not part of the base and has no vectors, but all that is in a layer has.
                 if any(step.isdigit() for step in wanted.split(".")):
                     raise CheckpointError(f"{source}: its base {base.source} has no tensor {wanted}")
             elif not lora:
                 adapted.replaced[target] = files.tensor(name).double()
             elif part in ("A.weight", "embedding_A"):
                 A, B = files.tensor(name), files.tensor(_counterpart(source, name, "A", "B", files))
-                # Of all modules' fan_in_fan_out only the last one's is saved; the family says it of each tensor.
+                # PEFT saves fan_in_fan_out of the last module only; the family says it for each tensor.
                 flip = part == "embedding_A" or inputs_first.get(target, bool(config.get("fan_in_fan_out")))
                 alpha = _alpha(source, config, module)
                 adapted.factors[target] = _factors(source, target, A, B, alpha, config, flip=flip)

@@ -78,7 +78,7 @@ class Checkpoint:
 
         Raises CheckpointError or FamilyError where it cannot be read as a model of a known family.
         """
-        import transformers  # noqa: F401  # that it is not installed is no fault of the file's
+        import transformers  # noqa: F401  # if it is not installed, the file is not to blame
 
         origin = locate(source)
         folder, revision = origin.folder, origin.revision
@@ -86,7 +86,7 @@ class Checkpoint:
         if data.get("quantization_config") is not None:
             raise CheckpointError(f"{source} is quantized; paramdex reads float32, float16 and bfloat16 weights")
         listed = by_model_type()
-        with _naming(source), reading(f"{source}: config.json", CheckpointError):  # whose entries may be anything
+        with _naming(source), reading(f"{source}: config.json", CheckpointError):  # its entries may be anything
             counts.check_unrolled(data)
             config: Any = untyped_config(data)
             family = listed.get(data["model_type"])
@@ -99,11 +99,11 @@ class Checkpoint:
             if family is None:
                 family = infer_family(data["model_type"], config, files)
             else:
-                counted_stacks(source, family, config, files)  # before transformers makes a list of as many
-                if knows(data["model_type"]):  # of a type of nobody's there, a family has nothing but config.json
+                counted_stacks(source, family, config, files)  # before transformers makes lists as long as it says
+                if knows(data["model_type"]):  # else config.json is all there is
                     config = typed_config(source, folder)
             if isinstance(data.get("tie_word_embeddings"), bool):
-                config.tie_word_embeddings = data["tie_word_embeddings"]  # transformers 5 says true of every T5
+                config.tie_word_embeddings = data["tie_word_embeddings"]  # transformers 5 says true for every T5
             family.check_config(config)
             return cls(source, folder, revision, config, family, inferred, fold_norm, files, precision)
 
@@ -222,7 +222,7 @@ class Checkpoint:
 
     def _finite(self, tensor: torch.Tensor, what: str) -> torch.Tensor:
         """A tensor, or what was made of several, once all its values are finite in float32. Raises CheckpointError."""
-        parts = torch.split(tensor.reshape(-1), 1 << 24)  # in little memory
+        parts = torch.split(tensor.reshape(-1), 1 << 24)  # which takes little memory
         bad = sum(int((~part.float().isfinite()).sum()) for part in parts)
         if bad:
             raise CheckpointError(f"{self.source}: {what} has {bad} values that are NaN or infinite")
@@ -288,7 +288,7 @@ class Checkpoint:
     def _added(self, run: Run) -> torch.Tensor:
         """The learned positions or token types; those of another width than the stream through the family's map."""
         name = self.names.added(run.stack, run.kind)
-        # A map into the stream comes after these are added, one out of the stream is of the embedding alone.
+        # A map into the stream comes after these are added; a map out of it is for the embedding alone.
         table = self._in_stream(name, "inward") if self.norms.inward else self.tensor(name, (None, self.d_model))
         return table[-run.n_rows :].to(self.precision)
 
@@ -367,7 +367,7 @@ class Checkpoint:
         E, which, tied = self._chosen_embedding(space)
         name = self.norms.final() if self.fold_norm and (tied or which == "output") else None
         dtype = E.dtype if name is None and E.dtype in (torch.float16, torch.bfloat16) else torch.float32
-        E = E.to(dtype, copy=True)  # no view of a file any more
+        E = E.to(dtype, copy=True)  # a copy, no longer a view of a file
         return self.fold(E, name, "reads", out=E), which, tied
 
     def _chosen_embedding(self, space: str) -> tuple[torch.Tensor, str, bool]:

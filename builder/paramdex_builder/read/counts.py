@@ -36,7 +36,7 @@ def excess(stack: Stack, prefix: str, config: Any, files: Tensors) -> str | None
     for spec in stack.experts.values():
         if spec.per_expert and _is_count(said):
             found = n_experts(stack, prefix, spec.tensor, files)
-            if said > (found or len(files.names())):  # where no name is of an expert, the names say what is missing
+            if said > (found or len(files.names())):  # without any expert, missing names are the better message
                 return f"config.json says {shown(said)} experts, but a layer has {found} tensors {spec.tensor}"
     return None
 
@@ -58,7 +58,7 @@ def _around(pattern: str, mark: str) -> tuple[str, str]:
 
 @lru_cache(maxsize=32)
 def _numbered(names: tuple[str, ...], head: str, tail: str) -> dict[str, tuple[str, ...]]:
-    """Of names that are ``head``, a number, ``tail`` and more: that number -> what more there is."""
+    """The number -> the rests, in names that are ``head``, a number, ``tail`` and a rest."""
     found = defaultdict(list)
     for name in names:
         if name.startswith(head):

@@ -145,7 +145,7 @@ class Embeddings:
         name, which, tied = self.choose(space)
         if which != space and not tied:
             # Models for retrieval are saved without the head that their architecture has, and encoders never had one.
-            # transformers would put random numbers in its place; the only table that they have is the better one.
+            # transformers would put random numbers in its place; the only table that they have is better than that.
             why = "it has none" if self.output is None else f"{self.output} does not read the stream"
             yield f"its input embedding {name} stands in for an output embedding: {why}, and the two are not tied"
         if self.encoder not in (None, name):
@@ -200,7 +200,7 @@ class Embeddings:
             and _is_table(self.files.shape(name), widths, (1 - _PADDING) * rows)
         ]
         near = [name for name in found if name.removeprefix(self.prefix) in usual or name in usual]
-        # A tied model may have a head of another part of it, which predicts several tokens ahead, say.
+        # A tied model may have the head of another part, one that predicts several tokens ahead, say.
         return near if near or self.says_tied else found
 
     def _one(self, names: Sequence[str]) -> str | None:

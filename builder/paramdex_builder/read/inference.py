@@ -47,7 +47,7 @@ def find_stacks(family: Family, prefix: str, files: Tensors) -> list[Stack]:
     """The stacks that a checkpoint has: of an encoder-decoder, those with any tensor."""
     if len(family.stacks) == 1:
         return list(family.stacks)
-    starts = [prefix + stack.layer.format(layer=0) for stack in family.stacks]  # of its first layer's names
+    starts = [prefix + stack.layer.format(layer=0) for stack in family.stacks]  # of the names in its first layer
     there = [any(name.startswith(start) for name in files.names()) for start in starts]
     return [stack for stack, found in zip(family.stacks, there, strict=True) if found]
 
@@ -103,7 +103,7 @@ def misfits(family: Family, config: Any, files: Tensors) -> list[str]:
         sizes: dict[str, int] = {}
         try:
             sizes = stack.sizes(config)
-        except FamilyError as error:  # names may fit all the same, or tell more
+        except FamilyError as error:  # names may still fit, or tell more
             reasons.append(str(error))
         for layer in range(sizes.get("n_layers", n_layers)):
             place = prefix + stack.layer.format(layer=layer)
@@ -118,7 +118,7 @@ def misfits(family: Family, config: Any, files: Tensors) -> list[str]:
     if not places:
         raise FamilyError(f"there is no layer {prefix}{family.stacks[0].layer.format(layer=0).rstrip('.')}")
     d, names = stacks[0].number("d_model", config), [stack.name for stack in stacks]
-    d = d if isinstance(d, int) else 0  # one of the reasons already
+    d = d if isinstance(d, int) else 0  # already one of the reasons
     if Embeddings("", family, prefix, names, files, d, bool(config.tie_word_embeddings)).find_entry() is None:
         reasons.append(f"there is no {prefix}{family.input_embeddings[0]}")
     for name, expected in named.items():
@@ -134,7 +134,7 @@ def misfits(family: Family, config: Any, files: Tensors) -> list[str]:
         shape = files.shape(name)
         if not shape or name in named or not name.startswith(starts):
             continue
-        between = len(shape) == 1 and _NORM.search(name) and not name.startswith(within)  # of the stream, by any name
+        between = len(shape) == 1 and _NORM.search(name) and not name.startswith(within)  # of the stream
         if len(shape) > 1 or not (between or name in beside or _BESIDE.search(name)):
             reasons.append(f"{name} is not accounted for")
     return reasons

@@ -98,7 +98,7 @@ class Names:
         places = {self.of_layer(*place): self.of_layer(place[0], "*") for place in self.places()}
         found: Counter[str] = Counter()
         for name in files.names():
-            matrix = name.endswith(".weight") and len(files.shape(name)) == 2  # no mask, which some files hold
+            matrix = name.endswith(".weight") and len(files.shape(name)) == 2  # not a mask, which some files hold
             if matrix and name not in known and not _BESIDE_VECTORS.search(name):
                 place = next((place for place in places if name.startswith(place)), None)
                 if place is not None:

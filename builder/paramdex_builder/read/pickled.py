@@ -26,11 +26,11 @@ def load_state(path: Path, what: str) -> dict[str, torch.Tensor]:
     with reading(what, CheckpointError, "is damaged or holds more than tensors", "convert it to safetensors"):
         with path.open("rb") as file:
             mapped = file.read(len(_ZIP)) == _ZIP
-        with warnings.catch_warnings():  # what cannot be read is an error of ours
+        with warnings.catch_warnings():  # we raise an error of our own for what cannot be read
             warnings.simplefilter("ignore")
             try:
                 loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-            except UnpicklingError as error:  # which says how to load it all the same, and run what is in it
+            except UnpicklingError as error:  # its message says how to load it all the same, and so run its code
                 raise ValueError(_refused(str(error))) from error
     if not isinstance(loaded, Mapping):
         raise CheckpointError(f"{what} holds no state dict but a {type(loaded).__name__}; save model.state_dict()")

@@ -44,7 +44,7 @@ def _of_layers(kind: str, stack: str | None, names: Names, files: Tensors) -> It
                 continue
             bias = names.tensor(place, spec.of_bias(written=True))
             if KINDS[kind].form == "bias" and bias not in files:
-                if names.tensor(place, spec) in files:  # else the weight is what is missing
+                if names.tensor(place, spec) in files:  # else the weight is missing
                     without.append(bias)
                 continue
             runs.append(_run(kind, place, owner, names))

@@ -89,7 +89,7 @@ def untyped_config(data: dict[str, Any]) -> SimpleNamespace:
     known = CONFIG_MAPPING[model_type] if model_type in CONFIG_MAPPING else None  # noqa: SIM401  # its get is not lazy
     data = dict(data)
     for usual, own in (known.attribute_map if known else {}).items():
-        given = [data[name] for name in (usual, own) if name in data]  # as transformers has it where there are both
+        given = [data[name] for name in (usual, own) if name in data]  # the usual name comes first
         data |= dict.fromkeys((usual, own), given[0]) if given else {}
     if "tie_word_embeddings" in data:
         return SimpleNamespace(**data)

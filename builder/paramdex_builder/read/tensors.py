@@ -160,7 +160,7 @@ class TensorFiles:
 
     def _list_safetensors(self, path: Path) -> None:
         with self._damage(path), safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118  # it is no mapping
+            for name in file.keys():  # noqa: SIM118  # it is not a mapping
                 part = file.get_slice(name)
                 dtype = part.get_dtype()
                 self._add(_Stored(path, name, tuple(part.get_shape()), _DTYPES.get(dtype, dtype)))
@@ -196,7 +196,7 @@ class TensorFiles:
 
     def _read(self, stored: _Stored, part: int | None = None) -> torch.Tensor:
         if stored.mapped is not None:
-            if stamps([stored.path]) != [self._mapped[stored.path]]:  # past its end the system would stop the process
+            if stamps([stored.path]) != [self._mapped[stored.path]]:  # reading past its end would kill the process
                 raise CheckpointError(f"{self.source}: {stored.path.name} changed while it was read; run it again")
             with reading(f"{self.source}: tensor {stored.name} of {stored.path.name}", CheckpointError):
                 return usual(stored.mapped, part)

@@ -52,7 +52,7 @@ def special_ids(tokenizer: Any) -> set[int]:
 
 @contextmanager
 def reading(source: str, files: str = "") -> Iterator[None]:
-    """Around what reads a source's tokenizer, of which ``files``: what a library raises becomes a CheckpointError of
+    """Around what reads ``files`` of a source's tokenizer: what a library raises becomes a CheckpointError of
     one line. Nothing is printed, as Rust prints its panics and warnings.
     """
     what = f"{source}: its tokenizer{f' ({files})' if files else ''}"

@@ -214,8 +214,8 @@ def read_vocabulary(source: str, folder: Path, embedding_rows: int) -> Vocabular
     with reading(source):
         ids = tokenizer.get_vocab()
         added, special = set(tokenizer.added_tokens_decoder), special_ids(tokenizer)
-        beyond = sorted(i for i in ids.values() if i >= embedding_rows)  # ids may have gaps: no count of entries
-        too_far = beyond and beyond[-1] >= embedding_rows + len(ids)  # to write a tokenizer takes as long as its ids go
+        beyond = sorted(i for i in ids.values() if i >= embedding_rows)  # ids may have gaps, so entries are not counted
+        too_far = beyond and beyond[-1] >= embedding_rows + len(ids)  # it would be written up to its highest id
         if too_far or any(i not in added for i in beyond):
             raise CheckpointError(
                 f"{source}: the tokenizer has ids up to {beyond[-1]} but the embedding only {embedding_rows} rows; "

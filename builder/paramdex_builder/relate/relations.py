@@ -104,7 +104,7 @@ def relate(
         for columns in parts_b:
             B = _load(b, columns, device)
             block = room[: _whole_chunks(len(A)), : _whole_chunks(len(B))]
-            block[len(A) :], block[:, len(B) :] = -torch.inf, -torch.inf  # ids past the last: never among the nearest
+            block[len(A) :], block[:, len(B) :] = -torch.inf, -torch.inf  # ids past the last are never nearest
             S = block[: len(A), : len(B)]
             torch.mm(A, B.T, out=S)
             of_a.offer(rows, block[: len(A)], columns.start)
@@ -147,7 +147,7 @@ class _Best:
     """The keys (n x k, int64) of the best candidates so far of each of n rows, best first."""
 
     def __init__(self, n: int, k: int, side: int, device: torch.device) -> None:
-        """To be offered up to ``side`` candidates a row at a time."""
+        """``side`` is the most candidates per row that are offered at a time."""
         self.keys = torch.full((n, k), _LOWEST, device=device)
         self.chunk = _CHUNK
         # Balances the keys of heads (side / chunk) and of the candidates behind k of them (k * chunk).

@@ -41,7 +41,7 @@ def free() -> int | None:
         found += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
         group = Path("/sys/fs/cgroup")
         found.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
-    except (OSError, ValueError):  # no limit is "max"
+    except (OSError, ValueError):  # where there is no limit, it says "max"
         pass
     if not found and hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
@@ -85,13 +85,13 @@ def _malloc_trim() -> Any:
     """The function of glibc's name, where there is one."""
     try:
         return ctypes.CDLL(None).malloc_trim
-    except (OSError, AttributeError, TypeError):  # TypeError: of Windows
+    except (OSError, AttributeError, TypeError):  # TypeError: on Windows
         return None
 
 
 def peak() -> int | None:
     """The most bytes that this process has held, where the system says."""
-    try:  # on Linux getrusage counts what the program held that started this one
+    try:  # on Linux getrusage also counts what the parent program held
         lines = Path("/proc/self/status").read_text("ascii").splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
     except (OSError, StopIteration):

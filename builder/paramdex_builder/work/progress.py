@@ -78,9 +78,9 @@ class TerminalProgress(Progress):
             self.say(f"  {what}: {total:,} in {seconds:.0f} s ({_rate(total, seconds)})")
 
     def say(self, line: str) -> None:
-        from rich.text import Text  # in which no bracket of a name is markup
+        from rich.text import Text  # so that no bracket in a name is markup
 
-        with suppress(OSError):  # where nobody can read it, the build goes on
+        with suppress(OSError):  # if nobody can read it, the build goes on
             self._console.print(Text(escaped(line)))
 
 
