@@ -1,4 +1,4 @@
-"""Time the two kernels of a build on a GPU: the strongest tokens of rows, and the strongest pairs of heads.
+"""Time the two searches of a build on a GPU: the strongest tokens of rows, and the strongest pairs of heads.
 
     python benchmarks/gpu.py           on a machine with an NVIDIA GPU and Triton
     python benchmarks/gpu.py --check   here, in seconds: tiny shapes, Triton's interpreter, no times
@@ -23,7 +23,7 @@ import pyarrow as pa
 import torch
 
 from paramdex.result import Result
-from paramdex_builder.project.engines import FLOAT32, TENSOR_CORES, Precision, precision_of
+from paramdex_builder.project.engines import FLOAT32, TENSOR_CORES, Engine, SelectingEngine, engine_of
 from paramdex_builder.project.pairs import same_words, strongest_pairs
 from paramdex_builder.project.space import make_space
 from paramdex_builder.project.tokens import strongest_tokens
@@ -96,9 +96,12 @@ def table_rows(shape: Shape, ways: dict[str, float], baseline: str, part: int, w
     ]
 
 
-def precisions() -> dict[str, Precision]:
-    fused = TENSOR_CORES if CHECK else precision_of(DEVICE)
-    return {"paramdex, plain torch, float32": FLOAT32} | ({"paramdex, Triton": fused} if fused.tensor_cores else {})
+def engines() -> dict[str, Engine]:
+    found: dict[str, Engine] = {"paramdex, plain torch, float32": FLOAT32}
+    fastest = TENSOR_CORES if CHECK else engine_of(DEVICE)
+    if isinstance(fastest, SelectingEngine):
+        found["paramdex, Triton"] = fastest
+    return found
 
 
 def time_tokens(shape: Shape, draw: torch.Generator) -> list[dict[str, object]]:
@@ -114,9 +117,9 @@ def time_tokens(shape: Shape, draw: torch.Generator) -> list[dict[str, object]]:
 
     baseline = "torch.mm, torch.topk twice"
     ways, found = {baseline: seconds(plain)}, []
-    for way, precision in precisions().items():
-        ways[way] = seconds(lambda p=precision: strongest_tokens(rows, space, TOP_K, p))
-        found.append(strongest_tokens(rows[:512], space, TOP_K, precision))
+    for way, engine in engines().items():
+        ways[way] = seconds(lambda p=engine: strongest_tokens(rows, space, TOP_K, p))
+        found.append(strongest_tokens(rows[:512], space, TOP_K, engine))
     for side in ("top", "bottom"):
         for other in found[1:]:
             assert torch.equal(other[side].ids, found[0][side].ids)
@@ -145,9 +148,9 @@ def time_pairs(shape: Shape, draw: torch.Generator) -> list[dict[str, object]]:
     baseline = "materialise in parts, torch.topk"
     timed = sum(min(step, shape.V - start) for start in range(0, shape.V, step * n_parts))
     ways, found = {baseline: seconds(materialised) * shape.V / timed}, []
-    for way, precision in precisions().items():
-        ways[way] = seconds(lambda p=precision: [strongest_pairs(*head, words, PAIR_K, p) for head in heads])
-        found.append(strongest_pairs(*heads[0], words, PAIR_K, precision))
+    for way, engine in engines().items():
+        ways[way] = seconds(lambda p=engine: [strongest_pairs(*head, words, PAIR_K, p) for head in heads])
+        found.append(strongest_pairs(*heads[0], words, PAIR_K, engine))
     for side in ("top", "bottom"):
         for other in found[1:]:
             for name in ("source", "target", "score"):
@@ -160,7 +163,7 @@ def main() -> None:
         raise SystemExit(
             "error: this needs an NVIDIA GPU, and PyTorch sees none here; whether it would run, --check shows on a CPU"
         )
-    if len(precisions()) == 1:
+    if len(engines()) == 1:
         print("no Triton, or a GPU without bfloat16: install it with pip install 'paramdex[build,gpu]'\n")
     machine = "the CPU, tiny shapes: it runs, and all ways agree" if CHECK else torch.cuda.get_device_name()
     print(f"{dt.datetime.now(dt.UTC).date()}, {machine}, torch {torch.__version__}\n")

@@ -1,4 +1,4 @@
-"""Time the two kernels of a build on one core: the strongest pairs of a head, and the strongest tokens of a row.
+"""Time the two searches of a build on one core: the strongest pairs of a head, and the strongest tokens of a row.
 
     OMP_NUM_THREADS=1 python benchmarks/kernels.py [HEADS]
 
@@ -26,8 +26,8 @@ from safetensors import safe_open
 from paramdex.result import Result
 from paramdex.tour import PUBLISHED
 from paramdex_builder.project import pair_scan
-from paramdex_builder.project import tokens as project
-from paramdex_builder.project.engines import FLOAT32, Precision, precision_of
+from paramdex_builder.project.block import Block
+from paramdex_builder.project.engines import FLOAT32, Engine, Rounded, engine_of
 from paramdex_builder.project.kernels import avx2
 from paramdex_builder.project.pairs import Words, same_words, strongest_pairs
 from paramdex_builder.project.space import Space, make_space
@@ -35,8 +35,8 @@ from paramdex_builder.project.tokens import strongest_tokens
 
 CPU = torch.device("cpu")
 KS = (50, 500, 5000)
-NATIVE = precision_of(CPU)
-PRECISIONS = [NATIVE] if NATIVE == FLOAT32 else [NATIVE, FLOAT32]
+NATIVE = engine_of(CPU)
+ENGINES = [NATIVE] if NATIVE == FLOAT32 else [NATIVE, FLOAT32]
 Head = tuple[torch.Tensor, torch.Tensor]
 
 
@@ -47,8 +47,8 @@ def seconds(call: Callable[[], object]) -> float:
     return time.process_time() - started
 
 
-def named(precision: Precision) -> str:
-    return str(precision.dtype).removeprefix("torch.")
+def named(engine: Engine) -> str:
+    return str(engine.operand_dtype).removeprefix("torch.")
 
 
 class Weights:
@@ -127,16 +127,16 @@ def time_pairs(what: str, heads: list[Head], words: Words) -> list[dict[str, obj
     for A, B in heads:
         for k in KS:
             took["materialise, torch.topk", k].append(materialised(A, B, k))
-            for precision in PRECISIONS:
+            for engine in ENGINES:
                 for name, way in (("every tile", Unpruned.way), ("strongest_pairs", strongest_pairs)):
-                    arguments = (A, B, words, k, precision)
-                    took[f"{name}, {named(precision)}", k].append(seconds(partial(way, *arguments)))
+                    arguments = (A, B, words, k, engine)
+                    took[f"{name}, {named(engine)}", k].append(seconds(partial(way, *arguments)))
     mean = {key: statistics.mean(times) for key, times in took.items()}
     rows: list[dict[str, object]] = []
     for way in dict.fromkeys(way for way, _ in took):
         row: dict[str, object] = {"matrix": what, "way": way} | {f"k={k}": f"{mean[way, k]:.3f}" for k in KS}
-        name, _, precision_name = way.partition(", ")
-        for column, other in (("every tile", f"every tile, {precision_name}"), ("all", "materialise, torch.topk")):
+        name, _, engine_name = way.partition(", ")
+        for column, other in (("every tile", f"every tile, {engine_name}"), ("all", "materialise, torch.topk")):
             ratios = " / ".join(f"{mean[other, k] / mean[way, k]:.1f}" for k in KS) if name == "strongest_pairs" else ""
             row[f"times {column}"] = ratios
         rows.append(row)
@@ -162,11 +162,11 @@ def stages() -> Iterator[dict[str, float]]:
         return lambda: setattr(owner, name, original)
 
     undo = [
-        timed(Precision, "product", "product"),
+        timed(Rounded, "product", "product"),
         timed(avx2, "scores", "product"),  # and the largest of every group with it
-        timed(project._Block, "scores", "scores"),  # noqa: SLF001
-        timed(project._Block, "whole", "scores"),  # noqa: SLF001
-        timed(vars(project._Block)["rounded"], "func", "rounding"),  # noqa: SLF001
+        timed(Block, "scores", "scores"),
+        timed(Block, "whole", "scores"),
+        timed(vars(Block)["rounded"], "func", "rounding"),
     ]
     try:
         yield spent
@@ -181,8 +181,8 @@ def time_rows(what: str, space: Space, rows: torch.Tensor, k: int = 50) -> list[
     took: dict[str, list[float]] = defaultdict(list)
     shares: dict[str, list[float]] = defaultdict(list)
     scores = torch.empty(256, len(E))
-    for precision in PRECISIONS:
-        strongest_tokens(rows[:2], space, k, precision)  # makes the screen, once a model
+    for engine in ENGINES:
+        strongest_tokens(rows[:2], space, k, engine)  # makes the screen, once a model
 
     def plain() -> None:
         for part in rows.split(256):
@@ -192,11 +192,11 @@ def time_rows(what: str, space: Space, rows: torch.Tensor, k: int = 50) -> list[
 
     for _ in range(3):
         took["torch.mm, torch.topk twice"].append(seconds(plain))
-        for precision in PRECISIONS:
-            strongest_tokens(rows[:2], space, k, precision)
-            way = f"strongest_tokens, {named(precision)}"
+        for engine in ENGINES:
+            strongest_tokens(rows[:2], space, k, engine)
+            way = f"strongest_tokens, {named(engine)}"
             with stages() as spent:
-                total = seconds(lambda p=precision: strongest_tokens(rows, space, k, p))  # type: ignore[misc]
+                total = seconds(lambda p=engine: strongest_tokens(rows, space, k, p))  # type: ignore[misc]
             took[way].append(total)
             shares[way].append(1 - sum(spent.values()) / total)
     best = {way: min(times) for way, times in took.items()}

@@ -18,6 +18,7 @@ from paramdex_builder.estimates import disk_needed, memory_needed
 from paramdex_builder.files.units import Units
 from paramdex_builder.options import Options
 from paramdex_builder.plan import Planned, named_sources, plan_model
+from paramdex_builder.project.block import forget
 from paramdex_builder.project.finite import check_table
 from paramdex_builder.project.head_rows import ATTENTION, Kept, head_units
 from paramdex_builder.project.pair_scan import Words
@@ -25,7 +26,7 @@ from paramdex_builder.project.pairs import same_words
 from paramdex_builder.project.parameter_rows import parameter_rows, parameters_held
 from paramdex_builder.project.pieces import Piece, pieces
 from paramdex_builder.project.space import Space, make_space, pick_device, space_work
-from paramdex_builder.project.tokens import forget, projection_held
+from paramdex_builder.project.tokens import projection_held
 from paramdex_builder.publish.database import database
 from paramdex_builder.publish.place import check_space, check_writable, find_place, staging_folder
 from paramdex_builder.publish.publish import publish

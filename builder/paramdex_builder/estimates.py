@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from paramdex_builder.project.engines import precision_of
+from paramdex_builder.project.engines import engine_of
 from paramdex_builder.project.head_rows import ATTENTION, matrix_held
 from paramdex_builder.project.parameter_rows import parameters_held
 from paramdex_builder.project.pieces import pieces
@@ -36,7 +36,7 @@ def memory_needed(weights: Weights, V: int, stored: torch.dtype, device: torch.d
     vectors = [sum(len(range(*layout.places(kind).get(place, (0, 0)))) for kind in ATTENTION) for place in places]
     pairing = 4 * n_terms**2 * d * max(vectors, default=0)  # float64 for each of two terms
     if device.type == "cpu":
-        projecting += projection_shared(V, d, stored, precision_of(device)) + projection_held(V)
+        projecting += projection_shared(V, d, stored, engine_of(device)) + projection_held(V)
         pairing += max((matrix_held(V, layout.heads(place).size * n_terms) for place in places), default=0)
     embedding, sorting = stored.itemsize * V * d, LEAST_FOR_DUCKDB
     reading = embedding  # the file, mapped, beside what is copied from it

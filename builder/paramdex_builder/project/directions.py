@@ -93,4 +93,5 @@ def squared_norm(P: torch.Tensor, Q: torch.Tensor, space: Space) -> float:
 def centred(A: torch.Tensor, coefficients: torch.Tensor) -> np.ndarray:
     """sqrt(V) A C less its column means, transposed (n x V, float32), for A (V x m) and coefficients C (m x n)."""
     scores = (coefficients.to(A.device) * len(A) ** 0.5).T @ A.T
-    return (scores - scores.mean(1, keepdim=True)).float().cpu().numpy()
+    found: np.ndarray = (scores - scores.mean(1, keepdim=True)).float().cpu().numpy()
+    return found

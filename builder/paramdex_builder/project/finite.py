@@ -29,7 +29,7 @@ def check_lengths(rows: torch.Tensor, what: str) -> None:
     """Raises CheckpointError, which begins with ``what``, unless every row of a matrix has a norm that is finite in
     float32, and so has finite numbers.
     """
-    norms = (torch.linalg.vector_norm(part.double(), dim=1).float() for part in rows.split(_ROWS))
+    norms = (torch.linalg.vector_norm(part.double(), dim=1).float() for part in torch.split(rows, _ROWS))
     _refuse(sum(int((~norm.isfinite()).sum()) for norm in norms), f"{what}: the norm of its rows")
 
 

@@ -24,9 +24,9 @@ import numpy as np
 import torch
 
 from paramdex_builder.project import pair_scan
-from paramdex_builder.project.engines import UNDERFLOW, full_float32
-from paramdex_builder.project.kernels.triton import pairs_reaching
-from paramdex_builder.project.pair_scan import Pairs, Scan, Side
+from paramdex_builder.project.arithmetic import UNDERFLOW
+from paramdex_builder.project.engines import SelectingEngine, full_float32
+from paramdex_builder.project.pair_scan import Scan, Search, TokenPairs, Words
 
 ROOM = 1 << 20
 """So many pairs of a wave can be written down."""
@@ -43,10 +43,14 @@ class _Sorted:
     words: tuple[torch.Tensor, torch.Tensor]
 
 
-class FusedScan(Scan):
-    """The scan of A B^T by waves of tiles; ``precision`` is that of tensor cores."""
+class WaveScan(Scan):
+    """The scan of A B^T by waves of tiles, with an engine that selects."""
 
-    def run(self) -> list[Side]:
+    def __init__(self, A: torch.Tensor, B: torch.Tensor, words: Words, k: int, engine: SelectingEngine) -> None:
+        super().__init__(A, B, words, k, engine)
+        self.selecting = engine
+
+    def run(self) -> list[Search]:
         """Find the pairs of both sides, top first."""
         left, right = self.left, self.right
         here = self.A.device
@@ -60,16 +64,16 @@ class FusedScan(Scan):
         with full_float32():
             self._set_thresholds()
             while start < n:
-                least = min(side.threshold for side in self.sides)
+                least = min(search.threshold for search in self.searches)
                 reaching = int(np.searchsorted(-self.tiles.bounds, -least, side="right"))
                 stop = min(start + size, reaching)
                 if stop <= start:
                     break
                 self._wave(start, stop)
                 start, size = stop, size * _GROWTH
-            for side in self.sides:
-                self._score(side)
-        return self.sides
+            for search in self.searches:
+                self._score(search)
+        return self.searches
 
     def _wave(self, start: int, stop: int) -> None:
         """Search the tiles from number ``start`` on."""
@@ -79,7 +83,7 @@ class FusedScan(Scan):
             return
         tiles, here = self.tiles, self.A.device
         places = np.stack([tiles.rows[start:stop], tiles.columns[start:stop]], 1)[kept].astype(np.int32)
-        count, pair = pairs_reaching(
+        count, pair = self.selecting.pairs_reaching(
             self.sorted.factors,
             self.sorted.norms,
             self.sorted.words,
@@ -87,8 +91,7 @@ class FusedScan(Scan):
             (pair_scan.TILE_ROWS, pair_scan.TILE_COLUMNS),
             torch.from_numpy(limits[kept]).to(here),
             ROOM,
-            self.error,
-            2 * UNDERFLOW,
+            (1 + self.error, 2 * UNDERFLOW),
         )
         found = int(count)
         if found <= ROOM:
@@ -99,7 +102,7 @@ class FusedScan(Scan):
             self._wave(middle, stop)
         else:
             row, column = places[0].tolist()
-            self._search(row, column, [self.sides[number] for number in np.flatnonzero(limits[0] < np.inf)])
+            self._visit(row, column, [self.searches[number] for number in np.flatnonzero(limits[0] < np.inf)])
 
     def _limits(self, start: int, stop: int) -> np.ndarray:
         """What s~ of the top and -s~ of the bottom must reach in every tile (n x 2, float32): infinity where none is
@@ -109,25 +112,27 @@ class FusedScan(Scan):
         norms = self.left.norms[tiles.rows[part]] * self.right.norms[tiles.columns[part]]
         slack = self.error * norms * (1 + 2.0**-50) + self.gap + UNDERFLOW
         limits = np.empty((len(slack), 2), np.float32)
-        for number, side in enumerate(self.sides):
-            exact = self._scaled(side.threshold) - slack
+        for number, search in enumerate(self.searches):
+            exact = self._scaled(search.threshold) - slack
             near = exact.astype(np.float32)
             near = np.where(near > exact, np.nextafter(near, np.float32(-np.inf)), near)
-            limits[:, number] = np.where(self._done(side, part), np.inf, near)
+            limits[:, number] = np.where(self._done(search, part), np.inf, near)
         return limits
 
-    def _done(self, side: Side, part: slice) -> np.ndarray:
-        """``Side.done_with`` of every tile."""
+    def _done(self, search: Search, part: slice) -> np.ndarray:
+        """``Search.done_with`` of every tile."""
         bounds, sources, targets = (getattr(self.tiles, name)[part] for name in ("bounds", "sources", "targets"))
-        if side.last is None or side.threshold == -math.inf:
-            return bounds < side.threshold
-        later = (sources > side.last[0]) | ((sources == side.last[0]) & (targets > side.last[1]))
-        return (bounds < side.threshold) | ((bounds == side.threshold) & later)
+        if search.last is None or search.threshold == -math.inf:
+            later = np.zeros(len(bounds), bool)
+        else:
+            later = (sources > search.last[0]) | ((sources == search.last[0]) & (targets > search.last[1]))
+        done: np.ndarray = (bounds < search.threshold) | ((bounds == search.threshold) & later)
+        return done
 
     def _offer(self, pair: torch.Tensor) -> None:
         """Score pairs of different words (row 2^32 + column), and offer them to both sides, which keep their own."""
         if len(pair):
             source, target = self.left.ids[pair >> 32], self.right.ids[pair & 0xFFFF_FFFF]
-            found = Pairs(source, target, self.scores(source, target))
-            for side in self.sides:
-                side.offer(found.signed(side.sign))
+            found = TokenPairs(source, target, self.scores(source, target))
+            for search in self.searches:
+                search.offer(found.signed(search.sign))

@@ -15,15 +15,11 @@ than there is room for, the answer is that of ``project``.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 
-from paramdex_builder.project.engines import kth_largest
-from paramdex_builder.project.kernels.triton import tokens_reaching
-
-if TYPE_CHECKING:
-    from paramdex_builder.project.tokens import _Block as Block
+from paramdex_builder.project.arithmetic import kth_largest
+from paramdex_builder.project.block import Block, Candidates
+from paramdex_builder.project.engines import SelectingEngine
 
 _SAMPLE = 64
 """So many rows show how many deviations theta is."""
@@ -32,19 +28,15 @@ _LEAST = 0.05
 _GOOD = 7 / 8
 """Where fewer rows are done than this, theta is looked for again."""
 
-Left = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
-
-def survivors(block: Block, k: int, room: int) -> tuple[Left, Left]:
-    """(row, token, few) of the top and of the bottom: the tokens that may be among the k strongest of a row (N each,
-    int64), by row, for the rows that ``few`` (n) says. These have no more than ``room`` on both sides together.
-    """
+def candidates(engine: SelectingEngine, block: Block, k: int, room: int) -> tuple[Candidates, Candidates]:
+    """The candidates of the top and of the bottom; rows with few have no more than ``room`` on both sides together."""
     known = block.screen.deviations
     while True:
         fresh = k not in known
         if fresh:
             known[k] = _deviations(block, k)
-        left = _survivors(block, k, room, known[k])
+        left = _candidates(engine, block, k, room, known[k])
         if fresh or float(torch.stack([few for _, _, few in left]).double().mean()) >= _GOOD:
             return left
         del known[k]  # other rows than these had other tails
@@ -52,7 +44,8 @@ def survivors(block: Block, k: int, room: int) -> tuple[Left, Left]:
 
 def _deviation(block: Block) -> torch.Tensor:
     """The standard deviation of every row's t (n, float32), about."""
-    return (block.low @ block.screen.root.T).float().norm(dim=1)
+    found: torch.Tensor = (block.low @ block.screen.root.T).float().norm(dim=1)
+    return found
 
 
 def _deviations(block: Block, k: int) -> float:
@@ -66,13 +59,15 @@ def _deviations(block: Block, k: int) -> float:
     return float(kth.quantile(_LEAST)) if len(kth) else 0.0
 
 
-def _survivors(block: Block, k: int, room: int, deviations: float) -> tuple[Left, Left]:
-    """``survivors`` with theta at so many deviations."""
+def _candidates(
+    engine: SelectingEngine, block: Block, k: int, room: int, deviations: float
+) -> tuple[Candidates, Candidates]:
+    """``candidates`` with theta at so many deviations."""
     screen, here = block.screen, block.low.device
     bound = block.bounds(screen.errors.max(), screen.norms.max(), slice(None))
     theta = (deviations * _deviation(block).double() - 2 * bound - block.slack).clamp_min(0).float()
     theta = theta.where(block.slack.isfinite(), torch.inf)
-    count, token, value = tokens_reaching(block.low, screen.rows, len(block.E), theta, room)
+    count, token, value = engine.tokens_reaching(block.low, screen.rows, len(block.E), theta, room)
     row = torch.arange(len(block.low), device=here)[:, None]
     place = torch.arange(room, device=here)
     token, value = token.where(place < count[:, None], 0), value.where(place < count[:, None], 0.0).double()
@@ -83,5 +78,5 @@ def _survivors(block: Block, k: int, room: int, deviations: float) -> tuple[Left
         least = kth_largest(own - bounds, k) - block.slack
         few = (count <= room) & (theta.double() + bound <= least)
         at = ((own + bounds >= least[:, None]) & few[:, None]).flatten().nonzero().flatten()
-        sides.append((at // room, token.flatten()[at], few))
+        sides.append(Candidates(at // room, token.flatten()[at], few))
     return sides[0], sides[1]

@@ -35,17 +35,17 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from paramdex_builder.project.engines import (
+from paramdex_builder.project.arithmetic import (
     UNDERFLOW,
-    Precision,
+    Bits,
     as_stored,
     ascending,
     at_least,
     dot,
-    full_float32,
     gamma64,
     kth_largest,
 )
+from paramdex_builder.project.engines import Engine, full_float32
 from paramdex_builder.work.workers import check
 
 TILE_ROWS, TILE_COLUMNS = 1024, 1024
@@ -62,7 +62,7 @@ _INFINITY = 0x7F80_0000
 
 
 @dataclass
-class Pairs:
+class TokenPairs:
     """Pairs of tokens: ``source``, ``target`` (m, int64) and ``score`` (m, float32)."""
 
     source: torch.Tensor
@@ -72,11 +72,11 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.score)
 
-    def take(self, which: torch.Tensor) -> Pairs:
+    def take(self, which: torch.Tensor) -> TokenPairs:
         """The pairs at the places ``which``."""
-        return Pairs(*(values.index_select(0, which) for values in (self.source, self.target, self.score)))
+        return TokenPairs(*(values.index_select(0, which) for values in (self.source, self.target, self.score)))
 
-    def best(self, k: int) -> Pairs:
+    def best(self, k: int) -> TokenPairs:
         """The k best by (score descending, source, target), in that order."""
         kept = self
         if len(self) > k:  # what is at least the k-th score, ties included, before the full sort
@@ -84,22 +84,22 @@ class Pairs:
         kept = kept.take((kept.source << 32 | kept.target).argsort())
         return kept.take(kept.score.argsort(descending=True, stable=True)[:k])
 
-    def signed(self, sign: int) -> Pairs:
+    def signed(self, sign: int) -> TokenPairs:
         """The pairs with ``sign`` times their scores."""
-        return Pairs(self.source, self.target, self.score * sign + 0.0)  # + 0.0: -0.0 is 0.0
+        return TokenPairs(self.source, self.target, self.score * sign + 0.0)  # + 0.0: -0.0 is 0.0
 
     @staticmethod
-    def cat(*parts: Pairs) -> Pairs:
-        return Pairs(
+    def cat(*parts: TokenPairs) -> TokenPairs:
+        return TokenPairs(
             torch.cat([p.source for p in parts]),
             torch.cat([p.target for p in parts]),
             torch.cat([p.score for p in parts]),
         )
 
     @staticmethod
-    def empty(device: torch.device) -> Pairs:
+    def empty(device: torch.device) -> TokenPairs:
         none = torch.empty(0, dtype=torch.int64, device=device)
-        return Pairs(none, none.clone(), torch.empty(0, device=device))
+        return TokenPairs(none, none.clone(), torch.empty(0, device=device))
 
 
 @dataclass
@@ -112,7 +112,7 @@ class Words:
 
 
 @dataclass
-class Side:
+class Search:
     """The search on one side: ``sign`` 1 for top, -1 for bottom; all scores here are sign * stored score.
 
     ``found`` has the k best of all pairs offered, in no order, and few others.
@@ -120,7 +120,7 @@ class Side:
 
     sign: int
     k: int
-    found: Pairs
+    found: TokenPairs
     threshold: float = -math.inf
     """No more than the k-th best score there is."""
     last: tuple[int, int] | None = None
@@ -129,9 +129,9 @@ class Side:
     """Rows and columns of pairs to be scored."""
     n_waiting: int = 0
 
-    def offer(self, new: Pairs) -> None:
+    def offer(self, new: TokenPairs) -> None:
         """Take in pairs that were not offered before."""
-        self.found = Pairs.cat(self.found, new.take(at_least(new.score, self.threshold)))
+        self.found = TokenPairs.cat(self.found, new.take(at_least(new.score, self.threshold)))
         if len(self.found) < self.k:
             return
         reached = float(kth_largest(self.found.score, self.k))
@@ -201,18 +201,18 @@ class Factor:
     """A factor X M, times 2^exponent so that no norm is over 1, its rows sorted by norm."""
 
     rows: torch.Tensor
-    """An operand of V rows, in the precision of the screening."""
+    """An operand of V rows."""
     ids: torch.Tensor
     norms: np.ndarray
     """No less than the norms of the rows (V, float64), descending."""
     exponent: int
 
     @classmethod
-    def of(cls, X: torch.Tensor, M: torch.Tensor, precision: Precision) -> Factor:
+    def of(cls, X: torch.Tensor, M: torch.Tensor, engine: Engine) -> Factor:
         Y = X @ M
         norms = torch.linalg.vector_norm(Y, dim=1)
         exponent = -math.frexp(float(norms.max()))[1] - 1
-        rows, norms = precision.operand(Y.mul_(2.0**exponent)), norms * 2.0**exponent
+        rows, norms = engine.operand(Y.mul_(2.0**exponent)), norms * 2.0**exponent
         upper = norms.float().nextafter(torch.tensor(torch.inf, device=X.device)).where(norms > 0, 0.0)
         # One sort of integers, by norm descending and by id.
         order = ascending((_INFINITY - upper.view(torch.int32).long()) << 32 | torch.arange(len(X), device=X.device))
@@ -261,42 +261,45 @@ class Scan:
     A and B are products of float32 matrices, or else of a size such that their Grams are within float64's range.
     """
 
-    def __init__(self, A: torch.Tensor, B: torch.Tensor, words: Words, k: int, precision: Precision) -> None:
-        self.A, self.B, self.words, self.precision = A, B, words, precision
+    def __init__(self, A: torch.Tensor, B: torch.Tensor, words: Words, k: int, engine: Engine) -> None:
+        self.A, self.B, self.words, self.engine = A, B, words, engine
+        self.bits = Bits(engine.score_dtype)
         M, N, gap = balance(A, B)
-        self.left, self.right = Factor.of(A, M, precision), Factor.of(B, N, precision)
+        self.left, self.right = Factor.of(A, M, engine), Factor.of(B, N, engine)
         self.exponent = self.left.exponent + self.right.exponent
         """Thresholds and stored scores are as A and B have them; all else here is times 2^exponent."""
         self.gap = math.ldexp(gap, self.exponent)
-        self.error = precision.error(A.shape[1])
-        self.sides = [Side(sign, k, Pairs.empty(A.device)) for sign in (1, -1)]
-        self.buffer = torch.empty(TILE_ROWS * TILE_COLUMNS, dtype=precision.of_scores, device=A.device)
+        self.error = engine.error(A.shape[1])
+        self.searches = [Search(sign, k, TokenPairs.empty(A.device)) for sign in (1, -1)]
+        self.buffer = torch.empty(TILE_ROWS * TILE_COLUMNS, dtype=engine.score_dtype, device=A.device)
 
-    def run(self) -> list[Side]:
+    def run(self) -> list[Search]:
         """Find the pairs of both sides, top first."""
         with full_float32():
             self._set_thresholds()
             for row, column, bound, first_source, first_target in self._tiles():
                 check()
-                open_sides = [side for side in self.sides if not side.done_with(bound, first_source, first_target)]
-                if open_sides:
-                    self._search(row, column, open_sides)
-                elif bound < min(side.threshold for side in self.sides):
+                open_searches = [
+                    search for search in self.searches if not search.done_with(bound, first_source, first_target)
+                ]
+                if open_searches:
+                    self._visit(row, column, open_searches)
+                elif bound < min(search.threshold for search in self.searches):
                     break
-        for side in self.sides:
-            self._score(side)
-        return self.sides
+        for search in self.searches:
+            self._score(search)
+        return self.searches
 
     def reachable(self, source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Places of those pairs that may reach the threshold of a side."""
-        least = min(side.threshold for side in self.sides)
+        """Places of those pairs that may reach the threshold of a search."""
+        least = min(search.threshold for search in self.searches)
         bounds = self.left.norms_by_id()[source] * self.right.norms_by_id()[target] * (1 + 2.0**-50) + self.gap
         return (bounds >= self._scaled(least)).nonzero().flatten()
 
     def scores(self, source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """The stored scores of pairs."""
         step = 1024 if source.device.type == "cpu" else 1 << 16  # as many as stay in a core's cache
-        parts = zip(source.split(step), target.split(step), strict=True)
+        parts = zip(torch.split(source, step), torch.split(target, step), strict=True)
         return torch.cat([dot(self.A.index_select(0, s), self.B.index_select(0, t)).float() for s, t in parts])
 
     def _tiles(self) -> list[tuple[int, int, float, int, int]]:
@@ -306,7 +309,7 @@ class Scan:
     def _ordered(self) -> Tiles:
         """All tiles, best first."""
         sources, targets = (
-            np.array([int(ids.min()) for ids in factor.ids.split(size)])
+            np.array([int(ids.min()) for ids in torch.split(factor.ids, size)])
             for factor, size in ((self.left, TILE_ROWS), (self.right, TILE_COLUMNS))
         )
         bounds = np.outer(self.left.norms[::TILE_ROWS], self.right.norms[::TILE_COLUMNS]) * (1 + 2.0**-50) + self.gap
@@ -332,95 +335,96 @@ class Scan:
     def _set_thresholds(self) -> None:
         """First thresholds, from the screened scores of the rows of largest norm."""
         rows, columns = slice(TILE_ROWS // 2), slice(TILE_COLUMNS // 2)
-        screened = self.precision.product(self.left.rows[rows], self.right.rows[columns], self.buffer)
+        screened = self.engine.product(self.left.rows[rows], self.right.rows[columns], self.buffer)
         source, target = self.left.ids[rows, None], self.right.ids[columns]
         screened.masked_fill_(self.words.number[source] == self.words.number[target], 0.0)
-        bits = screened.view(self.precision.bits).flatten()
-        for side in self.sides:
-            if side.sign < 0:
-                bits.bitwise_xor_(self.precision.sign)
-            kth = kth_largest(bits, min(side.k, len(bits)))
-            if kth > 0 and side.k <= len(bits):
-                self._raise(side, float(kth.view(self.precision.of_scores)), self._slack(0, 0))
+        bits = screened.view(self.bits.integers).flatten()
+        for search in self.searches:
+            if search.sign < 0:
+                bits.bitwise_xor_(self.bits.sign)
+            kth = kth_largest(bits, min(search.k, len(bits)))
+            if kth > 0 and search.k <= len(bits):
+                self._raise(search, float(kth.view(self.bits.floats)), self._slack(0, 0))
 
-    def _raise(self, side: Side, kth: float, slack: float) -> None:
+    def _raise(self, search: Search, kth: float, slack: float) -> None:
         """Raise a side's threshold to what k pairs of different words reach that were screened at ``kth`` or more."""
         least = math.ldexp(kth - slack, -self.exponent)
         least -= abs(least) * 2.0**-23 + 2.0**-149  # what float32 rounds off
-        if least > side.threshold:
-            side.threshold, side.last = least, None
+        if least > search.threshold:
+            search.threshold, search.last = least, None
 
-    def _search(self, row: int, column: int, sides: list[Side]) -> None:
-        """Search the tile that begins at ``row``, ``column``, for ``sides`` (top first)."""
+    def _visit(self, row: int, column: int, searches: list[Search]) -> None:
+        """Search the tile that begins at ``row``, ``column``, for some ``searches`` (top first)."""
         left, right = self.left, self.right
-        least = self._scaled(min(side.threshold for side in sides)) - self.gap
+        least = self._scaled(min(search.threshold for search in searches)) - self.gap
         rows = left.reaching(row, TILE_ROWS, right.norms[column], least)
         columns = right.reaching(column, TILE_COLUMNS, left.norms[row], least)
         width = columns.stop - column
         if rows.stop == row or not width:
             return
         part = STEP if width % STEP == 0 else width
-        n, precision = rows.stop - row, self.precision
-        peaks = torch.empty(2, n, width // part, dtype=precision.bits, device=self.buffer.device)
-        bits = precision.screen(left.rows[rows], right.rows[columns], self.buffer, peaks, part)
+        n, engine = rows.stop - row, self.engine
+        peaks = torch.empty(2, n, width // part, dtype=self.bits.integers, device=self.buffer.device)
+        bits = engine.screen(left.rows[rows], right.rows[columns], self.buffer, peaks, part)
         parts, slack = bits.view(-1, part), self._slack(row, column)
-        for side in sides:
-            limit = self._scaled(side.threshold) - slack
+        for search in searches:
+            limit = self._scaled(search.threshold) - slack
             if limit > 0:
-                key = precision.key(limit)
-                hot = at_least(peaks[0 if side.sign > 0 else 1], key)
+                key = self.bits.key(limit)
+                hot = at_least(peaks[0 if search.sign > 0 else 1], key)
                 if not hot.shape[0]:
                     continue
-                keys = torch.full_like(hot, key, dtype=precision.bits)
-                place, _ = precision.reaching(parts, hot, keys, side.sign)
+                keys = torch.full_like(hot, key, dtype=self.bits.integers)
+                place, _ = engine.reaching(parts, hot, keys, search.sign)
                 place = hot.index_select(0, place // part) * part + place % part
             else:
-                place = at_least(self._of_side(side, bits), limit)
-            if place.shape[0] > max(CROWD, 4 * side.k):
-                self._crowd(side, self._of_side(side, bits), rows, columns, slack)
+                place = at_least(self._of_side(search, bits), limit)
+            if place.shape[0] > max(CROWD, 4 * search.k):
+                self._crowd(search, self._of_side(search, bits), rows, columns, slack)
             else:
-                self._wait(side, place // width + row, place % width + column)
+                self._wait(search, place // width + row, place % width + column)
 
-    def _of_side(self, side: Side, bits: torch.Tensor) -> torch.Tensor:
-        """The side's sign times the scores (float32), from the bits of -1 times the scores."""
-        return bits.view(self.precision.of_scores).float() * -side.sign
+    def _of_side(self, search: Search, bits: torch.Tensor) -> torch.Tensor:
+        """The side's sign times the scores (float32 or wider), from the bits of -1 times the scores."""
+        floats = self.bits.floats
+        return bits.view(floats).to(torch.promote_types(floats, torch.float32)) * -search.sign
 
-    def _wait(self, side: Side, rows: torch.Tensor, columns: torch.Tensor) -> None:
+    def _wait(self, search: Search, rows: torch.Tensor, columns: torch.Tensor) -> None:
         """Let pairs wait until there are enough to score them together."""
-        side.waiting.append((rows, columns))
-        side.n_waiting += rows.shape[0]
-        if side.n_waiting >= max(side.k, _BATCH):
-            self._score(side)
+        search.waiting.append((rows, columns))
+        search.n_waiting += rows.shape[0]
+        if search.n_waiting >= max(search.k, _BATCH):
+            self._score(search)
 
-    def _score(self, side: Side) -> None:
+    def _score(self, search: Search) -> None:
         """Score the pairs that wait, and offer those of different words."""
-        if not side.waiting:
+        if not search.waiting:
             return
-        rows, columns = (torch.cat(parts) for parts in zip(*side.waiting, strict=True))
-        side.waiting, side.n_waiting = [], 0
+        rows, columns = (torch.cat(parts) for parts in zip(*search.waiting, strict=True))
+        search.waiting, search.n_waiting = [], 0
         source, target = self.left.ids.index_select(0, rows), self.right.ids.index_select(0, columns)
         number = self.words.number
         different = (number.index_select(0, source) != number.index_select(0, target)).nonzero().flatten()
         source, target = source.index_select(0, different), target.index_select(0, different)
-        side.offer(Pairs(source, target, self.scores(source, target)).signed(side.sign))
+        search.offer(TokenPairs(source, target, self.scores(source, target)).signed(search.sign))
 
-    def _crowd(self, side: Side, screened: torch.Tensor, rows: slice, columns: slice, slack: float) -> None:
+    def _crowd(self, search: Search, screened: torch.Tensor, rows: slice, columns: slice, slack: float) -> None:
         """Search a tile of which very many pairs may be worth offering; ``screened`` is times the side's sign."""
         source, target = self.left.ids[rows], self.right.ids[columns]
         same = self.words.number[source][:, None] == self.words.number[target]
         screened.masked_fill_(same, -math.inf)
-        if screened.numel() > side.k:
-            self._raise(side, float(kth_largest(screened.flatten(), side.k)), slack)
-        place, width = at_least(screened, self._scaled(side.threshold) - slack), len(target)
-        if len(place) <= max(CROWD, 4 * side.k):
-            self._wait(side, place // width + rows.start, place % width + columns.start)
+        if screened.numel() > search.k:
+            self._raise(search, float(kth_largest(screened.flatten(), search.k)), slack)
+        place, width = at_least(screened, self._scaled(search.threshold) - slack), len(target)
+        if len(place) <= max(CROWD, 4 * search.k):
+            self._wait(search, place // width + rows.start, place % width + columns.start)
             return
         a, b = self.A[source], self.B[target]
-        exact, noise = side.sign * (a @ b.T), gamma64(a.shape[1]) * (a.abs() @ b.abs().T)
+        exact, noise = search.sign * (a @ b.T), gamma64(a.shape[1]) * (a.abs() @ b.abs().T)
         stored, unsure = as_stored(exact, noise)
-        needed = side.needs((exact + noise).float(), source[:, None], target) & ~same
+        needed = search.needs((exact + noise).float(), source[:, None], target) & ~same
         unsure = unsure[needed.flatten()[unsure]]
-        stored.view(-1)[unsure] = self.scores(source[unsure // width], target[unsure % width]) * side.sign
-        needed &= side.needs(stored, source[:, None], target)
+        stored.view(-1)[unsure] = self.scores(source[unsure // width], target[unsure % width]) * search.sign
+        needed &= search.needs(stored, source[:, None], target)
         i, j = needed.nonzero(as_tuple=True)
-        side.offer(Pairs(source[i], target[j], stored[i, j] + 0.0))
+        search.offer(TokenPairs(source[i], target[j], stored[i, j] + 0.0))

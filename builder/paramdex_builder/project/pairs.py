@@ -15,12 +15,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from paramdex_builder.project.engines import Precision, gamma64, precision_of
-from paramdex_builder.project.pair_scan import Pairs, Scan, Words
+from paramdex_builder.project.arithmetic import gamma64
+from paramdex_builder.project.engines import Engine, SelectingEngine, engine_of
+from paramdex_builder.project.gpu_pairs import WaveScan
+from paramdex_builder.project.pair_scan import Scan, TokenPairs, Words
 
 __all__ = [
     "HeadPairs",
-    "Pairs",
+    "TokenPairs",
     "Words",
     "balanced",
     "factors",
@@ -42,47 +44,37 @@ def same_words(numbers: np.ndarray, device: torch.device) -> Words:
     groups = np.split(order, starts[1:])
     source = np.concatenate([np.repeat(group, len(group)) for group in groups])
     target = np.concatenate([np.tile(group, len(group)) for group in groups])
-    as_tensor = lambda array: torch.from_numpy(np.ascontiguousarray(array)).to(device)  # noqa: E731
-    return Words(as_tensor(numbers), as_tensor(source), as_tensor(target))
+    return Words(*(torch.from_numpy(np.ascontiguousarray(ids)).to(device) for ids in (numbers, source, target)))
 
 
 @dataclass
 class HeadPairs:
     """One side of a head's matrix: the best ``distinct`` (of different words), and the best of ``all`` pairs."""
 
-    distinct: Pairs
-    all: Pairs
+    distinct: TokenPairs
+    all: TokenPairs
 
 
 def strongest_pairs(
-    A: torch.Tensor, B: torch.Tensor, words: Words, k: int, precision: Precision | None = None
+    A: torch.Tensor, B: torch.Tensor, words: Words, k: int, engine: Engine | None = None
 ) -> dict[str, HeadPairs]:
     """The k strongest pairs of A B^T (A, B: V x d_head, float64), overall and of different words, both sides.
 
-    Fewer where there are fewer pairs. Works on the device of ``A``; the result is the same on each, and for every
-    ``precision`` of the screening.
+    Fewer where there are fewer pairs. Works on the device of ``A``; the result is the same on each, and with every
+    ``engine``.
     """
-    precision = precision or precision_of(A.device)
-    scan = _way(precision)(A, B, words, k, precision)
-    sides = scan.run()
+    engine = engine or engine_of(A.device)
+    scan = WaveScan(A, B, words, k, engine) if isinstance(engine, SelectingEngine) else Scan(A, B, words, k, engine)
+    searches = scan.run()
     reachable = scan.reachable(words.source, words.target)
     source, target = words.source[reachable], words.target[reachable]
-    same = Pairs(source, target, scan.scores(source, target))
+    same = TokenPairs(source, target, scan.scores(source, target))
     result = {}
-    for name, side in zip(("top", "bottom"), sides, strict=True):
-        distinct = side.found.best(k)
-        both = Pairs.cat(distinct, same.signed(side.sign)).best(k)
-        result[name] = HeadPairs(distinct.signed(side.sign), both.signed(side.sign))
+    for name, search in zip(("top", "bottom"), searches, strict=True):
+        distinct = search.found.best(k)
+        both = TokenPairs.cat(distinct, same.signed(search.sign)).best(k)
+        result[name] = HeadPairs(distinct.signed(search.sign), both.signed(search.sign))
     return result
-
-
-def _way(precision: Precision) -> type[Scan]:
-    """The scan for a precision."""
-    if not precision.tensor_cores:
-        return Scan
-    from paramdex_builder.project.gpu_pairs import FusedScan
-
-    return FusedScan
 
 
 def factors(E: torch.Tensor, weights: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -90,9 +82,9 @@ def factors(E: torch.Tensor, weights: Sequence[torch.Tensor]) -> list[torch.Tens
     stacked = torch.cat([P.double() for P in weights]).T
     out = torch.empty(len(E), stacked.shape[1], dtype=torch.float64, device=E.device)
     wide = torch.empty(_CHUNK, E.shape[1], dtype=torch.float64, device=E.device)
-    for some, products in zip(E.split(_CHUNK), out.split(_CHUNK), strict=True):
+    for some, products in zip(torch.split(E, _CHUNK), torch.split(out, _CHUNK), strict=True):
         torch.mm(wide[: len(some)].copy_(some), stacked, out=products)
-    return list(out.split([len(P) for P in weights], dim=1))
+    return list(torch.split(out, [len(P) for P in weights], dim=1))
 
 
 def balanced(P: torch.Tensor, Q: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -142,7 +134,7 @@ def pair_moments(A: torch.Tensor, B: torch.Tensor) -> tuple[float, float]:
 def _covariance(A: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
     """(A - mean)^T (A - mean) / V (d_head x d_head), for A (V x d_head)."""
     total = torch.zeros(A.shape[1], A.shape[1], dtype=A.dtype, device=A.device)
-    for part in A.split(_CHUNK):
+    for part in torch.split(A, _CHUNK):
         centred = part - mean
         total += centred.T @ centred
     return total / len(A)
@@ -151,4 +143,4 @@ def _covariance(A: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
 def frobenius(P: torch.Tensor, Q: torch.Tensor) -> float:
     """||P^T Q||_F for P, Q (d_head x d): the norm of the d x d matrix they make, from two small Grams."""
     P, Q = P.double(), Q.double()
-    return max(float(((P @ P.T) * (Q @ Q.T)).sum()), 0.0) ** 0.5
+    return float(max(float(((P @ P.T) * (Q @ Q.T)).sum()), 0.0) ** 0.5)

@@ -12,9 +12,10 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from paramdex_builder.project.block import Tokens
 from paramdex_builder.project.pieces import Piece
 from paramdex_builder.project.space import Space
-from paramdex_builder.project.tokens import Tokens, strongest_tokens
+from paramdex_builder.project.tokens import strongest_tokens
 
 PARAMETERS = pa.schema(
     [

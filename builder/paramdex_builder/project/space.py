@@ -47,7 +47,7 @@ class Space:
     def describe(self, rows: torch.Tensor) -> Described:
         """What is said of every row w of ``rows`` (n x d) beside its tokens, a block of rows at a time."""
         norms, means, stds = (torch.empty(len(rows), dtype=torch.float64, device=rows.device) for _ in range(3))
-        units = torch.empty(len(rows), self.root.rank, device=rows.device)
+        normalized = torch.empty(len(rows), self.root.rank, device=rows.device)
         for start in range(0, len(rows), _CHUNK):
             here = slice(start, start + _CHUNK)
             w = rows[here].double()
@@ -55,8 +55,8 @@ class Space:
             norm, length = w.norm(dim=1), c.norm(dim=1)
             length = length.where(length > self.root.rounding * norm, 0.0)
             norms[here], means[here], stds[here] = norm, w @ self.means, length / self.size**0.5
-            units[here] = torch.where(length > 0, 1 / length, 0.0)[:, None].mul(c)
-        return Described(norms, means, stds, units)
+            normalized[here] = torch.where(length > 0, 1 / length, 0.0)[:, None].mul(c)
+        return Described(norms, means, stds, normalized)
 
 
 @dataclass
@@ -82,7 +82,8 @@ def make_space(embedding: torch.Tensor, device: torch.device, advance: Advance =
     gram = centred_gram(E, means, E, means, advance)
     root = isometry.gram_root(gram, len(E))
     advance(_decomposing(E.shape[1]))
-    longest = max(float(torch.linalg.vector_norm(chunk.double(), dim=1).max()) for chunk in E.split(_CHUNK))
+    chunks = torch.split(E, _CHUNK)
+    longest = max(float(torch.linalg.vector_norm(chunk.double(), dim=1).max()) for chunk in chunks)
     return Space(E, means, root, longest)
 
 
@@ -115,7 +116,8 @@ def centred_gram(
         a, b = (X[start : start + _CHUNK].to(A.device).double() for X in (A, B))
         total += (a - mean_a).T @ (b - mean_b)
         advance(len(a))
-    return total.cpu().numpy()
+    found: np.ndarray = total.cpu().numpy()
+    return found
 
 
 def pick_device(name: str) -> torch.device:

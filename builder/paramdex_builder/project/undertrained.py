@@ -72,7 +72,7 @@ def token_embeddings(E: torch.Tensor, means: np.ndarray, root: Root) -> TokenEmb
                 alike = np.flatnonzero(score >= np.float32(LEAST))
                 if not len(alike):
                     break
-                # the sum of unit rows of U is that of rows of E, weighted, without c
+                # the sum of the directions is a weighted sum of the rows of E, without c
                 total = _weighted(E, alike, rest)
                 total -= first * (first @ total)
                 score = _cosines(E, total, rest, there)
@@ -108,25 +108,29 @@ def first_component(means: np.ndarray, root: Root, V: int) -> np.ndarray:
         x = most
     else:
         x = brentq(excess, least, most, xtol=np.finfo(np.float64).tiny, maxiter=5000)
-    first = (inside / (x + gaps[:-1]) / scale) @ root.root + outside / (x + gaps[-1])
-    return first / np.linalg.norm(first)
+    first: np.ndarray = (inside / (x + gaps[:-1]) / scale) @ root.root + outside / (x + gaps[-1])
+    first /= np.linalg.norm(first)
+    return first
 
 
 def _norms(E: torch.Tensor) -> np.ndarray:
     """||e|| of every row (V, float64)."""
-    return torch.cat([torch.linalg.vector_norm(part.double(), dim=1) for part in E.split(_CHUNK)]).cpu().numpy()
+    parts = [torch.linalg.vector_norm(part.double(), dim=1) for part in torch.split(E, _CHUNK)]
+    return torch.cat(parts).cpu().numpy()
 
 
 def _products(E: torch.Tensor, direction: np.ndarray) -> np.ndarray:
     """<e, direction> of every row (V, float64)."""
     on_device = torch.from_numpy(np.ascontiguousarray(direction)).to(E.device)
-    return torch.cat([part.double() @ on_device for part in E.split(_CHUNK)]).cpu().numpy()
+    return torch.cat([part.double() @ on_device for part in torch.split(E, _CHUNK)]).cpu().numpy()
 
 
 def _without(E: torch.Tensor, rows: np.ndarray, first: np.ndarray, rest: np.ndarray) -> np.ndarray:
     """The directions (len(rows) x d, float64) of some rows without their part along ``first``."""
     chosen = E[torch.from_numpy(rows).to(E.device)].double().cpu().numpy()
-    return (chosen - np.outer(chosen @ first, first)) / rest[rows, None]
+    chosen -= np.outer(chosen @ first, first)
+    chosen /= rest[rows, None]
+    return chosen
 
 
 def _weighted(E: torch.Tensor, rows: np.ndarray, rest: np.ndarray) -> np.ndarray:
@@ -141,4 +145,5 @@ def _weighted(E: torch.Tensor, rows: np.ndarray, rest: np.ndarray) -> np.ndarray
 def _cosines(E: torch.Tensor, direction: np.ndarray, rest: np.ndarray, there: np.ndarray) -> np.ndarray:
     """The cosine (V, float32) of every row without its first component with ``direction``, which has none of it."""
     products = _products(E, direction / np.linalg.norm(direction))
-    return np.divide(products, rest, out=np.zeros_like(products), where=there).clip(-1, 1).astype(np.float32)
+    cosines: np.ndarray = np.divide(products, rest, out=np.zeros_like(products), where=there)
+    return cosines.clip(-1, 1).astype(np.float32)

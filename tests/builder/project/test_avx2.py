@@ -20,15 +20,25 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paramdex_builder.project.engines import gamma64
+from paramdex_builder.project.arithmetic import gamma64
 from paramdex_builder.project.kernels import avx2
-from paramdex_builder.project.kernels.avx2 import LEAST, dots, kernel, operand, packed, reaching, scores, unit, values
+from paramdex_builder.project.kernels.avx2 import (
+    LEAST,
+    dots,
+    library,
+    operand,
+    operand_error,
+    packed,
+    reaching,
+    scores,
+    values,
+)
 
 KERNELS = Path("builder", "paramdex_builder", "project", "kernels")
 ROOT = Path(__file__).parents[3]
 COMPILES = platform.machine() == "x86_64" and shutil.which("cc") is not None
 needs_compiler = pytest.mark.skipif(not COMPILES, reason="needs a C compiler, and x86-64")
-needs_kernel = pytest.mark.skipif(kernel() is None, reason="there was no compiler for the kernel")
+needs_kernel = pytest.mark.skipif(library() is None, reason="there was no compiler for the kernel")
 
 
 @given(st.integers(1, 12), st.integers(1, 70), st.integers(-120, 99), st.integers(0, 2**32 - 1))
@@ -41,7 +51,7 @@ def test_operands_keep_their_bound(n: int, d: int, exponent: int, seed: int) -> 
     x = torch.from_numpy(x)
     rows = operand(x)
     error, norms = (x - values(rows, d)).norm(dim=1), x.norm(dim=1)
-    assert (error <= 1.0001 * unit(d) * norms.clamp_min(LEAST)).all()
+    assert (error <= 1.0001 * operand_error(d) * norms.clamp_min(LEAST)).all()
     assert (values(rows, d)[1::4] == 0).all()
     assert int(rows[:, :d].abs().max()) < 2**14
 
@@ -58,7 +68,7 @@ def test_operands_are_rounded_some_rows_at_a_time(rows: int, monkeypatch: pytest
 def test_entries_that_would_round_up_to_2_14(entry: float) -> None:
     x = torch.tensor([[entry, 2.0**-10, 0.0], [-entry, 0.0, 2.0**-20]], dtype=torch.float64)
     rows = operand(x)
-    assert ((values(rows, 3) - x).norm(dim=1) <= unit(3) * x.norm(dim=1)).all()
+    assert ((values(rows, 3) - x).norm(dim=1) <= operand_error(3) * x.norm(dim=1)).all()
     assert int(rows[0, 0]) > 0 > int(rows[1, 0]) > -(2**14)
 
 
@@ -207,18 +217,18 @@ def test_what_the_kernel_cannot_read_is_refused() -> None:
 def test_an_installation_has_the_kernel() -> None:
     """Also this one, made by the hook of the build from the source as it is now."""
     if torch.backends.cpu.get_cpu_capability().startswith("AVX"):
-        assert kernel() is not None
+        assert library() is not None
     else:
-        assert kernel() is None
+        assert library() is None
 
 
 def test_no_kernel_where_the_processor_or_the_file_lacks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
-        assert kernel.__wrapped__() is None
+        assert library.__wrapped__() is None
     source = tmp_path / "avx2.c"
     monkeypatch.setattr(avx2, "_SOURCE", source)
-    assert kernel.__wrapped__() is None
+    assert library.__wrapped__() is None
 
 
 @needs_kernel
@@ -228,9 +238,9 @@ def test_no_kernel_of_another_state_of_the_source(monkeypatch: pytest.MonkeyPatc
         shutil.copy(file, tmp_path)
     source = tmp_path / "avx2.c"
     monkeypatch.setattr(avx2, "_SOURCE", source)
-    assert kernel.__wrapped__() is not None
+    assert library.__wrapped__() is not None
     source.write_bytes(source.read_bytes() + b"\n")
-    assert kernel.__wrapped__() is None
+    assert library.__wrapped__() is None
 
 
 @pytest.fixture

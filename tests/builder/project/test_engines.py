@@ -14,77 +14,80 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paramdex_builder.project import engines as screening
+from cpu_engines import ENGINES
+from paramdex_builder.project.arithmetic import (
+    UNDERFLOW,
+    Bits,
+    as_stored,
+    ascending,
+    at_least,
+    dot,
+    gamma64,
+    kth_largest,
+)
 from paramdex_builder.project.engines import (
     BFLOAT16,
     FLOAT32,
     INT16,
     TENSOR_CORES,
-    UNDERFLOW,
-    Precision,
-    as_stored,
-    ascending,
-    at_least,
-    dot,
+    Engine,
+    engine_of,
     full_float32,
-    gamma64,
-    kth_largest,
-    precision_of,
 )
 from paramdex_builder.project.kernels import avx2
-from precisions import PRECISIONS
 
 CPU = torch.device("cpu")
 
 
-def screened(a: torch.Tensor, b: torch.Tensor, precision: Precision) -> torch.Tensor:
-    out = torch.empty(len(a) * len(b) + 3, dtype=precision.of_scores)
-    return precision.product(precision.operand(a), precision.operand(b), out).double()
+def screened(a: torch.Tensor, b: torch.Tensor, engine: Engine) -> torch.Tensor:
+    out = torch.empty(len(a) * len(b) + 3, dtype=engine.score_dtype)
+    return engine.product(engine.operand(a), engine.operand(b), out).double()
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("engine", ENGINES)
 @given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 600), st.integers(0, 2**32 - 1))
-def test_products_keep_their_bound(precision: Precision, n: int, m: int, d: int, seed: int) -> None:
+def test_products_keep_their_bound(engine: Engine, n: int, m: int, d: int, seed: int) -> None:
     """Gaussian entries, and entries of one sign whose rounding errors all point the same way."""
     draw = np.random.default_rng(seed)
     for shift in (0, 3):
         a, b = (torch.from_numpy(draw.normal(size=(rows, d)) + shift) for rows in (n, m))
         a, b = (x / x.norm(dim=1, keepdim=True) for x in (a, b))
-        bound = precision.error(d) * torch.outer(a.norm(dim=1), b.norm(dim=1)) + UNDERFLOW
-        assert ((screened(a, b, precision) - a @ b.T).abs() <= bound).all()
+        bound = engine.error(d) * torch.outer(a.norm(dim=1), b.norm(dim=1)) + UNDERFLOW
+        assert ((screened(a, b, engine) - a @ b.T).abs() <= bound).all()
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-def test_products_of_large_shapes_keep_their_bound(precision: Precision) -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_products_of_large_shapes_keep_their_bound(engine: Engine) -> None:
     """Tiles as the scans use them, and sums long enough to be cut into blocks."""
     draw = torch.Generator().manual_seed(0)
     for n, m, d in ((512, 1024, 384), (512, 1024, 32), (128, 896, 64), (64, 200, 5000)):
         a, b = (torch.rand(rows, d, generator=draw, dtype=torch.float64) for rows in (n, m))
         a, b = (x / x.norm(dim=1, keepdim=True) for x in (a, b))
-        assert ((screened(a, b, precision) - a @ b.T).abs().max()) <= precision.error(d) * 1.0001
+        assert ((screened(a, b, engine) - a @ b.T).abs().max()) <= engine.error(d) * 1.0001
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-def test_products_of_subnormal_numbers_keep_their_bound(precision: Precision) -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_products_of_subnormal_numbers_keep_their_bound(engine: Engine) -> None:
     """Some hardware takes them for 0."""
     for scale in (2.0**-40, 2.0**-70, 2.0**-127, 2.0**-140):
         a = scale * torch.rand(40, 30, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-        assert ((screened(a, a, precision) - a @ a.T).abs() <= precision.error(30) * a.norm() ** 2 + UNDERFLOW).all()
+        assert ((screened(a, a, engine) - a @ a.T).abs() <= engine.error(30) * a.norm() ** 2 + UNDERFLOW).all()
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("floats", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 @given(limit=st.floats(2.0**-149, 4.0), value=st.floats(-4.0, 4.0))
-def test_keys_of_limits(precision: Precision, limit: float, value: float) -> None:
+def test_keys_of_limits(floats: torch.dtype, limit: float, value: float) -> None:
     """A number that is at least the limit has at least the key; 0 and negative numbers never have."""
-    key = precision.key(limit)
-    assert [key] == precision.keys(torch.tensor([limit], dtype=torch.float64)).tolist()
-    number = torch.tensor([value], dtype=torch.float64).to(precision.of_scores)
-    bits = int(number.view(precision.bits))
+    of = Bits(floats)
+    key = of.key(limit)
+    assert [key] == of.keys(torch.tensor([limit], dtype=torch.float64)).tolist()
+    number = torch.tensor([value], dtype=torch.float64).to(floats)
+    bits = int(number.view(of.integers))
     if float(number) >= limit:
         assert bits >= key
     if float(number) <= 0:
         assert bits < key
-    reached = torch.tensor([key], dtype=precision.bits).view(precision.of_scores)
+    reached = torch.tensor([key], dtype=of.integers).view(floats)
     assert float(reached) <= limit or key == 1  # no more is let through than rounding makes necessary
 
 
@@ -143,23 +146,23 @@ def test_full_float32_where_less_is_allowed(allowed: str) -> None:
     assert (found == 1 + 2.0**-20).all()
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("engine", ENGINES)
 @given(
     st.integers(1, 40), st.integers(1, 12), st.sampled_from([1, 3, 16]), st.integers(1, 40), st.integers(0, 2**32 - 1)
 )
-def test_screen(precision: Precision, n: int, groups: int, group: int, d: int, seed: int) -> None:
+def test_screen(engine: Engine, n: int, groups: int, group: int, d: int, seed: int) -> None:
     """-1 times the product, and of every group the largest of both signs where they are above 0."""
     draw = np.random.default_rng(seed)
     a, b = (torch.from_numpy(draw.normal(size=(rows, d))) for rows in (n, groups * group))
-    a, b = (precision.operand(x / x.norm(dim=1, keepdim=True)) for x in (a, b))
-    out = torch.empty(n * len(b) + 3, dtype=precision.of_scores)
-    peaks = torch.empty(2, n, groups + 2, dtype=precision.bits)  # a part of a larger table
-    bits = precision.screen(a, b, out, peaks[:, :, 1:-1], group).clone()
-    scores = precision.product(a, b, out).clone()
+    a, b = (engine.operand(x / x.norm(dim=1, keepdim=True)) for x in (a, b))
+    out = torch.empty(n * len(b) + 3, dtype=engine.score_dtype)
+    peaks = torch.empty(2, n, groups + 2, dtype=Bits(engine.score_dtype).integers)  # a part of a larger table
+    bits = engine.screen(a, b, out, peaks[:, :, 1:-1], group).clone()
+    scores = engine.product(a, b, out).clone()
     assert torch.equal(-bits.view(scores.dtype), scores)
     if len(b) % 16 == 0:
         again = torch.empty_like(peaks)
-        found = precision.screen(a, precision.packed(b), out, again[:, :, 1:-1], group, is_packed=True)
+        found = engine.screen(a, engine.packed(b), out, again[:, :, 1:-1], group, is_packed=True)
         assert torch.equal(found, bits)
         assert torch.equal(again[:, :, 1:-1], peaks[:, :, 1:-1])
     for sign, found in zip((1, -1), peaks.view(scores.dtype)[:, :, 1:-1], strict=True):
@@ -178,16 +181,14 @@ def test_screen(precision: Precision, n: int, groups: int, group: int, d: int, s
         ({"architecture": "aarch64"}, FLOAT32),
     ],
 )
-def test_precision_of_processors(
-    monkeypatch: pytest.MonkeyPatch, features: dict[str, object], expected: Precision
-) -> None:
-    monkeypatch.setattr(screening.torch.cpu, "get_capabilities", lambda: features, raising=False)
-    monkeypatch.setattr(avx2, "kernel", lambda: "a kernel")
-    assert precision_of(CPU) == expected
-    monkeypatch.setattr(avx2, "kernel", lambda: None)  # the installation could not compile it
-    assert precision_of(CPU) == (FLOAT32 if expected == INT16 else expected)
-    monkeypatch.delattr(screening.torch.cpu, "get_capabilities")  # which older PyTorch has not
-    assert precision_of(CPU) == FLOAT32
+def test_engine_of_processors(monkeypatch: pytest.MonkeyPatch, features: dict[str, object], expected: Engine) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: features, raising=False)
+    monkeypatch.setattr(avx2, "library", lambda: "some kernels")
+    assert engine_of(CPU) == expected
+    monkeypatch.setattr(avx2, "library", lambda: None)  # the installation could not compile it
+    assert engine_of(CPU) == (FLOAT32 if expected == INT16 else expected)
+    monkeypatch.delattr(torch.cpu, "get_capabilities")  # which older PyTorch has not
+    assert engine_of(CPU) == FLOAT32
 
 
 @pytest.mark.parametrize(
@@ -201,8 +202,8 @@ def test_precision_of_processors(
         ("13.0", True, (9, 0), TENSOR_CORES),
     ],
 )
-def test_precision_of_gpus(
-    monkeypatch: pytest.MonkeyPatch, cuda: str | None, there: bool, capability: tuple[int, int], expected: Precision
+def test_engine_of_gpus(
+    monkeypatch: pytest.MonkeyPatch, cuda: str | None, there: bool, capability: tuple[int, int], expected: Engine
 ) -> None:
     def asked(device: torch.device) -> tuple[int, int]:
         assert there, "PyTorch raises where there is no GPU"
@@ -211,4 +212,4 @@ def test_precision_of_gpus(
     monkeypatch.setattr(torch.version, "cuda", cuda)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
     monkeypatch.setattr(torch.cuda, "get_device_capability", asked)
-    assert precision_of(torch.device("cuda")) == expected
+    assert engine_of(torch.device("cuda")) == expected

@@ -21,26 +21,26 @@ from hypothesis import strategies as st
 
 pytest.importorskip("triton")
 
-from paramdex_builder.project import gpu_pairs as fused_pairs
-from paramdex_builder.project import pair_scan
-from paramdex_builder.project import tokens as project
-from paramdex_builder.project.engines import FLOAT32, TENSOR_CORES, UNDERFLOW, dot
-from paramdex_builder.project.kernels import triton as triton_kernels
+from paramdex_builder.project import gpu_pairs, pair_scan, tokens
+from paramdex_builder.project.arithmetic import UNDERFLOW, dot
+from paramdex_builder.project.block import Tokens, screen_of
+from paramdex_builder.project.engines import FLOAT32, TENSOR_CORES
+from paramdex_builder.project.kernels import triton
 from paramdex_builder.project.pairs import same_words, strongest_pairs
 from paramdex_builder.project.space import make_space
-from paramdex_builder.project.tokens import Tokens, strongest_tokens
+from paramdex_builder.project.tokens import strongest_tokens
 
 CPU = torch.device("cpu")
 KS = [1, 50, 200]
 
-pytestmark = pytest.mark.skipif(not triton_kernels.INTERPRETED, reason="there is a GPU, and kernels were made for it")
+pytestmark = pytest.mark.skipif(not triton.INTERPRETED, reason="there is a GPU, and kernels were made for it")
 
 
 @pytest.fixture(autouse=True, scope="module")
 def small_tiles() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(triton_kernels, "TOKEN_TILE", {"BM": 32, "BN": 64, "BK": 32})
-        patch.setattr(triton_kernels, "PAIR_TILE", {"BM": 64, "BN": 16, "BK": 32})
+        patch.setattr(triton, "TOKEN_TILE", {"BM": 32, "BN": 64, "BK": 32})
+        patch.setattr(triton, "PAIR_TILE", {"BM": 64, "BN": 16, "BK": 32})
         for name, value in (("TILE_ROWS", 64), ("TILE_COLUMNS", 64), ("STEP", 32), ("CROWD", 300)):
             patch.setattr(pair_scan, name, value)
         yield
@@ -66,8 +66,8 @@ def check_tokens(E: np.ndarray, W: np.ndarray, k: int) -> int:
     space, rows = make_space(torch.from_numpy(E), CPU), torch.from_numpy(W)
     left_over: list[int] = []
     with pytest.MonkeyPatch.context() as patch:
-        plain = project._screened
-        patch.setattr(project, "_screened", lambda part, *rest: left_over.append(len(part)) or plain(part, *rest))
+        plain = tokens._screened
+        patch.setattr(tokens, "_screened", lambda part, *rest: left_over.append(len(part)) or plain(part, *rest))
         found = strongest_tokens(rows, space, k, TENSOR_CORES)
     usual = strongest_tokens(rows, space, k, FLOAT32)
     scores = settled(W, E)
@@ -148,20 +148,20 @@ def test_rows_of_other_tails_have_their_own_threshold() -> None:
     E = normal(6, 400, 40)
     space = make_space(torch.from_numpy(E.astype(np.float32)), CPU)
     one, other = normal(7, 40, 40).astype(np.float32), (E[:40] + normal(8, 40, 40)).astype(np.float32)
-    known = project._screen(space, TENSOR_CORES).deviations
+    known = screen_of(space, TENSOR_CORES).deviations
     known[50] = 9.0
     for rows in (one, other):
         found = strongest_tokens(torch.from_numpy(rows), space, 50, TENSOR_CORES)
-        for side, tokens in strongest_tokens(torch.from_numpy(rows), make_space(space.embedding, CPU), 50).items():
-            assert torch.equal(found[side].ids, tokens.ids)
-            assert torch.equal(bits(found[side].scores), bits(tokens.scores))
+        for side, usual in strongest_tokens(torch.from_numpy(rows), make_space(space.embedding, CPU), 50).items():
+            assert torch.equal(found[side].ids, usual.ids)
+            assert torch.equal(bits(found[side].scores), bits(usual.scores))
         assert 0.5 < known[50] < 4
 
 
 def test_tokens_reaching_counts_past_its_room() -> None:
     low, rows = (torch.from_numpy(normal(seed, 40, 16)).bfloat16() for seed in (9, 10))
     t = low.float() @ rows[:33].float().T
-    count, token, value = triton_kernels.tokens_reaching(low, rows, 33, torch.full((40,), 1.0), 12)
+    count, token, value = triton.tokens_reaching(low, rows, 33, torch.full((40,), 1.0), 12)
     assert torch.equal(count.long(), (t.abs() >= 1).sum(1))
     assert count.max() > 12
     for i in range(40):
@@ -226,11 +226,11 @@ def test_pairs_of_hard_factors(name: str, k: int) -> None:
 @pytest.mark.parametrize("room", [40, 2000])
 def test_pairs_past_the_room_are_found_all_the_same(room: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Waves are cut in two, and a tile that is still too much is searched as on a processor."""
-    monkeypatch.setattr(fused_pairs, "ROOM", room)
+    monkeypatch.setattr(gpu_pairs, "ROOM", room)
     waves: list[int] = []
-    wave = fused_pairs.FusedScan._wave
+    wave = gpu_pairs.WaveScan._wave
     monkeypatch.setattr(
-        fused_pairs.FusedScan, "_wave", lambda self, start, stop: waves.append(stop - start) or wave(self, start, stop)
+        gpu_pairs.WaveScan, "_wave", lambda self, start, stop: waves.append(stop - start) or wave(self, start, stop)
     )
     check_pairs(normal(14, 150, 8), normal(15, 150, 8), 50, np.arange(150) // 2)
     assert (1 in waves) == (room == 40)
@@ -249,8 +249,8 @@ def test_pairs_of_any_shape(V: int, r: int, k: int, n_words: int, seed: int) -> 
 def test_a_scan_of_pruned_tiles_computes_few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows of very different norm: tiles that cannot reach the threshold are not given to the kernel."""
     seen: list[int] = []
-    kernel = fused_pairs.pairs_reaching
-    monkeypatch.setattr(fused_pairs, "pairs_reaching", lambda *given: seen.append(len(given[3])) or kernel(*given))
+    kernel = triton.pairs_reaching
+    monkeypatch.setattr(triton, "pairs_reaching", lambda *given: seen.append(len(given[3])) or kernel(*given))
     skew = np.exp(3 * normal(16, 320, 1))
     check_pairs(normal(17, 320, 8) * skew, normal(18, 320, 8) * skew, 50)
     assert 0 < sum(seen) < 15  # of 25
@@ -262,8 +262,8 @@ def test_pairs_reaching_is_what_reaches() -> None:
     words = torch.arange(150, dtype=torch.int32)
     norms = [x.float().norm(dim=1).flip(0).cummax(0).values.flip(0) for x in (a, b)]
     tiles, limits = torch.tensor([[0, 0], [128, 0]]), torch.tensor([[9.0, torch.inf], [6.0, 5.0]])
-    count, pair = triton_kernels.pairs_reaching(
-        (a, b), (norms[0], norms[1]), (words, words), tiles.int(), (128, 128), limits, 5000, 1e-3, UNDERFLOW
+    count, pair = triton.pairs_reaching(
+        (a, b), (norms[0], norms[1]), (words, words), tiles.int(), (128, 128), limits, 5000, (1.001, UNDERFLOW)
     )
     hot = torch.zeros(150, 150, dtype=torch.bool)
     hot[:128, :128] = s[:128, :128] >= 9

@@ -1,7 +1,7 @@
 """strongest_pairs, pair_moments and frobenius against the whole V x V matrix in float64.
 
 Factors on a coarse grid make float64 exact, so there the found pairs must equal the brute force, ties and all.
-Elsewhere the brute force is of the scores as ``screening.dot`` sums them, and the found pairs must equal that. Tiles
+Elsewhere the brute force is of the scores as ``arithmetic.dot`` sums them, and the found pairs must equal that. Tiles
 are made a few rows small, so that several of them, their order, and the early end of the scan are all at work.
 """
 
@@ -18,10 +18,12 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 import oracle
+from cpu_engines import ENGINES, FASTEST
 from paramdex.tour import demo_sources
 from paramdex_builder.project import pair_scan
-from paramdex_builder.project.engines import BFLOAT16, FLOAT32, dot
-from paramdex_builder.project.pair_scan import Factor, Pairs, Scan, above, balance
+from paramdex_builder.project.arithmetic import dot
+from paramdex_builder.project.engines import BFLOAT16, FLOAT32
+from paramdex_builder.project.pair_scan import Factor, Scan, TokenPairs, above, balance
 from paramdex_builder.project.pairs import (
     HeadPairs,
     balanced,
@@ -31,7 +33,6 @@ from paramdex_builder.project.pairs import (
     same_words,
     strongest_pairs,
 )
-from precisions import FASTEST, PRECISIONS
 
 CPU = torch.device("cpu")
 KS = [1, 5, 50, 200, 100_000]
@@ -65,21 +66,21 @@ def assert_exact(A: np.ndarray, B: np.ndarray, k: int, words: np.ndarray | None 
     """Both sides, overall (``rank``) and of different words (``rank_distinct``), equal the brute force."""
     words = np.arange(len(A)) if words is None else words
     different = words[:, None] != words[None, :]
-    for precision in PRECISIONS:
-        found = strongest_pairs(torch.from_numpy(A), torch.from_numpy(B), same_words(words, CPU), k, precision)
+    for engine in ENGINES:
+        found = strongest_pairs(torch.from_numpy(A), torch.from_numpy(B), same_words(words, CPU), k, engine)
         for side, sign in (("top", 1), ("bottom", -1)):
             for got, mask in ((found[side].distinct, different), (found[side].all, np.ones_like(different))):
                 triples = list(zip(got.source.tolist(), got.target.tolist(), got.score.tolist(), strict=True))
-                assert triples == brute_force(A, B, k, sign, mask), (side, precision)
+                assert triples == brute_force(A, B, k, sign, mask), (side, engine)
 
 
 def settled(A: torch.Tensor, B: torch.Tensor, words: np.ndarray, k: int) -> dict[str, HeadPairs]:
-    """The brute force by ``screening.dot``: of V^2 scores the best in the one order of summing that is settled.
+    """The brute force by ``arithmetic.dot``: of V^2 scores the best in the one order of summing that is settled.
 
     A library's float64 product, some rows at a time, only says which cannot be among them.
     """
     numbers = torch.from_numpy(words)
-    found = {(side, name): Pairs.empty(CPU) for side in (1, -1) for name in ("distinct", "all")}
+    found = {(side, name): TokenPairs.empty(CPU) for side in (1, -1) for name in ("distinct", "all")}
     room = 1e-6 * float(A.norm(dim=1).max() * B.norm(dim=1).max())
     for start in range(0, len(A), 64):
         source = torch.arange(len(A))[start : start + 64]
@@ -94,9 +95,9 @@ def settled(A: torch.Tensor, B: torch.Tensor, words: np.ndarray, k: int) -> dict
                 reached = float((side * scores)[~same].topk(k).values[-1])
             places = torch.from_numpy(np.flatnonzero((side * scores).numpy() >= reached - room))
             r, c = places // len(A), places % len(A)
-            new = Pairs(source[r], c, dot(A[source[r]], B[c]).float()).signed(side)
-            found[side, "all"] = Pairs.cat(found[side, "all"], new).best(k)
-            found[side, "distinct"] = Pairs.cat(known, new.take((~same[r, c]).nonzero().flatten())).best(k)
+            new = TokenPairs(source[r], c, dot(A[source[r]], B[c]).float()).signed(side)
+            found[side, "all"] = TokenPairs.cat(found[side, "all"], new).best(k)
+            found[side, "distinct"] = TokenPairs.cat(known, new.take((~same[r, c]).nonzero().flatten())).best(k)
     return {
         name: HeadPairs(found[side, "distinct"].signed(side), found[side, "all"].signed(side))
         for name, side in (("top", 1), ("bottom", -1))
@@ -227,10 +228,10 @@ def test_scan_ends_early(monkeypatch: pytest.MonkeyPatch) -> None:
     scale = np.where(np.arange(V) < 10, 1.0, 2.0**-10)[:, None]
     A, B = (np.abs(on_grid(23, V, 3)) + 1) * scale, on_grid(24, V, 3) * scale
     seen = []
-    search = Scan._search
-    monkeypatch.setattr(Scan, "_search", lambda *args: seen.append(args[1:3]) or search(*args))
+    visit = Scan._visit
+    monkeypatch.setattr(Scan, "_visit", lambda *args: seen.append(args[1:3]) or visit(*args))
     assert_exact(A, B, 5)
-    assert 0 < len(seen) < 20 * len(PRECISIONS)  # of 20 x 15 tiles each
+    assert 0 < len(seen) < 20 * len(ENGINES)  # of 20 x 15 tiles each
 
 
 def test_tiles_are_cut_to_what_can_be_reached(monkeypatch: pytest.MonkeyPatch, real_tiles: None) -> None:
@@ -263,8 +264,8 @@ def test_same_bytes_as_settled_scores(V: int, d: int, k: int, seed: int) -> None
     words = draw.integers(0, draw.choice([3, V, 5 * V]), V)
     A, B = torch.from_numpy(A), torch.from_numpy(B)
     expected = settled(A, B, words, k)
-    for precision in PRECISIONS:
-        assert_same_bytes(strongest_pairs(A, B, same_words(words, CPU), k, precision), expected)
+    for engine in ENGINES:
+        assert_same_bytes(strongest_pairs(A, B, same_words(words, CPU), k, engine), expected)
 
 
 @pytest.mark.parametrize("rank", [1, 2, 5])
@@ -279,8 +280,8 @@ def test_rank_deficient_factors(rank: int) -> None:
     opposed = (draw.normal(size=(150, 9)) @ factor.T for factor in (left, right))
     for both in (deficient, opposed):
         A, B = (torch.from_numpy(factor) for factor in both)
-        for precision in PRECISIONS:
-            found = strongest_pairs(A, B, same_words(np.arange(150), CPU), 50, precision)
+        for engine in ENGINES:
+            found = strongest_pairs(A, B, same_words(np.arange(150), CPU), 50, engine)
             assert_same_bytes(found, settled(A, B, np.arange(150), 50))
 
 
@@ -293,12 +294,12 @@ def test_factors_of_low_rank_in_both_terms(scale: float, monkeypatch: pytest.Mon
     low = [scale * draw.normal(size=(24, 2)) @ draw.normal(size=(2, 8)) for _ in range(2)]
     A, B = (torch.from_numpy(E @ np.concatenate(terms, 1)) for terms in ((low[0], P), (Q, low[1])))
     seen = []
-    search = Scan._search
-    monkeypatch.setattr(Scan, "_search", lambda *args: seen.append(args[1:3]) or search(*args))
-    for precision in PRECISIONS:
-        found = strongest_pairs(A, B, same_words(np.arange(300), CPU), 20, precision)
+    visit = Scan._visit
+    monkeypatch.setattr(Scan, "_visit", lambda *args: seen.append(args[1:3]) or visit(*args))
+    for engine in ENGINES:
+        found = strongest_pairs(A, B, same_words(np.arange(300), CPU), 20, engine)
         assert_same_bytes(found, settled(A, B, np.arange(300), 20))
-    assert len(seen) < 0.3 * len(PRECISIONS) * 60 * 43  # of as many tiles
+    assert len(seen) < 0.3 * len(ENGINES) * 60 * 43  # of as many tiles
 
 
 def test_terms_that_cancel() -> None:
@@ -307,8 +308,8 @@ def test_terms_that_cancel() -> None:
     small, large = (draw.normal(size=(4, 120, 6)) * size for size in (1e-6, 1e3))
     A, B = np.concatenate([small[0], large[0]], 1), np.concatenate([large[1], small[1]], 1)
     A, B = torch.from_numpy(A), torch.from_numpy(B)
-    for precision in PRECISIONS:
-        found = strongest_pairs(A, B, same_words(np.arange(120), CPU), 50, precision)
+    for engine in ENGINES:
+        found = strongest_pairs(A, B, same_words(np.arange(120), CPU), 50, engine)
         assert_same_bytes(found, settled(A, B, np.arange(120), 50))
 
 
@@ -380,24 +381,24 @@ def test_real_heads(layer: int, model: str, matrix: str, real_tiles: None) -> No
     words = words_of(len(A))
     expected = settled(A, B, words, 5000)
     for k in (1, 50, 200, 5000):
-        for precision in PRECISIONS:
-            assert_same_bytes(strongest_pairs(A, B, same_words(words, CPU), k, precision), expected, k)
+        for engine in ENGINES:
+            assert_same_bytes(strongest_pairs(A, B, same_words(words, CPU), k, engine), expected, k)
 
 
-def test_same_bytes_from_any_threads_tiles_and_precision(monkeypatch: pytest.MonkeyPatch, real_tiles: None) -> None:
+def test_same_bytes_from_any_threads_tiles_and_engine(monkeypatch: pytest.MonkeyPatch, real_tiles: None) -> None:
     A, B = head("tiny-wide", "VO", 0, 0)
     words = same_words(words_of(len(A)), CPU)
     expected = strongest_pairs(A, B, words, 200, FLOAT32)
     threads = torch.get_num_threads()
     try:
-        for n_threads, rows, columns, precision in (
+        for n_threads, rows, columns, engine in (
             (1, 512, 1024, BFLOAT16), (2, 512, 1024, BFLOAT16), (2, 512, 1024, FLOAT32), (2, 100, 333, BFLOAT16),
             (1, 7000, 7000, FLOAT32), (1, 512, 1024, FASTEST), (2, 512, 1024, FASTEST), (2, 100, 333, FASTEST),
         ):  # fmt: skip
             torch.set_num_threads(n_threads)
             monkeypatch.setattr(pair_scan, "TILE_ROWS", rows)
             monkeypatch.setattr(pair_scan, "TILE_COLUMNS", columns)
-            assert_same_bytes(strongest_pairs(A, B, words, 200, precision), expected)
+            assert_same_bytes(strongest_pairs(A, B, words, 200, engine), expected)
     finally:
         torch.set_num_threads(threads)
 
@@ -424,10 +425,10 @@ def test_what_did_not_move_is_quickly_known_to_be_zero(monkeypatch: pytest.Monke
     nothing = np.zeros((90, 4))
     A, B = np.concatenate([nothing, on_grid(33, 90, 4)], 1), np.concatenate([on_grid(34, 90, 4), nothing], 1)
     seen = []
-    search = Scan._search
-    monkeypatch.setattr(Scan, "_search", lambda *args: seen.append(args[1:3]) or search(*args))
+    visit = Scan._visit
+    monkeypatch.setattr(Scan, "_visit", lambda *args: seen.append(args[1:3]) or visit(*args))
     assert_exact(A, B, 5, draw.integers(0, 60, 90))
-    assert len(seen) <= 2 * len(PRECISIONS)  # of 18 x 13 tiles each
+    assert len(seen) <= 2 * len(ENGINES)  # of 18 x 13 tiles each
 
 
 @pytest.mark.parametrize("V", [1, 7, 5000])

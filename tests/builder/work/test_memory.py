@@ -17,15 +17,15 @@ from conftest import SMALL_OPTIONS
 from safetensors.torch import load_file
 
 import paramdex_builder
+from cpu_engines import ENGINES
 from paramdex.cli import cli
 from paramdex_builder import Options, Progress, build, estimates
-from paramdex_builder.project.engines import Precision
+from paramdex_builder.project.engines import Engine
 from paramdex_builder.project.head_rows import ATTENTION
 from paramdex_builder.project.pieces import pieces
 from paramdex_builder.read.checkpoint import Checkpoint
 from paramdex_builder.work import memory
 from paramdex_schemas import BuildError, Layout, Run, atlas_files
-from precisions import PRECISIONS
 
 GIB = 1 << 30
 module = import_module("paramdex_builder.build")
@@ -80,15 +80,15 @@ def needed(of: Any, V: int, stored: torch.dtype = torch.float32, device: torch.d
     return estimates.memory_needed(of, V, stored, device)
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
 def test_the_embedding_counts_as_it_is_held_and_as_it_is_screened(
-    precision: Precision, stored: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    engine: Engine, stored: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(estimates, "precision_of", lambda _: precision)
+    monkeypatch.setattr(estimates, "engine_of", lambda _: engine)
     d = 4096
     grown = needed(model(d, 100, 8), 3 * MILLION, stored) - needed(model(d, 100, 8), 2 * MILLION, stored)
-    beside = max(precision.dtype.itemsize, stored.itemsize)  # or as it is read
+    beside = max(engine.operand_dtype.itemsize, stored.itemsize)  # or as it is read
     assert 0 <= grown - MILLION * d * (stored.itemsize + beside) < MILLION * 4096  # a row of scores, in several copies
     assert needed(model(d, 100, 8), 2 * MILLION, stored, GPU) < 4 * MILLION * d * stored.itemsize + 2 * GIB
 

@@ -11,7 +11,7 @@ the row.
 to that is 2^14 - 1. Then a number is off by half of the scale, or where it is that one, all of it, in which case no
 other is over 2^8. So
 
-    ||x - x'|| <= scale sqrt(d + 3) / 2 <= 2^-14 sqrt(d + 3) ||x||                      (``unit``)
+    ||x - x'|| <= scale sqrt(d + 3) / 2 <= 2^-14 sqrt(d + 3) ||x||                      (``operand_error``)
 
 Rows of a norm below ``LEAST`` = 2^-100 have the scale of that norm and are off by no more than 2^-114 sqrt(d + 3).
 
@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import math
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -44,39 +45,39 @@ _SOURCE = Path(__file__).with_name("avx2.c")
 
 
 @cache
-def kernel() -> ctypes.CDLL | None:
+def library() -> ctypes.CDLL | None:
     """The compiled functions of this source, or None: the installation has none, or the processor no AVX2."""
     if not torch.backends.cpu.get_cpu_capability().startswith("AVX"):
         return None
     try:
         number = hashlib.sha256(_SOURCE.read_bytes()).hexdigest()[:16]
-        library = ctypes.CDLL(str(_SOURCE.with_name(f"avx2-{number}.so")))
+        loaded = ctypes.CDLL(str(_SOURCE.with_name(f"avx2-{number}.so")))
     except OSError:
         return None
     pointer, size = ctypes.c_void_p, ctypes.c_int64
-    library.paramdex_reaching.argtypes = [pointer, pointer, pointer, size, size, ctypes.c_int32, pointer, pointer]
-    library.paramdex_reaching.restype = size
-    library.paramdex_dots.argtypes = [pointer, pointer, pointer, pointer, size, size, pointer]
-    library.paramdex_dots.restype = None
-    library.paramdex_int16_pack.argtypes = [pointer, size, size, pointer]
-    library.paramdex_int16_pack.restype = None
-    library.paramdex_int16_scores.argtypes = [
+    loaded.paramdex_reaching.argtypes = [pointer, pointer, pointer, size, size, ctypes.c_int32, pointer, pointer]
+    loaded.paramdex_reaching.restype = size
+    loaded.paramdex_dots.argtypes = [pointer, pointer, pointer, pointer, size, size, pointer]
+    loaded.paramdex_dots.restype = None
+    loaded.paramdex_int16_pack.argtypes = [pointer, size, size, pointer]
+    loaded.paramdex_int16_pack.restype = None
+    loaded.paramdex_int16_scores.argtypes = [
         pointer, pointer, size, size, size, pointer, size, size, pointer, pointer, size, ctypes.c_int,
     ]  # fmt: skip
-    library.paramdex_int16_scores.restype = ctypes.c_int
-    return library
+    loaded.paramdex_int16_scores.restype = ctypes.c_int
+    return loaded
 
 
-def unit(d: int) -> float:
+def operand_error(d: int) -> float:
     """How far a row of d numbers can be off, of its norm."""
-    return 2.0**-14 * (d + 3) ** 0.5
+    return 2.0**-14 * math.sqrt(d + 3)
 
 
 def operand(x: torch.Tensor) -> torch.Tensor:
     """The operand of x (n x d, float64; norms below 2^100)."""
     n, d = x.shape
     rows = torch.zeros(n, d + -d % 4 + 2, dtype=torch.int16)
-    for some, low in zip(x.split(_CHUNK), rows.split(_CHUNK), strict=True):
+    for some, low in zip(torch.split(x, _CHUNK), torch.split(rows, _CHUNK), strict=True):
         exponents = torch.frexp(some.norm(dim=1).clamp_min(LEAST)).exponent - 14
         scales = torch.ldexp(torch.ones(len(some), dtype=torch.float64), exponents)[:, None]
         low[:, :d] = (some / scales).round_().clamp_(-_LARGEST, _LARGEST)
@@ -95,7 +96,7 @@ def packed(rows: torch.Tensor) -> torch.Tensor:
     """
     n, d = len(rows), rows.shape[1] - 2
     rows, panels = rows.contiguous(), torch.empty(-(-n // PANEL) * PANEL, _packed_width(d), dtype=torch.int16)
-    _library().paramdex_int16_pack(rows.data_ptr(), n, d, panels.data_ptr())
+    _loaded().paramdex_int16_pack(rows.data_ptr(), n, d, panels.data_ptr())
     return panels
 
 
@@ -129,10 +130,11 @@ def scores(
         some = slice(start, min(start + step, m))
         columns, first = out[:, some], start // group
         top, bottom = peaks[:, :, first:]
-        return _library().paramdex_int16_scores(
+        done: int = _loaded().paramdex_int16_scores(
             a.data_ptr(), b[some].data_ptr(), n, columns.shape[1], d, columns.data_ptr(), out.stride(0),
             group, top.data_ptr(), bottom.data_ptr(), peaks.stride(1), is_packed,
         )  # fmt: skip
+        return done
 
     if not all(_each(part, range(0, m, step))):
         raise MemoryError
@@ -147,7 +149,7 @@ def reaching(
     width, room = bits.shape[1], len(rows) * bits.shape[1]
     places, found = torch.empty(room, dtype=torch.int64), torch.empty(room, dtype=torch.int32)
     bits, rows, keys = bits.contiguous(), rows.contiguous(), keys.contiguous()
-    n = _library().paramdex_reaching(
+    n = _loaded().paramdex_reaching(
         bits.data_ptr(), rows.data_ptr(), keys.data_ptr(), len(rows), width, flip, places.data_ptr(), found.data_ptr()
     )
     return places[:n], found[:n]
@@ -163,7 +165,7 @@ def dots(a: torch.Tensor, b: torch.Tensor, of_a: torch.Tensor, of_b: torch.Tenso
 
     def part(start: int) -> None:
         some = slice(start, start + step)
-        _library().paramdex_dots(
+        _loaded().paramdex_dots(
             a.data_ptr(),
             b.data_ptr(),
             of_a[some].data_ptr(),
@@ -177,10 +179,10 @@ def dots(a: torch.Tensor, b: torch.Tensor, of_a: torch.Tensor, of_b: torch.Tenso
     return out
 
 
-def _library() -> ctypes.CDLL:
-    library = kernel()
-    assert library is not None, "precision_of takes int16 only where there is the kernel"
-    return library
+def _loaded() -> ctypes.CDLL:
+    found = library()
+    assert found is not None, "engine_of takes int16 only where the kernels are"
+    return found
 
 
 def _each(part: Callable[[int], Done], starts: range) -> list[Done]:

@@ -30,6 +30,7 @@ _GROUP = 8
 """Tiles of so many rows of tiles go by together, so that what they share stays in the L2 cache."""
 
 
+# A kernel takes its pointers and sizes one by one.
 @triton.jit
 def _token_kernel(
     W, E, THETA, COUNT, FOUND, n, V, d, room,
@@ -69,6 +70,7 @@ def _token_kernel(
         place, at = place + 1, at + 1
 
 
+# A kernel takes its pointers and sizes one by one.
 @triton.jit
 def _pair_kernel(
     A, B, NORM_A, NORM_B, WORD_A, WORD_B, TILES, LIMITS, COUNT, PAIR, V, r, height, width, room, grow, under,
@@ -111,6 +113,7 @@ def _pair_kernel(
                 place += 1
 
 
+# A kernel takes its pointers and sizes one by one.
 @triton.jit
 def _dot_kernel(W, E, ROW, TOKEN, OUT, N, d, BM: tl.constexpr, BK: tl.constexpr):
     pair = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
@@ -162,15 +165,15 @@ def pairs_reaching(
     shape: tuple[int, int],
     limits: torch.Tensor,
     room: int,
-    error: float,
-    under: float,
+    most: tuple[float, float],
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(count, pair): which pairs of different words in ``tiles`` have a screened score s~ = a b^T that reaches the
     first of the tile's ``limits`` (n x 2, float32), or -s~ that reaches the second.
 
     ``factors`` (V x r, bfloat16), their ``norms`` (V, float32, not too small, descending) and ``words`` (V, int32, not
     negative) are of the left and of the right side. A tile is given by its first row and column (``tiles``, n x 2,
-    int32) and has ``shape`` rows and columns. |s~| is at most (1 + ``error``) times the norms, and ``under``.
+    int32) and has ``shape`` rows and columns. |s~| is at most ``most[0]`` times the product of
+    the norms, plus ``most[1]``.
     ``count`` (1, int32) says how many they are, or where they are more than ``room``, some number over that; then
     nothing else is of use. They are in ``pair`` (room, int64), as row 2^32 + column.
     """
@@ -180,8 +183,8 @@ def pairs_reaching(
     parts = triton.cdiv(shape[0], block["BM"]) * triton.cdiv(shape[1], block["BN"])
     with _on(a.device):
         _pair_kernel[len(tiles), parts](
-            a, b, *norms, *words, tiles, limits, count, pair, V, r, *shape, room, (1 + error) * (1 + 2.0**-20),
-            under, **block, WIDE=INTERPRETED, **_schedule(4),
+            a, b, *norms, *words, tiles, limits, count, pair, V, r, *shape, room, most[0] * (1 + 2.0**-20),
+            most[1], **block, WIDE=INTERPRETED, **_schedule(4),
         )  # fmt: skip
     return count, pair
 

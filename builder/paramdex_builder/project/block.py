@@ -1,0 +1,262 @@
+"""A block of parameters against E: which tokens may be among the strongest of a row, and the scores of those.
+
+``tokens`` explains why nothing is missed. ``Screen`` is E in low precision, made once per model and engine. ``Block``
+is some rows W, with the bounds of what low precision says of them.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import MutableMapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from paramdex_builder.project.arithmetic import (
+    LARGEST,
+    UNDERFLOW,
+    Bits,
+    as_stored,
+    ascending,
+    at_least,
+    dot,
+    gamma64,
+    kth_largest,
+)
+from paramdex_builder.project.engines import Engine
+from paramdex_builder.project.space import Space
+
+GROUPS = (64, 32, 16, 8, 4, 2, 1)
+"""Sizes of groups of tokens; the first is taken of which there are at least four times k."""
+FEW = 256
+"""See ``few_tokens``."""
+_TILE_BYTES = 1 << 20
+"""Bytes of scores screened at a time on a processor, whose cache has them still when their groups are looked at."""
+_MUCH = 1 << 25
+"""An embedding of more numbers than this is not held in float64 beside itself."""
+_CHUNK = 1024
+"""Rows held in float64 at a time."""
+
+
+def few_tokens(V: int, k: int) -> int:
+    """A row is scored as a whole where more tokens than so many of V are left for a side of k."""
+    return FEW + 6 * k + V // 32
+
+
+def group_size(V: int, k: int) -> int:
+    """How many of V tokens make a group in the search for the k strongest."""
+    return next(size for size in GROUPS if 4 * k * size <= V or size == 1)
+
+
+def doubled(size: int, stored: torch.dtype, engine: Engine) -> bool:
+    """Whether an E of ``size`` numbers of the dtype ``stored`` is held in float64 as well."""
+    return size <= _MUCH and not engine.reads(stored)
+
+
+@dataclass
+class Tokens:
+    """The strongest tokens of n parameters on one side: ``ids`` (n x k, int64) and ``scores`` (n x k, float32)."""
+
+    ids: torch.Tensor
+    scores: torch.Tensor
+
+
+def rank(scores: torch.Tensor, ids: torch.Tensor, k: int) -> Tokens:
+    """The k largest of each row of ``scores`` (n x m, float32), ties by the smaller id (``ids``, n x m, below 2^32).
+
+    They are sorted as integers: the bits of the score, made to compare as it does, and below them those of the id.
+    """
+    bits = (scores + 0.0).view(torch.int32).long()  # + 0.0: -0.0 is 0.0
+    best = ascending((bits ^ ((bits >> 31) & 0x7FFF_FFFF)) << 32 | (0xFFFF_FFFF - ids))[:, -k:].flip(1)
+    bits = best >> 32
+    return Tokens(0xFFFF_FFFF - (best & 0xFFFF_FFFF), (bits ^ ((bits >> 31) & 0x7FFF_FFFF)).int().view(torch.float32))
+
+
+@dataclass
+class Screen:
+    """E as it is screened: ``rows`` e' = (e - c) / size in low precision, and rows of 0 up to whole groups, packed."""
+
+    rows: torch.Tensor
+    norms: torch.Tensor
+    """||e'|| (V, float64)."""
+    errors: torch.Tensor
+    """||(e - c) / size - e'|| (V, float64)."""
+    size: float
+    engine: Engine
+    vectors: torch.Tensor
+    """E (V x d), in float64 where that is not much."""
+    root: torch.Tensor
+    """R / (size sqrt(V)) (r x d), in low precision: of how far t is spread."""
+    deviations: dict[int, float]
+    """k -> of how many deviations almost all rows have k tokens beyond (``gpu_tokens``)."""
+
+    @classmethod
+    def of(cls, space: Space, engine: Engine) -> Screen:
+        E = space.embedding
+        size = space.longest + float(space.means.norm())
+        groups, one_group = -(-len(E) // max(GROUPS)), torch.zeros(max(GROUPS), E.shape[1], device=E.device)
+        none = engine.packed(engine.operand(one_group.double()))
+        rows = none.new_zeros(groups * len(none), none.shape[1])
+        norms, errors = (torch.empty(len(E), dtype=torch.float64, device=E.device) for _ in range(2))
+        step = -(-_CHUNK // max(GROUPS)) * max(GROUPS)
+        for start in range(0, len(E), step):
+            part = slice(start, min(start + step, len(E)))
+            centred = (E[part].double() - space.means) / (size or 1)
+            low = engine.operand(centred)
+            rounded, packed = engine.values(low, E.shape[1]), engine.packed(low)
+            rows[start : start + len(packed)] = packed
+            norms[part], errors[part] = rounded.norm(dim=1), (centred - rounded).norm(dim=1)
+        vectors = E.double() if doubled(E.numel(), E.dtype, engine) else E
+        root = torch.from_numpy(space.root.root / ((size or 1) * len(E) ** 0.5)).to(E.device, engine.score_dtype)
+        return cls(rows, norms, errors, size, engine, vectors, root, {})
+
+
+_screens: MutableMapping[torch.Tensor, Screen] = WeakTensorKeyDictionary()
+"""The screen of every embedding in use: many blocks of rows are projected to one."""
+_making = threading.Lock()
+
+
+def screen_of(space: Space, engine: Engine) -> Screen:
+    """The screen of a space, made where the last one was of another engine. Threads may ask at once."""
+    with _making:
+        found = _screens.get(space.embedding)
+        if found is None or found.engine != engine:
+            found = _screens[space.embedding] = Screen.of(space, engine)
+        return found
+
+
+def forget(space: Space) -> None:
+    """Free what the projection to a space keeps from one block of rows to the next."""
+    _screens.pop(space.embedding, None)
+
+
+class Candidates(NamedTuple):
+    """The tokens that may be among the k strongest of a row on one side, by row, for the rows with few of them."""
+
+    row: torch.Tensor
+    """Numbers of rows (N, int64), ascending."""
+    token: torch.Tensor
+    """Ids of tokens (N, int64)."""
+    few: torch.Tensor
+    """Which rows have their candidates here (n, bool); the others have too many."""
+
+
+class Block:
+    """A block of rows W (n x d, float64), and how well their scores are known."""
+
+    def __init__(self, W: torch.Tensor, space: Space, screen: Screen) -> None:
+        self.W, self.E, self.screen = W, space.embedding, screen
+        self.bits = Bits(screen.engine.score_dtype)
+        tile = _TILE_BYTES // (len(W) * screen.engine.score_dtype.itemsize) // max(GROUPS) * max(GROUPS)
+        self.tile = max(tile, *GROUPS) if W.device.type == "cpu" else len(screen.rows)
+        d, u = W.shape[1], screen.engine.u
+        self.norms = norms = W.norm(dim=1)
+        self.relative = u / (1 - u)
+        self.noise = gamma64(d) * space.longest * norms
+        """How far a sum in float64 can be from the score (n)."""
+        largest = space.longest * norms
+        slack = (2.0**-22 * largest + 2.0**-148) / (screen.size * norms)
+        self.slack = slack.where((largest > 0) & (largest < LARGEST), torch.inf)
+        """How much less a t is that is certain to be less once rounded to float32 (n)."""
+
+    @cached_property
+    def rounded(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """w' of every row, an operand, and what b has for every 1 of ||e'|| (n)."""
+        engine, d = self.screen.engine, self.W.shape[1]
+        normalized = self.W / self.norms.clamp_min(1e-300)[:, None]
+        low = engine.operand(normalized)
+        values = engine.values(low, d)
+        return low, (normalized - values).norm(dim=1) + engine.gamma(d) * values.norm(dim=1)
+
+    @property
+    def low(self) -> torch.Tensor:
+        return self.rounded[0]
+
+    def bounds(self, errors: torch.Tensor, norms: torch.Tensor, row: torch.Tensor | slice) -> torch.Tensor:
+        """b, from ||e - c - e'|| and ||e'||, for rows; 1.001 makes up for its own rounding."""
+        return 1.001 * (errors + norms * self.rounded[1][row]) + UNDERFLOW
+
+    def screened(self, group: int, space: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The bits of all -t~ (n V / group x group), in ``space``, and of the largest t~ and the largest -t~ of every
+        group (2 x n x V / group). The first are in order of tile, row and token.
+        """
+        n, engine = len(self.low), self.screen.engine
+        peaks = torch.empty(2, n, len(self.screen.rows) // group, dtype=self.bits.integers, device=self.low.device)
+        done = 0
+        for tile in torch.split(self.screen.rows, self.tile):
+            here = slice(done // group, (done + len(tile)) // group)
+            engine.screen(self.low, tile, space[n * done :], peaks[:, :, here], group, is_packed=True)
+            done += len(tile)
+        return space[: n * done].view(self.bits.integers).view(-1, group), peaks
+
+    def candidates(self, bits: torch.Tensor, peaks: torch.Tensor, k: int, sign: int) -> Candidates:
+        """The candidates of the side ``sign``, from what ``screened`` gives: ``bits``, and ``peaks`` of that side."""
+        screen, floats = self.screen, self.bits.floats
+        n, n_groups = peaks.shape
+        group = bits.shape[1]
+        theta = kth_largest(peaks, k).view(floats).double()
+        bound = self.bounds(screen.errors.max(), screen.norms.max(), slice(None))
+        limit = (theta * (1 - self.relative) - 2 * bound - self.slack) / (1 + self.relative)
+        keys = self.bits.keys(limit.clamp_min(0)).masked_fill(~(limit > 0), torch.iinfo(self.bits.integers).max)
+        hot = at_least(peaks, keys[:, None])
+        row, place = hot // n_groups, hot % n_groups
+        few = (limit > 0) & (torch.bincount(row, minlength=n) <= few_tokens(len(self.E), k))
+        if not few.all():
+            kept = few[row].nonzero().flatten()
+            row, place = row[kept], place[kept]
+        # Before a group in ``bits``: the tiles before, the rows before in its tile, the groups before in its row.
+        per_tile = self.tile // group
+        before = place // per_tile * per_tile
+        group_of = before * n + row * (n_groups - before).clamp_max(per_tile) + place - before
+        over, found = screen.engine.reaching(bits, group_of, keys[row], sign)
+        at = over // group
+        row, token = row[at], place[at] * group + over % group
+        value = found.view(floats).double()
+        # The same with the bound of each token. k of a row are certain to have more than 0.
+        bound = self.bounds(screen.errors[token], screen.norms[token], row) + self.relative * value
+        lower = (value - bound).clamp_min(0).float().view(torch.int32)
+        end = torch.bincount(row, minlength=n).cumsum(0)
+        kth = ascending(row << 32 | lower)[end[few] - k] & 0xFFFF_FFFF
+        least = torch.full_like(limit, torch.inf)
+        least[few] = kth.int().view(torch.float32).double() * (1 - 2.0**-23) - self.slack[few]
+        kept = (value + bound >= least[row]).nonzero().flatten()
+        row, token = row[kept], token[kept]
+        many = few & (torch.bincount(row, minlength=n) > few_tokens(len(self.E), k))
+        if many.any():
+            kept = (~many[row]).nonzero().flatten()
+            row, token = row[kept], token[kept]
+        return Candidates(row, token, few & ~many)
+
+    def scores(self, row: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
+        """The stored scores (N, float32) of pairs of a row and a token."""
+        scores = self.screen.engine.dots(self.W, self.screen.vectors, row, token)
+        stored, unsure = as_stored(scores, self.noise[row])
+        stored[unsure] = self._settled(row[unsure], token[unsure])
+        return stored
+
+    def ranked(self, row: torch.Tensor, token: torch.Tensor, scores: torch.Tensor, k: int) -> Tokens:
+        """The k tokens of largest score (N, float32) of each row; of rows with fewer, anything beside them."""
+        count = torch.bincount(row, minlength=len(self.W))
+        place = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
+        shape = len(self.W), max(k, int(count.max()))
+        values = torch.full(shape, -torch.inf, device=row.device)
+        values[row, place] = scores
+        ids = torch.full(shape, 0xFFFF_FFFF, device=row.device)
+        ids[row, place] = token
+        return rank(values, ids, k)
+
+    def whole(self, rows: torch.Tensor, k: int, sign: int) -> Tokens:
+        """Of all tokens the k strongest of each of ``rows``, with sign times their stored scores."""
+        scores = torch.cat([self.W[rows] @ chunk.double().T for chunk in torch.split(self.E, _CHUNK)], 1)
+        stored, unsure = as_stored(scores, self.noise[rows, None])
+        V = len(self.E)
+        stored.view(-1)[unsure] = self._settled(rows[unsure // V], unsure % V)
+        return rank(stored * sign, torch.arange(V, device=rows.device).expand_as(stored), k)
+
+    def _settled(self, row: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
+        """The stored scores of pairs of a row and a token."""
+        parts = zip(torch.split(row, _CHUNK), torch.split(token, _CHUNK), strict=True)
+        return torch.cat([dot(self.W[r], self.E[t].double()).float() for r, t in parts])

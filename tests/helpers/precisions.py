@@ -1,7 +1,0 @@
-"""What products are screened in on the CPU: int16 only where this installation has the kernel for it."""
-
-from paramdex_builder.project.engines import BFLOAT16, FLOAT32, INT16
-from paramdex_builder.project.kernels import avx2
-
-PRECISIONS = [BFLOAT16, FLOAT32] + ([INT16] if avx2.kernel() else [])
-FASTEST = PRECISIONS[-1]
