@@ -31,9 +31,12 @@ import torch
 
 import paramdex
 from paramdex.result import Result
-from paramdex_builder.files.units import PARAMETERS, Piece, Units, pieces
+from paramdex_builder.files.units import Units
+from paramdex_builder.project.parameter_rows import PARAMETERS
+from paramdex_builder.project.pieces import Piece, pieces
 from paramdex_builder.project.space import Space
-from paramdex_builder.publish.publish import FinishedModel, publish
+from paramdex_builder.publish.publish import publish
+from paramdex_builder.publish.rows import FinishedModel
 from paramdex_builder.read.vocabulary import Vocabulary
 from paramdex_builder.work.progress import TerminalProgress
 from paramdex_schemas import Layout, Run, atlas_files

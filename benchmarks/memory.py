@@ -98,11 +98,11 @@ def write_model(folder: Path, shape: Shape) -> None:
 
 def prepare(folder: Path, shape: Shape) -> None:
     """Write the model, and print the bytes that a build of it needs."""
+    from paramdex_builder.estimates import memory_needed
     from paramdex_builder.read.checkpoint import Checkpoint
-    from paramdex_builder.work import memory
 
     write_model(folder, shape)
-    print(memory.needed(Checkpoint.open(str(folder)), shape.V, shape.dtype, torch.device("cpu")))
+    print(memory_needed(Checkpoint.open(str(folder)), shape.V, shape.dtype, torch.device("cpu")))
 
 
 def measure(name: str, folder: Path) -> dict[str, str]:

@@ -16,7 +16,7 @@ from paramdex.cli import cli
 from paramdex_builder import EvaluateOptions, Options, StitchOptions, build, evaluate
 from paramdex_builder.measure.classifier import read_labelled
 from paramdex_builder.measure.evaluate import read_words
-from paramdex_builder.options import source_texts
+from paramdex_builder.work.arguments import source_texts
 from paramdex_schemas import BuildError
 from paramdex_schemas.arguments import path_text
 

@@ -67,15 +67,15 @@ POINTS: dict[str, Callable[[int], None]] = {
     "before unit": lambda n: arm(units, "write_whole", n),
     "after unit": lambda n: arm(units, "write_whole", n, after=True),
     "half a unit": arm_half_write,
-    "before publishing": lambda n: arm(publish, "_write_vectors", n),
-    "vectors written": lambda n: arm(publish, "_write_vectors", n, after=True),
-    "model row inserted": lambda n: arm(publish, "_insert_model", n, after=True),
-    "parameters inserted": lambda n: arm(publish, "_insert_parameters", n, after=True),
-    "relations inserted": lambda n: arm(publish, "_insert_relations", n, after=True),
-    "database closed": lambda n: arm(publish, "_fsync_tree", n),
-    "before the first rename": lambda n: arm(publish, "_fsync_tree", n, after=True),
+    "before publishing": lambda n: arm(publish, "write_vectors", n),
+    "vectors written": lambda n: arm(publish, "write_vectors", n, after=True),
+    "model row inserted": lambda n: arm(publish, "insert_model", n, after=True),
+    "parameters inserted": lambda n: arm(publish, "insert_parameters", n, after=True),
+    "relations inserted": lambda n: arm(publish, "insert_relations", n, after=True),
+    "database closed": lambda n: arm(publish, "flush_tree", n),
+    "before the first rename": lambda n: arm(publish, "flush_tree", n, after=True),
     "between the renames": lambda n: arm(Path, "replace", n, when=lambda path, *_: path.suffix == ".duckdb"),
-    "after the renames": lambda n: arm(publish, "_fsync", n, when=lambda path: path.suffix == ".atlas"),
+    "after the renames": lambda n: arm(publish, "flush", n, when=lambda path: path.suffix == ".atlas"),
 }
 
 

@@ -15,7 +15,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from paramdex_builder.read.family import families
+from paramdex_builder.read.families import families
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"

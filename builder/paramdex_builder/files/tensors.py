@@ -1,9 +1,9 @@
-"""Files in the format of safetensors, written a block at a time: of an embedding space, and of transfer matrices.
+"""Safetensors files, written block by block: embedding spaces, and transfer matrices.
 
-The library for this format takes whole tensors, all of a file at once. E may be the largest tensor that a build holds:
-one of 1 GiB in bfloat16 would take 2 more in float32, and as much again for their bytes. The format is a header of JSON
-behind its length, and the tensors' bytes one after the other; a header of whole multiples of eight bytes leaves them
-aligned.
+The safetensors library takes whole tensors, all of a file at once. E may be the largest tensor that a build holds: 1
+GiB in bfloat16 would take 2 GiB more in float32, and as much again for its bytes. The format is simple: the length of a
+header, the header in JSON, and the tensors' bytes one after the other. A header whose length is a multiple of eight
+keeps them aligned.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Blocks:
 
 
 def write_tensors(path: Path, tensors: dict[str, Blocks]) -> None:
-    """Write the tensors in their order. A block is asked for when those before it are written. Raises OSError."""
+    """Write the tensors in their order. Each block is made only when those before it are written. Raises OSError."""
     header: dict[str, object] = {}
     end = 0
     for name, each in tensors.items():
@@ -60,7 +60,7 @@ def write_space(path: Path, space: Space) -> None:
     the others are in float64. Raises OSError.
     """
     E, root = space.embedding, space.root.root
-    rows = (chunk.float().cpu().numpy() for chunk in E.split(_CHUNK))
+    rows = (chunk.float().cpu().numpy() for chunk in torch.split(E, _CHUNK))
     write_tensors(
         path,
         {
@@ -73,4 +73,4 @@ def write_space(path: Path, space: Space) -> None:
 
 def _fits_half(E: torch.Tensor) -> bool:
     """Whether float16 holds every value of E exactly."""
-    return all(torch.equal(chunk.half().float(), chunk.float()) for chunk in E.split(_CHUNK))
+    return all(torch.equal(chunk.half().float(), chunk.float()) for chunk in torch.split(E, _CHUNK))

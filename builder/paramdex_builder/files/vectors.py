@@ -1,8 +1,8 @@
 """Vector files (``paramdex_schemas.vector_files``) written from a stream of rows, never held in memory as a whole.
 
-FAISS itself writes an index that holds all its rows. Here the header is written first and the rows after it; the result
-is the file that FAISS writes, byte for byte, and before the first row is written the installed FAISS has to read such a
-file as it is meant.
+FAISS itself writes an index only with all its rows in memory. Here the header is written first and the rows after it.
+The result is byte for byte the file that FAISS writes. Before the first row is written, the installed FAISS has to show
+that it reads such a file correctly.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _ROWS = 1024
 
 
 def write_flat_index(path: Path, width: int, blocks: Iterable[np.ndarray]) -> int:
-    """Write the rows of ``blocks`` (each n x width, float32) as an IndexFlatIP; give how many rows there were.
+    """Write the rows of ``blocks`` (each n x width, float32) as an IndexFlatIP. Returns how many rows there were.
 
     Holds one block at a time. A write that fails raises OSError; what stands in the file then, as after a kill, is no
     index that ``open_rows`` accepts.
@@ -48,9 +48,9 @@ def write_flat_index(path: Path, width: int, blocks: Iterable[np.ndarray]) -> in
 
 
 def rotation(width: int) -> tuple[np.ndarray, float]:
-    """A random P (width x width, float32) with orthonormal rows but for rounding, and |I - P^T P|, that it is off."""
+    """A random P (width x width, float32), whose rows are orthonormal but for rounding, and its error |I - P^T P|."""
     Q, _ = qr(np.random.default_rng(0).standard_normal((width, width)).T, overwrite_a=True, check_finite=False)
-    P = Q.astype(np.float32, order="C")  # as safetensors takes an array's bytes
+    P = Q.astype(np.float32, order="C")  # safetensors takes an array's bytes as they are
     Q[:] = P
     squares = 0.0
     for start in range(0, width, _ROWS):
@@ -64,9 +64,10 @@ def write_codes(folder: Path, kind: str, rows: np.ndarray, turned_by: tuple[np.n
     """Write the two files of codes of a kind beside its index; ``rows`` (n x width, float32) may be memory-mapped, and
     ``turned_by`` is the ``rotation`` of their width.
 
-    A step is 1/127 of a turned coordinate's largest size, so that no number is cut off: a row that were would lie far
-    from its code, and the largest such distance is what searches go by. With y = P x and y' = steps * c that is
-    |x - P^T y'| <= |x - P^T P x| + |P^T (y - y')| <= o + sqrt(1 + o) |y - y'|, with o = |I - P^T P| for rows of norm 1.
+    A step is 1/127 of a turned coordinate's largest size, so that no number is cut off. A row with such a number would
+    lie far from its code, and searches rely on the largest distance between the two. With y = P x and y' = steps * c
+    that is |x - P^T y'| <= |x - P^T P x| + |P^T (y - y')| <= o + sqrt(1 + o) |y - y'|, with o = |I - P^T P| for rows of
+    norm 1.
     """
     n_rows, width = rows.shape
     P, off = turned_by
@@ -120,7 +121,7 @@ def _check_faiss(header: bytes, rows: np.ndarray, kind: type) -> None:
         index = faiss.deserialize_index(np.frombuffer(header + rows.tobytes(), np.uint8))
         same = isinstance(index, kind) and index.metric_type == faiss.METRIC_INNER_PRODUCT
         same = same and (index.ntotal, index.d) == rows.shape and np.array_equal(index.reconstruct_n(0, 2), expected)
-    except RuntimeError:  # faiss has no other
+    except RuntimeError:  # faiss raises no other error
         same = False
     if not same:
         raise BuildError(

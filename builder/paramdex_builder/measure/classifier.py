@@ -23,8 +23,8 @@ from typing import Any
 import torch
 
 from paramdex_builder.measure.forward import Batch, Runner, load
+from paramdex_builder.read.adapter import AdaptedFiles
 from paramdex_builder.read.checkpoint import Checkpoint
-from paramdex_builder.read.displacement import AdaptedFiles
 from paramdex_builder.read.hub import ADAPTER_CONFIG, Origin
 from paramdex_builder.read.source import locate, read_text, tokenizer_files
 from paramdex_builder.read.tensors import TensorFiles, same_name
@@ -89,8 +89,8 @@ class Classifier:
         runner = Runner.open(checkpoint, load(checkpoint, "AutoModelForSequenceClassification"))
         config = runner.model.config.get_text_config()
         if getattr(config, "pad_token_id", None) is None:
-            # A decoder's head then takes the last token, but of one text at a time. No token has the id -1, so that
-            # the last one that is no padding is the same, and several texts may be run at once.
+            # A decoder's head then takes the last token, but for one text alone. No token has the id -1, so with
+            # it the head takes the last token that is no padding, of several texts at once.
             config.pad_token_id = -1
         return cls(runner, None)
 
@@ -104,9 +104,11 @@ class Classifier:
         """Scores of the classes (batch x classes)."""
         output = self.runner.run(batch)
         if self.weights is None:
-            return output.logits
+            logits: torch.Tensor = output.logits
+            return logits
+        states: torch.Tensor = output.last_hidden_state
         mask = batch.mask[:, :, None].to(torch.float32)
-        return (output.last_hidden_state * mask).sum(1) / mask.sum(1) @ self.weights.T
+        return (states * mask).sum(1) / mask.sum(1) @ self.weights.T
 
     def n_classes(self) -> int:
         return int(self.runner.model.config.num_labels) if self.weights is None else len(self.weights)
@@ -118,7 +120,7 @@ class Classifier:
         if self.weights is not None:
             return {}
         config = self.runner.model.config
-        named = {str(name): number for number, name in config.id2label.items()}  # what transformers itself answers with
+        named = {str(name): number for number, name in config.id2label.items()}  # what transformers itself answers
         if named == _plain_names(self.n_classes()):
             named = {str(name): number for name, number in (config.label2id or {}).items() if number in config.id2label}
         return {} if named == _plain_names(self.n_classes()) else named
@@ -137,12 +139,12 @@ class Classifier:
             return list(range(count))
         if known:
             raise BuildError(
-                f"{source} tells the classes {', '.join(known)} apart, the texts have the labels {', '.join(names)}; "
+                f"{source} has the classes {', '.join(known)}, but the texts have the labels {', '.join(names)}; "
                 f"label them by its names or by all the numbers from 0 to {count - 1}, in its order"
             )
         if len(names) != count:
             raise BuildError(
-                f"{source} tells {count} classes apart, the texts have {len(names)} labels: {', '.join(names)}"
+                f"{source} has {count} classes, but the texts have {len(names)} labels: {', '.join(names)}"
             )
         return None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from os import PathLike
 from typing import Any
 
@@ -13,11 +13,11 @@ import torch
 from paramdex_builder.measure import measures
 from paramdex_builder.measure.forward import Runner, watched
 from paramdex_builder.measure.measures import KEPT, Measured
-from paramdex_builder.options import check_choices, given, source_text
 from paramdex_builder.read.checkpoint import Checkpoint
 from paramdex_builder.read.source import read_text
 from paramdex_builder.read.tokenizer import special_ids
 from paramdex_builder.read.vocabulary import read_vocabulary
+from paramdex_builder.work.arguments import check_choices, given, source_text
 from paramdex_builder.work.progress import Progress
 from paramdex_schemas import BuildError, FamilyError
 from paramdex_schemas.arguments import given_path
@@ -25,9 +25,9 @@ from paramdex_schemas.checks import check_text, whole_number
 from paramdex_schemas.errors import quoted
 
 _SPREAD = 4
-"""Tokens that are run for each one that is looked at, so that those come from many places of the text."""
+"""How many tokens are run per token that is looked at, so that the latter come from many places of the text."""
 _KEPT_VECTORS = 300
-"""Vectors of each sort that keep_k compares, in pairs, at most."""
+"""The most vectors of each sort that keep_k compares in pairs."""
 _BATCH = 8
 ACTIVE = {"ff_value": ("ff_key", "ff_gate", "ff_value"), "attn_output": ("attn_value", "attn_output")}
 """The kind whose module gets the coefficients of its vectors as input -> the kinds that are as active as it."""
@@ -94,7 +94,7 @@ def evaluate(
     options: EvaluateOptions | None = None,
     progress: Progress | None = None,
 ) -> pa.Table:
-    """The paper's measures of one model, a row a measure, kind, layer, k and baseline.
+    """The paper's measures of one model: one row per measure, kind, layer, k and baseline.
 
     ``text`` is what the model is run on, or the path of a file of it (a Path, not text), plain or compressed with xz.
 
@@ -108,7 +108,7 @@ def evaluate(
     checkpoint = Checkpoint.open(source, fold_norm=options.fold_norm)
     runner = Runner.open(checkpoint)
     E, which, tied = checkpoint.embedding(options.space)
-    for note in checkpoint.embeddings.notes(options.space):
+    for note in checkpoint.notes(options.space):
         progress.say(f"{source}: {note}")
     vocabulary = read_vocabulary(source, checkpoint.folder, len(E))
     E = E[: len(vocabulary)].float()
@@ -117,18 +117,8 @@ def evaluate(
             raise BuildError(f"{name} is {getattr(options, name)}, but {source} has only {len(E)} tokens")
     generator = torch.Generator().manual_seed(options.seed)
     seen = _look(runner, text, options, generator, progress)
-    rows: list[dict[str, Any]] = []
-
-    def add(measure: str, kind: str, layer: int | None, k: int, other: str, found: Measured, n: int) -> None:
-        rows.append(
-            {
-                "model": source, "fold_norm": options.fold_norm, "space": which, "measure": measure, "kind": kind,
-                "layer": layer, "k": k, "value": found.value, "against": other, "baseline": found.baseline,
-                "deviation": found.deviation, "p_value": found.p_value,
-                "draws": None if found.p_value is None else options.draws, "n": n,
-            }
-        )  # fmt: skip
-
+    run = _Run(checkpoint, E, seen, options, generator)
+    rows = _Rows({"model": source, "fold_norm": options.fold_norm, "space": which}, options.draws)
     # What the model itself reads out of a state is E norm(h), whatever is folded into the parameters.
     plain = Checkpoint.open(source).embedding(options.space)[0][: len(vocabulary)].float()
     norm = runner.final_norm() if tied or which == "output" else None
@@ -136,39 +126,73 @@ def evaluate(
         for layer, states in enumerate(seen.states):
             with torch.no_grad():
                 read = states if norm is None else norm(states)
-            of_state = measures.strongest(read, plain, options.k)
-            for giver, kinds in ACTIVE.items():
-                if (giver, layer) not in seen.coefficients:
-                    continue
-                active = seen.coefficients[giver, layer].topk(_least(options.active, seen, giver, layer)).indices
-                for kind in kinds:
-                    vectors = _rows(checkpoint, kind, layer)
-                    if vectors is not None:
-                        found = measures.state_overlap(
-                            active, vectors, of_state, E, options.k, options.draws, generator
-                        )
-                        for other, measured in found.items():
-                            add("states", kind, layer, options.k, other, measured, len(active))
-            for left, right in PAIRS:
-                vectors, others = _rows(checkpoint, left, layer), _rows(checkpoint, right, layer)
-                if vectors is not None and others is not None:
-                    chosen = torch.randperm(len(others), generator=generator)[: options.samples]
-                    overlap = measures.pair_overlap(
-                        vectors[chosen], others[chosen], E, options.pair_k, options.draws, generator
-                    )
-                    add("pairs", f"{left}, {right}", layer, options.pair_k, "shuffled", overlap, len(chosen))
+            _measure_states(run, layer, measures.strongest(read, plain, options.k), rows)
+            _measure_pairs(run, layer, rows)
             advance(1)
     kept = [k for k in KEPT if k < len(E)] + [len(E)]
     with progress.step("keep_k", 3) as advance:
         for kind, X in _vectors(checkpoint, seen, options, generator):
             for k, measured in measures.robustness(X, E, kept).items():
-                add("keep_k", kind, None, k, "pseudo-inverse", measured, len(X))
+                rows.add("keep_k", kind, None, k, "pseudo-inverse", measured, len(X))
             advance(1)
-    return pa.Table.from_pylist(rows, schema=_SCHEMA)
+    return pa.Table.from_pylist(rows.found, schema=_SCHEMA)
 
 
-def _least(active: int, seen: Seen, giver: str, layer: int) -> int:
-    return min(active, seen.coefficients[giver, layer].shape[1])
+@dataclass
+class _Rows:
+    """The rows found so far, of which ``same`` is what all of them say."""
+
+    same: dict[str, Any]
+    draws: int
+    found: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, measure: str, kind: str, layer: int | None, k: int, other: str, found: Measured, n: int) -> None:
+        """Add what was found of ``n`` tokens, pairs or vectors, against the baseline ``other``."""
+        drawn = None if found.p_value is None else self.draws
+        about = {"measure": measure, "kind": kind, "layer": layer, "k": k, "against": other, "draws": drawn, "n": n}
+        self.found.append(self.same | about | asdict(found))
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A model, the embedding that scores (V x d), and what the model did."""
+
+    checkpoint: Checkpoint
+    E: torch.Tensor
+    seen: Seen
+    options: EvaluateOptions
+    generator: torch.Generator
+
+
+def _measure_states(run: _Run, layer: int, of_state: torch.Tensor, rows: _Rows) -> None:
+    """Add the measure ``states`` of one layer, for the strongest ids of each token's state (n x k)."""
+    options = run.options
+    for giver, kinds in ACTIVE.items():
+        coefficients = run.seen.coefficients.get((giver, layer))
+        if coefficients is None:
+            continue
+        active = coefficients.topk(min(options.active, coefficients.shape[1])).indices
+        for kind in kinds:
+            vectors = _rows(run.checkpoint, kind, layer)
+            if vectors is None:
+                continue
+            found = measures.state_overlap(active, vectors, of_state, run.E, options.k, options.draws, run.generator)
+            for other, measured in found.items():
+                rows.add("states", kind, layer, options.k, other, measured, len(active))
+
+
+def _measure_pairs(run: _Run, layer: int, rows: _Rows) -> None:
+    """Add the measure ``pairs`` of one layer."""
+    options = run.options
+    for left, right in PAIRS:
+        vectors, others = _rows(run.checkpoint, left, layer), _rows(run.checkpoint, right, layer)
+        if vectors is None or others is None:
+            continue
+        chosen = torch.randperm(len(others), generator=run.generator)[: options.samples]
+        overlap = measures.pair_overlap(
+            vectors[chosen], others[chosen], run.E, options.pair_k, options.draws, run.generator
+        )
+        rows.add("pairs", f"{left}, {right}", layer, options.pair_k, "shuffled", overlap, len(chosen))
 
 
 def _look(runner: Runner, text: str, options: EvaluateOptions, generator: torch.Generator, progress: Progress) -> Seen:
@@ -225,7 +249,7 @@ def _taps(runner: Runner) -> dict[tuple[str, int], torch.nn.Module]:
     for layer, block in enumerate(runner.blocks):
         modules = dict(block.named_modules())
         for kind in ACTIVE:
-            name = runner.checkpoint.module_name(kind, layer)
+            name = runner.checkpoint.names.module(kind, layer)
             if name in modules:
                 found[kind, layer] = modules[name]
     return found

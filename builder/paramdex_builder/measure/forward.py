@@ -23,7 +23,7 @@ from paramdex_schemas import BuildError, CheckpointError, FamilyError
 from paramdex_schemas.foreign import reading
 
 LONGEST = 512
-"""Tokens of a text that are read at most."""
+"""The most tokens of a text that are read."""
 _POOLER = re.compile(r"(^|\.)pooler\.")
 
 
@@ -61,7 +61,7 @@ class Runner:
 
         Raises CheckpointError where transformers cannot load it, FamilyError where it is no single stack of blocks.
         """
-        names = checkpoint.block_names()
+        names = checkpoint.names.blocks()
         model = load(checkpoint) if model is None else model
         modules = dict(model.named_modules())
         starts = [name.removesuffix(names[0]) for name in modules if f".{name}".endswith(f".{names[0]}")]
@@ -136,7 +136,7 @@ class Runner:
 
     def final_norm(self) -> torch.nn.Module | None:
         """The norm between the last block and the output embedding; None where there is none beside the blocks' own."""
-        name = self.checkpoint.final_gains_name()
+        name = self.checkpoint.norms.final()
         if name is None:
             return None
         inside = {id(module) for block in self.blocks for module in block.modules()}
@@ -190,8 +190,8 @@ def watched(blocks: Sequence[torch.nn.Module]) -> Iterator[list[torch.Tensor]]:
 
 @contextmanager
 def replaced(runner: Runner, layer: int, states: torch.Tensor) -> Iterator[None]:
-    """While it is open, ``states`` (batch x length x d) enter block number ``layer`` in place of what would; or, where
-    that is the number of blocks, they leave the last. The blocks before do nothing, to save their time.
+    """While it is open, ``states`` (batch x length x d) enter block number ``layer`` in place of its own input; or,
+    where that is the number of blocks, they leave the last one. The blocks before do nothing, which saves their time.
     """
     blocks, as_tuple = runner.blocks, runner.gives_tuples
 
@@ -222,11 +222,13 @@ def replaced(runner: Runner, layer: int, states: torch.Tensor) -> Iterator[None]
 
 
 def _entering(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
-    return (args[0] if args else kwargs["hidden_states"]).detach()
+    state: torch.Tensor = args[0] if args else kwargs["hidden_states"]
+    return state.detach()
 
 
 def _leaving(output: Any) -> torch.Tensor:
-    return (output[0] if isinstance(output, (tuple, list)) else output).detach()
+    state: torch.Tensor = output[0] if isinstance(output, (tuple, list)) else output
+    return state.detach()
 
 
 def load(checkpoint: Checkpoint, auto: str = "AutoModel") -> Any:
@@ -244,9 +246,9 @@ def load(checkpoint: Checkpoint, auto: str = "AutoModel") -> Any:
         model, info = cls.from_pretrained(
             checkpoint.folder, config=config, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
         )
-    # It draws what it does not find at random. Nothing that is run reads a pooler where there is no head on top.
+    # transformers draws what it does not find at random. A pooler may be missing: without a head nothing reads it.
     drawn = {name for name in info["missing_keys"] if auto != "AutoModel" or not _POOLER.search(name)}
-    if checkpoint.embeddings.of_head:  # a model without its head has nothing in place of what the head's name holds
+    if checkpoint.embeddings.of_head:  # a model without its head does not read what has the head's name
         table = model.get_input_embeddings().weight
         drawn -= {name for name, each in model.named_parameters() if each is table}
         with torch.no_grad():
@@ -261,8 +263,9 @@ def load(checkpoint: Checkpoint, auto: str = "AutoModel") -> Any:
 @contextmanager
 def quiet() -> Iterator[None]:
     """transformers without its bars and its reports of tensors that a model without its head does not need."""
-    from transformers import logging
+    import transformers
 
+    logging: Any = transformers.logging  # most of its functions have no types
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -39,7 +39,7 @@ class Measured:
 def strongest(rows: torch.Tensor, E: torch.Tensor, k: int, *, absolute: bool = False) -> torch.Tensor:
     """The ids (n x k, in no order) of the k largest scores E w, or |scores|, of each row w of ``rows`` (n x d)."""
     found = []
-    for chunk in rows.split(_CHUNK):
+    for chunk in torch.split(rows, _CHUNK):
         scores = chunk.to(E.dtype) @ E.T
         found.append(torch.topk(scores.abs() if absolute else scores, k, dim=1, sorted=False).indices)
     return torch.cat(found) if found else torch.zeros(0, k, dtype=torch.int64)

@@ -7,9 +7,9 @@ A state h of model A (d_A) becomes the state h K of model B, where
 (Dar et al. 2022), which with E as V x d here is E_A^T (E_B^+)^T: h K is the state of B whose scores over the vocabulary
 are nearest to those of h, argmin_x ||E_B x - E_A h||. Nothing is trained, neither the map nor anything on top of it.
 The paper's notebook ``sentiment-analysis`` passes a state through A's final norm before it maps it, which the formula
-does not have: ``state="normed"``. ``state="scaled"`` gives the mapped states the mean length of B's own, one number a
-point. The notebook also feeds what it maps to B as if it were embeddings, so that GPT-2 adds its positions once more;
-here it enters the block as it is.
+does not have: ``state="normed"``. ``state="scaled"`` gives the mapped states the mean length of B's own, by one number
+per point. The notebook also feeds what it maps to B as if it were embeddings, so that GPT-2 adds its positions once
+more; here it enters the block as it is.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ import torch
 
 from paramdex_builder.measure.classifier import Classifier, Labelled
 from paramdex_builder.measure.forward import Batch, Runner, replaced
-from paramdex_builder.options import check_space_name, given, source_text, source_texts
 from paramdex_builder.read.checkpoint import Checkpoint
 from paramdex_builder.read.vocabulary import read_vocabulary
+from paramdex_builder.work.arguments import check_space_name, given, source_text, source_texts
 from paramdex_builder.work.progress import Advance, Progress
 from paramdex_schemas import BuildError
 from paramdex_schemas.arguments import given_items
@@ -80,17 +80,18 @@ class StitchOptions:
         return replace(self, base=base, last=last)
 
 
-def kernel(E_a: torch.Tensor, E_b: torch.Tensor) -> torch.Tensor:
-    """K (d_A x d_B, float64) for E_A (V x d_A) and E_B (V x d_B): the state h of A becomes h K of B.
+def state_map(E_a: torch.Tensor, E_b: torch.Tensor) -> torch.Tensor:
+    """The paper's kernel K (d_A x d_B, float64), of E_A (V x d_A) and E_B (V x d_B): A's state h becomes h K of B.
 
     K = E_A^T E_B G^+ with G = E_B^T E_B, whose pseudo-inverse leaves out what float32 cannot tell from nothing.
     """
     d_a, d_b = E_a.shape[1], E_b.shape[1]
     cross, gram = torch.zeros(d_a, d_b, dtype=torch.float64), torch.zeros(d_b, d_b, dtype=torch.float64)
-    for a, b in zip(E_a.split(_CHUNK), E_b.split(_CHUNK), strict=True):
+    for a, b in zip(torch.split(E_a, _CHUNK), torch.split(E_b, _CHUNK), strict=True):
         cross += a.double().T @ b.double()
         gram += b.double().T @ b.double()
-    return cross @ torch.linalg.pinv(gram, hermitian=True, rtol=1e-12)
+    inverse: torch.Tensor = torch.linalg.pinv(gram, hermitian=True, rtol=1e-12)
+    return cross @ inverse
 
 
 @dataclass(frozen=True)
@@ -117,8 +118,8 @@ def stitch(
     options: StitchOptions | None = None,
     progress: Progress | None = None,
 ) -> pa.Table:
-    """The accuracy of every stitched model on labelled texts, a row a tuned model and point, and that of the tuned
-    models themselves (part ``fine-tuned``) and of their base under their classifiers (``pre-trained``).
+    """The accuracy of every stitched model on labelled texts, one row per tuned model and point. The tuned models
+    themselves have rows too (part ``fine-tuned``), and so does their base under their classifiers (``pre-trained``).
 
     ``first`` is the number of layers of ``pretrained`` that are kept, ``last`` that of the tuned model's. Texts are
     tokenized by the tuned model's tokenizer, and labels are its classes as ``Classifier.class_numbers`` says;
@@ -138,19 +139,9 @@ def stitch(
     base = None
     if options.base is not None and any(each.weights is not None for each in classifiers):
         base = Runner.open(Checkpoint.open(options.base))
-    E, name = _embedding(A.checkpoint, options.space)
-    for note in A.checkpoint.embeddings.notes(options.space):  # a tuned classifier has no output embedding
+    for note in A.checkpoint.notes(options.space):  # a tuned classifier has no output embedding
         progress.say(f"{pretrained}: {note}")
-    fitted = []
-    for source, each in zip(tuned, classifiers, strict=True):
-        E_b, other = _embedding(each.runner.checkpoint, options.space)
-        if other != name:
-            raise BuildError(f"{pretrained} and {source} have different vocabularies; stitching leads through one")
-        numbers = each.class_numbers(source, texts.names)
-        if base is not None and base.checkpoint.d_model != each.runner.checkpoint.d_model:
-            raise BuildError(f"{source} was not tuned from {options.base}: it has another width")
-        lasts = _lasts(source, options.last, len(each.runner.blocks))
-        fitted.append(_Tuned(each, kernel(E, E_b).float(), lasts, numbers))
+    fitted = _fit(A, list(zip(tuned, classifiers, strict=True)), base, texts, options)
     longest = min(runner.longest for runner in (A, *(each.runner for each in classifiers)))
     for note in _notes(A, fitted, texts, longest):
         progress.say(note)
@@ -189,13 +180,39 @@ def stitch(
     return pa.Table.from_pylist(rows, schema=_SCHEMA)
 
 
+def _fit(
+    A: Runner,
+    tuned: Sequence[tuple[str, Classifier]],
+    base: Runner | None,
+    texts: Labelled,
+    options: StitchOptions,
+) -> list[_Tuned]:
+    """The tuned models, each with its map from A; they are given with their sources. Raises BuildError for a model that
+    A cannot be stitched to.
+    """
+    E, name = _embedding(A.checkpoint, options.space)
+    fitted = []
+    for source, each in tuned:
+        E_b, other = _embedding(each.runner.checkpoint, options.space)
+        if other != name:
+            raise BuildError(
+                f"{A.checkpoint.source} and {source} have different vocabularies; stitching needs one that both share"
+            )
+        numbers = each.class_numbers(source, texts.names)
+        if base is not None and base.checkpoint.d_model != each.runner.checkpoint.d_model:
+            raise BuildError(f"{source} was not tuned from {options.base}: it has another width")
+        lasts = _lasts(source, options.last, len(each.runner.blocks))
+        fitted.append(_Tuned(each, state_map(E, E_b).float(), lasts, numbers))
+    return fitted
+
+
 def _notes(A: Runner, fitted: Sequence[_Tuned], texts: Labelled, longest: int) -> Iterator[str]:
     """What a person should know of how the texts and their labels were taken."""
     guessed = sum(each.numbers is None for each in fitted)
     if guessed:
         order = ", ".join(f"{name}={i}" for i, name in enumerate(texts.names))
         models = "" if guessed == len(fitted) else f" for {guessed} of {len(fitted)} tuned models"
-        yield f"classes are taken in sorted order{models}, as nothing names them: {order}"
+        yield f"classes are taken in sorted order{models}, because nothing names them: {order}"
     given = A.tokens(texts.texts, longest)
     others: set[int] = set()
     for each in fitted:

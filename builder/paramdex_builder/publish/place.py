@@ -1,5 +1,5 @@
-"""The place that an atlas is built at: found, and held against what a build needs, before any work is done; and the
-folder beside it in which the work is done.
+"""Where an atlas is built. The place is found and checked before any work is done; the work is done in a folder beside
+it.
 """
 
 from __future__ import annotations
@@ -13,21 +13,17 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from paramdex_builder.read.checkpoint import Checkpoint
-from paramdex_builder.read.displacement import Displacement
-from paramdex_schemas import BuildError, atlas_files, vector_files
+from paramdex_schemas import BuildError, atlas_files
 
-_BLOCKS = 4 << 20
-"""Bytes that a model takes in the database however small it is: columns of tables begin in blocks of their own."""
 _LOG = 4 << 20
-"""Bytes of the database's log that do not grow with the model: larger tables are written past it."""
+"""Bytes of the database's log that do not grow with the model: larger tables bypass it."""
 
 
 def find_place(output: Path) -> Path:
-    """Where ``output`` really lies, which may be nothing yet: through links, so that all ways to an atlas have one
-    staging folder, on its own disk.
+    """Where ``output`` really is, or will be. Links are followed, so that every way to an atlas leads to the same
+    staging folder, on the atlas's own disk.
 
-    Raises BuildError where nothing can lie there: links in a circle, or no folder to put it in.
+    Raises BuildError where nothing can be there: links lead in a circle, or there is no folder to put it in.
     """
     place = Path(os.path.realpath(output))
     if place.is_symlink():
@@ -38,8 +34,8 @@ def find_place(output: Path) -> Path:
 
 
 def check_writable(place: Path) -> None:
-    """Raises BuildError where what a build ends with would be refused: the folders that it renames finished work into
-    may not be written, or lie on another disk than the folder beside the atlas that the work is done in.
+    """Raises BuildError where publishing would fail: a folder that finished work is renamed into cannot be written, or
+    is on another disk than the staging folder.
     """
     parent = place.parent
     for folder in (parent, place, atlas_files.models_folder(place)):
@@ -52,9 +48,9 @@ def check_writable(place: Path) -> None:
 
 
 def check_space(place: Path, needed: Sequence[int]) -> None:
-    """Raises BuildError where the disk has clearly too little room for models that take ``needed`` bytes each, for the
-    copy of the database that they are added to, and for DuckDB's log of what is added. (By the time that what is new
-    of the database is copied, staging has shrunk as much.)
+    """Raises BuildError where the disk clearly has too little room for models that take ``needed`` bytes each, for a
+    copy of the database they are added to, and for DuckDB's log. Rows of earlier models of this build need no more room
+    in that copy: staging has shrunk as much by then.
     """
     if not needed:
         return
@@ -66,23 +62,6 @@ def check_space(place: Path, needed: Sequence[int]) -> None:
         raise BuildError(f"the build needs about {_size(wanted)} at {place.parent}, only {_size(free)} are free")
 
 
-def estimate(checkpoint: Checkpoint | Displacement, top_k: int, pair_k: int) -> int:
-    """About how many bytes a model takes while it is built, staging included.
-
-    A posting lies there thrice: in staging, in the database, and in its log or what the database wrote before. Vectors
-    lie there twice, in staging and in their index, beside which a large kind has a byte for each number and four for
-    each row.
-    """
-    layout, d = checkpoint.layout, checkpoint.d_model
-    postings = layout.n_parameters * 2 * top_k
-    vectors = layout.n_parameters * d * 4
-    rows = [layout.blocks[kind].n_rows for kind in layout.kinds]
-    codes = sum(n * (d + 4) + d * d * 4 for n in rows if n * d * 4 >= vector_files.CODED_BYTES)
-    pairs = checkpoint.layout.n_heads * 8 * pair_k
-    embedding = sum(file.stat().st_size for file in checkpoint.files.paths) // 2
-    return _BLOCKS + 36 * postings + 2 * vectors + codes + 60 * pairs + embedding
-
-
 def _size(n_bytes: int) -> str:
     unit = min(3, int(math.log(max(n_bytes, 1), 1024)))
     return f"{n_bytes / 1024**unit:.0f} {('bytes', 'KiB', 'MiB', 'GiB')[unit]}"
@@ -90,7 +69,7 @@ def _size(n_bytes: int) -> str:
 
 @contextmanager
 def staging_folder(place: Path, output: Path) -> Iterator[Path]:
-    """The staging folder beside the atlas at ``place``, which messages call ``output``, held by this build alone.
+    """The staging folder beside the atlas at ``place`` (``output`` in messages), which this build alone holds.
 
     It is removed in the end unless it holds finished units, of this build or of another that was interrupted.
     Raises BuildError where another build holds it.

@@ -1,4 +1,4 @@
-"""What to say of a folder, or of a model on the hub, that holds something else than what is read."""
+"""What to say of a folder, or of a model on the hub, that does not hold what is read."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Counts in config.json held against the tensors, before anything is done as often as they say.
+"""Counts in config.json are checked against the tensors before anything is done as often as they say.
 
-Whatever config.json says, loops then end where the tensors do: layers and experts are counted by the names of theirs,
-and no size is looped over before the shape that it gives is a tensor's.
+So loops end where the tensors do, whatever config.json says. Layers and experts are counted by the names of their
+tensors, and no loop runs over a size before a tensor is found to have it.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from functools import lru_cache
 from typing import Any
 
 from paramdex_builder.read.family import Stack, shown
-from paramdex_builder.read.tensors import TensorFiles
+from paramdex_builder.read.tensors import Tensors
 from paramdex_schemas import FamilyError
 
 _UNROLLED = ("num_labels", "attention_types")
-"""What transformers itself makes a list or a table of, as long as it says, beside the layers."""
+"""Numbers, beside that of the layers, by which transformers itself makes lists or tables."""
 _MOST = 1 << 20
-"""As long as those may be."""
+"""The longest that those may be."""
 _MOST_NUMBERED = 2**15 - 1
 
 
-def excess(stack: Stack, prefix: str, config: Any, files: TensorFiles) -> str | None:
-    """Of what the config has more than the tensors, layers or experts, and how many those have; None where of nothing.
+def excess(stack: Stack, prefix: str, config: Any, files: Tensors) -> str | None:
+    """What config.json has more of than the tensors, layers or experts, as a message; None where it has not.
 
     What it does not say is left to ``Stack.sizes``.
     """
@@ -36,17 +36,17 @@ def excess(stack: Stack, prefix: str, config: Any, files: TensorFiles) -> str | 
     for spec in stack.experts.values():
         if spec.per_expert and _is_count(said):
             found = n_experts(stack, prefix, spec.tensor, files)
-            if said > (found or len(files.names())):  # where no name is of an expert, the names say what is missing
+            if said > (found or len(files.names())):  # without any expert, missing names are the better message
                 return f"config.json says {shown(said)} experts, but a layer has {found} tensors {spec.tensor}"
     return None
 
 
-def n_layers(stack: Stack, prefix: str, files: TensorFiles) -> int:
+def n_layers(stack: Stack, prefix: str, files: Tensors) -> int:
     """How many different layers of a stack have tensors."""
     return len(_numbered(tuple(files.names()), *_around(prefix + stack.layer, "{layer}")))
 
 
-def n_experts(stack: Stack, prefix: str, tensor: str, files: TensorFiles) -> int:
+def n_experts(stack: Stack, prefix: str, tensor: str, files: Tensors) -> int:
     """The number of experts of the layer that has most, by the names of their tensors."""
     return _most(tuple(files.names()), *_around(prefix + stack.layer, "{layer}"), *_around(tensor, "{expert}"))
 
@@ -58,7 +58,7 @@ def _around(pattern: str, mark: str) -> tuple[str, str]:
 
 @lru_cache(maxsize=32)
 def _numbered(names: tuple[str, ...], head: str, tail: str) -> dict[str, tuple[str, ...]]:
-    """Of names that are ``head``, a number, ``tail`` and more: that number -> what more there is."""
+    """The number -> the rests, in names that are ``head``, a number, ``tail`` and a rest."""
     found = defaultdict(list)
     for name in names:
         if name.startswith(head):

@@ -1,9 +1,9 @@
 """Which tensors of a checkpoint are its embeddings: the table by which tokens enter the stream, and the one that scores
 them.
 
-Names say where the two may be, and their numbers whether they are one. Only where the file has one alone does
-config.json decide: as in transformers, the other is then the same table under another name, or there is none. A file
-with a tensor of an embedding's shape that no name accounts for is not read as if that were not there.
+Names say where the two may be, and their numbers whether they are one table. If the file has only one, config.json
+decides: as in transformers, the other is then the same table, or there is none. A tensor that has an embedding's shape
+and no known name is never passed over in silence.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 
 from paramdex_builder.read.family import Family
+from paramdex_builder.read.tensors import Tensors
 from paramdex_schemas import CheckpointError, FamilyError
 
 Read = Callable[[str, tuple[int | None, ...]], torch.Tensor]
@@ -29,7 +29,7 @@ OUTPUT_NAMES = (
 )  # fmt: skip
 """What models call their output embedding where it is not what their family calls it."""
 _PADDING = 0.25
-"""The share of its rows by which a table may be longer or shorter than another of the same vocabulary."""
+"""By what share of its rows a table may be longer or shorter than another one of the same vocabulary."""
 
 
 @dataclass
@@ -43,7 +43,7 @@ class Embeddings:
     family: Family
     prefix: str
     stacks: Sequence[str | None]
-    files: Any
+    files: Tensors
     d: int
     says_tied: bool
 
@@ -77,7 +77,7 @@ class Embeddings:
         return self.entry not in self._inputs
 
     def alias(self) -> None:
-        """Make an input embedding that stands under the output's name alone be found under its own name besides."""
+        """Let an input embedding that has only the output's name be found under its own name too."""
         if self.of_head:
             self.files.alias(self._inputs[0], self.entry)
 
@@ -94,7 +94,7 @@ class Embeddings:
             return output
         if self._unread is not None:
             if self.says_tied:
-                raise CheckpointError(f"{self._about_unread()}, and take it out of the file where it is not")
+                raise CheckpointError(f"{self._about(self._unread)}, or take it out of the file if it is not")
             return None
         if not self.says_tied and not self._unnamed:
             return None
@@ -135,17 +135,17 @@ class Embeddings:
         if space == "input":
             return self.entry, "input", tied
         if self._unread is not None and self.output is None:
-            raise CheckpointError(f"{self._about_unread()}; --space input scores by {self.entry}")
+            raise CheckpointError(f"{self._about(self._unread)}; or score by {self.entry} with --space input")
         if self.output is None or (self.way() == "inward" and self.files.shape(self.output)[-1] != self.d):
             return self.entry, "input", tied
         return self.output, "output", tied
 
     def notes(self, space: str) -> Iterator[str]:
-        """What a person should know of the embedding that scores where it may not be the one expected."""
+        """What a person should know where the embedding that scores may not be the expected one."""
         name, which, tied = self.choose(space)
         if which != space and not tied:
             # Models for retrieval are saved without the head that their architecture has, and encoders never had one.
-            # transformers would put random numbers in its place; the only table that they have is the better one.
+            # transformers would put random numbers in its place; the only table that they have is better than that.
             why = "it has none" if self.output is None else f"{self.output} does not read the stream"
             yield f"its input embedding {name} stands in for an output embedding: {why}, and the two are not tied"
         if self.encoder not in (None, name):
@@ -162,7 +162,7 @@ class Embeddings:
         e = E.shape[1]
         P = read(map_name, (self.d, e) if way == "inward" else (e, self.d)).double()
         P = P.T if way == "inward" else P
-        return torch.cat([(chunk.double() @ P).to(precision) for chunk in E.split(8192)])
+        return torch.cat([(chunk.double() @ P).to(precision) for chunk in torch.split(E, 8192)])
 
     # ---- names and shapes
 
@@ -200,7 +200,7 @@ class Embeddings:
             and _is_table(self.files.shape(name), widths, (1 - _PADDING) * rows)
         ]
         near = [name for name in found if name.removeprefix(self.prefix) in usual or name in usual]
-        # A tied model may have a head of another part of it, which predicts several tokens ahead, say.
+        # A tied model may have the head of another part, one that predicts several tokens ahead, say.
         return near if near or self.says_tied else found
 
     def _one(self, names: Sequence[str]) -> str | None:
@@ -233,12 +233,12 @@ class Embeddings:
         """The first of those that is no copy of the input embedding."""
         return next((name for name in self._unnamed if not self._equal(name, self.entry)), None)
 
-    def _about_unread(self) -> str:
+    def _about(self, unread: str) -> str:
         """The beginning of an error: what that tensor is, and what to do where it is the output embedding."""
-        shape = " x ".join(map(str, self.files.shape(self._unread)))
+        shape = " x ".join(map(str, self.files.shape(unread)))
         return (
-            f"{self.source}: tensor {self._unread} is {shape}, as an output embedding is, but has no name that one is "
-            f"known by; call it {self.family.output_embeddings[0]} where it is one"
+            f"{self.source}: tensor {unread} has the shape of an output embedding ({shape}) but none of its known "
+            f"names; rename it to {self.family.output_embeddings[0]} if it is one"
         )
 
     def _outside_layers(self) -> Iterator[str]:
@@ -252,7 +252,9 @@ class Embeddings:
         if self.files.shape(one) != self.files.shape(other):
             return False
         a, b = self.files.tensor(one), self.files.tensor(other)
-        return all(torch.equal(x.double(), y.double()) for x, y in zip(a.split(4096), b.split(4096), strict=True))
+        return all(
+            torch.equal(x.double(), y.double()) for x, y in zip(torch.split(a, 4096), torch.split(b, 4096), strict=True)
+        )
 
 
 def _is_table(shape: Sequence[int], widths: set[int], least: float, most: float = math.inf) -> bool:

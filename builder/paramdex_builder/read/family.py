@@ -1,11 +1,11 @@
-"""Families of models are data: one JSON file each in ``families/``, found by listing the folder.
+"""Families of models are data: one JSON file each (``families`` says where they are).
 
 A file says where each kind's vectors lie in a checkpoint (see ``tensor_spec``), and which attributes of the
 transformers config hold the model's numbers, where they are not the usual ones. It may be ``like`` another and give
 only what differs. ``embedding`` names the ``input`` embedding, those of single ``stacks`` where they may have their
 own, what the ``output`` embedding may be called, and ``maps`` between these and the stream. ``experts`` and ``shared``
-say what a mixture-of-experts layer has in place of a dense feed-forward part; ``stacks`` gives an encoder-decoder one
-description a stack. ``norms`` says which norm's output each kind reads:
+say what a mixture-of-experts layer has in place of a dense feed-forward part; ``stacks`` describes the stacks of an
+encoder-decoder one by one. ``norms`` says which norm's output each kind reads:
 
     "ln_1.weight"                              of this layer
     {"previous": "ln_2.weight", "first": ...}  of the layer before; for the first layer the model's own ``first``
@@ -14,7 +14,7 @@ description a stack. ``norms`` says which norm's output each kind reads:
     {"last": "ln_2.weight", "stack": "encoder"}  of the last layer, of another stack where that is given
     [{"when": {"alibi": true}, "norm": ...}, ...]  the first whose condition the config meets
 
-``norm`` says what its norms are: ``layer`` takes the mean of a state off, ``rms`` does not.
+``norm`` says what its norms are: ``layer`` subtracts the mean of a state, ``rms`` does not.
 """
 
 from __future__ import annotations
@@ -23,15 +23,11 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
-from importlib import resources
 from typing import Any, Literal, get_args
 
-from paramdex_builder.read.norms import Norm
 from paramdex_builder.read.tensor_spec import TensorSpec, read_spec
 from paramdex_schemas import KINDS, FamilyError
 from paramdex_schemas.addresses import STACKS
-from paramdex_schemas.checks import suggest
 
 _STACK_KEYS = {"config", "layer", "tensors", "experts", "shared", "added", "norms"}
 _KEYS = {"family", "about", "model_types", "like", "require", "prefixes", "embedding", "stacks", "norm",
@@ -52,10 +48,14 @@ _CONFIG: dict[str, Any] = {
     "rotary": 0,
 }
 """The attributes of a transformers config that most families use; rotary: whether positions rotate queries and keys."""
+OURS = "paramdex"
+"""The distribution that this is."""
 _ATTENTION = ("attn_query", "attn_key", "attn_value", "attn_output")
 _FEED_FORWARD = ("ff_key", "ff_gate", "ff_value")
 
 Owner = Literal["head", "kv_head", "expert"]
+Norm = Literal["layer", "rms"]
+"""layer: the mean of a state is subtracted before it is scaled."""
 
 
 @dataclass(frozen=True)
@@ -93,8 +93,8 @@ class Stack:
         there = added.get("before", range(n_rows))
         if not isinstance(skipped, int) or not 0 <= skipped < n_rows or skipped not in there:
             raise FamilyError(
-                f"config.json: where the positions begin in the {n_rows} rows of {added['tensor']} is told by "
-                f"{json.dumps(added.get('last', added.get('skip')))}, which is {number}"
+                f"config.json: {json.dumps(added.get('last', added.get('skip')))} is {number}, but should say where "
+                f"the positions begin in the {n_rows} rows of {added['tensor']}"
             )
         return skipped
 
@@ -180,6 +180,8 @@ class Family:
     """What is added to a norm's stored gains."""
     final_norm: Any
     """The norm at the end of the blocks, whose output the output embedding reads, of an encoder through its head."""
+    distribution: str = OURS
+    """what brings the file"""
 
     def rotary(self, config: Any) -> bool:
         """Whether positions rotate queries and keys in a model with this transformers config."""
@@ -207,7 +209,7 @@ def _check_number(name: str, value: Any, rule: Any) -> None:
         first = rule[0] if isinstance(rule, list) else rule
         raise FamilyError(f"config.json: {first if isinstance(first, str) else name} is missing")
     if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**63:
-        raise FamilyError(f"config.json: {name} is {shown(value)}, which no tensor has")
+        raise FamilyError(f"config.json: {name} is {shown(value)}, which cannot be right")
 
 
 def _holds(when: Any, config: Any) -> bool:
@@ -296,35 +298,3 @@ def _stack(name: str | None, data: dict[str, Any], config: dict[str, Any], where
         data.get("added", {}),
         data.get("norms", {}),
     )
-
-
-def inherit(data: dict[str, Any], files: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """The data of a file with what it is ``like`` filled in; ``config`` and ``tensors`` are merged entry by entry."""
-    if "like" not in data:
-        return data
-    if data["like"] not in files:
-        raise FamilyError(f"{data['family']}.json is like {data['like']!r}; {suggest(data['like'], files)}")
-    base = inherit(files[data["like"]], files)
-    merged = {**base, **data}
-    for key in ("config", "tensors", "norms", "added"):
-        entries = {**base.get(key, {}), **data.get(key, {})}
-        merged[key] = {name: value for name, value in entries.items() if value is not None}
-    return merged
-
-
-@cache
-def families() -> dict[str, Family]:
-    """Every family, by name."""
-    folder = resources.files("paramdex_builder") / "families"
-    files = {
-        file.name.removesuffix(".json"): json.loads(file.read_text("utf-8"))
-        for file in sorted(folder.iterdir(), key=lambda file: file.name)
-        if file.name.endswith(".json")
-    }
-    found = [parse(inherit(data, files), f"{name}.json") for name, data in files.items()]
-    return {family.name: family for family in found}
-
-
-def by_model_type() -> dict[str, Family]:
-    """Model type -> the family that reads it."""
-    return {name: family for family in families().values() for name in family.model_types}

@@ -1,6 +1,4 @@
-"""The files of a model: those of a local folder, or of a revision on the hub, of which none is fetched before it is
-read.
-"""
+"""The files of a model, in a local folder or of a revision on the hub, from where each is fetched when it is read."""
 
 from __future__ import annotations
 
@@ -26,13 +24,13 @@ _FIRST = ("config.json", ADAPTER_CONFIG)
 _SECONDS = 20
 """The longest that the hub may be silent."""
 _MOST = 10_000
-"""Names of a local folder that are looked at, should it be no model's."""
+"""The most names of a local folder that are looked at; it may not be a model's."""
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where the files of a model are: its ``folder``, and for one from the hub the ``repo`` and its ``revision``, a
-    commit, of which the folder holds what has been fetched.
+    """Where the files of a model are: in its ``folder``. A model on the hub has a ``repo`` and a ``revision`` (a
+    commit) too, and the folder holds what has been fetched of it.
     """
 
     source: str
@@ -76,8 +74,8 @@ class Origin:
 
 @contextmanager
 def _in_time() -> Iterator[None]:
-    """While it is open, no question to the hub waits for ever, as huggingface_hub has it of most."""
-    from huggingface_hub.utils import get_session
+    """While it is open, no request to the hub waits for ever; huggingface_hub itself sets no limit for most."""
+    from huggingface_hub import get_session
 
     def limit(request: Any) -> None:
         given = request.extensions["timeout"]
@@ -100,8 +98,8 @@ def _within(folder: Path) -> Iterable[str]:
 
 
 def on_hub(source: str) -> Origin | None:
-    """A model on the hub, NAME or NAME@REVISION, a branch, tag or commit, or of its cache; None where that is no such
-    name. Of its files config.json is fetched. Raises CheckpointError where there is no such model.
+    """A model on the hub or in its cache, by NAME or NAME@REVISION (a branch, tag or commit); None where that is no
+    such name. Only config.json is fetched. Raises CheckpointError where there is no such model.
     """
     match = _REPOSITORY.fullmatch(source)
     if match is None:
@@ -117,7 +115,7 @@ def on_hub(source: str) -> Origin | None:
         except GatedRepoError as error:
             page = f"{constants.ENDPOINT}/{match['repo']}"
             raise CheckpointError(
-                f"{source} is not given to everybody: ask for it at {page}, and log in with: hf auth login"
+                f"{source} is gated: ask for access at {page}, and log in with: hf auth login"
             ) from error
     try:
         with _in_time():
@@ -128,7 +126,7 @@ def on_hub(source: str) -> Origin | None:
 
 
 def own_name(source: str) -> str:
-    """What a model is called that was given no name: the last part of its source, with its revision's on the hub."""
+    """The name of a model that was given none: the last part of its source, with its revision on the hub."""
     match = None if os.path.isdir(source) else _REPOSITORY.fullmatch(source)  # noqa: PTH112  # Path's own raises
     if match is None or match["revision"] is None:
         return Path(source.rstrip("/")).name.replace("@", "-")

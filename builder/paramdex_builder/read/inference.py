@@ -1,4 +1,4 @@
-"""Which family a checkpoint of a model type that no family lists follows in every tensor, if any."""
+"""Inference: where no family lists a model's type, the family whose layout its tensors follow without exception."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Any
 
 from paramdex_builder.read import counts
 from paramdex_builder.read.embeddings import Embeddings
-from paramdex_builder.read.family import Family, Stack, by_model_type, families
-from paramdex_builder.read.tensors import TensorFiles
+from paramdex_builder.read.families import by_model_type, families
+from paramdex_builder.read.family import OURS, Family, Stack
+from paramdex_builder.read.tensors import Tensors
 from paramdex_schemas import FamilyError
 from paramdex_schemas.checks import listing, suggest
 
@@ -23,13 +24,13 @@ _BESIDE = re.compile(
 queries and keys, what the softmax is given besides, what is added to a router's scores, frequencies.
 """
 _ENOUGH = 1000
-"""Reasons by which a layout is not the nearest."""
+"""A layout with so many reasons against it is not the nearest."""
 _NORM = re.compile(r"norm|(^|[._])ln[._]", re.IGNORECASE)
 
 
-def find_prefix(family: Family, files: TensorFiles) -> str | None:
-    """What stands before the family's names in this checkpoint, told by where the input embedding is, or where that
-    stands under the output embedding's name alone, by where the layers are.
+def find_prefix(family: Family, files: Tensors) -> str | None:
+    """What stands before the family's names in this checkpoint. The input embedding tells; where it has only the output
+    embedding's name, the layers do.
     """
     for prefix in family.prefixes:
         if any(prefix + name in files for name in family.input_embeddings):
@@ -37,21 +38,21 @@ def find_prefix(family: Family, files: TensorFiles) -> str | None:
     return next((prefix for prefix in family.prefixes if _has_layers(family, prefix, files)), None)
 
 
-def _has_layers(family: Family, prefix: str, files: TensorFiles) -> bool:
+def _has_layers(family: Family, prefix: str, files: Tensors) -> bool:
     starts = tuple(prefix + stack.layer.format(layer=0) for stack in family.stacks)
     return any(name.startswith(starts) for name in files.names())
 
 
-def find_stacks(family: Family, prefix: str, files: TensorFiles) -> list[Stack]:
-    """The stacks that a checkpoint has: all of a model with one, of an encoder-decoder those with any tensor."""
+def find_stacks(family: Family, prefix: str, files: Tensors) -> list[Stack]:
+    """The stacks that a checkpoint has: of an encoder-decoder, those with any tensor."""
     if len(family.stacks) == 1:
         return list(family.stacks)
-    starts = [prefix + stack.layer.format(layer=0) for stack in family.stacks]  # of its first layer's names
+    starts = [prefix + stack.layer.format(layer=0) for stack in family.stacks]  # of the names in its first layer
     there = [any(name.startswith(start) for name in files.names()) for start in starts]
     return [stack for stack, found in zip(family.stacks, there, strict=True) if found]
 
 
-def counted_stacks(source: str, family: Family, config: Any, files: TensorFiles) -> tuple[str, list[Stack]]:
+def counted_stacks(source: str, family: Family, config: Any, files: Tensors) -> tuple[str, list[Stack]]:
     """What stands before the family's names, and the stacks that there are. Raises FamilyError where there is no such
     embedding, or the config has more layers or experts than the tensors.
     """
@@ -72,12 +73,12 @@ def counted_stacks(source: str, family: Family, config: Any, files: TensorFiles)
     return prefix, stacks
 
 
-def misfits(family: Family, config: Any, files: TensorFiles) -> list[str]:
-    """Why a checkpoint is not of a family's layout: every reason, or some thousand; none where it is.
+def misfits(family: Family, config: Any, files: Tensors) -> list[str]:
+    """Why a checkpoint does not follow a family's layout: every reason, or some thousand; none if it follows.
 
-    It is where every tensor that the family names is there in every layer with the shape that config.json gives, and
-    no layer has a tensor that the family does not name, other than biases of those, norms of the stream between its
-    parts, and what changes no vector: something unknown would be left out without a word.
+    It follows if each layer has every tensor that the family names, with the shape that config.json gives, and no other
+    tensor than their biases, norms of the stream between its parts, and what changes no vector. Anything else that is
+    unknown would be left out without a word.
 
     Raises FamilyError where it cannot even be compared: it has no such embedding or no layers.
     """
@@ -102,7 +103,7 @@ def misfits(family: Family, config: Any, files: TensorFiles) -> list[str]:
         sizes: dict[str, int] = {}
         try:
             sizes = stack.sizes(config)
-        except FamilyError as error:  # names may fit all the same, or tell more
+        except FamilyError as error:  # names may still fit, or tell more
             reasons.append(str(error))
         for layer in range(sizes.get("n_layers", n_layers)):
             place = prefix + stack.layer.format(layer=layer)
@@ -117,7 +118,7 @@ def misfits(family: Family, config: Any, files: TensorFiles) -> list[str]:
     if not places:
         raise FamilyError(f"there is no layer {prefix}{family.stacks[0].layer.format(layer=0).rstrip('.')}")
     d, names = stacks[0].number("d_model", config), [stack.name for stack in stacks]
-    d = d if isinstance(d, int) else 0  # one of the reasons already
+    d = d if isinstance(d, int) else 0  # already one of the reasons
     if Embeddings("", family, prefix, names, files, d, bool(config.tie_word_embeddings)).find_entry() is None:
         reasons.append(f"there is no {prefix}{family.input_embeddings[0]}")
     for name, expected in named.items():
@@ -133,7 +134,7 @@ def misfits(family: Family, config: Any, files: TensorFiles) -> list[str]:
         shape = files.shape(name)
         if not shape or name in named or not name.startswith(starts):
             continue
-        between = len(shape) == 1 and _NORM.search(name) and not name.startswith(within)  # of the stream, by any name
+        between = len(shape) == 1 and _NORM.search(name) and not name.startswith(within)  # of the stream
         if len(shape) > 1 or not (between or name in beside or _BESIDE.search(name)):
             reasons.append(f"{name} is not accounted for")
     return reasons
@@ -154,8 +155,8 @@ def _norms() -> frozenset[str]:
 
 
 def _typo(model_type: str, name: str) -> bool:
-    """Whether a model type is another one misspelled: with one letter more or fewer, or letters in another order. One
-    that transformers knows is none, nor one of another number, which is a type of its own.
+    """Whether a model type is another one misspelled: with one letter more or fewer, or letters in another order. A
+    type that transformers knows is not misspelled; nor is one with another number, which is a type of its own.
     """
     from transformers import CONFIG_MAPPING
 
@@ -164,12 +165,12 @@ def _typo(model_type: str, name: str) -> bool:
     return model_type not in CONFIG_MAPPING and len(differ) <= 1 and not any(each.isdigit() for each in differ)
 
 
-def infer_family(model_type: str, config: Any, files: TensorFiles) -> Family:
+def infer_family(model_type: str, config: Any, files: Tensors) -> Family:
     """The family whose layout a checkpoint of an unlisted model type follows in every tensor.
 
     Raises FamilyError with what did not fit the nearest family.
     """
-    layouts = sorted(families().values(), key=lambda family: (family.name != "llama", family.name))
+    layouts = sorted(families().values(), key=lambda each: (each.name != "llama", each.distribution != OURS, each.name))
     found = []
     for family in layouts:
         try:

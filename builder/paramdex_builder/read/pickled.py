@@ -1,4 +1,4 @@
-"""State dicts in PyTorch's own format, read without running code of theirs, and tensors of every sort made usual."""
+"""State dicts in PyTorch's own format, read without running their code; and tensors of every sort made dense."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ _ZIP = b"PK\x03\x04"
 
 
 def load_state(path: Path, what: str) -> dict[str, torch.Tensor]:
-    """The tensors of a state dict; they stay on the disk where the file can be mapped, which it can from PyTorch 1.6
-    on. Parameters are tensors as well, and a training program's checkpoint holds them one level further down.
+    """The tensors of a state dict. They stay on the disk where the file can be mapped, as files of PyTorch 1.6 and
+    later can. Parameters count as tensors, and a training program's checkpoint may hold them one level further down.
 
     Raises CheckpointError, which calls the file ``what``, where it holds no state dict, or more than tensors.
     """
     with reading(what, CheckpointError, "is damaged or holds more than tensors", "convert it to safetensors"):
         with path.open("rb") as file:
             mapped = file.read(len(_ZIP)) == _ZIP
-        with warnings.catch_warnings():  # what cannot be read is an error of ours
+        with warnings.catch_warnings():  # we raise an error of our own for what cannot be read
             warnings.simplefilter("ignore")
             try:
                 loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-            except UnpicklingError as error:  # which says how to load it all the same, and run what is in it
+            except UnpicklingError as error:  # its message says how to load it all the same, and so run its code
                 raise ValueError(_refused(str(error))) from error
     if not isinstance(loaded, Mapping):
         raise CheckpointError(f"{what} holds no state dict but a {type(loaded).__name__}; save model.state_dict()")
@@ -66,8 +66,8 @@ def _tensors(values: Mapping[Any, Any]) -> dict[str, torch.Tensor]:
 
 
 def usual(tensor: torch.Tensor, part: int | None = None) -> torch.Tensor:
-    """A tensor whose numbers lie in memory or on the disk, of a sparse one too; or the ``part``-th entry of its first
-    axis, which stays. Raises ValueError where it has none.
+    """The tensor as a dense one; or only the ``part``-th entry of its first axis, which stays. Raises ValueError where
+    it has no numbers.
     """
     if tensor.is_meta:
         raise ValueError("it has no numbers: it was saved from the device meta")

@@ -55,6 +55,13 @@ def tokenizer_files(origin: Origin) -> list[str]:
     return [name for name in origin.names if _TOKENIZER.fullmatch(name)]
 
 
+def knows(model_type: str) -> bool:
+    """Whether transformers has models of a type."""
+    from transformers import CONFIG_MAPPING
+
+    return model_type in CONFIG_MAPPING
+
+
 def typed_config(source: str, folder: Path) -> Any:
     """The transformers config, with the defaults of its model type. Raises CheckpointError."""
     from transformers import AutoConfig
@@ -67,8 +74,8 @@ def untyped_config(data: dict[str, Any]) -> SimpleNamespace:
     """What config.json says, without the defaults of its model's type: under its own names and under those that
     transformers has for them in other types (``attribute_map``), with ``tie_word_embeddings``.
 
-    transformers 4 left that out where it was its default. Then it is the default of the model's type in transformers;
-    of a type of nobody's there, true of a language model, as transformers 4 had it.
+    transformers 4 left that out where it had its default value. Then the default of the model's type in transformers
+    counts. For a type that transformers does not know, it is true for a language model, as in transformers 4.
 
     Raises FamilyError where it is neither true nor false.
     """
@@ -82,7 +89,7 @@ def untyped_config(data: dict[str, Any]) -> SimpleNamespace:
     known = CONFIG_MAPPING[model_type] if model_type in CONFIG_MAPPING else None  # noqa: SIM401  # its get is not lazy
     data = dict(data)
     for usual, own in (known.attribute_map if known else {}).items():
-        given = [data[name] for name in (usual, own) if name in data]  # as transformers has it where there are both
+        given = [data[name] for name in (usual, own) if name in data]  # the usual name comes first
         data |= dict.fromkeys((usual, own), given[0]) if given else {}
     if "tie_word_embeddings" in data:
         return SimpleNamespace(**data)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from safetensors import safe_open
@@ -24,7 +25,35 @@ _WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 _OUTSIDE = ("module.", "base_model.model.")
 """What the names of a whole model begin with that DataParallel or PEFT wraps."""
 Stamp = tuple[int, int, int] | None
-"""A file's inode, size in bytes and time of its last change in ns: others where it was replaced. None: it is gone."""
+"""A file's inode, size in bytes and time of its last change in ns, which differ if it was replaced. None: it is gone.
+"""
+
+
+class Tensors(Protocol):
+    """The tensors of one model, each by its name: those of its files, or what an adapter makes of them."""
+
+    @property
+    def paths(self) -> list[Path]:
+        """All files that decide what the tensors hold."""
+
+    def __contains__(self, name: str) -> bool: ...
+
+    def names(self) -> list[str]:
+        """The names of all tensors, sorted."""
+
+    def shape(self, name: str) -> tuple[int, ...]: ...
+
+    def dtype(self, name: str) -> str:
+        """float32, float16, ...; for what is not floating point the name that the file gives it."""
+
+    def tensor(self, name: str, part: int | None = None) -> torch.Tensor:
+        """A tensor, or only the ``part``-th entry of its first axis, which stays (1 x ...). Raises CheckpointError."""
+
+    def alias(self, name: str, of: str) -> None:
+        """Make a tensor be found under a second name."""
+
+    def check_copies(self) -> None:
+        """Raises CheckpointError where transformers would not read these tensors."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +79,7 @@ class TensorFiles:
     _copies: dict[str, list[_Stored]] = field(default_factory=dict)
     """Tensor -> all that there are of it, in order of their shards, where several shards hold one of its name."""
     _mapped: dict[Path, Stamp] = field(default_factory=dict)
-    """The files of which tensors are mapped, as they were then: what is no longer there must not be read."""
+    """The files whose tensors are mapped, with their stamps: what is no longer there must not be read."""
 
     @classmethod
     def open(cls, origin: Origin, stems: Sequence[str] = STEMS) -> TensorFiles:
@@ -113,8 +142,8 @@ class TensorFiles:
                 )
 
     def check_copies(self) -> None:
-        """Raises CheckpointError where transformers would not read the tensors that this does: of several copies it
-        takes that of the last shard.
+        """Raises CheckpointError where transformers would read other tensors: of several copies it takes that of the
+        last shard.
         """
         for name, copies in self._copies.items():
             read, last = self._tensors[name], copies[-1]
@@ -131,7 +160,7 @@ class TensorFiles:
 
     def _list_safetensors(self, path: Path) -> None:
         with self._damage(path), safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118  # it is no mapping
+            for name in file.keys():  # noqa: SIM118  # it is not a mapping
                 part = file.get_slice(name)
                 dtype = part.get_dtype()
                 self._add(_Stored(path, name, tuple(part.get_shape()), _DTYPES.get(dtype, dtype)))
@@ -167,14 +196,15 @@ class TensorFiles:
 
     def _read(self, stored: _Stored, part: int | None = None) -> torch.Tensor:
         if stored.mapped is not None:
-            if stamps([stored.path]) != [self._mapped[stored.path]]:  # past its end the system would stop the process
+            if stamps([stored.path]) != [self._mapped[stored.path]]:  # reading past its end would kill the process
                 raise CheckpointError(f"{self.source}: {stored.path.name} changed while it was read; run it again")
             with reading(f"{self.source}: tensor {stored.name} of {stored.path.name}", CheckpointError):
                 return usual(stored.mapped, part)
         with self._damage(stored.path), safe_open(stored.path, framework="pt") as file:
-            if part is None:
-                return file.get_tensor(stored.name)
-            return file.get_slice(stored.name)[part : part + 1]
+            found: torch.Tensor = (
+                file.get_tensor(stored.name) if part is None else file.get_slice(stored.name)[part : part + 1]
+            )
+            return found
 
 
 def _modern(name: str) -> str:

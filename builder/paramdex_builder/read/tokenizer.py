@@ -21,8 +21,8 @@ _VOCABULARIES = {FILE, "vocab.json", "vocab.txt", "tekken.json"}
 
 
 def load_tokenizer(source: str, folder: Path) -> Any:
-    """The tokenizer in ``folder`` (transformers', with a backend of the tokenizers library): of its tokenizer.json, as
-    that stands; where there is none, what the class of its type makes of its vocabulary files.
+    """The tokenizer in ``folder`` (of transformers, with a backend of the tokenizers library). It is read from
+    tokenizer.json as that stands. Where there is none, it is what the class of its type makes of its vocabulary files.
 
     Raises CheckpointError where there is none, it cannot be read, or it is code of the folder's, which never runs.
     """
@@ -44,7 +44,7 @@ def load_tokenizer(source: str, folder: Path) -> Any:
 
 
 def special_ids(tokenizer: Any) -> set[int]:
-    """The ids of its special tokens: those that are marked so, and those that have a part to play."""
+    """The ids of its special tokens: those marked so, and those with a role, such as the end of a text."""
     ids = tokenizer.get_vocab()
     marked = {int(i) for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     return marked | {ids[token] for token in tokenizer.all_special_tokens if token in ids}
@@ -52,7 +52,7 @@ def special_ids(tokenizer: Any) -> set[int]:
 
 @contextmanager
 def reading(source: str, files: str = "") -> Iterator[None]:
-    """Around what reads a source's tokenizer, of which ``files``: what a library raises becomes a CheckpointError of
+    """Around what reads ``files`` of a source's tokenizer: what a library raises becomes a CheckpointError of
     one line. Nothing is printed, as Rust prints its panics and warnings.
     """
     what = f"{source}: its tokenizer{f' ({files})' if files else ''}"

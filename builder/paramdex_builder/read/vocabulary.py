@@ -35,7 +35,7 @@ def byte_alphabet() -> dict[str, int]:
 
 
 def readable(data: bytes) -> str:
-    r"""UTF-8 as text, with bytes that are none written as \\xNN."""
+    r"""UTF-8 as text, with invalid bytes written as \\xNN."""
     return data.decode("utf-8", errors="backslashreplace")
 
 
@@ -167,12 +167,12 @@ class Vocabulary:
     """Added to the tokenizer's model, and found in text before all others."""
     tokenizer_sha256: str
     past_rows: list[str] = field(default_factory=list)
-    """Added tokens that are no items, as their ids lie past the last row of the embedding."""
+    """Added tokens that are not items, because their ids lie past the last row of the embedding."""
 
     @property
     def name(self) -> str:
-        """A hash of the id -> token list and of what its tokens read as, which is the decoder's; a token may be special
-        to one of two tokenizers of one vocabulary.
+        """A hash of the id -> token list and of the tokens' texts, which the decoder decides. Which tokens are special
+        is not in it: two tokenizers of one vocabulary may differ in that.
         """
         return hashlib.sha256(json.dumps([self.tokens, self.texts]).encode()).hexdigest()[:16]
 
@@ -214,8 +214,8 @@ def read_vocabulary(source: str, folder: Path, embedding_rows: int) -> Vocabular
     with reading(source):
         ids = tokenizer.get_vocab()
         added, special = set(tokenizer.added_tokens_decoder), special_ids(tokenizer)
-        beyond = sorted(i for i in ids.values() if i >= embedding_rows)  # ids may have gaps: no count of entries
-        too_far = beyond and beyond[-1] >= embedding_rows + len(ids)  # to write a tokenizer takes as long as its ids go
+        beyond = sorted(i for i in ids.values() if i >= embedding_rows)  # ids may have gaps, so entries are not counted
+        too_far = beyond and beyond[-1] >= embedding_rows + len(ids)  # it would be written up to its highest id
         if too_far or any(i not in added for i in beyond):
             raise CheckpointError(
                 f"{source}: the tokenizer has ids up to {beyond[-1]} but the embedding only {embedding_rows} rows; "
@@ -255,8 +255,8 @@ def read_vocabulary(source: str, folder: Path, embedding_rows: int) -> Vocabular
 
 def _check_size(source: str, n_tokens: int, n_special: int, rows: int) -> None:
     """Raises CheckpointError for a vocabulary of special tokens alone, and for one of less than half the embedding's
-    rows: rounding up adds a few per cent to a vocabulary of words, and to a tiny one (of letters, of amino acids) what
-    is missing to a usual multiple, which is let pass.
+    rows: rounding up adds a few per cent to a vocabulary of words. A tiny one (of letters, of amino acids) may be
+    rounded up to a usual multiple, which is accepted.
     """
     if n_special == n_tokens:
         raise CheckpointError(

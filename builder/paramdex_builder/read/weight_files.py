@@ -14,7 +14,7 @@ from paramdex_schemas import CheckpointError
 from paramdex_schemas.foreign import read_json, reading
 
 STEMS = ("model.safetensors", "pytorch_model.bin")
-"""The names under which transformers saves weights; the first that is there is read, whole before in shards."""
+"""The names under which transformers saves weights. The first that is there is read, a whole file before shards."""
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{1,6})-of-(?P<count>\d{1,6})\.(?P<ending>safetensors|bin)")
 
 
@@ -33,7 +33,7 @@ def choose(origin: Origin, stems: Sequence[str] = STEMS) -> WeightFiles:
     there are none, one is missing, or the index is damaged or leads out of the folder.
     """
     for stem in stems:
-        if origin.has(stem):  # before its shards, as transformers has it
+        if origin.has(stem):  # before its shards, as in transformers
             return WeightFiles([stem])
         index = f"{stem}.index.json"
         if origin.has(index):
@@ -58,7 +58,7 @@ def read_index(origin: Origin, name: str) -> dict[str, str]:
         if not isinstance(shard, str) or not shard:
             raise CheckpointError(f"{what} is damaged: it says that {tensor} is in {shard!r}; fetch it again")
     for shard in sorted(set(where.values())):
-        with reading(what, CheckpointError, "is damaged", "fetch it again"):  # a name may be none of a file's
+        with reading(what, CheckpointError, "is damaged", "fetch it again"):  # it may not be the name of any file
             if not _inside(origin.folder, shard):
                 raise CheckpointError(f"{what} leads out of the folder, to {shard}; it may only name files in it")
             if not origin.has(shard):

@@ -8,12 +8,12 @@ sides), and the mean |S| of every pair of layers.
 
 The nearest are ordered by (similarity descending, id ascending), exactly. That order is one of integers: a candidate's
 *key* holds its similarity in the high half, as an integer that sorts as the float does, and the id counted backwards in
-the low half. Keys of different ids differ, so a plain top-k of keys is the answer whatever the order of the blocks. To
-leave most similarities without a key, a block's candidates are cut into chunks of consecutive ids, and a chunk is
-stood for by its *head*: its largest similarity with its first id. No key in a chunk is above its head, and k chunks
-whose heads are above another's hold k keys above everything in that other: each head's similarity is met in its chunk,
-and where it only ties, the chunk with the higher head has the earlier ids throughout. So the best k lie in the k chunks
-of highest heads, and a chunk whose head is not above the k-th best key so far adds nothing.
+the low half. Keys of different ids differ, so a plain top-k of keys is the answer whatever the order of the blocks.
+Most similarities need no key: a block's candidates are cut into chunks of consecutive ids, and each chunk is
+represented by its *head*, which is its largest similarity with its first id. No key in a chunk is above its head, and k
+chunks whose heads are above another's hold k keys above everything in that other: each head's similarity is met in its
+chunk, and where it only ties, the chunk with the higher head has the earlier ids throughout. So the best k lie in the k
+chunks of highest heads, and a chunk whose head is not above the k-th best key so far adds nothing.
 
 What does depend on the blocks is how a matrix product rounds: BLAS may add in another order in a block of another
 shape, so a similarity can differ in its last bits, and equal rows need not tie in float32. Given the similarities, the
@@ -69,6 +69,7 @@ class Relations:
     layers: np.ndarray | None
 
 
+# The rows and layers of both sides are plain arrays, so that all can be told apart at a call; two have defaults.
 def relate(
     a: np.ndarray,
     b: np.ndarray,
@@ -103,7 +104,7 @@ def relate(
         for columns in parts_b:
             B = _load(b, columns, device)
             block = room[: _whole_chunks(len(A)), : _whole_chunks(len(B))]
-            block[len(A) :], block[:, len(B) :] = -torch.inf, -torch.inf  # ids past the last: never among the nearest
+            block[len(A) :], block[:, len(B) :] = -torch.inf, -torch.inf  # ids past the last are never nearest
             S = block[: len(A), : len(B)]
             torch.mm(A, B.T, out=S)
             of_a.offer(rows, block[: len(A)], columns.start)
@@ -146,7 +147,7 @@ class _Best:
     """The keys (n x k, int64) of the best candidates so far of each of n rows, best first."""
 
     def __init__(self, n: int, k: int, side: int, device: torch.device) -> None:
-        """To be offered up to ``side`` candidates a row at a time."""
+        """``side`` is the most candidates per row that are offered at a time."""
         self.keys = torch.full((n, k), _LOWEST, device=device)
         self.chunk = _CHUNK
         # Balances the keys of heads (side / chunk) and of the candidates behind k of them (k * chunk).
@@ -159,7 +160,7 @@ class _Best:
         k = best.shape[1]
         if not k:
             return
-        chunks = scores.unflatten(1, (-1, self.chunk))  # p x c x chunk
+        chunks = torch.unflatten(scores, 1, (-1, self.chunk))  # p x c x chunk
         starts = torch.arange(first, first + scores.shape[1], self.chunk, device=scores.device)
         largest = torch.empty_like(chunks[:, :, 0])  # in memory as the block lies: several times faster for columns
         heads = _keys(torch.amax(chunks, 2, out=largest), starts)  # p x c
@@ -203,7 +204,7 @@ class _LayerScores:
         if not rows or not columns:
             return
         stripes = []
-        for part in S.split(max(1, self.stripe // S.shape[1])):
+        for part in torch.split(S, max(1, self.stripe // S.shape[1])):
             size = part.abs()
             stripes.append(torch.stack([size[:, cut].sum(1, dtype=torch.float64) for cut in columns.values()], dim=1))
         sums = torch.cat(stripes)  # p x layers

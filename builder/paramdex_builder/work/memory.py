@@ -1,9 +1,8 @@
-"""The memory that a build may take: what it was given, what it needs at the least, what it took.
+"""The memory that a build may take: what it was given, what is free, and what it took.
 
-A build works on blocks of a fixed size. (They do not follow what was given: how a matrix product rounds depends on its
-shape, and an atlas must not depend on the memory of the machine.) What grows with the model is the embedding, a piece
-of a layer, a head's factors over the vocabulary, and what DuckDB sorts: the last of these can be had with less, and
-gets what the others leave. The steps come one after the other, so the largest of them counts.
+A build works on blocks of a fixed size. They do not follow what was given: how a matrix product rounds depends on its
+shape, and an atlas must not depend on the memory of the machine. Only DuckDB can sort with less memory, and so it gets
+what the rest leaves. What a build needs is in ``estimates``.
 """
 
 from __future__ import annotations
@@ -17,21 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import torch
 
-from paramdex_builder.files.units import parameters_held, pieces
-from paramdex_builder.project.engines import engine_of
-from paramdex_builder.project.head_rows import ATTENTION, matrix_held
-from paramdex_builder.project.tokens import projection_held, projection_shared
-from paramdex_builder.read.checkpoint import Checkpoint
-from paramdex_builder.read.displacement import Displacement
 from paramdex_schemas import BuildError
 from paramdex_schemas.errors import quoted
 
-LIBRARIES = 576 << 20
-"""Bytes for the libraries, and for what is small."""
-_DUCKDB = 512 << 20, 1 << 30
-"""Least and most bytes that DuckDB may hold; what it sorts beyond that goes to files."""
+LEAST_FOR_DUCKDB, MOST_FOR_DUCKDB = 512 << 20, 1 << 30
+"""Bytes that DuckDB may hold; what it sorts beyond that goes to files."""
 _SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,15})?)\s*([KMGT])(?:i?B)?", re.IGNORECASE)
 
 
@@ -44,39 +34,18 @@ def parse(text: str) -> int:
 
 
 def free() -> int | None:
-    """The bytes that programs can have now, where the system says: of the machine, and of this container."""
+    """The bytes that are free now, where the system says: the less of what this machine and this container have."""
     found = []
     try:
         lines = Path("/proc/meminfo").read_text("ascii").splitlines()
         found += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
         group = Path("/sys/fs/cgroup")
         found.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
-    except (OSError, ValueError):  # no limit is "max"
+    except (OSError, ValueError):  # where there is no limit, it says "max"
         pass
     if not found and hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     return max(0, min(found)) if found else None
-
-
-def needed(model: Checkpoint | Displacement, V: int, stored: torch.dtype, device: torch.device) -> int:
-    """About how many bytes a model takes at the least: its embedding (V x d, held in the dtype ``stored``) and the root
-    of its Gram matrix, and what the step adds that takes most: reading, projecting, pairing, sorting, or relating.
-
-    What a GPU holds is not counted.
-    """
-    layout, d, n_terms = model.layout, model.d_model, model.n_terms
-    root = 8 * d * d
-    projecting = parameters_held([piece for kind in layout.kinds for piece in pieces(layout, kind)], d, n_terms)
-    places = layout.attention_places
-    vectors = [sum(len(range(*layout.places(kind).get(place, (0, 0)))) for kind in ATTENTION) for place in places]
-    pairing = 4 * n_terms**2 * d * max(vectors, default=0)  # float64 for each of two terms
-    if device.type == "cpu":
-        projecting += projection_shared(V, d, stored, engine_of(device)) + projection_held(V)
-        pairing += max((matrix_held(V, layout.heads(place).size * n_terms) for place in places), default=0)
-    embedding, sorting = stored.itemsize * V * d, _DUCKDB[0]
-    reading = embedding  # the file, mapped, beside what is copied from it
-    relating = 4 * root  # to another model as wide: the transfer twice, a root and its inverse
-    return LIBRARIES + embedding + root + max(reading, projecting, pairing, sorting, relating)
 
 
 def allowed(setting: str | None, least: int, name: str) -> int:
@@ -98,13 +67,12 @@ def allowed(setting: str | None, least: int, name: str) -> int:
 
 def for_duckdb(given: int, least: int) -> int:
     """The bytes that DuckDB may hold while a model that needs ``least`` is put into the database."""
-    low, high = _DUCKDB
-    return min(high, max(low, given - least + low))
+    return min(MOST_FOR_DUCKDB, max(LEAST_FOR_DUCKDB, given - least + LEAST_FOR_DUCKDB))
 
 
 def release() -> None:
-    """Give memory that is free back to the system. The C library and Arrow keep it for what may come; in parts that the
-    next large tensor does not fit in, it would add up.
+    """Give free memory back to the system. The C library and Arrow keep it for later, in parts that are too small for
+    the next large tensor; these would add up.
     """
     pa.default_memory_pool().release_unused()
     trim = _malloc_trim()
@@ -117,13 +85,13 @@ def _malloc_trim() -> Any:
     """The function of glibc's name, where there is one."""
     try:
         return ctypes.CDLL(None).malloc_trim
-    except (OSError, AttributeError, TypeError):  # TypeError: of Windows
+    except (OSError, AttributeError, TypeError):  # TypeError: on Windows
         return None
 
 
 def peak() -> int | None:
     """The most bytes that this process has held, where the system says."""
-    try:  # on Linux getrusage counts what the program held that started this one
+    try:  # on Linux getrusage also counts what the parent program held
         lines = Path("/proc/self/status").read_text("ascii").splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
     except (OSError, StopIteration):

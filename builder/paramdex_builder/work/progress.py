@@ -1,4 +1,4 @@
-"""Progress of long steps: a bar with rate and time left in a terminal; elsewhere a line a step, and one a minute."""
+"""Progress of long steps: a bar with rate and time left in a terminal; elsewhere a line per step and per minute."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from paramdex_schemas.errors import escaped
 
 Advance = Callable[[int], None]
 _SILENCE = 60.0
-"""Seconds after which a step tells how far it is where there is no bar."""
+"""Seconds after which a step without a bar says how far it is."""
 
 
 class Progress:
@@ -29,8 +29,8 @@ class Progress:
 
 
 class TerminalProgress(Progress):
-    """Bars on standard error where it is a terminal; else, as for a log, a line for each step that took over two
-    seconds, and one a minute while it takes.
+    """Bars on standard error where it is a terminal. Elsewhere, as in a log, one line per step that took over two
+    seconds, and one per minute while it runs.
     """
 
     def __init__(self) -> None:
@@ -78,14 +78,14 @@ class TerminalProgress(Progress):
             self.say(f"  {what}: {total:,} in {seconds:.0f} s ({_rate(total, seconds)})")
 
     def say(self, line: str) -> None:
-        from rich.text import Text  # in which no bracket of a name is markup
+        from rich.text import Text  # so that no bracket in a name is markup
 
-        with suppress(OSError):  # where nobody can read it, the build goes on
+        with suppress(OSError):  # if nobody can read it, the build goes on
             self._console.print(Text(escaped(line)))
 
 
 def _rate(n: float, seconds: float) -> str:
-    """How many a second, for people.
+    """A rate per second, as people read it.
 
     >>> _rate(106_496, 903), _rate(128, 1737)
     ('118/s', '0.074/s')

@@ -2,7 +2,7 @@
 
 PyTorch's own threads share every product and wait for each other after it. Most products of a build are small: two
 threads take turns at them no faster than one, and far slower where other programs want the cores. Pieces of work that
-do not depend on each other, a thread each, need not wait.
+do not depend on each other need not wait, so each gets a thread.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _own = threading.local()
 
 
 def check() -> None:
-    """To be called now and then by long pieces of work. Raises CancelledError where nobody waits for them any more."""
+    """Long pieces of work call this now and then. Raises CancelledError where nobody waits for them any more."""
     stopped: threading.Event | None = getattr(_own, "stopped", None)
     if stopped is not None and stopped.is_set():
         raise CancelledError
@@ -29,7 +29,7 @@ def check() -> None:
 
 @dataclass(frozen=True)
 class Workers:
-    """How many pieces of work there may be at a time: a core each, as long as memory lasts, and one on a GPU."""
+    """Runs as many pieces of work at a time as there are cores and memory for; on a GPU, one."""
 
     device: torch.device
     spare: int = 0

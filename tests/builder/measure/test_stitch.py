@@ -25,7 +25,7 @@ from paramdex.measures import stitching
 from paramdex_builder import StitchOptions, stitch
 from paramdex_builder.measure.classifier import Classifier, labelled, read_labelled
 from paramdex_builder.measure.forward import Batch, Runner, replaced
-from paramdex_builder.measure.stitch import kernel
+from paramdex_builder.measure.stitch import state_map
 from paramdex_builder.read.checkpoint import Checkpoint
 from paramdex_schemas import BuildError, CheckpointError, FamilyError
 
@@ -89,7 +89,7 @@ def one(folder: Path) -> tuple[Any, Any]:
     return AutoModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
 
 
-# ---- the kernel
+# ---- the map of states
 
 
 def test_kernel_is_the_papers(pair: tuple[Path, Path]) -> None:
@@ -98,7 +98,7 @@ def test_kernel_is_the_papers(pair: tuple[Path, Path]) -> None:
     assert E_a.shape == (60, 32)
     assert E_b.shape == (60, 24)
     np.testing.assert_allclose(
-        kernel(torch.tensor(E_a), torch.tensor(E_b)).numpy(), E_a.T @ np.linalg.pinv(E_b.T), atol=1e-9
+        state_map(torch.tensor(E_a), torch.tensor(E_b)).numpy(), E_a.T @ np.linalg.pinv(E_b.T), atol=1e-9
     )
 
 
@@ -107,7 +107,7 @@ def test_kernel_of_an_embedding_that_lacks_rank() -> None:
     E_a = torch.randn(50, 6, generator=generator)
     E_b = torch.randn(50, 3, generator=generator) @ torch.randn(3, 8, generator=generator)
     expected = E_a.double().numpy().T @ np.linalg.pinv(E_b.double().numpy().T, rcond=1e-6)
-    np.testing.assert_allclose(kernel(E_a, E_b).numpy(), expected, atol=1e-6)
+    np.testing.assert_allclose(state_map(E_a, E_b).numpy(), expected, atol=1e-6)
 
 
 # ---- states, read and replaced
@@ -141,7 +141,7 @@ def test_a_model_stitched_to_itself_is_itself(tmp_path: Path, family: str) -> No
     classifier = Classifier.open(str(folder))
     runner = classifier.runner
     E = runner.checkpoint.embedding()[0][:60]
-    K = kernel(E, E)
+    K = state_map(E, E)
     torch.testing.assert_close(K, torch.eye(len(K), dtype=torch.float64), atol=1e-8, rtol=0)
     batch = padded(runner, TEXTS)
     own = classifier.logits(batch)
@@ -354,7 +354,7 @@ def test_bad_input_says_what_is_wrong(pair: tuple[Path, Path], reviews: Path, tm
     fails(CheckpointError, f"{a} is no classifier: it has neither", a, a)
     fails(BuildError, "give at least one tuned model", a)
     three = labelled(TEXTS, ["a", "b", "c", "a", "b", "c", "a", "b"], "here")
-    fails(BuildError, f"{b} tells 2 classes apart, the texts have 3 labels: a, b, c", a, b, texts=three)
+    fails(BuildError, f"{b} has 2 classes, but the texts have 3 labels: a, b, c", a, b, texts=three)
     no_norm = word_model(tmp_path / "bert", 1, models.encoder)
     fails(BuildError, f"{no_norm} has no norm after its last layer", str(no_norm), b, state="normed")
     t5 = models.save(tmp_path / "t5", models.t5(60), models.word_tokenizer(60), 1)

@@ -142,14 +142,14 @@ def test_models_with_their_classes_in_other_orders(wide: Path, tmp_path: Path) -
     rows = stitch(str(wide), sources, texts, progress=said).to_pylist()
     assert [row["accuracy"] for row in rows if row["part"] == "fine-tuned"] == [1, 0, 0]
     assert said.lines == [
-        "classes are taken in sorted order for 1 of 3 tuned models, as nothing names them: negative=0, positive=1"
+        "classes are taken in sorted order for 1 of 3 tuned models, because nothing names them: negative=0, positive=1"
     ]
 
 
 def test_other_labels_than_the_configs(wide: Path, tmp_path: Path) -> None:
     folder = head(tmp_path / "tuned", id2label={0: "positive", 1: "negative"})
     for pair, listed in ((["good", "bad"], "bad, good"), (["Positive", "negative"], "Positive, negative")):
-        with pytest.raises(BuildError, match=f"classes positive, negative apart, the texts have the labels {listed}"):
+        with pytest.raises(BuildError, match=f"classes positive, negative, but the texts have the labels {listed}"):
             right(wide, folder, [pair[i % 2] for i in range(len(TEXTS))])
     with pytest.raises(BuildError, match="labels 0, 1, 2; label them by its names or by all the numbers from 0 to 1"):
         right(wide, folder, [0, 1, 2] * 3 + [0, 1])
@@ -169,7 +169,7 @@ def test_command_takes_the_configs_order_and_says_a_guess(wide: Path, tmp_path: 
         done = CliRunner().invoke(cli, ["stitch", str(wide), str(folder), "--reviews", str(reviews)])
         assert done.exit_code == 0, done.output
         assert "tuned, not stitched: 1.000" in done.stdout
-        assert ("classes are taken in sorted order, as nothing names them: a=0, b=1" in done.stderr) == told
+        assert ("classes are taken in sorted order, because nothing names them: a=0, b=1" in done.stderr) == told
 
 
 # ---- one text alone

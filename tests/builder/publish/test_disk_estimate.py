@@ -11,7 +11,8 @@ import pytest
 from conftest import SMALL_OPTIONS
 
 from paramdex_builder import Options, build
-from paramdex_builder.publish import place as output
+from paramdex_builder.estimates import disk_needed
+from paramdex_builder.publish import place
 from paramdex_builder.read.checkpoint import Checkpoint
 from paramdex_schemas import BuildError, atlas_files, vector_files
 
@@ -19,7 +20,7 @@ Usage = namedtuple("Usage", "total used free")  # noqa: PYI024
 
 
 def estimate(model: Path, options: Options = SMALL_OPTIONS) -> int:
-    return output.estimate(Checkpoint.open(str(model)), options.top_k, options.pair_k)
+    return disk_needed(Checkpoint.open(str(model)), options.top_k, options.pair_k)
 
 
 def test_codes_of_large_kinds_are_counted(word_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,7 +42,7 @@ def test_adding_a_model_needs_room_for_the_copy_of_the_database(
 ) -> None:
     atlas = tmp_path / "a.atlas"
     build([f"one={word_model}"], atlas, SMALL_OPTIONS)
-    model = estimate(word_model) + output._LOG
+    model = estimate(word_model) + place._LOG
     database = atlas_files.database(atlas).stat().st_size
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(0, 0, model + database - 1))
     with pytest.raises(BuildError, match="the build needs about"):
@@ -56,7 +57,7 @@ def test_what_is_asked_for_is_enough(word_model: Path, disk: Path, k: int) -> No
     """For a new atlas, and for adding a model to it twice."""
     atlas, options = disk / "x.atlas", Options(top_k=k, pair_k=4 * k, neighbor_k=1, device="cpu")
     for name in ("one", "two", "three"):
-        wanted = estimate(word_model, options) + output._LOG
+        wanted = estimate(word_model, options) + place._LOG
         if atlas.exists():
             wanted += atlas_files.database(atlas).stat().st_size
         size = shutil.disk_usage(disk).used + wanted

@@ -137,7 +137,7 @@ def test_what_the_database_refuses_is_one_line(
     def refuse(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(import_module("paramdex_builder.publish.publish"), "_insert_files", refuse)
+    monkeypatch.setattr(import_module("paramdex_builder.publish.publish"), "insert_files", refuse)
     with pytest.raises(BuildError, match=message.format(folder=tmp_path)):
         build([str(word_model)], tmp_path / "x.atlas", OPTIONS)
 

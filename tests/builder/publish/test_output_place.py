@@ -17,6 +17,7 @@ import pytest
 from filelock import FileLock
 
 from paramdex_builder import Options, build
+from paramdex_builder.publish.database import database
 from paramdex_builder.read.checkpoint import Checkpoint
 from paramdex_schemas import AtlasError, BuildError, CheckpointError, ParamdexError, atlas_files
 
@@ -204,7 +205,7 @@ def test_ctrl_c_while_the_database_works_is_an_interruption(
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background have none
     try:
         with monkeypatch.context() as patch:
-            patch.setattr(publish, "_insert_heads", long)
+            patch.setattr(publish, "insert_heads", long)
             with pytest.raises(KeyboardInterrupt):
                 build([str(word_model)], tmp_path / "x.atlas", OPTIONS)
     finally:
@@ -221,8 +222,7 @@ def test_ctrl_c_while_the_database_works_is_an_interruption(
     ],
 )
 def test_all_that_duckdb_says_of_ctrl_c(tmp_path: Path, error: Exception) -> None:
-    publish = import_module("paramdex_builder.publish.publish")
-    with pytest.raises(KeyboardInterrupt), publish.database(tmp_path / "x.duckdb"):
+    with pytest.raises(KeyboardInterrupt), database(tmp_path / "x.duckdb"):
         raise error
-    with pytest.raises(RuntimeError, match="another"), publish.database(tmp_path / "y.duckdb"):
+    with pytest.raises(RuntimeError, match="another"), database(tmp_path / "y.duckdb"):
         raise RuntimeError("another")

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from paramdex_builder.files import tensors as space_file
+from paramdex_builder.files import tensors
 from paramdex_builder.files.tensors import write_space
 from paramdex_builder.project.space import Space
 from paramdex_schemas.isometry import Root
@@ -40,7 +40,7 @@ def test_every_shape_and_block(tmp_path: Path, V: int, d: int, chunk: int) -> No
     draw = torch.Generator().manual_seed(V * 10 + d)
     E = torch.randn(V, d, generator=draw)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(space_file, "_CHUNK", chunk)
+        patch.setattr(tensors, "_CHUNK", chunk)
         assert_written(tmp_path / "space", space(E, max(1, d - 1)), torch.float32)
         assert_written(tmp_path / "space", space(E.half(), d), torch.float16)
         assert_written(tmp_path / "space", space(E.half().float(), d), torch.float16)
@@ -71,4 +71,4 @@ def test_no_more_than_a_block_is_converted_at_a_time(tmp_path: Path, monkeypatch
             torch.Tensor, name, lambda self, *more, of=original: sizes.append(len(self)) or of(self, *more)
         )
     write_space(tmp_path / "space", space(E, 8))
-    assert max(sizes) == space_file._CHUNK
+    assert max(sizes) == tensors._CHUNK

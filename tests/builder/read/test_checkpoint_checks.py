@@ -19,7 +19,8 @@ from transformers import AutoModelForCausalLM
 import models
 from paramdex_builder import Options, build
 from paramdex_builder.read.checkpoint import Checkpoint
-from paramdex_builder.read.family import inherit, parse
+from paramdex_builder.read.families import inherit
+from paramdex_builder.read.family import parse
 from paramdex_schemas import BuildError, CheckpointError, FamilyError, ParamdexError
 
 OPTIONS = Options(top_k=3, pair_k=3, neighbor_k=1, device="cpu")
@@ -337,8 +338,8 @@ def test_heads_of_a_grouped_model(tmp_path: Path) -> None:
             {"head_dim": 6},
             "tensor model.layers.0.self_attn.q_proj.weight is 32 x 24, expected 24 x 24",
         ),
-        ("BertModel", {"intermediate_size": 0}, "config.json: d_ff is 0, which no tensor has"),
-        ("BertModel", {"num_attention_heads": 0}, "config.json: n_heads is 0, which no tensor has"),
+        ("BertModel", {"intermediate_size": 0}, "config.json: d_ff is 0, which cannot be right"),
+        ("BertModel", {"num_attention_heads": 0}, "config.json: n_heads is 0, which cannot be right"),
     ],
 )
 def test_numbers_of_config_that_the_weights_do_not_have(
@@ -427,7 +428,7 @@ def spec(**keys: Any) -> dict[str, Any]:
 
 def test_a_family_like_none_is_refused() -> None:
     with pytest.raises(FamilyError, match=r"mine\.json is like 'lama'; did you mean llama\?"):
-        inherit({"family": "mine", "like": "lama"}, {"llama": {}, "bert": {}})
+        inherit({"family": "mine", "like": "lama"}, {"llama": {}, "bert": {}}, "mine.json")
 
 
 @pytest.mark.parametrize(

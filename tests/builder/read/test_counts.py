@@ -79,14 +79,14 @@ def test_layers_that_are_no_number(tmp_path: Path, number: Any, model_type: str)
     ("maker", "name", "number", "message"),
     [
         ("GPT2LMHeadModel", "n_head", MANY, "config.json: hidden size 24 is no multiple of 2147483648 attention heads"),
-        ("GPT2LMHeadModel", "n_head", LONG, f"config.json: n_heads is 1{35 * '0'} ..., which no tensor has"),
-        ("GPT2LMHeadModel", "n_head", -3, "config.json: n_heads is -3, which no tensor has"),
+        ("GPT2LMHeadModel", "n_head", LONG, f"config.json: n_heads is 1{35 * '0'} ..., which cannot be right"),
+        ("GPT2LMHeadModel", "n_head", -3, "config.json: n_heads is -3, which cannot be right"),
         (
             "GPT2LMHeadModel", "n_inner", MANY,
             ("tensor transformer.h.0.mlp.c_fc.weight is 24 x 96, expected 24 x 2147483648 for family gpt2 with the "
             "numbers of config.json"),
         ),
-        ("GPT2LMHeadModel", "n_inner", LONG, f"config.json: d_ff is 1{35 * '0'} ..., which no tensor has"),
+        ("GPT2LMHeadModel", "n_inner", LONG, f"config.json: d_ff is 1{35 * '0'} ..., which cannot be right"),
         (
             "GPT2LMHeadModel", "vocab_size", MANY,
             "config.json: vocab_size is 2147483648, but tensor transformer.wte.weight has 60 rows",
@@ -145,7 +145,7 @@ def test_other_counts(tmp_path: Path, maker: str, name: str, number: Any, messag
         ("LlamaForCausalLM", {"intermediate_size": MANY}, ("llama: model.layers.0.mlp.up_proj.weight is 40 x 24, "
          "expected 2147483648 x 24; model.layers.0.mlp.gate_proj.weight is")),
         ("LlamaForCausalLM", {"num_attention_heads": LONG, "head_dim": LONG}, (f"llama: config.json: n_heads is "
-         f"1{35 * '0'} ..., which no tensor has")),
+         f"1{35 * '0'} ..., which cannot be right")),
         ("LlamaForCausalLM", {"vocab_size": MANY}, ""),
         ("Qwen2MoeForCausalLM", {"mlp_only_layers": 3}, "llama: there is no model.layers.1.mlp.up_proj.weight"),
         ("Qwen2MoeForCausalLM", {"decoder_sparse_step": "2"}, "llama: there is no model.layers.1.mlp.up_proj.weight"),
@@ -318,15 +318,16 @@ def test_fewer_positions_than_the_table_has_are_refused(tmp_path: Path, said: in
     """Else the last of its rows would be taken for the first positions."""
     found = refusal(configured(tmp_path, "BartForConditionalGeneration", max_position_embeddings=said))
     assert found == (
-        "config.json: where the positions begin in the 34 rows of encoder.embed_positions.weight is told by "
-        f'["max_source_positions", "max_position_embeddings"], which is {said}'
+        f'config.json: ["max_source_positions", "max_position_embeddings"] is {said}, but should say where the '
+        "positions begin in the 34 rows of encoder.embed_positions.weight"
     )
 
 
 def test_a_shared_expert_that_config_json_does_not_say_is_refused(tmp_path: Path) -> None:
     folder = configured(tmp_path, "Qwen2MoeForCausalLM", shared_expert_intermediate_size=0)
     assert refusal(folder) == (
-        "config.json says of no shared expert, but there is a tensor model.layers.1.mlp.shared_expert_gate.weight"
+        "config.json says nothing of a shared expert, but there is a tensor "
+        "model.layers.1.mlp.shared_expert_gate.weight"
     )
 
 

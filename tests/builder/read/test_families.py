@@ -22,7 +22,7 @@ import torch
 
 import models
 from paramdex_builder.read.checkpoint import Checkpoint
-from paramdex_builder.read.family import families
+from paramdex_builder.read.families import families
 from paramdex_schemas import KINDS, FamilyError
 
 Split = Callable[[torch.Tensor, Any], Any]
@@ -609,7 +609,7 @@ def test_positions_and_token_types_are_what_the_model_adds(run: Run) -> None:
     assert {(each.kind, each.stack) for each in added} == {
         (kind, stack) for stack, names in run.names.items() for kind in names.added
     }
-    inward = run.factor if run.checkpoint._map() == "inward" else None
+    inward = run.factor if run.checkpoint.embeddings.way() == "inward" else None
     for each in added:
         rows = run.checkpoint.rows(each)
         module = attrgetter(run.names[each.stack].added[each.kind])(run.model.base_model)
@@ -656,7 +656,7 @@ def test_folded_norms_are_those_that_the_vectors_read(run: Run) -> None:
             mine = layer.rows(kind, expert, folded)
             reads = KINDS[kind].role == "reads"
             near = [norm for norm in norms if same(run.seen[norm][1 if reads else 0], stream)]
-            name = folded.gains_name(kind, layer.place)
+            name = folded.norms.beside(kind, layer.place)
             if name is None:
                 assert torch.equal(mine, plain)
                 assert not near or not reads, f"{kind} reads the output of a norm that is not folded"
@@ -665,7 +665,7 @@ def test_folded_norms_are_those_that_the_vectors_read(run: Run) -> None:
                 through = map_of(norm_of(run, name))
                 assert_close(mine.double(), plain.double() @ (through if reads else through.T))
     E, which, tied = run.checkpoint.embedding()
-    name = folded.final_gains_name()
+    name = folded.norms.final()
     mine, _, _ = folded.embedding()
     if name is None or not (tied or which == "output"):
         assert torch.equal(mine, E)
@@ -673,7 +673,7 @@ def test_folded_norms_are_those_that_the_vectors_read(run: Run) -> None:
     norm = norm_of(run, name)
     base = run.model.base_model
     last = run.whole[getattr(base, "decoder", base)][1]
-    stream = run.seen[run.factor][0] if run.checkpoint._map() == "outward" else last[0]
+    stream = run.seen[run.factor][0] if run.checkpoint.embeddings.way() == "outward" else last[0]
     assert same(run.seen[norm][1], flat(stream))
     assert_close(mine.double(), E.double() @ map_of(norm))
 
@@ -699,12 +699,13 @@ SWAPS = [("attn_query", "attn_key"), ("attn_key", "attn_value"), ("ff_gate", "ff
 def test_swapped_kinds_are_noticed(run: Run, swap: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     """The tests above fail where a family file has two kinds the wrong way round."""
     names = {swap[0]: swap[1], swap[1]: swap[0]}
-    specs = {(kind, place): spec for (kind, place, _), spec in run.checkpoint._specs.items()}
+    own = run.checkpoint.names
+    specs = {(kind, place): spec for (kind, place, _), spec in own.specs.items()}
     if not set(swap) <= {kind for kind, _ in specs}:
         assert "ff_gate" not in run.checkpoint.layout.kinds
         return
-    swapped = {key: specs.get((names.get(key[0], key[0]), key[1]), spec) for key, spec in run.checkpoint._specs.items()}
-    monkeypatch.setattr(run.checkpoint, "_specs", swapped)
+    swapped = {key: specs.get((names.get(key[0], key[0]), key[1]), spec) for key, spec in own.specs.items()}
+    monkeypatch.setattr(run.checkpoint, "names", replace(own, specs=swapped))
     # other values, or shapes that do not fit
     with pytest.raises((AssertionError, RuntimeError, IndexError, FamilyError)):
         check_values(run)

@@ -163,8 +163,8 @@ def test_a_hub_that_says_nothing_is_not_waited_for(client: Client) -> None:
 @pytest.mark.parametrize(
     ("status", "code", "where", "says"),
     [
-        (403, "GatedRepo", "", "is not given to everybody: ask for it at {url}/owner/whole, and log in with: hf auth"),
-        (401, "GatedRepo", "config.json", "is not given to everybody: ask for it at {url}/owner/whole, and log in"),
+        (403, "GatedRepo", "", "is gated: ask for access at {url}/owner/whole, and log in with: hf auth"),
+        (401, "GatedRepo", "config.json", "is gated: ask for access at {url}/owner/whole, and log in"),
         (401, "", "", "in the hub's cache or on the hub: Client error '401 Unauthorized' for url"),
         (429, "", "/api/", "in the hub's cache or on the hub: Got: HfHubHTTPError: 429 Too Many Requests"),
         (500, "", "/api/", "in the hub's cache or on the hub: Got: HfHubHTTPError: Server error '500 Internal"),

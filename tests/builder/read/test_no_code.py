@@ -25,7 +25,7 @@ from paramdex_builder.measure.classifier import Classifier
 from paramdex_builder.measure.forward import Runner
 from paramdex_builder.read.checkpoint import Checkpoint
 from paramdex_builder.read.displacement import Displacement
-from paramdex_builder.read.family import by_model_type
+from paramdex_builder.read.families import by_model_type
 from paramdex_builder.read.vocabulary import read_vocabulary
 from paramdex_schemas import CheckpointError, ParamdexError, QueryError
 

@@ -16,7 +16,8 @@ import models
 import oracle
 import paramdex
 from paramdex_builder import Options, build
-from paramdex_builder.read.family import families, parse
+from paramdex_builder.read.families import families
+from paramdex_builder.read.family import parse
 from paramdex_builder.read.norms import folded
 from paramdex_schemas import FamilyError, isometry
 

@@ -151,8 +151,8 @@ def test_more_positions_than_rows_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FamilyError) as caught:
         Checkpoint.open(str(folder))
     assert str(caught.value) == (
-        f"{folder}: config.json: where the positions begin in the 34 rows of encoder.embed_positions.weight is told by "
-        '["max_source_positions", "max_position_embeddings"], which is 99'
+        f'{folder}: config.json: ["max_source_positions", "max_position_embeddings"] is 99, but should say where the '
+        "positions begin in the 34 rows of encoder.embed_positions.weight"
     )
 
 

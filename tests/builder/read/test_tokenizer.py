@@ -242,7 +242,7 @@ def test_added_tokens_past_the_embedding_are_left_out(
     assert vocabulary.tokens == AutoTokenizer.from_pretrained(folder).convert_ids_to_tokens(range(len(vocabulary)))
     build([str(folder)], tmp_path / "x.atlas", Options(5, 5, 1, device="cpu"), said)
     names = ", ".join(map(repr, left))
-    line = f"model: left out, as the embedding has no rows for them: {len(left)} added tokens ({names})"
+    line = f"model: left out {len(left)} added tokens, because the embedding has no rows for them: {names}"
     assert [each for each in said.lines if "no rows" in each] == [line][: len(left)]
 
 

@@ -149,17 +149,17 @@ def test_a_table_that_no_name_accounts_for_is_refused(tie: bool, extra: torch.Te
     )
     shape = " x ".join(map(str, extra.shape))
     about = (
-        f"{tmp_path}: tensor model.scorer.table is {shape}, as an output embedding is, but has no name that one is "
-        "known by; call it lm_head.weight where it is one"
+        f"{tmp_path}: tensor model.scorer.table has the shape of an output embedding ({shape}) but none of its known "
+        "names; rename it to lm_head.weight if it is one"
     )
     with pytest.raises(CheckpointError) as caught:
         read(tmp_path)
     if tie:
-        assert str(caught.value) == f"{about}, and take it out of the file where it is not"
+        assert str(caught.value) == f"{about}, or take it out of the file if it is not"
         with pytest.raises(CheckpointError, match=r"model\.scorer\.table"):
             read(tmp_path, "input")
     else:
-        assert str(caught.value) == f"{about}; --space input scores by model.embed_tokens.weight"
+        assert str(caught.value) == f"{about}; or score by model.embed_tokens.weight with --space input"
         E, which, tied = read(tmp_path, "input")
         assert (which, tied) == ("input", False)
         assert torch.equal(E, model.model.embed_tokens.weight)
@@ -169,7 +169,7 @@ def test_the_head_of_another_part_of_a_tied_model_is_not_taken_for_its_own(tmp_p
     """Nor is it said to be none: transformers would tie the two, and score otherwise than a head of that name."""
     save(tmp_path, models.gpt2, lambda s: without("lm_head.weight")(s) | {"ahead.2.lm_head.weight": table()})
     for space in ("output", "input"):
-        with pytest.raises(CheckpointError, match=r"tensor ahead\.2\.lm_head\.weight is 60 x 24, as an "):
+        with pytest.raises(CheckpointError, match=r"tensor ahead\.2\.lm_head\.weight has the shape of an "):
             read(tmp_path, space)
 
 
@@ -440,7 +440,7 @@ def test_a_displacement_from_a_base_with_its_output_table_alone(tmp_path: Path) 
     for run in moved.layout.runs:
         assert not moved.rows(run).any()
     E, which, tied = moved.embedding()
-    assert (which, tied, list(moved.embeddings.notes("output"))) == ("output", True, [])
+    assert (which, tied, list(moved.notes("output"))) == ("output", True, [])
     assert torch.equal(E, model.transformer.wte.weight)
 
 

@@ -23,7 +23,7 @@ import oracle
 import paramdex
 from paramdex.web.cards.parameter import parameter_card
 from paramdex_builder import Options, Progress, build
-from paramdex_builder.relate import models as builder_side
+from paramdex_builder.relate import transfers
 from query_helpers import assert_ranking, everything
 
 OPTIONS = Options(top_k=5, pair_k=5, neighbor_k=3, device="cpu")
@@ -290,14 +290,14 @@ def test_no_more_than_a_block_of_the_others_embedding_is_read(
     sources = [str(folders[name]) for name in ("base", "pruned")]
     whole = build(sources, tmp_path / "whole.atlas", OPTIONS)
     read: list[int] = []
-    gather = builder_side._Gathered.__getitem__
+    gather = transfers._Gathered.__getitem__
 
-    def counted(self: builder_side._Gathered, part: slice) -> torch.Tensor:
+    def counted(self: transfers._Gathered, part: slice) -> torch.Tensor:
         rows = gather(self, part)
         read.append(len(rows))
         return rows
 
-    monkeypatch.setattr(builder_side._Gathered, "__getitem__", counted)
+    monkeypatch.setattr(transfers._Gathered, "__getitem__", counted)
     monkeypatch.setattr("paramdex_builder.project.space._CHUNK", 7)
     parts = build(sources, tmp_path / "parts.atlas", OPTIONS)
     assert max(read) == 7

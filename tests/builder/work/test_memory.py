@@ -19,10 +19,10 @@ from safetensors.torch import load_file
 import paramdex_builder
 from cpu_engines import ENGINES
 from paramdex.cli import cli
-from paramdex_builder import Options, Progress, build
-from paramdex_builder.files.units import pieces
+from paramdex_builder import Options, Progress, build, estimates
 from paramdex_builder.project.engines import Engine
 from paramdex_builder.project.head_rows import ATTENTION
+from paramdex_builder.project.pieces import pieces
 from paramdex_builder.read.checkpoint import Checkpoint
 from paramdex_builder.work import memory
 from paramdex_schemas import BuildError, Layout, Run, atlas_files
@@ -77,7 +77,7 @@ def model(d: int, d_ff: int, d_head: int, n_terms: int = 1) -> Any:
 
 
 def needed(of: Any, V: int, stored: torch.dtype = torch.float32, device: torch.device = CPU) -> int:
-    return memory.needed(of, V, stored, device)
+    return estimates.memory_needed(of, V, stored, device)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -85,7 +85,7 @@ def needed(of: Any, V: int, stored: torch.dtype = torch.float32, device: torch.d
 def test_the_embedding_counts_as_it_is_held_and_as_it_is_screened(
     engine: Engine, stored: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memory, "engine_of", lambda _: engine)
+    monkeypatch.setattr(estimates, "engine_of", lambda _: engine)
     d = 4096
     grown = needed(model(d, 100, 8), 3 * MILLION, stored) - needed(model(d, 100, 8), 2 * MILLION, stored)
     beside = max(engine.operand_dtype.itemsize, stored.itemsize)  # or as it is read
@@ -155,7 +155,7 @@ def test_rows_do_not_depend_on_it(
 def test_a_transfer_does_not_depend_on_how_much_of_a_root_is_read_at_a_time(
     model_folders: dict[str, Path], small_atlas: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(import_module("paramdex_builder.relate.models"), "_ROOT_ROWS", 5)
+    monkeypatch.setattr(import_module("paramdex_builder.relate.transfers"), "_ROOT_ROWS", 5)
     atlas = build([str(model_folders[name]) for name in ("gpt2-a", "gpt2-wide")], tmp_path / "x.atlas", SMALL_OPTIONS)
     found, expected = (
         load_file(atlas_files.model_folder(each, "gpt2-wide") / atlas_files.TRANSFER)["gpt2-a"]

@@ -1,0 +1,61 @@
+"""What a build of a model needs at the least: bytes of memory, and bytes on the disk.
+
+Of the memory, what grows with the model is the embedding, a piece of a layer, a head's factors over the vocabulary, and
+what DuckDB sorts. The steps of a build come one after the other, so the largest of them counts.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from paramdex_builder.project.engines import engine_of
+from paramdex_builder.project.head_rows import ATTENTION, matrix_held
+from paramdex_builder.project.parameter_rows import parameters_held
+from paramdex_builder.project.pieces import pieces
+from paramdex_builder.project.tokens import projection_held, projection_shared
+from paramdex_builder.read.weights import Weights
+from paramdex_builder.work.memory import LEAST_FOR_DUCKDB
+from paramdex_schemas import vector_files
+
+_LIBRARIES = 576 << 20
+"""Bytes of memory for the libraries, and for what is small."""
+_BLOCKS = 4 << 20
+"""Bytes that a model takes in the database however small it is: each column of a table begins in a block of its own."""
+
+
+def memory_needed(weights: Weights, V: int, stored: torch.dtype, device: torch.device) -> int:
+    """The bytes of memory, roughly, that a build of a model needs: its embedding (V x d, held in the dtype ``stored``),
+    the root of its Gram matrix, and what the largest step adds: reading, projecting, pairing, sorting, or relating.
+
+    What a GPU holds is not counted.
+    """
+    layout, d, n_terms = weights.layout, weights.d_model, weights.n_terms
+    root = 8 * d * d
+    projecting = parameters_held([piece for kind in layout.kinds for piece in pieces(layout, kind)], d, n_terms)
+    places = layout.attention_places
+    vectors = [sum(len(range(*layout.places(kind).get(place, (0, 0)))) for kind in ATTENTION) for place in places]
+    pairing = 4 * n_terms**2 * d * max(vectors, default=0)  # float64 for each of two terms
+    if device.type == "cpu":
+        projecting += projection_shared(V, d, stored, engine_of(device)) + projection_held(V)
+        pairing += max((matrix_held(V, layout.heads(place).size * n_terms) for place in places), default=0)
+    embedding, sorting = stored.itemsize * V * d, LEAST_FOR_DUCKDB
+    reading = embedding  # the file, mapped, beside what is copied from it
+    relating = 4 * root  # to another model as wide: the transfer twice, a root and its inverse
+    return _LIBRARIES + embedding + root + max(reading, projecting, pairing, sorting, relating)
+
+
+def disk_needed(weights: Weights, top_k: int, pair_k: int) -> int:
+    """The bytes on the disk, roughly, that a model takes while it is built, staging included.
+
+    A posting is there three times: in staging, in the database, and in the database's log or what it wrote before.
+    Vectors are there twice: in staging and in their index. A large kind has codes too: one byte per number and four per
+    row.
+    """
+    layout, d = weights.layout, weights.d_model
+    postings = layout.n_parameters * 2 * top_k
+    vectors = layout.n_parameters * d * 4
+    rows = [layout.blocks[kind].n_rows for kind in layout.kinds]
+    codes = sum(n * (d + 4) + d * d * 4 for n in rows if n * d * 4 >= vector_files.CODED_BYTES)
+    pairs = layout.n_heads * 8 * pair_k
+    embedding = weights.n_bytes // 2
+    return _BLOCKS + 36 * postings + 2 * vectors + codes + 60 * pairs + embedding

@@ -1,0 +1,85 @@
+"""The rows of parameters: their lengths, the moments of their scores, and their strongest tokens.
+
+A piece of a kind becomes one table, and the coordinates of its vectors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from paramdex_builder.project.block import Tokens
+from paramdex_builder.project.pieces import Piece
+from paramdex_builder.project.space import Space
+from paramdex_builder.project.tokens import strongest_tokens
+
+PARAMETERS = pa.schema(
+    [
+        ("row", pa.int64()), ("stack", pa.string()), ("layer", pa.int16()), ("head", pa.int16()),
+        ("kv_head", pa.int16()), ("expert", pa.int16()), ("idx", pa.int32()),
+        ("norm", pa.float32()), ("mean", pa.float32()), ("std", pa.float32()), ("projected_norm", pa.float32()),
+        ("top_tokens", pa.list_(pa.int32())), ("top_scores", pa.list_(pa.float32())),
+        ("bottom_tokens", pa.list_(pa.int32())), ("bottom_scores", pa.list_(pa.float32())),
+    ]
+)  # fmt: skip
+
+
+def parameter_rows(rows: torch.Tensor, piece: Piece, space: Space, top_k: int) -> tuple[pa.Table, np.ndarray]:
+    """The table rows and normalized coordinates (n x r, float32) of the vectors ``rows`` (n x d) of a piece."""
+    rows = rows.to(space.embedding.device)
+    tokens = _tokens(rows, space, top_k)
+    found = space.describe(rows)
+    projected = (space.size * (found.mean**2 + found.std**2)).sqrt()
+    heads, kv_heads, experts, indexes = zip(*piece.run.rows(piece.owners), strict=True)
+    columns: dict[str, Any] = {
+        "row": range(piece.first, piece.first + len(rows)),
+        "stack": [piece.run.stack] * len(rows),
+        "layer": [piece.run.layer] * len(rows),
+        "head": heads,
+        "kv_head": kv_heads,
+        "expert": experts,
+        "idx": indexes,
+        "norm": found.norm.float().cpu().numpy(),
+        "mean": found.mean.float().cpu().numpy(),
+        "std": found.std.float().cpu().numpy(),
+        "projected_norm": projected.float().cpu().numpy(),
+    }
+    for side, strongest in tokens.items():
+        columns[f"{side}_tokens"] = _lists(strongest.ids.int())
+        columns[f"{side}_scores"] = _lists(strongest.scores)
+    table = pa.table([pa.array(columns[field.name], field.type) for field in PARAMETERS], schema=PARAMETERS)
+    return table, found.coordinates.cpu().numpy()
+
+
+def parameters_held(some: Sequence[Piece], d: int, n_terms: int) -> int:
+    """The most bytes, roughly, that one of ``some`` pieces takes: its weights, its coordinates and what is made of them
+    in float32; or the weights of two models and their difference in float64.
+    """
+    return 12 * n_terms * d * max((piece.n_rows for piece in some), default=0)
+
+
+def _tokens(rows: torch.Tensor, space: Space, k: int) -> dict[str, Tokens]:
+    """As ``strongest_tokens``. Rows of zeros, as what training did not move, get the first tokens, with score 0."""
+    moved = rows.any(dim=1)
+    if moved.all():
+        return strongest_tokens(rows, space, k)
+    k = min(k, space.size)
+    found = strongest_tokens(rows[moved], space, k) if moved.any() else {}
+    sides = {}
+    for side in ("top", "bottom"):
+        ids = torch.arange(k, device=rows.device).repeat(len(rows), 1)
+        scores = torch.zeros(ids.shape, device=rows.device)
+        if side in found:
+            ids[moved], scores[moved] = found[side].ids, found[side].scores
+        sides[side] = Tokens(ids, scores)
+    return sides
+
+
+def _lists(values: torch.Tensor) -> pa.ListArray:
+    """A matrix (n x k) as n lists of k."""
+    n, k = values.shape
+    return pa.ListArray.from_arrays(np.arange(0, n * k + 1, k, dtype=np.int32), values.cpu().numpy().ravel())

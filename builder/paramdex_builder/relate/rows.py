@@ -1,0 +1,128 @@
+"""The rows of the tables ``neighbors`` and ``layer_alignments``: how a new model relates to another, kind by kind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from safetensors import safe_open
+
+from paramdex_builder.files.vectors import open_rows, write_flat_index
+from paramdex_builder.relate.models import Related
+from paramdex_builder.relate.relations import Nearest, feature_blocks, relate, restricted_blocks
+from paramdex_builder.work.progress import Advance
+from paramdex_schemas import KINDS, atlas_files, isometry
+from paramdex_schemas.layout import Place
+
+
+def passes(other: Related, mine: Related) -> int:
+    """How many rows ``relation_rows`` reports: each row once, and twice in a kind whose layers are aligned."""
+    kinds = [kind for kind in mine.layout.kinds if kind in other.layout.kinds]
+    return sum(other.layout.blocks[kind].n_rows * (2 if KINDS[kind].form == "weight" else 1) for kind in kinds)
+
+
+def relation_rows(
+    other: Related, mine: Related, k: int, device: torch.device, advance: Advance
+) -> Iterator[tuple[str, pa.Table]]:
+    """(table, rows) of the tables ``neighbors``, both ways, and ``layer_alignments``, a kind at a time."""
+    for kind in [kind for kind in mine.layout.kinds if kind in other.layout.kinds]:
+        places = [list(side.layout.places(kind).values()) for side in (other, mine)]
+        layers_other, layers_mine = places if KINDS[kind].form == "weight" else ([], [])
+        a, b, transfer, scratch = _comparable(other, mine, kind, device)
+        found = relate(a, b, transfer, k, layers_other, layers_mine, device, advance)
+        del a, b
+        _remove(scratch)
+        for nearest, of, among in ((found.of_a, other, mine), (found.of_b, mine, other)):
+            yield "neighbors", _neighbor_rows(nearest, kind, of, among)
+        if found.layers is not None:
+            features = _feature_layers(other, mine, kind, places, device, advance)
+            yield "layer_alignments", _alignment(other, mine, kind, found.layers, features)
+
+
+def _comparable(
+    other: Related, mine: Related, kind: str, device: torch.device
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, list[Path]]:
+    """The rows of a kind of both models, what takes the first's into the second's coordinates (None: nothing has to),
+    and the files that were made for it.
+    """
+    if other.shared is None:
+        with safe_open(mine.folder / atlas_files.TRANSFER, framework="np") as file:
+            return other.rows(kind), mine.rows(kind), file.get_tensor(other.name), []
+    scratch = [_scratch(mine, side) for side in "ab"]
+    with safe_open(mine.folder / atlas_files.shared_space(other.name), framework="np") as file:
+        transfer = file.get_tensor("transfer")
+        for path, side, name, T in zip(scratch, (other, mine), ("earlier", "later"), (transfer, None), strict=True):
+            move = isometry.restriction(isometry.Root(file.get_tensor(name)), side.root())
+            write_flat_index(path, len(transfer), restricted_blocks(side.rows(kind), move, T, device))
+    rows = [open_rows(path) for path in scratch]
+    return rows[0], rows[1], None, scratch
+
+
+def _scratch(mine: Related, side: str) -> Path:
+    return mine.folder.parent / f"scratch-{side}.faiss"
+
+
+def _remove(files: list[Path]) -> None:
+    for file in files:
+        file.unlink()
+
+
+def _neighbor_rows(nearest: Nearest, kind: str, of: Related, among: Related) -> pa.Table:
+    """The rows of ``neighbors`` for all parameters of a kind of one model and their nearest in another."""
+    n, k = nearest.ids.shape
+    return pa.table(
+        {
+            "param_id": np.repeat(np.arange(n) + of.model.first(kind), k),
+            "neighbor_id": nearest.ids.ravel() + among.model.first(kind),
+            "neighbor_model_id": pa.array(np.full(n * k, among.model.model_id), pa.int32()),
+            "rank": pa.array(np.tile(np.arange(1, k + 1), n), pa.int16()),
+            "similarity": nearest.scores.ravel(),
+        }
+    )
+
+
+def _feature_layers(
+    a: Related, b: Related, kind: str, places: list[list[tuple[int, int]]], device: torch.device, advance: Advance
+) -> np.ndarray | None:
+    """The layer scores of raw weights, or None where widths differ; ``advance`` is told of every row of ``a``.
+
+    The weights are recovered from the coordinates, as far as features are compared by them (``isometry.feature_rows``).
+    """
+    d = a.root_shape[1]
+    if b.root_shape[1] != d or not all(side.root().keeps_features for side in (a, b)):
+        advance(a.layout.blocks[kind].n_rows)
+        return None
+    scratch = [_scratch(b, side) for side in "ab"]
+    for file, side in zip(scratch, (a, b), strict=True):
+        write_flat_index(file, d, feature_blocks(side.rows(kind), side.root().inverse, device))
+    rows_a, rows_b = (open_rows(file) for file in scratch)
+    found = relate(rows_a, rows_b, None, 0, places[0], places[1], device, advance)
+    _remove(scratch)
+    return found.layers
+
+
+def _alignment(a: Related, b: Related, kind: str, scores: np.ndarray, feature_scores: np.ndarray | None) -> pa.Table:
+    """The rows of ``layer_alignments`` of one kind."""
+    places_a, places_b = (list(side.layout.places(kind)) for side in (a, b))
+    in_a, in_b = (index.ravel() for index in np.indices(scores.shape))
+    columns = {
+        "model_a": [a.name] * scores.size,
+        "model_b": [b.name] * scores.size,
+        "kind": [kind] * scores.size,
+        **_place_columns("a", places_a, in_a),
+        **_place_columns("b", places_b, in_b),
+        "score": pa.array(scores.ravel(), pa.float32()),
+        "matched": isometry.match_layers(scores).ravel(),
+    }
+    if feature_scores is not None:
+        columns["feature_score"] = pa.array(feature_scores.ravel(), pa.float32())
+        columns["feature_matched"] = isometry.match_layers(feature_scores).ravel()
+    return pa.table(columns)
+
+
+def _place_columns(side: str, places: list[Place], which: np.ndarray) -> dict[str, pa.Array]:
+    stacks, layers = zip(*(places[i] for i in which), strict=True)
+    return {f"stack_{side}": pa.array(stacks, pa.string()), f"layer_{side}": pa.array(layers, pa.int16())}
