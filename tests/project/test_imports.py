@@ -1,4 +1,4 @@
-"""What imports what: the query package needs no torch, the three packages point one way, and what lacks is named."""
+"""What is imported when: the query package needs no torch, look-ups load nothing slow, and what is missing is named."""
 
 from __future__ import annotations
 
@@ -93,35 +93,6 @@ def test_commands_import_no_pandas(small_atlas: Path) -> None:
     printed = python(f"{ask}; main(); print('pandas' in sys.modules)", small_atlas).stdout
     assert "QK pairs" in printed
     assert printed.endswith("False\n")
-
-
-@pytest.mark.parametrize(
-    ("package", "allowed"),
-    [("paramdex_schemas", set()), ("paramdex", {"paramdex_schemas"}), ("paramdex_builder", {"paramdex_schemas"})],
-)
-def test_arrows_run_one_way(package: str, allowed: set[str]) -> None:
-    """But for the commands that need models, which load the builder when they are given."""
-    files = sorted(PACKAGES[package].rglob("*.py"))
-    assert len(files) >= 5
-    for path in files:
-        found = imported_names(path) & set(PACKAGES) - {package}
-        if path == PACKAGES["paramdex"] / "cli" / "building.py":
-            assert found == {"paramdex_schemas", "paramdex_builder"}
-            continue
-        assert found <= allowed, path
-
-
-def test_only_the_commands_that_need_models_load_the_builder() -> None:
-    tree = ast.parse((PACKAGES["paramdex"] / "cli" / "building.py").read_text("utf-8"))
-    names = {"build_atlas", "evaluate", "stitch"}
-    loading = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name in names]
-    assert len(loading) == len(names)
-    inside = {id(node) for command in loading for node in ast.walk(command)}
-    imports = [
-        n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and (n.module or "").startswith("paramdex_builder")
-    ]
-    assert len(imports) >= 1
-    assert all(id(node) in inside for node in imports)
 
 
 def test_schemas_and_query_name_no_heavy_module() -> None:
