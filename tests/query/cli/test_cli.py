@@ -98,8 +98,8 @@ def program(*arguments: str | Path) -> subprocess.CompletedProcess:
 
 
 def test_every_verb_has_a_command_of_its_name_and_the_reverse() -> None:
-    methods = {name for name, _ in inspect.getmembers(Atlas, inspect.isfunction) if not name.startswith("_")}
-    verbs = methods - {"address", "close", "fork", "owner", "search_hits", "similar_hits"}  # what they are made of
+    methods = {name for name in vars(Atlas) if not name.startswith("_")}  # what it shares with every Store is no verb
+    verbs = methods - {"search_hits", "similar_hits"}
     assert verbs == {
         "info", "check", "sql", "show", "find", "search", "similar", "lens", "directions", "heads", "align", "match",
         "diff",
