@@ -33,8 +33,8 @@ from transformers import logging as transformers_logging
 from paramdex.measures import stitching
 from paramdex_builder import StitchOptions, TerminalProgress, stitch
 from paramdex_builder.measure.classifier import Classifier, labelled
-from paramdex_builder.measure.forward import Batch, Runner
 from paramdex_builder.read.checkpoint import Checkpoint
+from paramdex_builder.stream.forward import Batch, Runner
 
 MODELS = Path(__file__).parent / "models"
 WORDS = 120

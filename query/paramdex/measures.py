@@ -26,9 +26,16 @@ _SHUFFLED = ("shuffled", "active elsewhere")
 _TITLES = {
     "states": "share of a state's strongest tokens that its most active parameters have among theirs",
     "pairs": "overlap (Jaccard) of the strongest tokens of two vectors that belong together",
+    "reads": "correlation of a parameter's activation with its table's score of the current token",
+    "hits": "share of the tokens where a parameter is most active that are in the top 1 % of its table",
     "keep_k": "cosine to the true inner products with only the k largest scores kept, E^T against the pseudo-inverse",
 }
-_MEASURES = {"states": "states and their most active parameters", "pairs": "related pairs"}
+_MEASURES = {
+    "states": "states and their most active parameters",
+    "pairs": "related pairs",
+    "reads": "activation and table",
+    "hits": "most active tokens in the table",
+}
 _GREYS = {"random": "0.75", "active elsewhere": "0.45", "shuffled": "0.6"}
 """The colors of baselines."""
 
@@ -59,9 +66,10 @@ def evaluation(table: pa.Table) -> Evaluation:
     """From the table of ``paramdex_builder.measure.evaluate``."""
     rows = table.to_pylist()
     lines = []
-    for key in dict.fromkeys((row["measure"], row["kind"], row["against"]) for row in rows):
+    keys = dict.fromkeys((row["measure"], _kind(row), row["against"]) for row in rows)
+    for key in sorted(keys, key=lambda key: [*_TITLES].index(key[0])):
         measure, kind, other = key
-        own = [row for row in rows if (row["measure"], row["kind"], row["against"]) == key]
+        own = [row for row in rows if (row["measure"], _kind(row), row["against"]) == key]
         if measure == "keep_k":  # one line per k, in steps of ten
             own = [row for row in own if row["k"] in (10, 100, 1000, 10_000) or row is own[-1]]
         for group in [[row] for row in own] if measure == "keep_k" else [own]:
@@ -85,6 +93,11 @@ def evaluation(table: pa.Table) -> Evaluation:
     notes.append(f"above: how many layers have a value that at most {RARE:.0%} of the baseline's draws reach")
     notes += dict.fromkeys(why for row in rows for why in _too_few(row))
     return Evaluation(table, title, notes, pa.Table.from_pylist(lines))
+
+
+def _kind(row: dict[str, Any]) -> str:
+    """The kind of a row, with how its table was read where that is said."""
+    return f"{row['kind']}, {row['reading']}" if row["reading"] else str(row["kind"])
 
 
 def _above(rows: list[dict[str, Any]]) -> str | None:
@@ -181,7 +194,7 @@ def by(rows: list[dict[str, Any]], value: str, key: Callable[[dict[str, Any]], A
 def _evaluation_figure(evaluation: Evaluation) -> Any:
     """For every kind bars per layer, the baselines in grey beside the value; for the inverses curves over k."""
     rows = evaluation.to_rows()
-    panels = list(dict.fromkeys((row["measure"], row["kind"]) for row in rows if row["measure"] != "keep_k"))
+    panels = list(dict.fromkeys((row["measure"], _kind(row)) for row in rows if row["measure"] != "keep_k"))
     kept = [row for row in rows if row["measure"] == "keep_k"]
     n = len(panels) + bool(kept)
     columns = min(4, n)
@@ -190,7 +203,7 @@ def _evaluation_figure(evaluation: Evaluation) -> Any:
     axes = figure.subplots(lines, columns, squeeze=False).flatten()
     explained: set[str] = set()
     for axis, (measure, kind) in zip(axes, panels, strict=False):
-        _bars(axis, [row for row in rows if (row["measure"], row["kind"]) == (measure, kind)])
+        _bars(axis, [row for row in rows if (row["measure"], _kind(row)) == (measure, kind)])
         axis.set_title(f"{_MEASURES[measure]}\n{kind}", fontsize=9)
         if measure not in explained:  # the same bars stand in every panel of a measure
             axis.margins(y=0.35)

@@ -38,7 +38,7 @@ FLOORS = {
     "paramdex_builder": [
         "work",
         "read",
-        "project",
+        "project stream",
         "files",
         "relate",
         "publish",

@@ -22,7 +22,6 @@ from typing import Any
 
 import torch
 
-from paramdex_builder.measure.forward import Batch, Runner, load
 from paramdex_builder.read.adapter import AdaptedFiles
 from paramdex_builder.read.checkpoint import Checkpoint
 from paramdex_builder.read.hub import ADAPTER_CONFIG, Origin
@@ -30,6 +29,7 @@ from paramdex_builder.read.source import locate, read_text, tokenizer_files
 from paramdex_builder.read.tensors import TensorFiles, same_name
 from paramdex_builder.read.tokenizer import load_tokenizer
 from paramdex_builder.read.vocabulary import read_vocabulary
+from paramdex_builder.stream.forward import Batch, Runner, load
 from paramdex_schemas import BuildError, CheckpointError
 from paramdex_schemas.arguments import given_path
 from paramdex_schemas.checks import check_text

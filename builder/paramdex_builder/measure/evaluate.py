@@ -11,12 +11,15 @@ import pyarrow as pa
 import torch
 
 from paramdex_builder.measure import measures
-from paramdex_builder.measure.forward import Runner, watched
 from paramdex_builder.measure.measures import KEPT, Measured
+from paramdex_builder.measure.reads import Reading, readings, vectors_of
 from paramdex_builder.read.checkpoint import Checkpoint
 from paramdex_builder.read.source import read_text
 from paramdex_builder.read.tokenizer import special_ids
 from paramdex_builder.read.vocabulary import read_vocabulary
+from paramdex_builder.stream import own_text
+from paramdex_builder.stream.forward import Runner, watched
+from paramdex_builder.stream.space import taken, taps
 from paramdex_builder.work.arguments import check_choices, given, source_text
 from paramdex_builder.work.progress import Progress
 from paramdex_schemas import BuildError, FamilyError
@@ -40,7 +43,8 @@ PAIRS = (
 _SCHEMA = pa.schema(
     [
         ("model", pa.string()), ("fold_norm", pa.bool_()), ("space", pa.string()), ("measure", pa.string()),
-        ("kind", pa.string()), ("layer", pa.int16()), ("k", pa.int32()), ("value", pa.float32()),
+        ("kind", pa.string()), ("reading", pa.string()), ("layer", pa.int16()), ("k", pa.int32()),
+        ("value", pa.float32()),
         ("against", pa.string()), ("baseline", pa.float32()), ("deviation", pa.float32()), ("p_value", pa.float64()),
         ("draws", pa.int32()), ("n", pa.int32()),
     ]
@@ -63,6 +67,8 @@ class EvaluateOptions:
     """most active parameters at a token"""
     samples: int = 1000
     """tokens looked at, and pairs of each kind and layer, at most"""
+    texts: int = 96
+    """texts of 128 tokens that a causal model writes itself, to fit what its layers read; 0 leaves that out"""
     draws: int = 40
     """draws of a baseline; of d draws no p-value is less than 1 / (d + 1)"""
     seed: int = 0
@@ -71,7 +77,7 @@ class EvaluateOptions:
     def check(self) -> EvaluateOptions:
         """These options, numbers as Python's own. Raises BuildError for what cannot be met."""
         check_choices(self)
-        least = {"k": 1, "pair_k": 1, "active": 1, "samples": 2, "draws": 1}
+        least = {"k": 1, "pair_k": 1, "active": 1, "samples": 2, "texts": 0, "draws": 1}
         whole: dict[str, Any] = {
             name: whole_number(name, getattr(self, name), number, None, BuildError) for name, number in least.items()
         }
@@ -86,6 +92,10 @@ class Seen:
     """after every layer (n x d each)"""
     coefficients: dict[tuple[str, int], torch.Tensor] = field(default_factory=dict)
     """(kind of ACTIVE, layer) -> what its vectors are multiplied with (n x m)"""
+    tokens: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    """the tokens' ids (n)"""
+    inputs: dict[tuple[str, int], torch.Tensor] = field(default_factory=dict)
+    """(kind of READERS, layer) -> what its vectors read (n x d)"""
 
 
 def evaluate(
@@ -106,7 +116,8 @@ def evaluate(
         text = read_words(text)
     text = check_text(text, BuildError(f"text is valid UTF-8 text, or the Path of a file, not {quoted(text)}"))
     checkpoint = Checkpoint.open(source, fold_norm=options.fold_norm)
-    runner = Runner.open(checkpoint)
+    author = own_text.writer(checkpoint) if options.texts else None
+    runner = Runner.open(checkpoint, None if author is None else author.base_model)
     E, which, tied = checkpoint.embedding(options.space)
     for note in checkpoint.notes(options.space):
         progress.say(f"{source}: {note}")
@@ -117,17 +128,20 @@ def evaluate(
             raise BuildError(f"{name} is {getattr(options, name)}, but {source} has only {len(E)} tokens")
     generator = torch.Generator().manual_seed(options.seed)
     seen = _look(runner, text, options, generator, progress)
-    run = _Run(checkpoint, E, seen, options, generator)
+    plain = Checkpoint.open(source) if options.fold_norm else checkpoint
+    run = _Run(checkpoint, plain, E, seen, options, generator)
+    ways = readings(runner, plain, E, author, options.texts, options.seed, progress)
     rows = _Rows({"model": source, "fold_norm": options.fold_norm, "space": which}, options.draws)
     # What the model itself reads out of a state is E norm(h), whatever is folded into the parameters.
-    plain = Checkpoint.open(source).embedding(options.space)[0][: len(vocabulary)].float()
+    scoring = plain.embedding(options.space)[0][: len(vocabulary)].float()
     norm = runner.final_norm() if tied or which == "output" else None
     with progress.step("layers", len(runner.blocks)) as advance:
         for layer, states in enumerate(seen.states):
             with torch.no_grad():
                 read = states if norm is None else norm(states)
-            _measure_states(run, layer, measures.strongest(read, plain, options.k), rows)
+            _measure_states(run, layer, measures.strongest(read, scoring, options.k), rows)
             _measure_pairs(run, layer, rows)
+            _measure_reads(run, layer, ways, rows)
             advance(1)
     kept = [k for k in KEPT if k < len(E)] + [len(E)]
     with progress.step("keep_k", 3) as advance:
@@ -146,18 +160,30 @@ class _Rows:
     draws: int
     found: list[dict[str, Any]] = field(default_factory=list)
 
-    def add(self, measure: str, kind: str, layer: int | None, k: int, other: str, found: Measured, n: int) -> None:
+    def add(
+        self,
+        measure: str,
+        kind: str,
+        layer: int | None,
+        k: int | None,
+        other: str,
+        found: Measured,
+        n: int,
+        reading: str | None = None,
+    ) -> None:
         """Add what was found of ``n`` tokens, pairs or vectors, against the baseline ``other``."""
         drawn = None if found.p_value is None else self.draws
-        about = {"measure": measure, "kind": kind, "layer": layer, "k": k, "against": other, "draws": drawn, "n": n}
+        about = {"measure": measure, "kind": kind, "reading": reading, "layer": layer, "k": k, "against": other}
+        about |= {"draws": drawn, "n": n}
         self.found.append(self.same | about | asdict(found))
 
 
 @dataclass(frozen=True)
 class _Run:
-    """A model, the embedding that scores (V x d), and what the model did."""
+    """A model, the same with no norms folded, the embedding that scores (V x d), and what the model did."""
 
     checkpoint: Checkpoint
+    plain: Checkpoint
     E: torch.Tensor
     seen: Seen
     options: EvaluateOptions
@@ -173,7 +199,7 @@ def _measure_states(run: _Run, layer: int, of_state: torch.Tensor, rows: _Rows) 
             continue
         active = coefficients.topk(min(options.active, coefficients.shape[1])).indices
         for kind in kinds:
-            vectors = _rows(run.checkpoint, kind, layer)
+            vectors = vectors_of(run.checkpoint, kind, layer)
             if vectors is None:
                 continue
             found = measures.state_overlap(active, vectors, of_state, run.E, options.k, options.draws, run.generator)
@@ -185,7 +211,7 @@ def _measure_pairs(run: _Run, layer: int, rows: _Rows) -> None:
     """Add the measure ``pairs`` of one layer."""
     options = run.options
     for left, right in PAIRS:
-        vectors, others = _rows(run.checkpoint, left, layer), _rows(run.checkpoint, right, layer)
+        vectors, others = vectors_of(run.checkpoint, left, layer), vectors_of(run.checkpoint, right, layer)
         if vectors is None or others is None:
             continue
         chosen = torch.randperm(len(others), generator=run.generator)[: options.samples]
@@ -193,6 +219,29 @@ def _measure_pairs(run: _Run, layer: int, rows: _Rows) -> None:
             vectors[chosen], others[chosen], run.E, options.pair_k, options.draws, run.generator
         )
         rows.add("pairs", f"{left}, {right}", layer, options.pair_k, "shuffled", overlap, len(chosen))
+
+
+def _measure_reads(run: _Run, layer: int, ways: list[Reading], rows: _Rows) -> None:
+    """Add the measures ``reads`` and ``hits`` of one layer, for every reading."""
+    options, seen = run.options, run.seen
+    generator = torch.Generator().manual_seed(options.seed)
+    for (kind, place), states in seen.inputs.items():
+        vectors = vectors_of(run.plain, kind, layer) if place == layer else None
+        if vectors is None:
+            continue
+        active = states @ vectors.T
+        some = torch.randperm(len(vectors), generator=generator)[: measures.PARAMETERS]
+        for reading in ways:
+            scored = reading.scored(kind, layer)
+            if scored is None:
+                continue
+            table, read = scored
+            scores = table[seen.tokens] @ read.T
+            found = measures.correlation(active, scores, options.draws, generator)
+            rows.add("reads", kind, layer, None, "shuffled", found, len(states), reading.name)
+            least = measures.least_of_top(read[some], table)
+            found = measures.hits(active[:, some], scores[:, some], least, options.draws, generator)
+            rows.add("hits", kind, layer, None, "shuffled", found, len(states), reading.name)
 
 
 def _look(runner: Runner, text: str, options: EvaluateOptions, generator: torch.Generator, progress: Progress) -> Seen:
@@ -213,7 +262,9 @@ def _look(runner: Runner, text: str, options: EvaluateOptions, generator: torch.
     wanted[torch.randperm(n, generator=generator)[: options.samples]] = True
     states: list[list[torch.Tensor]] = [[] for _ in runner.blocks]
     coefficients: dict[tuple[str, int], list[torch.Tensor]] = {}
-    taps = _taps(runner)
+    tokens: list[torch.Tensor] = []
+    inputs: dict[tuple[str, int], list[torch.Tensor]] = {}
+    givers, readers = _taps(runner), taps(runner)
     done = 0
     with progress.step("text", len(whole)) as advance:
         for start in range(0, len(whole), _BATCH):
@@ -225,20 +276,21 @@ def _look(runner: Runner, text: str, options: EvaluateOptions, generator: torch.
                 places = each.nonzero().flatten()
                 keep[row, places[wanted[done : done + count]]] = True
                 done += count
-            given: dict[tuple[str, int], torch.Tensor] = {}
-            hooks = [module.register_forward_pre_hook(_keeper(given, key)) for key, module in taps.items()]
-            try:
-                with watched(runner.blocks) as before:
-                    runner.run(batch)
-            finally:
-                for hook in hooks:
-                    hook.remove()
+            with watched(runner.blocks) as before, taken(givers) as given, taken(readers) as read:
+                runner.run(batch)
+            tokens.append(batch.ids[keep])
             for layer, state in enumerate(before[1:]):
                 states[layer].append(state[keep])
-            for key, value in given.items():
-                coefficients.setdefault(key, []).append(value.reshape(*batch.ids.shape, -1)[keep])
+            for found, kept in ((given, coefficients), (read, inputs)):
+                for key, value in found.items():
+                    kept.setdefault(key, []).append(value.reshape(*batch.ids.shape, -1)[keep])
             advance(len(batch))
-    seen = Seen([torch.cat(each) for each in states], {key: torch.cat(each) for key, each in coefficients.items()})
+    seen = Seen(
+        [torch.cat(each) for each in states],
+        {key: torch.cat(each) for key, each in coefficients.items()},
+        torch.cat(tokens),
+        {key: torch.cat(each) for key, each in inputs.items()},
+    )
     _check(runner, seen)
     return seen
 
@@ -255,35 +307,15 @@ def _taps(runner: Runner) -> dict[tuple[str, int], torch.nn.Module]:
     return found
 
 
-def _keeper(given: dict[tuple[str, int], torch.Tensor], key: tuple[str, int]) -> Any:
-    def keep(_: Any, args: tuple[Any, ...]) -> None:
-        given[key] = args[0].detach()
-
-    return keep
-
-
 def _check(runner: Runner, seen: Seen) -> None:
     """Raises FamilyError where a module's input has not one number for each vector of its kind."""
     for (kind, layer), found in seen.coefficients.items():
-        vectors = _rows(runner.checkpoint, kind, layer)
+        vectors = vectors_of(runner.checkpoint, kind, layer)
         if vectors is None or len(vectors) != found.shape[1]:
             raise FamilyError(
                 f"{runner.checkpoint.source}: the module of {kind} in layer {layer} takes {found.shape[1]} numbers, "
                 f"expected one for each of its {0 if vectors is None else len(vectors)} vectors"
             )
-
-
-def _rows(checkpoint: Checkpoint, kind: str, layer: int) -> torch.Tensor | None:
-    """The vectors of a kind in a layer (n x d), those of key/value heads once for each query head; None where there
-    are none, or where experts hold them.
-    """
-    for run in checkpoint.layout.of(kind):
-        if run.place == (None, layer) and run.owner != "expert":
-            rows = checkpoint.rows(run).float()
-            if run.owner == "kv_head" and run.group > 1:
-                rows = rows.view(run.n_owners, run.size, -1).repeat_interleave(run.group, dim=0).flatten(0, 1)
-            return rows
-    return None
 
 
 def _vectors(
@@ -296,7 +328,7 @@ def _vectors(
         return rows[torch.randperm(len(rows), generator=generator)[:n]]
 
     yield "normal distribution", torch.randn(n, checkpoint.d_model, generator=generator)
-    written = [_rows(checkpoint, "ff_value", layer) for layer in range(len(seen.states))]
+    written = [vectors_of(checkpoint, "ff_value", layer) for layer in range(len(seen.states))]
     if any(rows is not None for rows in written):
         yield "ff_value", some(torch.cat([rows for rows in written if rows is not None]))
     yield "states", some(torch.cat(seen.states))

@@ -1,4 +1,5 @@
-"""Whether parameters can be read in embedding space: the measures of Dar et al. 2022, on any model and text.
+"""Whether parameters can be read in embedding space: the measures of Dar et al. 2022 on any model and text, and whether
+a parameter fires on what its table says.
 
 states    At a token, the parameters of a layer that are most active there share strongest tokens with the state that
           leaves the layer (the paper's figure of hidden states and parameters): the share of the state's k strongest
@@ -8,8 +9,13 @@ pairs     Vectors that belong to one neuron, or to one dimension of a head, have
 keep_k    Whether E^T may stand for the inverse of E: vectors X, projected, only the k largest |scores| kept, are
           compared by the cosine between X X^T and keep_k(X E) keep_k(X E')^T, for E' = E^T and for the pseudo-inverse
           (its appendix A).
+reads     Over the tokens of a text, the correlation of a parameter's activation, w x for the state x that its layer
+          reads, with what a table says of the current token: the token's score. The mean over the parameters.
+hits      Of the HITS tokens at which a parameter is most active, the share that is in the top TOP of its table. The
+          mean over at most PARAMETERS parameters.
 
-Formulas are those of its notebook ``interpretation-experiments``, in its row form, E d x V; here E is V x d.
+The formulas of the first three are those of the paper's notebook ``interpretation-experiments``, in its row form, E
+d x V; here E is V x d.
 """
 
 from __future__ import annotations
@@ -20,6 +26,7 @@ from dataclasses import dataclass
 import torch
 
 _CHUNK = 512
+HITS, TOP, PARAMETERS = 20, 0.01, 64
 KEPT = (10, 30, 100, 300, 1000, 3000, 10_000, 30_000)
 """How many scores are kept, where the vocabulary has more; and then all."""
 
@@ -145,3 +152,53 @@ def robustness(X: torch.Tensor, E: torch.Tensor, kept: Sequence[int]) -> dict[in
         )
         found[k] = Measured(transpose, inverse)
     return found
+
+
+def standard(values: torch.Tensor) -> torch.Tensor:
+    """Columns (n x m, float64) of mean 0 and length 1; a constant column is 0."""
+    rows = values.double()
+    rows = rows - rows.mean(dim=0)
+    size = rows.norm(dim=0)
+    return rows / torch.where(size > 0, size, 1)
+
+
+def correlation(activations: torch.Tensor, scores: torch.Tensor, draws: int, generator: torch.Generator) -> Measured:
+    """``reads``: the mean over m parameters of the correlation of their activations and their tables' scores of the
+    tokens at n positions (both n x m).
+
+    With both standardized, all that any order of the tokens gives stands in A S^T (n x n): the mean correlation is the
+    sum along the order, over m.
+    """
+    between = standard(activations) @ standard(scores).T
+    n, m = activations.shape
+
+    def shuffled() -> float:
+        return float(between[torch.arange(n), torch.randperm(n, generator=generator)].sum()) / m
+
+    return against(float(between.diagonal().sum()) / m, shuffled, draws)
+
+
+def hits(
+    activations: torch.Tensor,
+    scores: torch.Tensor,
+    least: torch.Tensor,
+    draws: int,
+    generator: torch.Generator,
+) -> Measured:
+    """``hits`` of m parameters, for their activations and their scores of the tokens at n positions (both n x m), and
+    the ``least`` score (m) in the top of each one's table.
+    """
+    top = scores >= least
+    active = activations.topk(min(HITS, len(activations)), dim=0).indices
+
+    def share(order: torch.Tensor | None = None) -> float:
+        return float((top if order is None else top[order]).gather(0, active).double().mean())
+
+    shuffled: Callable[[], float] = lambda: share(torch.randperm(len(top), generator=generator))  # noqa: E731
+    return against(share(), shuffled, draws)
+
+
+def least_of_top(rows: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    """The least score (m) in the top of each row's table: rows m x d, table V x d."""
+    k = max(1, round(TOP * len(table)))
+    return torch.cat([(table @ part.T).topk(k, dim=0).values[-1] for part in torch.split(rows, 16)])

@@ -22,9 +22,9 @@ import pyarrow as pa
 import torch
 
 from paramdex_builder.measure.classifier import Classifier, Labelled
-from paramdex_builder.measure.forward import Batch, Runner, replaced
 from paramdex_builder.read.checkpoint import Checkpoint
 from paramdex_builder.read.vocabulary import read_vocabulary
+from paramdex_builder.stream.forward import Batch, Runner, replaced
 from paramdex_builder.work.arguments import check_space_name, given, source_text, source_texts
 from paramdex_builder.work.progress import Advance, Progress
 from paramdex_schemas import BuildError

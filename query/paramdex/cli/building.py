@@ -117,6 +117,13 @@ def build(sources: tuple[str, ...], output: str, **options: Any) -> None:
     help="most tokens of the text to look at, and most pairs per kind and layer",
 )
 @click.option(
+    "--texts",
+    type=click.IntRange(0),
+    default=96,
+    show_default=True,
+    help="texts of 128 tokens for a causal model to write, from which it is fitted what its layers read; 0 for none",
+)
+@click.option(
     "--draws",
     type=click.IntRange(1),
     default=40,
@@ -130,8 +137,9 @@ def evaluate(source: str, text: str, plot: str | None, output: str, **options: A
     """Can a model's parameters be read as tokens? The measures of Dar et al., beside their baselines.
 
     Runs a model over a text; SOURCE names it as for build. Measures whether a state's strongest tokens are those of the
-    parameters most active there, whether vectors that belong together share strongest tokens, and whether E^T can stand
-    in for the inverse of E.
+    parameters most active there, whether vectors that belong together share strongest tokens, whether E^T can stand in
+    for the inverse of E, and whether a parameter fires on what its table says: read by the embedding, by the state that
+    leaves layer 0 (effective), or by what its own layer sees of that (expected).
 
     \b
     paramdex evaluate gpt2 --text wiki.txt

@@ -32,7 +32,7 @@ transformers_logging.disable_progress_bar()
 
 TEXT = "Canada Ottawa bread butter music violin river ocean nurse seven eight green yellow winter summer canada butter"
 """Short enough to be one window of every model, so that all of its tokens are looked at."""
-OPTIONS = EvaluateOptions(k=10, pair_k=20, active=5, samples=1000, draws=60)
+OPTIONS = EvaluateOptions(k=10, pair_k=20, active=5, samples=1000, texts=0, draws=60)
 PAIRS = [("ff_key", "ff_value"), ("ff_gate", "ff_value"), ("attn_value", "attn_output"), ("attn_query", "attn_key")]
 FAMILIES = ["gpt2-a", "llama-gqa", "bert"]
 
@@ -296,7 +296,7 @@ def test_keep_k_is_the_notebooks(model_folders: dict[str, Path], found: dict[str
 
 def test_a_seed_draws_the_same_again(model_folders: dict[str, Path]) -> None:
     folder, text = str(model_folders["gpt2-wide"]), " ".join(models.WORDS * 20)
-    options = [EvaluateOptions(k=5, pair_k=5, samples=20, draws=3, seed=seed) for seed in (1, 1, 2)]
+    options = [EvaluateOptions(k=5, pair_k=5, samples=20, texts=2, draws=3, seed=seed) for seed in (1, 1, 2)]
     first, again, other = (evaluate(folder, text, each) for each in options)
     assert first.equals(again)
     assert not first.equals(other)
@@ -311,11 +311,11 @@ def test_command_prints_and_draws(model_folders: dict[str, Path], tmp_path: Path
     text.write_bytes(lzma.compress(TEXT.encode()))
     picture = tmp_path / "measures.svg"
     arguments = ["evaluate", str(model_folders["gpt2-a"]), "--text", str(text), "-k", "10", "--pair-k", "20"]
-    arguments += ["--draws", "19", "--fold-norm"]
+    arguments += ["--draws", "19", "--texts", "2", "--fold-norm"]
     done = CliRunner().invoke(cli, [*arguments, "--plot", str(picture)])
     assert done.exit_code == 0, done.output
     assert "<svg" in picture.read_text()
-    options = EvaluateOptions(fold_norm=True, k=10, pair_k=20, draws=19)
+    options = EvaluateOptions(fold_norm=True, k=10, pair_k=20, texts=2, draws=19)
     table = evaluate(str(model_folders["gpt2-a"]), TEXT, options)
     assert str(evaluation(table)) in done.output
     own = [row for row in table.to_pylist() if (row["kind"], row["against"]) == ("ff_key", "random")]

@@ -24,9 +24,9 @@ from paramdex.cli import cli
 from paramdex.measures import stitching
 from paramdex_builder import StitchOptions, stitch
 from paramdex_builder.measure.classifier import Classifier, labelled, read_labelled
-from paramdex_builder.measure.forward import Batch, Runner, replaced
 from paramdex_builder.measure.stitch import state_map
 from paramdex_builder.read.checkpoint import Checkpoint
+from paramdex_builder.stream.forward import Batch, Runner, replaced
 from paramdex_schemas import BuildError, CheckpointError, FamilyError
 
 transformers_logging.disable_progress_bar()

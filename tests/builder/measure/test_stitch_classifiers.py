@@ -20,8 +20,8 @@ import models
 from paramdex.cli import cli
 from paramdex_builder import Progress, stitch
 from paramdex_builder.measure.classifier import Classifier, labelled, read_labelled
-from paramdex_builder.measure.forward import Runner
 from paramdex_builder.read.checkpoint import Checkpoint
+from paramdex_builder.stream.forward import Runner
 from paramdex_schemas import BuildError, CheckpointError
 
 transformers_logging.disable_progress_bar()

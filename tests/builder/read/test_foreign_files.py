@@ -21,9 +21,9 @@ from paramdex.store.words import read_lines
 from paramdex.verbs.user_vectors import own_vectors
 from paramdex_builder import build
 from paramdex_builder.measure.classifier import Classifier, read_labelled
-from paramdex_builder.measure.forward import Runner
 from paramdex_builder.read.checkpoint import Checkpoint
 from paramdex_builder.read.tokenizer import load_tokenizer
+from paramdex_builder.stream.forward import Runner
 from paramdex_schemas import BuildError, CheckpointError, FamilyError, ParamdexError, QueryError
 from paramdex_schemas.foreign import reading
 

@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import models
-from paramdex_builder.measure.forward import Runner
 from paramdex_builder.read.checkpoint import Checkpoint
 from paramdex_builder.read.displacement import Displacement
+from paramdex_builder.stream.forward import Runner
 from paramdex_schemas import CheckpointError
 
 State = dict[str, torch.Tensor]

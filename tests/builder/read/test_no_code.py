@@ -22,11 +22,11 @@ import models
 from paramdex.verbs.user_vectors import own_vectors
 from paramdex.web.load.processes import Process
 from paramdex_builder.measure.classifier import Classifier
-from paramdex_builder.measure.forward import Runner
 from paramdex_builder.read.checkpoint import Checkpoint
 from paramdex_builder.read.displacement import Displacement
 from paramdex_builder.read.families import by_model_type
 from paramdex_builder.read.vocabulary import read_vocabulary
+from paramdex_builder.stream.forward import Runner
 from paramdex_schemas import CheckpointError, ParamdexError, QueryError
 
 AUTOS = [

@@ -22,11 +22,11 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import models
 from paramdex_builder import Options, build
-from paramdex_builder.measure.forward import Runner, load
 from paramdex_builder.read.checkpoint import Checkpoint
 from paramdex_builder.read.source import typed_config
 from paramdex_builder.read.tokenizer import load_tokenizer
 from paramdex_builder.read.vocabulary import read_vocabulary
+from paramdex_builder.stream.forward import Runner, load
 from paramdex_builder.work.progress import Progress
 from paramdex_schemas import BuildError, CheckpointError
 

@@ -24,9 +24,9 @@ import paramdex
 from paramdex_builder import build
 from paramdex_builder.measure.classifier import Classifier
 from paramdex_builder.measure.evaluate import EvaluateOptions, evaluate
-from paramdex_builder.measure.forward import Runner
 from paramdex_builder.read.checkpoint import Checkpoint
 from paramdex_builder.read.displacement import Displacement
+from paramdex_builder.stream.forward import Runner
 from paramdex_builder.work.progress import Progress
 from paramdex_schemas import CheckpointError, FamilyError
 

@@ -1,0 +1,1 @@
+"""The residual stream of a running model: its states, and the space in which what reads them can be read."""
