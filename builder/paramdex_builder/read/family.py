@@ -247,6 +247,8 @@ def parse(data: dict[str, Any], where: str) -> Family:
 
     Raises FamilyError naming ``where``.
     """
+    # Not msgspec, which stops at the first unknown key; nor pydantic, which names them all but would need this code as
+    # a validator, because the keys of a stack may also stand at the top of the file.
     unknown, missing = set(data) - _KEYS, _NEEDED - set(data)
     described = data.get("stacks", {None: {}})
     for description in described.values():

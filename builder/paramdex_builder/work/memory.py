@@ -27,6 +27,7 @@ _SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,15})?)\s*([KMGT])(?:i?B)?", re.IGNORECAS
 
 def parse(text: str) -> int:
     """The bytes of a size such as 8G, 1.5G or 800M. Raises BuildError where it is none."""
+    # Not pydantic's ByteSize, to which 8G is 8 * 10^9 bytes: here K, M, G and T are powers of 1024.
     match = _SIZE.fullmatch(text.strip()) if isinstance(text, str) else None
     if not match:
         raise BuildError(f"memory must be a size such as 8G or 800M, not {quoted(text)}")

@@ -48,6 +48,7 @@ class Workers:
             return
         stopped = threading.Event()
         pool = ThreadPoolExecutor(n, initializer=lambda: setattr(_own, "stopped", stopped))
+        # Not threadpoolctl: it limits the pools of other libraries, but leaves the number that PyTorch goes by.
         torch.set_num_threads(threads // n)
         try:
             yield from pool.map(function, items)
