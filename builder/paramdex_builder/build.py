@@ -20,7 +20,7 @@ from paramdex_builder.options import Options
 from paramdex_builder.plan import Planned, named_sources, plan_model
 from paramdex_builder.project.block import forget
 from paramdex_builder.project.finite import check_table
-from paramdex_builder.project.head_rows import ATTENTION, Kept, head_units
+from paramdex_builder.project.head_rows import ATTENTION, Kept, head_rows
 from paramdex_builder.project.pair_scan import Words
 from paramdex_builder.project.pairs import same_words
 from paramdex_builder.project.parameter_rows import parameter_rows, parameters_held
@@ -225,7 +225,7 @@ def _pair_tokens(
                 advance(2 * run.n_owners)
             else:
                 vectors = {kind: weights.head_rows(kind, place) for kind in ATTENTION}
-                heads, pairs, directions = head_units(vectors, run, first, space, words, kept, workers, advance)
+                heads, pairs, directions = head_rows(vectors, run, first, space, words, kept, workers, advance)
                 _keep(units, weights.source, "pairs", number, pairs, place)
                 _keep(units, weights.source, "directions", number, directions, place)
                 _keep(units, weights.source, "heads", number, heads, place)  # last: it says that the place is done

@@ -112,4 +112,4 @@ def insert_relations(
         connection.execute("INSERT INTO store.relations VALUES (?, ?, ?)", row)
         with progress.step(f"{mine.name} with {other.name}: neighbors and alignment", passes(other, mine)) as advance:
             for table, rows in relation_rows(other, mine, k, device, advance):
-                insert(connection, f"INSERT INTO store.{table} BY NAME SELECT * FROM unit", rows)
+                insert(connection, f"INSERT INTO store.{table} BY NAME SELECT * FROM given", rows)

@@ -20,7 +20,7 @@ Done = TypeVar("Done")
 _own = threading.local()
 
 
-def check() -> None:
+def stop_if_unwanted() -> None:
     """Long pieces of work call this now and then. Raises CancelledError where nobody waits for them any more."""
     stopped: threading.Event | None = getattr(_own, "stopped", None)
     if stopped is not None and stopped.is_set():
