@@ -115,7 +115,8 @@ def relate(
 
 
 def feature_blocks(rows: np.ndarray, inverse: np.ndarray, device: torch.device) -> Iterator[np.ndarray]:
-    """``isometry.feature_rows`` of the weights that ``rows`` (n x r) are coordinates of, in blocks (float32).
+    """The weights (n x d) that ``rows`` (n x r) are coordinates of, less their means and normalized, so that inner
+    products are Pearson correlations over the d features; in blocks (float32).
 
     ``inverse`` is R^+ (d x r). Write the blocks to a scratch file, then relate two such files without ``move``.
     """
