@@ -39,7 +39,7 @@ def load_state(path: Path, what: str) -> dict[str, torch.Tensor]:
 
 
 def _refused(said: str) -> str:
-    """Why PyTorch's reader without code refuses a pickle, of what it says."""
+    """The reason why PyTorch's safe reader refuses a pickle, from its message."""
     called = re.search(r"GLOBAL (\S+)", said)
     why = re.search(r"WeightsUnpickler error: (.+)", said)
     if called:
