@@ -54,7 +54,7 @@ def build(
 
     A source is a local folder or a Hugging Face name, or ``NAME=SOURCE`` to name it. Without a name it is called by its
     last part, or TUNED-minus-BASE where ``options.base`` says that what moved is kept. A build that was interrupted
-    goes on where it was when it is run again.
+    continues when run again.
 
     Raises BuildError, CheckpointError, FamilyError or AtlasError; nothing is left behind for bad input.
     """
@@ -136,7 +136,7 @@ def _present(atlas: Path) -> dict[str, str]:
 
 @contextmanager
 def _reading() -> Iterator[None]:
-    """Turns a system's error, while models are read and nothing is written yet, into a CheckpointError that names the
+    """While models are read, before anything is written: turns an OSError into a CheckpointError that names the
     file.
     """
     try:

@@ -29,8 +29,8 @@ from paramdex_schemas.errors import quoted
 class Plan:
     """All that decides the numbers of a model. Two builds of one plan make the same rows.
 
-    The fields, but for ``format`` and ``numbers``, are columns of ``store.models``. A field that is added, dropped or
-    renamed changes every fingerprint, and so does away with the finished units of every build that was interrupted.
+    All fields except ``format`` and ``numbers`` are columns of ``store.models``. A field that is added, dropped or
+    renamed changes every fingerprint, and so discards the finished units of interrupted builds.
     """
 
     weights_sha256: str

@@ -48,7 +48,7 @@ _FEW = 8192
 
 
 class Engine(Protocol):
-    """Products of two operands, and what they are off by. Derived classes inherit the methods that have a body here.
+    """Products of two operands, and a bound on their error. Derived classes inherit the methods that have a body here.
 
     An operand is made of a matrix (n x d, float64, no norm over 2). It is one tensor of n rows: the rows can be taken
     and cut like those of any matrix, and a row of zeros stands for zeros. The number of its columns is the engine's.
@@ -59,7 +59,7 @@ class Engine(Protocol):
     score_dtype: torch.dtype
     """The type of the products: bfloat16, float32 or float64, whose range the bound of underflow needs."""
     u: float
-    """By what share of itself a sum can be off once it is rounded to ``score_dtype``."""
+    """The relative error of rounding a sum to ``score_dtype``."""
 
     def operand(self, x: torch.Tensor) -> torch.Tensor:
         """x (n x d, float64) rounded."""
