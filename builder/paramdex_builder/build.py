@@ -116,7 +116,7 @@ def _present(atlas: Path) -> dict[str, str]:
         return {}
     file = atlas_files.database(atlas)
     if not file.is_file():
-        raise AtlasError(f"{atlas} exists and is no atlas; give another path with -o")
+        raise AtlasError(f"{atlas} exists and is not an atlas; give another path with -o")
     try:
         # A connection of its own attaches the file. Others in this process would see what an earlier reader still
         # sees, or be refused because that reader has other settings.
@@ -131,7 +131,7 @@ def _present(atlas: Path) -> dict[str, str]:
     except duckdb.Error as error:
         if "Permission denied" in str(error):
             raise AtlasError(f"{atlas} cannot be read: no permission to open {file.name}") from error
-        raise AtlasError(f"{atlas} is no atlas or is damaged ({reason(error)})") from error
+        raise AtlasError(f"{atlas} is not an atlas or is damaged ({reason(error)})") from error
 
 
 @contextmanager

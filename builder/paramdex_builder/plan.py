@@ -136,7 +136,7 @@ def named_sources(sources: Sequence[str], base: str | PathLike[str] | None = Non
             better = re.sub(r"[^A-Za-z0-9._+-]+", "-", name).strip("-._+") or "NAME"
             no_path = f" (and there is no folder {text})" if "/" in name else ""
             raise BuildError(
-                f"{quoted(name)} cannot name a model, which letters, digits, . _ + and - can; "
+                f"{quoted(name)} cannot name a model; use letters, digits, . _ + and -; "
                 f"write {better}={source}{no_path}"
             )
         if name == "all":

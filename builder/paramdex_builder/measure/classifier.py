@@ -84,7 +84,7 @@ class Classifier:
         first = str(built_as[0]) if isinstance(built_as, list) and built_as else ""
         if not first.endswith("ForSequenceClassification"):
             raise CheckpointError(
-                f"{source} is no classifier: it has neither a head for sequence classification nor {CLASSIFIER}"
+                f"{source} is not a classifier: it has neither a head for sequence classification nor {CLASSIFIER}"
             )
         runner = Runner.open(checkpoint, load(checkpoint, "AutoModelForSequenceClassification"))
         config = runner.model.config.get_text_config()
@@ -160,8 +160,8 @@ def _own_tokenizer(source: str, folder: Path, base: Checkpoint) -> Any:
     own, bases = (read_vocabulary(*each, rows).name for each in ((source, folder), (base.source, base.folder)))
     if own != bases:
         raise CheckpointError(
-            f"{source}: its tokenizer has other tokens than that of {base.source}; without its tokenizer files, that "
-            "of the base is used"
+            f"{source}: its tokenizer has other tokens than that of {base.source}; "
+            "remove its tokenizer files to use the base's"
         )
     return load_tokenizer(source, folder)
 

@@ -149,7 +149,10 @@ class Embeddings:
             why = "it has none" if self.output is None else f"{self.output} does not read the stream"
             yield f"its input embedding {name} stands in for an output embedding: {why}, and the two are not tied"
         if self.encoder not in (None, name):
-            yield f"tokens enter its encoder by {self.encoder}; all scores, the encoder's too, are by {name}"
+            yield (
+                f"its encoder has its own input embedding, {self.encoder}; "
+                f"all scores, including the encoder's, use {name}"
+            )
 
     def in_stream(self, name: str, way: str, read: Read, precision: torch.dtype) -> torch.Tensor:
         """A table of vectors (rows x d), through the map that leads this way where there is one; ``read`` gives a

@@ -117,7 +117,8 @@ class Stack:
         if found["d_head"] is None:
             if found["d_model"] % found["n_heads"]:
                 raise FamilyError(
-                    f"config.json: hidden size {found['d_model']} is no multiple of {found['n_heads']} attention heads"
+                    f"config.json: hidden size {found['d_model']} is not a multiple of {found['n_heads']} "
+                    "attention heads"
                 )
             found["d_head"] = found["d_model"] // found["n_heads"]
         _check_number("d_head", found["d_head"], self.config["d_head"])
