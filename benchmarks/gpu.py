@@ -83,13 +83,13 @@ def random_rows(n: int, d: int, norm: float, draw: torch.Generator) -> torch.Ten
 
 
 def table_rows(shape: Shape, ways: dict[str, float], baseline: str, part: int, whole: int) -> list[dict[str, object]]:
-    """One row a way, from its seconds for ``part`` of ``whole``."""
+    """One row per way, from its seconds for ``part`` of ``whole``."""
     return [
         {
             "model": shape.name,
             "way": way,
             "timed": f"{part:,} of {whole:,}",
-            "seconds a model": "-" if CHECK else f"{taken * whole / part:.3f}",
+            "seconds per model": "-" if CHECK else f"{taken * whole / part:.3f}",
             "ratio": "-" if CHECK else f"{ways[baseline] / taken:.1f}",
         }
         for way, taken in ways.items()

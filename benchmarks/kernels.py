@@ -176,13 +176,13 @@ def stages() -> Iterator[dict[str, float]]:
 
 
 def time_rows(what: str, space: Space, rows: torch.Tensor, k: int = 50) -> list[dict[str, object]]:
-    """Rows a second of every way, and the share of the time that is neither the product nor scoring in float64."""
+    """Rows per second of every way, and the share of the time that is neither the product nor scoring in float64."""
     E = space.embedding
     took: dict[str, list[float]] = defaultdict(list)
     shares: dict[str, list[float]] = defaultdict(list)
     scores = torch.empty(256, len(E))
     for engine in ENGINES:
-        strongest_tokens(rows[:2], space, k, engine)  # makes the screen, once a model
+        strongest_tokens(rows[:2], space, k, engine)  # makes the screen, once per model
 
     def plain() -> None:
         for part in rows.split(256):
@@ -205,7 +205,7 @@ def time_rows(what: str, space: Space, rows: torch.Tensor, k: int = 50) -> list[
         {
             "rows": what,
             "way": way,
-            "rows a second": f"{len(rows) / time_taken:,.0f}",
+            "rows per second": f"{len(rows) / time_taken:,.0f}",
             "ratio": f"{baseline / time_taken:.2f}",
             "selecting": f"{min(shares[way]):.0%}" if way in shares else "",
         }
@@ -230,7 +230,7 @@ def main() -> None:
         *time_rows("MiniLM's, d 384, V 30,522", make_space(E, CPU), rows),
         *time_rows("random, d 1,024, V 50,257", large, torch.randn(1024, 1024, generator=draw)),
     ]
-    print(Result(pa.Table.from_pylist(pairs), "Pairs: seconds a head matrix; how many times faster, at each k"))
+    print(Result(pa.Table.from_pylist(pairs), "Pairs: seconds per head matrix; how many times faster, at each k"))
     print(Result(pa.Table.from_pylist(tokens), "Tokens: top and bottom 50 of each row"))
 
 

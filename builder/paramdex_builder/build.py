@@ -20,7 +20,7 @@ from paramdex_builder.options import Options
 from paramdex_builder.plan import Planned, named_sources, plan_model
 from paramdex_builder.project.block import forget
 from paramdex_builder.project.finite import check_table
-from paramdex_builder.project.head_rows import ATTENTION, Kept, head_units
+from paramdex_builder.project.head_rows import ATTENTION, Kept, head_rows
 from paramdex_builder.project.pair_scan import Words
 from paramdex_builder.project.pairs import same_words
 from paramdex_builder.project.parameter_rows import parameter_rows, parameters_held
@@ -54,7 +54,7 @@ def build(
 
     A source is a local folder or a Hugging Face name, or ``NAME=SOURCE`` to name it. Without a name it is called by its
     last part, or TUNED-minus-BASE where ``options.base`` says that what moved is kept. A build that was interrupted
-    goes on where it was when it is run again.
+    continues when run again.
 
     Raises BuildError, CheckpointError, FamilyError or AtlasError; nothing is left behind for bad input.
     """
@@ -116,7 +116,7 @@ def _present(atlas: Path) -> dict[str, str]:
         return {}
     file = atlas_files.database(atlas)
     if not file.is_file():
-        raise AtlasError(f"{atlas} exists and is no atlas; give another path with -o")
+        raise AtlasError(f"{atlas} exists and is not an atlas; give another path with -o")
     try:
         # A connection of its own attaches the file. Others in this process would see what an earlier reader still
         # sees, or be refused because that reader has other settings.
@@ -131,12 +131,12 @@ def _present(atlas: Path) -> dict[str, str]:
     except duckdb.Error as error:
         if "Permission denied" in str(error):
             raise AtlasError(f"{atlas} cannot be read: no permission to open {file.name}") from error
-        raise AtlasError(f"{atlas} is no atlas or is damaged ({reason(error)})") from error
+        raise AtlasError(f"{atlas} is not an atlas or is damaged ({reason(error)})") from error
 
 
 @contextmanager
 def _reading() -> Iterator[None]:
-    """Turns a system's error, while models are read and nothing is written yet, into a CheckpointError that names the
+    """While models are read, before anything is written: turns an OSError into a CheckpointError that names the
     file.
     """
     try:
@@ -225,7 +225,7 @@ def _pair_tokens(
                 advance(2 * run.n_owners)
             else:
                 vectors = {kind: weights.head_rows(kind, place) for kind in ATTENTION}
-                heads, pairs, directions = head_units(vectors, run, first, space, words, kept, workers, advance)
+                heads, pairs, directions = head_rows(vectors, run, first, space, words, kept, workers, advance)
                 _keep(units, weights.source, "pairs", number, pairs, place)
                 _keep(units, weights.source, "directions", number, directions, place)
                 _keep(units, weights.source, "heads", number, heads, place)  # last: it says that the place is done

@@ -1,7 +1,7 @@
-"""What a build of a model needs at the least: bytes of memory, and bytes on the disk.
+"""The least memory and disk that a build needs.
 
-Of the memory, what grows with the model is the embedding, a piece of a layer, a head's factors over the vocabulary, and
-what DuckDB sorts. The steps of a build come one after the other, so the largest of them counts.
+The parts of memory that grow with the model are the embedding, a piece of a layer, a head's factors over the
+vocabulary, and what DuckDB sorts. The steps of a build come one after the other, so the largest of them counts.
 """
 
 from __future__ import annotations

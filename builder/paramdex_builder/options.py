@@ -48,5 +48,5 @@ class Options:
         }
         check_choices(self)
         if self.memory is not None:
-            memory.parse(self.memory)
+            memory.size_of(self.memory)
         return replace(self, base=None if self.base is None else source_text(self.base), **whole)

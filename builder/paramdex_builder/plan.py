@@ -29,8 +29,8 @@ from paramdex_schemas.errors import quoted
 class Plan:
     """All that decides the numbers of a model. Two builds of one plan make the same rows.
 
-    The fields, but for ``format`` and ``numbers``, are columns of ``store.models``. A field that is added, dropped or
-    renamed changes every fingerprint, and so does away with the finished units of every build that was interrupted.
+    All fields except ``format`` and ``numbers`` are columns of ``store.models``. A field that is added, dropped or
+    renamed changes every fingerprint, and so discards the finished units of interrupted builds.
     """
 
     weights_sha256: str
@@ -136,7 +136,7 @@ def named_sources(sources: Sequence[str], base: str | PathLike[str] | None = Non
             better = re.sub(r"[^A-Za-z0-9._+-]+", "-", name).strip("-._+") or "NAME"
             no_path = f" (and there is no folder {text})" if "/" in name else ""
             raise BuildError(
-                f"{quoted(name)} cannot name a model, which letters, digits, . _ + and - can; "
+                f"{quoted(name)} cannot name a model; use letters, digits, . _ + and -; "
                 f"write {better}={source}{no_path}"
             )
         if name == "all":

@@ -159,11 +159,6 @@ def match_layers(scores: Array) -> npt.NDArray[np.bool_]:
     return matched
 
 
-def feature_rows(rows: Array) -> Array:
-    """Raw weight vectors (n x d) as rows whose inner product is their Pearson correlation over the d features."""
-    return normalize(rows - rows.mean(axis=1, keepdims=True))
-
-
 def strongest(values: np.ndarray, k: int, mask: np.ndarray | None = None) -> np.ndarray:
     """The ids of the k largest of ``values`` (V, float32), ties by the smaller id; ``mask`` (V) says which may be.
 

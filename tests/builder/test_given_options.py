@@ -52,8 +52,8 @@ def test_sources_and_base_as_paths(word_model: Path, tmp_path: Path, sources: Ca
         (None, None, "^sources are texts or paths, not None$"),
         (["model"], 3, "^a source is text or a path, not 3$"),
         ([], None, "^give at least one model to build$"),
-        (["a b=m1"], None, r"^'a b' cannot name a model, which letters, digits, \. _ \+ and - can; write a-b=m1$"),
-        (["./runs/a b=1"], None, r"^'a b=1' cannot name a model, which .* can; write a-b-1=\./runs/a b=1$"),
+        (["a b=m1"], None, r"^'a b' cannot name a model; use letters, digits, \. _ \+ and -; write a-b=m1$"),
+        (["./runs/a b=1"], None, r"^'a b=1' cannot name a model; use .*; write a-b-1=\./runs/a b=1$"),
         (["m\udce9"], None, r"^the path 'm\\udce9' is not valid UTF-8 text; give another$"),
     ],
 )

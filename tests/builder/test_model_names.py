@@ -11,7 +11,7 @@ import paramdex
 from paramdex_builder import Options, build
 from paramdex_schemas import BuildError, CheckpointError
 
-RULE = "cannot name a model, which letters, digits, . _ \\+ and - can; write "
+RULE = "cannot name a model; use letters, digits, . _ \\+ and -; write "
 
 
 @pytest.mark.parametrize(

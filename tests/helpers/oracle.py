@@ -181,6 +181,13 @@ def pearson(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return (a @ b.T) / np.outer(np.linalg.norm(a, axis=1), np.linalg.norm(b, axis=1))
 
 
+def feature_rows(rows: np.ndarray) -> np.ndarray:
+    """Weight vectors (n x d) as rows whose inner product is their Pearson over the d features; rows of zeros stay."""
+    centred = rows - rows.mean(1, keepdims=True)
+    norms = np.linalg.norm(centred, axis=1, keepdims=True)
+    return centred / np.where(norms > 0, norms, 1.0)
+
+
 def assert_strongest(found: list[float], truth_at_found: np.ndarray, everything: np.ndarray, side: str) -> None:
     """A stored list is the strongest there is on its side.
 

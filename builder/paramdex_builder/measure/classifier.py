@@ -50,7 +50,7 @@ class Labelled:
 
     @property
     def largest_share(self) -> float:
-        """The share of the most frequent label: what is right by always saying the same."""
+        """The share of the most frequent label: the accuracy of always giving that label."""
         return float(torch.bincount(self.classes).max() / len(self.classes))
 
 
@@ -84,7 +84,7 @@ class Classifier:
         first = str(built_as[0]) if isinstance(built_as, list) and built_as else ""
         if not first.endswith("ForSequenceClassification"):
             raise CheckpointError(
-                f"{source} is no classifier: it has neither a head for sequence classification nor {CLASSIFIER}"
+                f"{source} is not a classifier: it has neither a head for sequence classification nor {CLASSIFIER}"
             )
         runner = Runner.open(checkpoint, load(checkpoint, "AutoModelForSequenceClassification"))
         config = runner.model.config.get_text_config()
@@ -126,8 +126,8 @@ class Classifier:
         return {} if named == _plain_names(self.n_classes()) else named
 
     def class_numbers(self, source: str, names: list[str]) -> list[int] | None:
-        """The class number of each label: by the config's names, by LABEL_0, LABEL_1 ..., or, where the labels are all
-        of 0 to n - 1, as they say. None where nothing tells, and as many labels in order are as good a guess as any.
+        """The class number of each label: by the config's names, by LABEL_0, LABEL_1 ..., or, if they are 0 to n - 1,
+        by themselves. None if nothing names the classes: then sorted order is the guess.
 
         Raises BuildError where the config's names are others, or there is another number of classes.
         """
@@ -150,7 +150,7 @@ class Classifier:
 
 
 def _plain_names(count: int) -> dict[str, int]:
-    """The names that transformers gives to classes where nobody else did."""
+    """The default names that transformers gives to classes."""
     return {f"LABEL_{i}": i for i in range(count)}
 
 
@@ -160,8 +160,8 @@ def _own_tokenizer(source: str, folder: Path, base: Checkpoint) -> Any:
     own, bases = (read_vocabulary(*each, rows).name for each in ((source, folder), (base.source, base.folder)))
     if own != bases:
         raise CheckpointError(
-            f"{source}: its tokenizer has other tokens than that of {base.source}; without its tokenizer files, that "
-            "of the base is used"
+            f"{source}: its tokenizer has other tokens than that of {base.source}; "
+            "remove its tokenizer files to use the base's"
         )
     return load_tokenizer(source, folder)
 
@@ -201,8 +201,8 @@ def _weights(origin: Origin, d: int) -> torch.Tensor:
 def read_labelled(path: str | PathLike[str], *, words: int | None = None, limit: int | None = None) -> Labelled:
     """Labelled texts of a file of JSON lines with ``text`` and ``label``, plain or compressed with xz.
 
-    Of every text the last ``words`` words; of the texts ``limit``, as evenly over the file as can be. A label is a
-    name or a whole number. Raises BuildError where the file is none, or a line lacks something.
+    Keeps the last ``words`` words of each text, and ``limit`` texts spread evenly over the file. A label is a name or a
+    whole number. Raises BuildError if it is not such a file, or a line lacks something.
     """
     path = given_path(path, "the file of texts", BuildError)
     texts, labels = [], []

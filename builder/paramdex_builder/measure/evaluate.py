@@ -70,7 +70,7 @@ class EvaluateOptions:
     texts: int = 96
     """texts of 128 tokens that a causal model writes itself, to fit what its layers read; 0 leaves that out"""
     draws: int = 40
-    """draws of a baseline; of d draws no p-value is less than 1 / (d + 1)"""
+    """draws per baseline; with d draws the smallest p-value is 1 / (d + 1)"""
     seed: int = 0
     """seed of all that is drawn at random"""
 
@@ -86,7 +86,7 @@ class EvaluateOptions:
 
 @dataclass
 class Seen:
-    """What a model did at the tokens looked at."""
+    """What a model did at the sampled tokens."""
 
     states: list[torch.Tensor]
     """after every layer (n x d each)"""
@@ -154,7 +154,7 @@ def evaluate(
 
 @dataclass
 class _Rows:
-    """The rows found so far, of which ``same`` is what all of them say."""
+    """The rows found so far; ``same`` holds the columns equal in all rows."""
 
     same: dict[str, Any]
     draws: int

@@ -161,7 +161,7 @@ class Block:
         largest = space.longest * norms
         slack = (2.0**-22 * largest + 2.0**-148) / (screen.size * norms)
         self.slack = slack.where((largest > 0) & (largest < LARGEST), torch.inf)
-        """By how much a t must be less to be certainly less once it is rounded to float32 (n)."""
+        """The gap beyond which a smaller t stays smaller after rounding to float32 (n)."""
 
     @cached_property
     def rounded(self) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,8 +1,9 @@
 """Engines: matrix products that are fast and rounded, and off by no more than a proven bound.
 
 ``arithmetic.dot`` says what a score is, in float64. An engine says which scores are worth that: it multiplies in low
-precision. Results never depend on the engine; only the time does. ``Engine`` is what the searches ask of one. Write
-another by deriving from it and passing it to ``strongest_tokens`` or ``strongest_pairs``.
+precision. Results never depend on the engine; only the time does. ``Engine`` is what the searches ask of one. To write
+another, derive from it. Builds take it once a function that returns it is in ``ENGINES``; ``strongest_tokens`` and
+``strongest_pairs`` also take it as an argument.
 
 **The bound.** Let u be the unit roundoff of the engine's type (2^-24 for float32, 2^-8 for bfloat16). Operands x are
 rounded to x'. The products of two are summed in float32, in whatever order the hardware likes, and the sum is rounded
@@ -33,7 +34,7 @@ with a norm that is too small for their scale, 2^-112 sqrt(d + 3) at the most.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
@@ -47,7 +48,7 @@ _FEW = 8192
 
 
 class Engine(Protocol):
-    """Products of two operands, and what they are off by. Derived classes inherit the methods that have a body here.
+    """Products of two operands, and a bound on their error. Derived classes inherit the methods that have a body here.
 
     An operand is made of a matrix (n x d, float64, no norm over 2). It is one tensor of n rows: the rows can be taken
     and cut like those of any matrix, and a row of zeros stands for zeros. The number of its columns is the engine's.
@@ -58,7 +59,7 @@ class Engine(Protocol):
     score_dtype: torch.dtype
     """The type of the products: bfloat16, float32 or float64, whose range the bound of underflow needs."""
     u: float
-    """By what share of itself a sum can be off once it is rounded to ``score_dtype``."""
+    """The relative error of rounding a sum to ``score_dtype``."""
 
     def operand(self, x: torch.Tensor) -> torch.Tensor:
         """x (n x d, float64) rounded."""
@@ -295,14 +296,26 @@ def _shaped(out: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor
 
 FLOAT32, BFLOAT16, INT16, TENSOR_CORES = Rounded(torch.float32), Rounded(torch.bfloat16), Int16(), TensorCores()
 
+ENGINES: list[Callable[[torch.device], Engine | None]] = []
+"""Functions that ``engine_of`` asks before it chooses, the one added last first. Each returns an engine for a device,
+or None to leave the device to the others. Add to the list before a build begins.
+
+A function should return the same object whenever it is asked: with every new one E is rounded anew. Several threads use
+an engine at once, so a product must leave nothing behind in it.
+"""
+
 
 def engine_of(device: torch.device) -> Engine:
-    """The engine that is fastest on a device.
+    """The engine for a device: the first that a function in ``ENGINES`` has for it, else the fastest that is here.
 
     On a processor bfloat16 where it has instructions for that; int16 where the installation has a kernel for it and
     vectors have 256 bits; else float32. On a GPU its tensor cores where Triton can make kernels for them; else float32,
     because PyTorch lets a GPU add up products of bfloat16 in bfloat16.
     """
+    for choose in reversed(ENGINES):
+        engine = choose(device)
+        if engine is not None:
+            return engine
     if device.type != "cpu":
         return TENSOR_CORES if _has_tensor_cores(device) else FLOAT32
     features: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()

@@ -1,4 +1,4 @@
-"""What comes out is checked like what goes in: an atlas holds float32 numbers, and each of them is finite.
+"""Checks results as inputs are checked: every number stored in an atlas is a finite float32.
 
 Finite weights may have scores, norms or singular values that are not finite: a score is a sum of products of two
 weights, a pair's score of four. What is too small for float32 is stored as what float32 rounds it to, in the end 0.

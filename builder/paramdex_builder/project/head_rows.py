@@ -86,7 +86,7 @@ class _Matrix:
     directions: list[pa.Table]
 
 
-def head_units(
+def head_rows(
     vectors: dict[str, list[torch.Tensor]],
     run: Run,
     first: int,

@@ -47,7 +47,7 @@ from paramdex_builder.project.arithmetic import (
     kth_largest,
 )
 from paramdex_builder.project.engines import Engine, full_float32
-from paramdex_builder.work.workers import check
+from paramdex_builder.work.workers import stop_if_unwanted
 
 TILE_ROWS, TILE_COLUMNS = 1024, 1024
 """The scores of a tile stay in a core's cache while they are looked at."""
@@ -279,7 +279,7 @@ class Scan:
         with full_float32():
             self._set_thresholds()
             for row, column, bound, first_source, first_target in self._tiles():
-                check()
+                stop_if_unwanted()
                 open_searches = [
                     search for search in self.searches if not search.done_with(bound, first_source, first_target)
                 ]

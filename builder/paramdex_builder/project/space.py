@@ -74,8 +74,8 @@ class Described:
 
 
 def make_space(embedding: torch.Tensor, device: torch.device, advance: Advance = lambda _: None) -> Space:
-    """The space of an output embedding E (V x d, of a floating dtype of at most 32 bits). ``advance`` hears of the
-    ``space_work`` that is done.
+    """The space of an output embedding E (V x d, of a floating dtype of at most 32 bits). ``advance`` is called with
+    the ``space_work`` that is done.
     """
     E = embedding.to(device)
     means = column_means(E)
@@ -109,7 +109,7 @@ def centred_gram(
     """(A - mean_a)^T (B - mean_b), d_A x d_B in float64, for A (V x d_A) and B (V x d_B) with the same rows.
 
     Both are tensors, or anything whose slices are blocks of rows. B may be the slice of a safetensors file, which is
-    read one block at a time. ``advance`` hears of rows.
+    read one block at a time. ``advance`` is called with numbers of rows.
     """
     total: Any = 0.0
     for start in range(0, len(A), _CHUNK):

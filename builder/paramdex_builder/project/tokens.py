@@ -45,7 +45,7 @@ from paramdex_builder.project.block import (
 from paramdex_builder.project.engines import Engine, SelectingEngine, engine_of, full_float32
 from paramdex_builder.project.gpu_tokens import candidates
 from paramdex_builder.project.space import Space
-from paramdex_builder.work.workers import check
+from paramdex_builder.work.workers import stop_if_unwanted
 
 _BLOCK_ROWS, _BLOCK_BYTES = (256, 512), 32 << 20
 """Least and most rows screened at a time, and bytes of their scores."""
@@ -134,7 +134,7 @@ def _screened(W: torch.Tensor, space: Space, screen: Screen, k: int, buffer: tor
     waiting: list[list[Candidates]] = []
     first = 0
     for start in range(0, n, step):
-        check()
+        stop_if_unwanted()
         block = Block(W[start : start + step], space, screen)
         end = start + len(block.W)
         with full_float32():

@@ -63,8 +63,8 @@ def check_space(place: Path, needed: Sequence[int]) -> None:
 
 
 def _size(n_bytes: int) -> str:
-    unit = min(3, int(math.log(max(n_bytes, 1), 1024)))
-    return f"{n_bytes / 1024**unit:.0f} {('bytes', 'KiB', 'MiB', 'GiB')[unit]}"
+    power = min(3, int(math.log(max(n_bytes, 1), 1024)))
+    return f"{n_bytes / 1024**power:.0f} {('bytes', 'KiB', 'MiB', 'GiB')[power]}"
 
 
 @contextmanager

@@ -1,11 +1,13 @@
 """Publishing: the finished units of one model become rows of a copy of the database, which then replaces it.
 
 Readers never see half a model: the model's own folder is moved into place first, where nothing refers to it yet, and
-one atomic rename of the database makes it part of the atlas.
+one atomic rename of the database makes it part of the atlas. Before that all is flushed to the disk, so that a power
+cut loses nothing that is published.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -16,7 +18,6 @@ from paramdex_builder.files.tensors import write_space
 from paramdex_builder.files.vectors import open_rows, rotation, write_codes, write_flat_index
 from paramdex_builder.project.pieces import pieces
 from paramdex_builder.publish.database import database
-from paramdex_builder.publish.durable import flush, flush_tree
 from paramdex_builder.publish.rows import (
     FinishedModel,
     insert,
@@ -112,4 +113,24 @@ def insert_relations(
         connection.execute("INSERT INTO store.relations VALUES (?, ?, ?)", row)
         with progress.step(f"{mine.name} with {other.name}: neighbors and alignment", passes(other, mine)) as advance:
             for table, rows in relation_rows(other, mine, k, device, advance):
-                insert(connection, f"INSERT INTO store.{table} BY NAME SELECT * FROM unit", rows)
+                insert(connection, f"INSERT INTO store.{table} BY NAME SELECT * FROM given", rows)
+
+
+def flush(path: Path) -> None:
+    """Flush a file or folder to the disk, where the system can."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(handle)
+    except OSError:
+        pass
+    finally:
+        os.close(handle)
+
+
+def flush_tree(root: Path) -> None:
+    """Flush a folder and all that is in it to the disk."""
+    for path in [*root.rglob("*"), root]:
+        flush(path)

@@ -75,22 +75,22 @@ def _insert_tokens(connection: duckdb.DuckDBPyConnection, model: FinishedModel, 
     ).fetchall()
     if known == [(0,)]:
         items = model.vocabulary.table().append_column("is_undertrained", table["is_undertrained"])
-        insert(connection, "INSERT INTO store.tokens BY NAME SELECT * FROM unit", items)
+        insert(connection, "INSERT INTO store.tokens BY NAME SELECT * FROM given", items)
     else:
         sql = """
             UPDATE store.tokens AS t SET is_undertrained = false
-            FROM unit AS u
-            WHERE t.vocabulary = ? AND t.token_id = u.token_id AND t.is_undertrained AND NOT u.is_undertrained
+            FROM given AS g
+            WHERE t.vocabulary = ? AND t.token_id = g.token_id AND t.is_undertrained AND NOT g.is_undertrained
         """
         insert(connection, sql, table, [model.vocabulary.name])
-    insert(connection, "INSERT INTO store.token_embeddings BY NAME SELECT * FROM unit", table)
+    insert(connection, "INSERT INTO store.token_embeddings BY NAME SELECT * FROM given", table)
 
 
-def insert(connection: duckdb.DuckDBPyConnection, sql: str, unit: pa.Table, values: Any = None) -> None:
-    """Run ``sql`` with the Arrow table ``unit`` visible under that name."""
-    connection.register("unit", unit)
+def insert(connection: duckdb.DuckDBPyConnection, sql: str, given: pa.Table, values: Any = None) -> None:
+    """Run ``sql`` with the Arrow table ``given`` visible under that name."""
+    connection.register("given", given)
     connection.execute(sql, values or [])
-    connection.unregister("unit")
+    connection.unregister("given")
 
 
 def insert_parameters(connection: duckdb.DuckDBPyConnection, model: FinishedModel, progress: Progress) -> None:
@@ -98,11 +98,11 @@ def insert_parameters(connection: duckdb.DuckDBPyConnection, model: FinishedMode
     sql = """
         INSERT INTO store.parameters BY NAME
         SELECT
-            m.first_param_id + u.row AS param_id,
-            m.model || coalesce('/' || u.stack, '') || coalesce('/L' || u.layer, '') || coalesce('/H' || u.head, '')
-                || coalesce('/E' || u.expert, '') || '/' || $kind || '/' || u.idx AS address,
-            m.model_id, $kind AS kind, u.* EXCLUDE (row)
-        FROM unit AS u, store.models AS m
+            m.first_param_id + g.row AS param_id,
+            m.model || coalesce('/' || g.stack, '') || coalesce('/L' || g.layer, '') || coalesce('/H' || g.head, '')
+                || coalesce('/E' || g.expert, '') || '/' || $kind || '/' || g.idx AS address,
+            m.model_id, $kind AS kind, g.* EXCLUDE (row)
+        FROM given AS g, store.models AS m
         WHERE m.model = $model
     """
     layout = model.layout
@@ -132,29 +132,29 @@ def insert_parameters(connection: duckdb.DuckDBPyConnection, model: FinishedMode
 def insert_heads(connection: duckdb.DuckDBPyConnection, model: FinishedModel) -> None:
     heads = """
         INSERT INTO store.heads BY NAME
-        SELECT m.first_head_id + u.row AS head_id,
-               m.model || coalesce('/' || u.stack, '') || '/L' || u.layer || '/H' || u.head AS address,
-               m.model_id, u.* EXCLUDE (row)
-        FROM unit AS u, store.models AS m
+        SELECT m.first_head_id + g.row AS head_id,
+               m.model || coalesce('/' || g.stack, '') || '/L' || g.layer || '/H' || g.head AS address,
+               m.model_id, g.* EXCLUDE (row)
+        FROM given AS g, store.models AS m
         WHERE m.model = $model
     """
     pairs = """
         INSERT INTO store.pairs BY NAME
-        SELECT m.first_head_id + u.row AS head_id, u.* EXCLUDE (row)
-        FROM unit AS u, store.models AS m
+        SELECT m.first_head_id + g.row AS head_id, g.* EXCLUDE (row)
+        FROM given AS g, store.models AS m
         WHERE m.model = $model
     """
     directions = """
         INSERT INTO store.directions
-        SELECT DISTINCT m.first_head_id + u.row AS head_id, u.matrix, u.direction, u.singular_value, u.share
-        FROM unit AS u, store.models AS m
+        SELECT DISTINCT m.first_head_id + g.row AS head_id, g.matrix, g.direction, g.singular_value, g.share
+        FROM given AS g, store.models AS m
         WHERE m.model = $model
         ORDER BY ALL
     """
     tokens = """
         INSERT INTO store.direction_tokens BY NAME
-        SELECT m.first_head_id + u.row AS head_id, u.* EXCLUDE (row, singular_value, share)
-        FROM unit AS u, store.models AS m
+        SELECT m.first_head_id + g.row AS head_id, g.* EXCLUDE (row, singular_value, share)
+        FROM given AS g, store.models AS m
         WHERE m.model = $model
     """
     for number in range(len(model.layout.attention_places)):

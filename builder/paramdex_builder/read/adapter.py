@@ -147,7 +147,7 @@ def _alpha(source: str, config: dict[str, Any], module: str) -> float:
     """
     patterns = config.get("alpha_pattern") or {}
     if not isinstance(patterns, dict):
-        raise CheckpointError(f"{source}: {ADAPTER_CONFIG} says alpha_pattern {patterns!r}, which is no object")
+        raise CheckpointError(f"{source}: {ADAPTER_CONFIG} says alpha_pattern {patterns!r}, which is not an object")
     alpha = config.get("lora_alpha")
     for pattern, value in patterns.items():
         # A pattern that repeats a repetition, or repeats often, may take years to try.

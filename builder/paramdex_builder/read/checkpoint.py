@@ -29,7 +29,7 @@ from paramdex_schemas.layout import Place
 
 @contextmanager
 def _naming(source: str) -> Iterator[None]:
-    """Puts the model's source before a FamilyError of code that judges a config without knowing whose it is."""
+    """Adds the model's source to FamilyErrors raised where only its config is known."""
     try:
         yield
     except FamilyError as error:
@@ -282,7 +282,7 @@ class Checkpoint:
 
     @property
     def n_terms(self) -> int:
-        """How many terms those are; as many models are read for a vector."""
+        """How many terms those are; also the number of models that are read for each vector."""
         return 1
 
     def _added(self, run: Run) -> torch.Tensor:
@@ -355,10 +355,10 @@ class Checkpoint:
         """(E, which, tied): E (rows x d_model), 'output' or 'input', and whether the model ties the two.
 
         E is the embedding that ``space`` asks for, or the input embedding where the checkpoint has no output head; that
-        of the decoder in an encoder-decoder. (``Embeddings.notes`` says where it is not the one to expect.) An
-        embedding of another width than the residual stream is given through the map between the two. If the only map
-        leads into the stream, only the input embedding passes it, and so the input embedding is given. If each
-        embedding has a map of its own, they are not tied, even if one table is behind both. With ``fold_norm`` the
+        of the decoder in an encoder-decoder. (``Embeddings.notes`` says if it is not the expected one.) An
+        embedding whose width differs from the stream's is returned after the map between the two. If the only map leads
+        into the stream, only the input embedding passes it, and so the input embedding is given. If each embedding has
+        a map of its own, they are not tied, even if one table is behind both. With ``fold_norm`` the
         final norm is folded into an embedding that reads what the norm gives. E is float32, or float16 or bfloat16
         where it is stored so: that takes half the memory for the same numbers.
 

@@ -1,4 +1,4 @@
-"""What to say of a folder, or of a model on the hub, that does not hold what is read."""
+"""Messages about a folder, or a model on the hub, without the files that are needed."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def in_place_of_a_folder(path: Path) -> str:
 
 
 def _no_file(origin: Origin, *names: str) -> str | None:
-    """What there is under one of these names that is no file."""
+    """Describes whatever has one of these names and is not a file."""
     for name in names:
         path = origin.folder / name
         if path.is_symlink() and not path.exists():
@@ -60,7 +60,7 @@ def _no_file(origin: Origin, *names: str) -> str | None:
 
 
 def _others(names: Sequence[str]) -> str | None:
-    """What the first weights are that are there and not read."""
+    """Describes the first weight file that is present but cannot be read."""
     for pattern, what in _OTHERS.items():
         found = [name for name in names if re.fullmatch(pattern, name)]
         if found:

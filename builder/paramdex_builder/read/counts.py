@@ -1,4 +1,4 @@
-"""Counts in config.json are checked against the tensors before anything is done as often as they say.
+"""Checks the counts in config.json against the tensors before any loop runs that many times.
 
 So loops end where the tensors do, whatever config.json says. Layers and experts are counted by the names of their
 tensors, and no loop runs over a size before a tensor is found to have it.
@@ -16,16 +16,15 @@ from paramdex_builder.read.tensors import Tensors
 from paramdex_schemas import FamilyError
 
 _UNROLLED = ("num_labels", "attention_types")
-"""Numbers, beside that of the layers, by which transformers itself makes lists or tables."""
+"""Numbers besides the layer count from which transformers itself builds lists or tables."""
 _MOST = 1 << 20
 """The longest that those may be."""
 _MOST_NUMBERED = 2**15 - 1
 
 
 def excess(stack: Stack, prefix: str, config: Any, files: Tensors) -> str | None:
-    """What config.json has more of than the tensors, layers or experts, as a message; None where it has not.
-
-    What it does not say is left to ``Stack.sizes``.
+    """A message if config.json says more layers or experts than the tensors have, else None. Counts that it leaves out
+    are left to ``Stack.sizes``.
     """
     said = stack.number("n_layers", config)
     found = n_layers(stack, prefix, files)
@@ -58,7 +57,7 @@ def _around(pattern: str, mark: str) -> tuple[str, str]:
 
 @lru_cache(maxsize=32)
 def _numbered(names: tuple[str, ...], head: str, tail: str) -> dict[str, tuple[str, ...]]:
-    """The number -> the rests, in names that are ``head``, a number, ``tail`` and a rest."""
+    """Number -> the ends of the names that consist of ``head``, that number, ``tail`` and an end."""
     found = defaultdict(list)
     for name in names:
         if name.startswith(head):
@@ -70,13 +69,13 @@ def _numbered(names: tuple[str, ...], head: str, tail: str) -> dict[str, tuple[s
 
 @lru_cache(maxsize=32)
 def _most(names: tuple[str, ...], head: str, tail: str, inner_head: str, inner_tail: str) -> int:
-    """The most numbers between the inner two that any number between the outer two has."""
+    """The largest count of inner numbers under one outer number."""
     each = (_numbered.__wrapped__(rests, inner_head, inner_tail) for rests in _numbered(names, head, tail).values())
     return max((len(found) for found in each), default=0)
 
 
 def check_unrolled(data: dict[str, Any]) -> None:
-    """Raises FamilyError for a number of config.json by which reading it would not end."""
+    """Raises FamilyError for a number in config.json so large that reading would never end."""
     for name in _UNROLLED:
         most = max(_integers(data.get(name)), default=0)
         if most > _MOST:

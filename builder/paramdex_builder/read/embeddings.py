@@ -51,7 +51,7 @@ class Embeddings:
         """The table by which tokens enter ``stack``: by default the decoder of an encoder-decoder, else the only stack.
 
         A stack's own table comes before the one that stacks share, and both before the output embedding of a model
-        that says it is tied. None where there is none of these.
+        that says it is tied. None if the checkpoint has none of them.
         """
         stack = stack or ("decoder" if "decoder" in self.stacks else next(iter(self.stacks), None))
         names = self.family.stack_embeddings
@@ -129,7 +129,7 @@ class Embeddings:
         """(name, 'output' or 'input', tied): the table that scores, which of the two it is, and whether they are tied.
 
         An output embedding that is read from a head's narrower state, and not from the stream, scores no vector of
-        the stream. Raises CheckpointError where a tensor without a name that is known may be the output embedding.
+        the stream. Raises CheckpointError where a tensor of unknown name may be the output embedding.
         """
         tied = self.tied and self.way() != "outward"
         if space == "input":
@@ -149,7 +149,10 @@ class Embeddings:
             why = "it has none" if self.output is None else f"{self.output} does not read the stream"
             yield f"its input embedding {name} stands in for an output embedding: {why}, and the two are not tied"
         if self.encoder not in (None, name):
-            yield f"tokens enter its encoder by {self.encoder}; all scores, the encoder's too, are by {name}"
+            yield (
+                f"its encoder has its own input embedding, {self.encoder}; "
+                f"all scores, including the encoder's, use {name}"
+            )
 
     def in_stream(self, name: str, way: str, read: Read, precision: torch.dtype) -> torch.Tensor:
         """A table of vectors (rows x d), through the map that leads this way where there is one; ``read`` gives a

@@ -70,11 +70,11 @@ def _of_others() -> Iterator[tuple[str, Family]]:
             raise FamilyError(f"{found[entry]}: {entry.value}, an entry point of {GROUP}, has no JSON files")
         files: dict[str, Data] = {}
         for name in names:
-            with reading(f"{found[entry]}: {name}", FamilyError, "is no family file"):
+            with reading(f"{found[entry]}: {name}", FamilyError, "is not a family file"):
                 files[name.removesuffix(".json")] = _read(folder / name)
         for name, data in files.items():
             where = f"{found[entry]}: {name}.json"
-            with reading(where, FamilyError, "is no family file"):
+            with reading(where, FamilyError, "is not a family file"):
                 family = parse(inherit(data, files | _read_ours(), where), where)
             yield where, replace(family, distribution=found[entry])
 
@@ -84,7 +84,7 @@ def _folder(entry: EntryPoint, distribution: str) -> Traversable:
     what = f"{distribution}: {entry.value}, an entry point of {GROUP},"
     if entry.attr:
         raise FamilyError(f"{what} is something within a module; name a package, whose files are read")
-    with reading(what, FamilyError, "is no package whose files can be read"):
+    with reading(what, FamilyError, "is not a package whose files can be read"):
         folder = resources.files(entry.module)
         next(folder.iterdir(), None)
     return folder

@@ -30,9 +30,8 @@ from paramdex_schemas import KINDS, FamilyError
 from paramdex_schemas.addresses import STACKS
 
 _STACK_KEYS = {"config", "layer", "tensors", "experts", "shared", "added", "norms"}
-_KEYS = {"family", "about", "model_types", "like", "require", "prefixes", "embedding", "stacks", "norm",
-         "norm_offset", "final_norm"} | _STACK_KEYS  # fmt: skip
 _NEEDED = {"family", "about", "model_types", "prefixes", "embedding", "norm"}
+_KEYS = _NEEDED | {"like", "require", "stacks", "norm_offset", "final_norm"} | _STACK_KEYS
 _CONFIG: dict[str, Any] = {
     "n_layers": "num_hidden_layers",
     "d_model": "hidden_size",
@@ -118,7 +117,8 @@ class Stack:
         if found["d_head"] is None:
             if found["d_model"] % found["n_heads"]:
                 raise FamilyError(
-                    f"config.json: hidden size {found['d_model']} is no multiple of {found['n_heads']} attention heads"
+                    f"config.json: hidden size {found['d_model']} is not a multiple of {found['n_heads']} "
+                    "attention heads"
                 )
             found["d_head"] = found["d_model"] // found["n_heads"]
         _check_number("d_head", found["d_head"], self.config["d_head"])
@@ -248,6 +248,8 @@ def parse(data: dict[str, Any], where: str) -> Family:
 
     Raises FamilyError naming ``where``.
     """
+    # Not msgspec, which stops at the first unknown key; nor pydantic, which names them all but would need this code as
+    # a validator, because the keys of a stack may also stand at the top of the file.
     unknown, missing = set(data) - _KEYS, _NEEDED - set(data)
     described = data.get("stacks", {None: {}})
     for description in described.values():
@@ -262,11 +264,20 @@ def parse(data: dict[str, Any], where: str) -> Family:
     embedding = data["embedding"]
     of_stacks = embedding.get("stacks", {})
     return Family(
-        data["family"], data["about"], tuple(data["model_types"]), data.get("require", {}), tuple(data["prefixes"]),
-        (embedding["input"], *of_stacks.values()), of_stacks, tuple(embedding["output"]), embedding.get("maps", {}),
-        tuple(_stack(name, {**data, **each}, data.get("config", {}), where) for name, each in described.items()),
-        data["norm"], data.get("norm_offset", 0), data.get("final_norm"),
-    )  # fmt: skip
+        name=data["family"],
+        about=data["about"],
+        model_types=tuple(data["model_types"]),
+        require=data.get("require", {}),
+        prefixes=tuple(data["prefixes"]),
+        input_embeddings=(embedding["input"], *of_stacks.values()),
+        stack_embeddings=of_stacks,
+        output_embeddings=tuple(embedding["output"]),
+        maps=embedding.get("maps", {}),
+        stacks=tuple(_stack(name, {**data, **each}, data.get("config", {}), where) for name, each in described.items()),
+        norm=data["norm"],
+        norm_offset=data.get("norm_offset", 0),
+        final_norm=data.get("final_norm"),
+    )
 
 
 def _stack(name: str | None, data: dict[str, Any], config: dict[str, Any], where: str) -> Stack:
@@ -289,12 +300,12 @@ def _stack(name: str | None, data: dict[str, Any], config: dict[str, Any], where
         if not set(groups[group]) <= {*_FEED_FORWARD, "router"}:
             raise FamilyError(f"{where}: {group} are ff_key, ff_gate, ff_value and router, not {sorted(groups[group])}")
     return Stack(
-        name,
-        _CONFIG | config | data.get("config", {}),
-        data["layer"],
-        groups["tensors"],
-        {kind: specs[0] for kind, specs in groups["experts"].items()},
-        {kind: specs[0] for kind, specs in groups["shared"].items()},
-        data.get("added", {}),
-        data.get("norms", {}),
+        name=name,
+        config=_CONFIG | config | data.get("config", {}),
+        layer=data["layer"],
+        tensors=groups["tensors"],
+        experts={kind: specs[0] for kind, specs in groups["experts"].items()},
+        shared={kind: specs[0] for kind, specs in groups["shared"].items()},
+        added=data.get("added", {}),
+        norms=data.get("norms", {}),
     )

@@ -1,4 +1,4 @@
-"""The files of a model, in a local folder or of a revision on the hub, from where each is fetched when it is read."""
+"""The files of a model: in a local folder, or of a revision on the hub, where each file is fetched when first read."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _REPOSITORY = re.compile(r"(?P<repo>\w[\w.-]*(/\w[\w.-]*)?)(@(?P<revision>\w[\w.
 ADAPTER_CONFIG = "adapter_config.json"
 """What a folder of PEFT's holds in place of a model's config."""
 _FIRST = ("config.json", ADAPTER_CONFIG)
-"""What says whether the rest is fetched."""
+"""Fetched first; they decide whether the rest is."""
 _SECONDS = 20
 """The longest that the hub may be silent."""
 _MOST = 10_000
@@ -74,7 +74,7 @@ class Origin:
 
 @contextmanager
 def _in_time() -> Iterator[None]:
-    """While it is open, no request to the hub waits for ever; huggingface_hub itself sets no limit for most."""
+    """While this is open, requests to the hub time out; huggingface_hub sets no limit for most of them."""
     from huggingface_hub import get_session
 
     def limit(request: Any) -> None:
@@ -126,7 +126,7 @@ def on_hub(source: str) -> Origin | None:
 
 
 def own_name(source: str) -> str:
-    """The name of a model that was given none: the last part of its source, with its revision on the hub."""
+    """The default name of a model: the last part of its source, with its revision on the hub."""
     match = None if os.path.isdir(source) else _REPOSITORY.fullmatch(source)  # noqa: PTH112  # Path's own raises
     if match is None or match["revision"] is None:
         return Path(source.rstrip("/")).name.replace("@", "-")

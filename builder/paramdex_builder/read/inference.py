@@ -1,4 +1,4 @@
-"""Inference: where no family lists a model's type, the family whose layout its tensors follow without exception."""
+"""Inference: finds the family whose layout the tensors follow exactly, if no family lists the model's type."""
 
 from __future__ import annotations
 

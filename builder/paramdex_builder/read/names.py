@@ -77,7 +77,7 @@ class Names:
         return f"{self.prefix}{self.stacks[stack].added[kind]['tensor']}"
 
     def of_run(self, run: Run) -> Iterator[TensorSpec]:
-        """What the vectors of a run are read from, but for vectors that its biases are carried through."""
+        """The tensors that a run is read from, without those that carry its biases."""
         if KINDS[run.kind].form == "embedding":
             return
         kinds = [WRITTEN[run.kind]] if run.kind in WRITTEN else CARRIED.get(run.kind, (run.kind,))[:1]
@@ -110,7 +110,7 @@ class Names:
     def blocks(self) -> list[str]:
         """What transformers calls the modules of the layers, first to last, below the model's own name.
 
-        Raises FamilyError where the model is no single stack of layers of their own.
+        Raises FamilyError where the model is not a single stack of layers of their own.
         """
         if list(self.stacks) != [None]:
             raise FamilyError(f"{self.source}: it has several stacks of layers; only models of one stack are run")

@@ -33,13 +33,15 @@ def load_state(path: Path, what: str) -> dict[str, torch.Tensor]:
             except UnpicklingError as error:  # its message says how to load it all the same, and so run its code
                 raise ValueError(_refused(str(error))) from error
     if not isinstance(loaded, Mapping):
-        raise CheckpointError(f"{what} holds no state dict but a {type(loaded).__name__}; save model.state_dict()")
+        raise CheckpointError(
+            f"{what} is not a state dict: it holds a {type(loaded).__name__}; save model.state_dict()"
+        )
     with reading(what, CheckpointError):
         return _state_dict(loaded, what)
 
 
 def _refused(said: str) -> str:
-    """Why PyTorch's reader without code refuses a pickle, of what it says."""
+    """The reason why PyTorch's safe reader refuses a pickle, from its message."""
     called = re.search(r"GLOBAL (\S+)", said)
     why = re.search(r"WeightsUnpickler error: (.+)", said)
     if called:
@@ -58,7 +60,7 @@ def _state_dict(loaded: Mapping[Any, Any], what: str) -> dict[str, torch.Tensor]
         return inner[held[0]]
     names = [str(key) for key in held or loaded]
     found = f"{', '.join(names[:8])}{', ...' if len(names) > 8 else ''}" or "nothing"
-    raise CheckpointError(f"{what} holds no state dict but {found}; save the model's state dict alone")
+    raise CheckpointError(f"{what} is not a state dict: it holds {found}; save the model's state dict alone")
 
 
 def _tensors(values: Mapping[Any, Any]) -> dict[str, torch.Tensor]:

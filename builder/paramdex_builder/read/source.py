@@ -43,7 +43,7 @@ def read_config(origin: Origin) -> dict[str, Any]:
     if not origin.has("config.json") and origin.has(ADAPTER_CONFIG):
         raise CheckpointError(f"{source} is an adapter; say with --base which model it was tuned from")
     if not origin.has("config.json"):
-        raise CheckpointError(f"{source} is no model: it has no config.json; {without_config(origin)}")
+        raise CheckpointError(f"{source} is not a model: it has no config.json; {without_config(origin)}")
     data = read_json(origin.path("config.json"), f"{source}: config.json", CheckpointError)
     if not isinstance(data.get("model_type"), str):
         raise CheckpointError(f"{source}: config.json names no model_type")

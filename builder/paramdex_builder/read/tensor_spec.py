@@ -1,8 +1,8 @@
 """Where a checkpoint has vectors: a tensor's name within a layer, and its axes written as einops writes them.
 
-Whatever the axes, the result is one row a vector, n x d_model. The axis ``part`` of a fused tensor is a concatenation:
-``"axes": "d_model (part n_heads d_head)", "parts": [1, 1, 1], "take": 0`` is the first third. A tensor whose name has
-``{expert}`` in it stands once for every expert; one with an axis ``n_experts`` holds them all.
+Whatever the axes, the result is one row per vector, n x d_model. The axis ``part`` of a fused tensor is a
+concatenation: ``"axes": "d_model (part n_heads d_head)", "parts": [1, 1, 1], "take": 0`` is the first third. A tensor
+whose name has ``{expert}`` in it stands once for every expert; one with an axis ``n_experts`` holds them all.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class TensorSpec:
         return spread.reshape(-1, sizes["d_model"]) if outer else spread.reshape(-1)
 
     def of_bias(self, *, written: bool) -> TensorSpec:
-        """Where the biases of these vectors lie: one number a vector, or a vector where the bias is ``written``."""
+        """Where the biases of these vectors lie: one number per vector, or a vector where the bias is ``written``."""
         name = self.bias or f"{self.tensor.removesuffix('.weight')}.bias"
         if written:
             return replace(self, tensor=name, axes="n_experts d_model" if self.all_experts else "d_model", parts=())

@@ -21,9 +21,9 @@ _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat
 _OLD_ENDINGS = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 """Names of checkpoints that were converted from TensorFlow (bert-base-uncased, for one) -> as transformers has them."""
 _WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
-"""Steps in the names of what torch.compile, FSDP and activation checkpointing wrap, wherever that is in a model."""
+"""Parts that torch.compile, FSDP and activation checkpointing insert into tensor names, at any depth."""
 _OUTSIDE = ("module.", "base_model.model.")
-"""What the names of a whole model begin with that DataParallel or PEFT wraps."""
+"""Prefixes that DataParallel and PEFT put before all names."""
 Stamp = tuple[int, int, int] | None
 """A file's inode, size in bytes and time of its last change in ns, which differ if it was replaced. None: it is gone.
 """
@@ -44,7 +44,7 @@ class Tensors(Protocol):
     def shape(self, name: str) -> tuple[int, ...]: ...
 
     def dtype(self, name: str) -> str:
-        """float32, float16, ...; for what is not floating point the name that the file gives it."""
+        """float32, float16, ...; or, if not floating point, the file's own name for it."""
 
     def tensor(self, name: str, part: int | None = None) -> torch.Tensor:
         """A tensor, or only the ``part``-th entry of its first axis, which stays (1 x ...). Raises CheckpointError."""
@@ -179,7 +179,7 @@ class TensorFiles:
         return self._tensors[name].shape
 
     def dtype(self, name: str) -> str:
-        """float32, float16, ...; for what is not floating point the name that the file gives it."""
+        """float32, float16, ...; or, if not floating point, the file's own name for it."""
         return self._tensors[name].dtype
 
     def tensor(self, name: str, part: int | None = None) -> torch.Tensor:

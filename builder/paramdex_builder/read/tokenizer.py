@@ -52,8 +52,8 @@ def special_ids(tokenizer: Any) -> set[int]:
 
 @contextmanager
 def reading(source: str, files: str = "") -> Iterator[None]:
-    """Around what reads ``files`` of a source's tokenizer: what a library raises becomes a CheckpointError of
-    one line. Nothing is printed, as Rust prints its panics and warnings.
+    """A context for reading ``files`` of a tokenizer: errors of libraries become a CheckpointError of one line. Nothing
+    is printed, as Rust prints its panics and warnings.
     """
     what = f"{source}: its tokenizer{f' ({files})' if files else ''}"
     with foreign.reading(what, CheckpointError), _silent():
@@ -62,7 +62,7 @@ def reading(source: str, files: str = "") -> Iterator[None]:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """While it is open, standard output and error (1 and 2) lead nowhere; one that is closed stays so."""
+    """Discards standard output and error (1 and 2) within the block; a closed one stays closed."""
     kept = {}
     nowhere = os.open(os.devnull, os.O_WRONLY)
     try:
@@ -90,7 +90,7 @@ def _read_json(source: str, file: Path) -> dict[str, Any]:
 
 
 def _check_class(source: str, folder: Path, config: dict[str, Any]) -> None:
-    """Refuses a tokenizer that is code of its folder's, and a class that finds no vocabulary of its own there.
+    """Refuses a tokenizer that is code in the model's folder, or a class that finds no vocabulary there.
 
     Raises CheckpointError.
     """

@@ -52,8 +52,8 @@ def _steps(node: Any) -> Iterator[dict[str, Any]]:
 
 
 def _written(spec: dict[str, Any]) -> tuple[Replaced, ...]:
-    """What a tokenizer's decoder puts in the place of parts of a token, in order; of a tokenizer that has no decoder
-    what stands for a space by its other steps.
+    """What a tokenizer's decoder puts in the place of parts of a token, in order; if it has no decoder, what its
+    other steps write for a space.
     """
     found: list[Replaced] = []
     if spec.get("decoder") is not None:

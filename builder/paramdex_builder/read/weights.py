@@ -26,7 +26,7 @@ class Weights(Protocol):
 
     @property
     def revision(self) -> str | None:
-        """The commit of the hub that it is of."""
+        """Its commit on the hub."""
 
     @property
     def family(self) -> Family: ...
@@ -52,7 +52,7 @@ class Weights(Protocol):
 
     @property
     def n_terms(self) -> int:
-        """The terms that a head's matrices are sums of; as many models are read for a vector."""
+        """The terms that a head's matrices are sums of; also the number of models that are read for each vector."""
 
     def numbers(self) -> dict[str, Any]:
         """The model's numbers for the table ``models``: layers, widths, heads."""
@@ -67,7 +67,7 @@ class Weights(Protocol):
         """Parts of layers with matrices that the family does not know -> how many."""
 
     def sha256(self) -> str:
-        """The SHA-256 of all that the vectors are read from, but for a base."""
+        """The SHA-256 of the files that the vectors come from, without the base's."""
 
     def base_sha256(self) -> str | None:
         """The SHA-256 of the weights that are subtracted."""

@@ -31,8 +31,8 @@ NEARLY = 0.9
 
 @dataclass(frozen=True)
 class Shared:
-    """The tokens whose text two vocabularies have: their ids in that of the earlier model and in that of the new one
-    (S each), in the order of the earlier one's.
+    """The tokens that two vocabularies share, by text: their ids in the earlier model's and in the new one's (S each),
+    in the order of the earlier one's.
     """
 
     earlier: torch.Tensor
@@ -82,9 +82,9 @@ class Related:
 def related(
     connection: duckdb.DuckDBPyConnection, atlas: Path, folder: Path, progress: Progress
 ) -> tuple[Related, list[Related]]:
-    """The new model and the earlier ones that it is related to. ``progress`` is told of what is not compared on all
-    tokens. The new model is the last of the database, which has its rows of ``models``, ``layout`` and ``tokens``; its
-    vectors are in ``folder``.
+    """The new model and the earlier ones that it is related to. ``progress`` is told which models are compared on
+    shared tokens only, or not at all. The new model is the last of the database, which has its rows of ``models``,
+    ``layout`` and ``tokens``; its vectors are in ``folder``.
     """
     *earlier, new = read_models(lambda sql: connection.execute(sql).fetchall())
     own = new.vocabulary

@@ -15,8 +15,8 @@ chunks whose heads are above another's hold k keys above everything in that othe
 chunk, and where it only ties, the chunk with the higher head has the earlier ids throughout. So the best k lie in the k
 chunks of highest heads, and a chunk whose head is not above the k-th best key so far adds nothing.
 
-What does depend on the blocks is how a matrix product rounds: BLAS may add in another order in a block of another
-shape, so a similarity can differ in its last bits, and equal rows need not tie in float32. Given the similarities, the
+Only rounding depends on the blocks: BLAS may add in another order in a block of another shape, so a similarity can
+differ in its last bits, and equal rows need not tie in float32. Given the similarities, the
 nearest are the same for all blocks, and the layer scores are to float64 rounding.
 
 All of this happens on the device that is given: on a GPU its products and top-k are PyTorch's, in larger blocks, and
@@ -115,7 +115,8 @@ def relate(
 
 
 def feature_blocks(rows: np.ndarray, inverse: np.ndarray, device: torch.device) -> Iterator[np.ndarray]:
-    """``isometry.feature_rows`` of the weights that ``rows`` (n x r) are coordinates of, in blocks (float32).
+    """The weights (n x d) that ``rows`` (n x r) are coordinates of, less their means and normalized, so that inner
+    products are Pearson correlations over the d features; in blocks (float32).
 
     ``inverse`` is R^+ (d x r). Write the blocks to a scratch file, then relate two such files without ``move``.
     """

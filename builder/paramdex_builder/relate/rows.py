@@ -89,7 +89,7 @@ def _feature_layers(
 ) -> np.ndarray | None:
     """The layer scores of raw weights, or None where widths differ; ``advance`` is told of every row of ``a``.
 
-    The weights are recovered from the coordinates, as far as features are compared by them (``isometry.feature_rows``).
+    The weights are recovered from the coordinates, as far as ``feature_blocks`` compares features by them.
     """
     d = a.root_shape[1]
     if b.root_shape[1] != d or not all(side.root().keeps_features for side in (a, b)):

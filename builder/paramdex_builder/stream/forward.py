@@ -59,7 +59,7 @@ class Runner:
     def open(cls, checkpoint: Checkpoint, model: Any = None) -> Runner:
         """Run an opened checkpoint; or ``model``, which has its architecture.
 
-        Raises CheckpointError where transformers cannot load it, FamilyError where it is no single stack of blocks.
+        Raises CheckpointError where transformers cannot load it, FamilyError where it is not a single stack of blocks.
         """
         names = checkpoint.names.blocks()
         model = load(checkpoint) if model is None else model
@@ -130,7 +130,7 @@ class Runner:
 
     @property
     def pad_id(self) -> int:
-        """What padding is filled with: masked, so that any token does."""
+        """The token used as padding; it is masked, so any will do."""
         found = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id)
         return next((each for each in found if each is not None and each < self.n_rows), 0)
 
@@ -149,7 +149,7 @@ class Runner:
 
     @cached_property
     def gives_tuples(self) -> bool:
-        """Whether a block gives its state with something else beside it, not the state alone."""
+        """Whether a block returns a tuple, not the state alone."""
         seen: list[Any] = []
         hook = self.blocks[0].register_forward_hook(lambda _, __, output: seen.append(output))
         try:

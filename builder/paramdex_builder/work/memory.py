@@ -25,8 +25,9 @@ LEAST_FOR_DUCKDB, MOST_FOR_DUCKDB = 512 << 20, 1 << 30
 _SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,15})?)\s*([KMGT])(?:i?B)?", re.IGNORECASE)
 
 
-def parse(text: str) -> int:
+def size_of(text: str) -> int:
     """The bytes of a size such as 8G, 1.5G or 800M. Raises BuildError where it is none."""
+    # Not pydantic's ByteSize, to which 8G is 8 * 10^9 bytes: here K, M, G and T are powers of 1024.
     match = _SIZE.fullmatch(text.strip()) if isinstance(text, str) else None
     if not match:
         raise BuildError(f"memory must be a size such as 8G or 800M, not {quoted(text)}")
@@ -56,7 +57,7 @@ def allowed(setting: str | None, least: int, name: str) -> int:
     """
     if setting is None:
         return max((free() or 0) // 2, least)
-    given = parse(setting)
+    given = size_of(setting)
     if given < least:
         raise BuildError(
             f"memory {setting} is too little for {name}, which needs about {gib(least)}; "

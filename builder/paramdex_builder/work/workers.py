@@ -20,7 +20,7 @@ Done = TypeVar("Done")
 _own = threading.local()
 
 
-def check() -> None:
+def stop_if_unwanted() -> None:
     """Long pieces of work call this now and then. Raises CancelledError where nobody waits for them any more."""
     stopped: threading.Event | None = getattr(_own, "stopped", None)
     if stopped is not None and stopped.is_set():
@@ -48,6 +48,7 @@ class Workers:
             return
         stopped = threading.Event()
         pool = ThreadPoolExecutor(n, initializer=lambda: setattr(_own, "stopped", stopped))
+        # Not threadpoolctl: it limits the pools of other libraries, but leaves the number that PyTorch goes by.
         torch.set_num_threads(threads // n)
         try:
             yield from pool.map(function, items)

@@ -351,7 +351,7 @@ def test_bad_input_says_what_is_wrong(pair: tuple[Path, Path], reviews: Path, tm
     fails(BuildError, f"{b} has 2 layers; its last 3 cannot be kept", a, b, last=(3,))
     fails(BuildError, "state is raw, scaled, normed, not 'round'", a, b, state="round")
     fails(BuildError, "space is output or input, not 'both'", a, b, space="both")
-    fails(CheckpointError, f"{a} is no classifier: it has neither", a, a)
+    fails(CheckpointError, f"{a} is not a classifier: it has neither", a, a)
     fails(BuildError, "give at least one tuned model", a)
     three = labelled(TEXTS, ["a", "b", "c", "a", "b", "c", "a", "b"], "here")
     fails(BuildError, f"{b} has 2 classes, but the texts have 3 labels: a, b, c", a, b, texts=three)

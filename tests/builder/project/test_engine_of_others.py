@@ -1,26 +1,34 @@
 """An engine that somebody else wrote: two of them, from what ``Engine`` says alone, find what the brute force finds.
 
 One multiplies in float64. The other has operands of eight bits, and a scale per row: what an accelerator for int8 does.
+Builds take them from ``ENGINES``, and store what they store with the engines that are here.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
+import duckdb
 import numpy as np
 import pytest
 import torch
+from conftest import SMALL_OPTIONS
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paramdex_builder.project import pair_scan
+from paramdex_builder import build
+from paramdex_builder.project import engines, pair_scan
 from paramdex_builder.project.arithmetic import UNDERFLOW, dot, gamma64
 from paramdex_builder.project.engines import Engine
 from paramdex_builder.project.pairs import same_words, strongest_pairs
 from paramdex_builder.project.space import make_space
 from paramdex_builder.project.tokens import projection_shared, strongest_tokens
+from paramdex_schemas import atlas_files
 
 CPU = torch.device("cpu")
+Listed = list[Callable[[torch.device], Engine | None]]
 
 
 class Float64(Engine):
@@ -81,7 +89,7 @@ class EightBits(Engine):
         return out.copy_(torch.ldexp(out.double(), exponents))
 
 
-ENGINES = [Float64(), EightBits()]
+OTHERS = [Float64(), EightBits()]
 
 
 @pytest.fixture(autouse=True)
@@ -90,7 +98,7 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(pair_scan, name, value)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", OTHERS)
 @given(st.integers(1, 30), st.integers(1, 30), st.integers(1, 200), st.integers(-80, 0), st.integers(0, 2**32 - 1))
 def test_products_keep_their_bound(engine: Engine, n: int, m: int, d: int, scale: int, seed: int) -> None:
     draw = np.random.default_rng(seed)
@@ -106,7 +114,7 @@ def settled(A: torch.Tensor, B: torch.Tensor) -> np.ndarray:
     return np.stack([dot(a.expand(len(B), -1), B).float().numpy() for a in A.double()]) + np.float32(0)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", OTHERS)
 @given(st.integers(1, 500), st.integers(1, 24), st.sampled_from([1, 10, 60]), st.integers(0, 2**32 - 1))
 def test_tokens(engine: Engine, V: int, d: int, k: int, seed: int) -> None:
     """Rows of very different norm, and duplicates."""
@@ -122,7 +130,7 @@ def test_tokens(engine: Engine, V: int, d: int, k: int, seed: int) -> None:
         assert np.array_equal(found.scores.numpy(), np.take_along_axis(scores, order, 1))
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", OTHERS)
 @given(st.integers(1, 120), st.integers(1, 12), st.sampled_from([1, 10, 60]), st.integers(0, 2**32 - 1))
 def test_pairs(engine: Engine, V: int, d: int, k: int, seed: int) -> None:
     draw = np.random.default_rng(seed)
@@ -138,7 +146,7 @@ def test_pairs(engine: Engine, V: int, d: int, k: int, seed: int) -> None:
             assert np.array_equal(got.score.numpy(), scores[mask][order])
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", OTHERS)
 def test_few_tokens_are_scored_in_float64(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine is of use: of 5000 tokens a row, few are left."""
     draw = np.random.default_rng(0)
@@ -152,5 +160,51 @@ def test_few_tokens_are_scored_in_float64(engine: Engine, monkeypatch: pytest.Mo
 
 def test_memory_counts_what_is_held() -> None:
     """Eight bits a number, and E in float64, since neither engine reads another E itself."""
-    shared = [projection_shared(1000, 100, torch.float32, engine) for engine in ENGINES]
+    shared = [projection_shared(1000, 100, torch.float32, engine) for engine in OTHERS]
     assert shared[0] - shared[1] == 7 * 1000 * 100 + 4 * 100 * 100
+
+
+@pytest.fixture
+def listed() -> Iterator[Listed]:
+    """``ENGINES``, which is left as it was found."""
+    before = list(engines.ENGINES)
+    yield engines.ENGINES
+    engines.ENGINES[:] = before
+
+
+def test_the_last_listed_that_has_one_is_taken(listed: Listed) -> None:
+    ours = engines.engine_of(CPU)
+    listed += [lambda _: OTHERS[0], lambda _: OTHERS[1], lambda device: None if device == CPU else OTHERS[0]]
+    assert engines.engine_of(CPU) is OTHERS[1]
+    assert engines.engine_of(torch.device("meta")) is OTHERS[0]
+    del listed[:2]
+    assert engines.engine_of(CPU) is ours
+
+
+def contents(atlas: Path) -> dict[str, list[tuple[object, ...]]]:
+    """The rows of every table, as they are stored, but for the time; among them the digests of all files."""
+    with duckdb.connect(str(atlas_files.database(atlas)), read_only=True) as connection:
+        tables = connection.execute("SELECT table_name FROM duckdb_tables() WHERE schema_name = 'store'").fetchall()
+        return {
+            name: connection.execute(f"SELECT COLUMNS(lambda c: c <> 'built_at') FROM store.{name}").fetchall()
+            for (name,) in tables
+        }
+
+
+@pytest.mark.parametrize("engine", OTHERS)
+def test_a_build_takes_a_listed_engine_and_stores_the_same(
+    engine: Engine,
+    listed: Listed,
+    word_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ordinary = contents(build(f"m={word_model}", tmp_path / "ours.atlas", SMALL_OPTIONS))
+    assert ordinary["parameters"]
+    assert ordinary["pairs"]
+    multiplied: list[int] = []
+    operand = engine.operand
+    monkeypatch.setattr(engine, "operand", lambda x: multiplied.append(len(x)) or operand(x))
+    listed.append(lambda device: engine if device.type == "cpu" else None)
+    assert contents(build(f"m={word_model}", tmp_path / "theirs.atlas", SMALL_OPTIONS)) == ordinary
+    assert multiplied

@@ -151,7 +151,7 @@ def test_output_that_is_no_atlas(word_model: Path, tmp_path: Path, what: str) ->
         output.mkdir()
         if what == "folder":
             (output / "notes.txt").write_text("precious")
-    refuse(word_model, output, AtlasError, f"{output} exists and is no atlas; give another path with -o")
+    refuse(word_model, output, AtlasError, f"{output} exists and is not an atlas; give another path with -o")
     assert output.is_dir() == (what != "file")
 
 
@@ -159,7 +159,7 @@ def test_database_that_is_none(word_model: Path, tmp_path: Path) -> None:
     output = tmp_path / "x.atlas"
     output.mkdir()
     (output / "atlas.duckdb").write_bytes(b"precious" * 1000)
-    refuse(word_model, output, AtlasError, f"{output} is no atlas or is damaged")
+    refuse(word_model, output, AtlasError, f"{output} is not an atlas or is damaged")
     assert (output / "atlas.duckdb").read_bytes() == b"precious" * 1000
 
 
@@ -168,7 +168,7 @@ def test_database_of_something_else(word_model: Path, tmp_path: Path) -> None:
     output.mkdir()
     with duckdb.connect(str(output / "atlas.duckdb")) as connection:
         connection.execute("CREATE TABLE models (name VARCHAR)")
-    refuse(word_model, output, AtlasError, f"{output} is no atlas or is damaged")
+    refuse(word_model, output, AtlasError, f"{output} is not an atlas or is damaged")
 
 
 @pytest.mark.parametrize("difference", [1, -1])

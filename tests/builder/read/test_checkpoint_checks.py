@@ -91,7 +91,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], type[ParamdexError], str]] = {
     "heads do not divide the width": (
         lambda f: configure(f, n_head=5),
         FamilyError,
-        "hidden size 24 is no multiple of 5 attention heads",
+        "hidden size 24 is not a multiple of 5 attention heads",
     ),
     "more layers in config": (
         lambda f: configure(f, n_layer=3),
@@ -163,7 +163,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], type[ParamdexError], str]] = {
     "truncated in its header": (lambda f: cut(f, 0.001), CheckpointError, "model.safetensors is truncated"),
     "empty": (lambda f: cut(f, 0), CheckpointError, "model.safetensors is truncated"),
     "no weights": (lambda f: unlink(f, "model.safetensors"), CheckpointError, "has no model.safetensors; save it with"),
-    "no config": (lambda f: unlink(f, "config.json"), CheckpointError, "is no model: it has no config.json"),
+    "no config": (lambda f: unlink(f, "config.json"), CheckpointError, "is not a model: it has no config.json"),
     "config is no JSON": (
         lambda f: (f / "config.json").write_text('{"model_type": '),
         CheckpointError,
@@ -377,7 +377,7 @@ def test_name_that_is_neither_folder_nor_known_model(tmp_path: Path) -> None:
         ([], "give at least one model"),
         (["{}", "{}"], "two models would be called word-model; name one of them: OTHER="),
         (["a={}", "a={}"], "two models would be called a;"),
-        (["/"], "'' cannot name a model, which letters, digits, . _ + and - can; write NAME=/"),
+        (["/"], "'' cannot name a model; use letters, digits, . _ + and -; write NAME=/"),
         (["../-x"], "'-x' cannot name a model"),
     ],
 )

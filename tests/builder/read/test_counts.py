@@ -78,7 +78,12 @@ def test_layers_that_are_no_number(tmp_path: Path, number: Any, model_type: str)
 @pytest.mark.parametrize(
     ("maker", "name", "number", "message"),
     [
-        ("GPT2LMHeadModel", "n_head", MANY, "config.json: hidden size 24 is no multiple of 2147483648 attention heads"),
+        (
+            "GPT2LMHeadModel",
+            "n_head",
+            MANY,
+            "config.json: hidden size 24 is not a multiple of 2147483648 attention heads",
+        ),
         ("GPT2LMHeadModel", "n_head", LONG, f"config.json: n_heads is 1{35 * '0'} ..., which cannot be right"),
         ("GPT2LMHeadModel", "n_head", -3, "config.json: n_heads is -3, which cannot be right"),
         (

@@ -92,10 +92,10 @@ def test_a_file_may_be_like_one_beside_it(install: Install) -> None:
 
 
 BROKEN: dict[str, tuple[dict[str, Any], str | None, str]] = {
-    "no JSON": ({"x.json": "{"}, None, r"their-models: x\.json is no family file: "),
-    "a list": ({"x.json": []}, None, r"their-models: x\.json is no family file: it holds no object"),
+    "no JSON": ({"x.json": "{"}, None, r"their-models: x\.json is not a family file: "),
+    "a list": ({"x.json": []}, None, r"their-models: x\.json is not a family file: it holds no object"),
     "an unknown key": ({"x.json": THEIRS | {"colour": 1}}, None, r"their-models: x\.json: unknown keys \['colour'\]"),
-    "keys of another sort": ({"x.json": THEIRS | {"config": 7}}, None, r"their-models: x\.json is no family file: "),
+    "keys of another sort": ({"x.json": THEIRS | {"config": 7}}, None, r"their-models: x\.json is not a family file: "),
     "like nothing": (
         {"x.json": THEIRS | {"like": "gtp2"}},
         None,
@@ -112,7 +112,11 @@ BROKEN: dict[str, tuple[dict[str, Any], str | None, str]] = {
         None,
         r"their-models: x\.json: gpt2\.json of paramdex is of the family 'gpt2' already",
     ),
-    "no package": ({}, "their_absent", r"their-models: their_absent, an entry point of paramdex\.families, is no pack"),
+    "no package": (
+        {},
+        "their_absent",
+        r"their-models: their_absent, an entry point of paramdex\.families, is not a pack",
+    ),
     "a module": ({}, "json.decoder", r"their-models: json\.decoder, an entry point of paramdex\.families, "),
     "an object": (
         {},

@@ -153,14 +153,14 @@ REFUSED: dict[str, tuple[Callable[[State], Any], str]] = {
         put(FC, lambda value: (value * torch.inf).to_sparse()),
         f"tensor {FC} has 2304 values that are NaN or infinite",
     ),
-    "a tensor": (lambda state: state[FC], "pytorch_model.bin holds no state dict but a Tensor"),
-    "a list": (lambda state: [*state.values()], "pytorch_model.bin holds no state dict but a list"),
-    "no tensors": (lambda _: {"lr": 0.1, "epoch": 3}, "pytorch_model.bin holds no state dict but lr, epoch"),
+    "a tensor": (lambda state: state[FC], "pytorch_model.bin is not a state dict: it holds a Tensor"),
+    "a list": (lambda state: [*state.values()], "pytorch_model.bin is not a state dict: it holds a list"),
+    "no tensors": (lambda _: {"lr": 0.1, "epoch": 3}, "pytorch_model.bin is not a state dict: it holds lr, epoch"),
     "two state dicts": (
         lambda state: {"model": state, "ema": state, "epoch": 3},
-        "pytorch_model.bin holds no state dict but model, ema; save the model's state dict alone",
+        "pytorch_model.bin is not a state dict: it holds model, ema; save the model's state dict alone",
     ),
-    "nothing": (lambda _: [0], "pytorch_model.bin holds no state dict"),
+    "nothing": (lambda _: [0], "pytorch_model.bin is not a state dict"),
     "wrapped in part": (wrapped("module.", only="wte"), "there is no tensor transformer.wte.weight"),
     "within another module": (
         wrapped("net."),
@@ -407,7 +407,7 @@ def test_a_folder_without_a_config_is_told_by_what_it_holds(word_model: Path, tm
 
     runs = tmp_path / "runs"
     shutil.copytree(word_model, runs / "checkpoint-500")
-    says(runs, f"{runs} is no model: it has no config.json; give a folder in it that has one: checkpoint-500")
+    says(runs, f"{runs} is not a model: it has no config.json; give a folder in it that has one: checkpoint-500")
     shutil.copytree(word_model, runs / "checkpoint-900")
     (runs / "model_index.json").write_text("{}")
     says(runs, "give a folder in it that has one: checkpoint-500, checkpoint-900")

@@ -210,7 +210,7 @@ def test_files_that_end_early_are_not_taken(client: Client, folders: dict[str, P
 
 def test_what_is_refused_by_its_config_has_no_weights_fetched(client: Client) -> None:
     assert client.refused("owner/quantized").startswith("owner/quantized is quantized")
-    says = "owner/gguf is no model: it has no config.json; it holds model-q4.gguf, llama.cpp's format"
+    says = "owner/gguf is not a model: it has no config.json; it holds model-q4.gguf, llama.cpp's format"
     assert client.refused("owner/gguf").startswith(says)
     assert client.hub.fetched == ["config.json"]
 

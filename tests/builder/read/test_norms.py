@@ -172,7 +172,7 @@ def test_relations_of_folded_models(tmp_path: Path) -> None:
     assert all(row["similarity"] > best[number(row["address"])] - 2e-6 for row in rows)
     sql = "SELECT layer_a, layer_b, feature_score FROM layer_alignments WHERE kind = 'ff_value' ORDER BY ALL"
     folded_scores, plain_scores = atlas.sql(sql).to_rows(), plain.sql(sql).to_rows()
-    features = [[isometry.feature_rows(w) for w in truth[name].rows["ff_value"]] for name in "ab"]
+    features = [[oracle.feature_rows(w) for w in truth[name].rows["ff_value"]] for name in "ab"]
     by_hand = isometry.layer_scores(*features)
     assert [row["feature_score"] for row in folded_scores] == pytest.approx(by_hand.ravel().tolist(), abs=1e-6)
     assert [row["feature_score"] for row in plain_scores] == pytest.approx(by_hand.ravel().tolist(), abs=1e-6)
@@ -192,5 +192,5 @@ def test_what_a_root_keeps_of_features(null: list[np.ndarray], keeps: bool) -> N
     assert root.rank == 6 - len(null)
     assert root.keeps_features is keeps
     w = np.random.default_rng(1).normal(size=(3, 6))
-    back = isometry.feature_rows(w @ root.root.T @ root.inverse.T)
-    assert np.allclose(back, isometry.feature_rows(w), atol=1e-9) is keeps
+    back = oracle.feature_rows(w @ root.root.T @ root.inverse.T)
+    assert np.allclose(back, oracle.feature_rows(w), atol=1e-9) is keeps

@@ -498,7 +498,9 @@ def test_the_decoders_table_scores_where_encoder_and_decoder_have_two(name: str,
         torch.testing.assert_close(seen[0] @ E.T + model.final_logits_bias, logits)
     said = notes(tmp_path)[-1]
     entry = "encoder.embed_tokens.weight"
-    assert said.startswith(f"tokens enter its encoder by {'' if cls == 'BartModel' else 'model.'}{entry}; all scores")
+    assert said.startswith(
+        f"its encoder has its own input embedding, {'' if cls == 'BartModel' else 'model.'}{entry}; all scores"
+    )
 
 
 @pytest.mark.parametrize("own", ["encoder", "decoder"])

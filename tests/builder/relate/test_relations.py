@@ -15,6 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import oracle
 from paramdex_builder.files.vectors import open_rows, write_flat_index
 from paramdex_builder.relate.relations import Layers, Nearest, Relations, feature_blocks, relate
 from paramdex_schemas import isometry
@@ -185,13 +186,13 @@ def test_rows_straight_from_vector_files(tmp_path: Path) -> None:
 
 @given(st.integers(1, 90), st.integers(1, 12), st.integers(0, 2**32 - 1))
 def test_feature_rows_of_coordinates(n: int, d: int, seed: int) -> None:
-    """As isometry.feature_rows, zero rows included; their layer scores are the mean |Pearson| over features."""
+    """As oracle.feature_rows, zero rows included; their layer scores are the mean |Pearson| over features."""
     draw = np.random.default_rng(seed)
     inverse = draw.normal(size=(d, d))
     rows = draw.normal(size=(n, d)).astype(np.float32)
     rows[0] = 0
     found = np.concatenate(list(feature_blocks(rows, inverse, CPU)))
-    expected = isometry.feature_rows(rows @ inverse.T)
+    expected = oracle.feature_rows(rows @ inverse.T)
     assert found.dtype == np.float32
     if d > 1:  # the one feature of a row is its mean
         np.testing.assert_allclose(found, expected, atol=1e-6)

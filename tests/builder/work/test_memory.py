@@ -48,7 +48,7 @@ def options(setting: str) -> Options:
     [("8G", 8 * GIB), ("1.5g", 3 * GIB // 2), ("800M", 800 << 20), ("2 GiB", 2 * GIB), ("9K", 9216), ("1T", GIB << 10)],
 )
 def test_sizes(text: str, size: int) -> None:
-    assert memory.parse(text) == size
+    assert memory.size_of(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "8", "G", "-8G", "8X", "8,5G", "8G RAM"])

@@ -8,7 +8,7 @@ from concurrent.futures import CancelledError
 import pytest
 import torch
 
-from paramdex_builder.work.workers import Workers, check
+from paramdex_builder.work.workers import Workers, stop_if_unwanted
 
 CPU = torch.device("cpu")
 MANY = Workers(CPU, 1 << 30)
@@ -53,7 +53,7 @@ def test_an_error_is_raised_and_ends_the_others() -> None:
             raise ValueError("no such head")
         try:
             while n == 1:
-                check()
+                stop_if_unwanted()
         except CancelledError:
             given_up.set()
             raise
@@ -70,11 +70,11 @@ def test_what_is_left_is_given_up() -> None:
     def work(n: int) -> int:
         begun.append(n)
         while n == 1:
-            check()
+            stop_if_unwanted()
         return n
 
     results = MANY.map(work, range(50), 1)
     assert next(results) == 0
     results.close()
     assert len(begun) < 50
-    check()  # this thread works for nobody
+    stop_if_unwanted()  # this thread works for nobody
