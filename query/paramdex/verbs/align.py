@@ -22,7 +22,7 @@ from paramdex.picture import figure_class
 from paramdex.result import Drawn, Result, table_of
 from paramdex.store.common_space import common, shared_note
 from paramdex.store.related import related_on
-from paramdex.store.scope import check_kind
+from paramdex.store.scope import Scope
 from paramdex.store.store import Store
 from paramdex_schemas import KINDS, QueryError, isometry
 from paramdex_schemas.arguments import yes_or_no
@@ -101,15 +101,16 @@ class Alignment(Drawn):
         return alignment_figure(self)
 
 
-def align(store: Store, model_a: str, model_b: str, kind: str | None = None) -> Alignment:
-    """See ``Atlas.align``."""
-    a, b = store.model(model_a), store.model(model_b)
-    if a is b:
-        raise QueryError(f"align takes two different models, not {a.name} twice")
-    check_kind(kind, [a, b])
-    weights = [each for each in KINDS if KINDS[each].form == "weight"]
-    shared = [each for each in weights if each in a.layout.kinds and each in b.layout.kinds]
-    if kind is not None and kind not in weights:
+def kinds_that_align(a: Model, b: Model) -> list[str]:
+    """The kinds of weights that both models have."""
+    both = [kind for kind in KINDS if kind in a.layout.kinds and kind in b.layout.kinds]
+    return [kind for kind in both if KINDS[kind].form == "weight"]
+
+
+def align(store: Store, scope: Scope) -> Alignment:
+    """See ``Atlas.align``; ``scope`` has two models."""
+    (a, b), kind, shared = scope.models, scope.kind, kinds_that_align(*scope.models)
+    if kind is not None and KINDS[kind].form != "weight":
         raise QueryError(f"align compares the weights of layers, and {kind} is not a weight; {suggest(kind, shared)}")
     kinds = [each for each in shared if kind in (None, each)]
     if not kinds:
