@@ -229,7 +229,9 @@ class Coded:
 
 @cache
 def _cores() -> ThreadPoolExecutor:
-    """A thread for each core, in which FAISS starts no others."""
+    """A thread for each core, in which FAISS starts no others: this number of OpenMP's is a thread's own. threadpoolctl
+    would set the same one, after a search of all loaded libraries.
+    """
     import faiss
 
     return ThreadPoolExecutor(faiss.omp_get_max_threads(), "search", faiss.omp_set_num_threads, (1,))

@@ -176,7 +176,11 @@ def diagonality(scores: Array) -> tuple[float, float]:
 
 
 def _p_value(fit: Array, norm: float) -> float:
-    """The share of the orders of layers that fit at least as well as their own; ``norm`` bounds the rounding."""
+    """The share of the orders of layers that fit at least as well as their own; ``norm`` bounds the rounding.
+
+    ``scipy.stats.permutation_test`` gives the same for up to seven layers. From eight on it draws other random orders,
+    and gives other p-values.
+    """
     reached = tried = 0
     for orders in _orders(len(fit)):
         values = fit[np.arange(len(fit)), orders].sum(axis=1)

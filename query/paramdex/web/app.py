@@ -66,6 +66,9 @@ class Guard:
     cannot read the atlas. A page of another site cannot load a picture, a script or data from here either; a link from
     it to a page here works.
 
+    Nothing is compressed (starlette's GZip): one tag would name two forms of a page, large answers would be compressed
+    outside the turns that share the processors, and on this machine it saves nothing. A proxy in front can do it.
+
     starlette's TrustedHost refuses in plain text, but every refusal here is a Problem with these headers. starlette's
     CORS only grants other sites access; it refuses nothing.
     """
