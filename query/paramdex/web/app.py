@@ -22,7 +22,7 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from paramdex import Atlas, __version__
-from paramdex.web.cards.problem import Fault, Problem
+from paramdex.web.cards.shapes import Fault, Problem
 from paramdex.web.errors import fault
 from paramdex.web.html.pages import STATIC, Pages
 from paramdex.web.load.turns import Turns
