@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from paramdex.result import Result
-from paramdex.store.filters import TokenFilter
 from paramdex.store.nearest import Hit
 from paramdex.store.scope import how_many
 from paramdex.store.store import Store
+from paramdex.store.token_filter import TokenFilter
 from paramdex.verbs.align import Alignment, align
 from paramdex.verbs.check import check
 from paramdex.verbs.diff import diff
 from paramdex.verbs.directions import directions
 from paramdex.verbs.find import find
-from paramdex.verbs.heads import Pairs, heads
+from paramdex.verbs.heads import WordPairs, heads
 from paramdex.verbs.info import info
 from paramdex.verbs.lens import lens
 from paramdex.verbs.match import match
@@ -201,7 +201,7 @@ class Atlas(Store):
 
     def heads(
         self,
-        pairs: Pairs,
+        pairs: WordPairs,
         k: int = 10,
         *,
         model: str | None = None,

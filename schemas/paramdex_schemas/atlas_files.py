@@ -49,6 +49,11 @@ def shared_space(earlier: str) -> str:
     return f"shared.{earlier}.safetensors"
 
 
+def size(atlas: Path) -> int:
+    """The bytes of all files of an atlas."""
+    return sum(file.stat().st_size for file in atlas.rglob("*") if file.is_file())
+
+
 def sha256(*paths: Path) -> str:
     """The SHA-256, in hexadecimal, of the bytes of the files, one file after the other."""
     digest = hashlib.sha256()
