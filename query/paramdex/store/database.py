@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 
 from paramdex.store.interrupts import AGAIN, Question, stoppable
-from paramdex.store.statements import reading
+from paramdex.store.statements import read_statement
 from paramdex_schemas import FORMAT_VERSION, AtlasError, QueryError, atlas_files, foreign
 from paramdex_schemas.arguments import given_items
 from paramdex_schemas.checks import check_text
@@ -249,7 +249,7 @@ class Database:
             with self._lock:
                 try:
                     with self._turn() as question:
-                        text = reading(self.connection, sql).text
+                        text = read_statement(self.connection, sql).text
                         # EXPLAIN ANALYZE runs what it explains; so not even the scratch database beside the atlas
                         # changes
                         self.connection.execute("BEGIN TRANSACTION READ ONLY")

@@ -105,7 +105,7 @@ class Vectors:
     _moves: dict[tuple[str, str, str], tuple[Array, Array]] = field(default_factory=dict)
     _transfers: dict[tuple[str, str], Array] = field(default_factory=dict)
     _rotations: list[Array] = field(default_factory=list)
-    head_factors: dict[tuple[str, str, Place, str | None], Array] = field(default_factory=dict)
+    head_coordinates: dict[tuple[str, str, Place, str | None], Array] = field(default_factory=dict)
     """(model, kind, place, as in ``head_norms``) -> the coordinates of its vectors (n x r, float64), kept for some."""
     head_norms: dict[tuple[str, str, str | None], Array] = field(default_factory=dict)
     """(model, matrix, the model that it is compared with, or None for one of its own vocabulary) -> the norms of its

@@ -7,8 +7,9 @@ from typing import Any
 import pyarrow as pa
 
 from paramdex.result import Result, table_of
-from paramdex.store.filters import Sieve, TokenFilter
+from paramdex.store.filters import Sieve
 from paramdex.store.store import Store
+from paramdex.store.token_filter import TokenFilter
 from paramdex_schemas import MATRICES, Address, AddressError, QueryError
 from paramdex_schemas.errors import quoted
 

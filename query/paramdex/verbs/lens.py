@@ -14,12 +14,13 @@ import numpy as np
 import pyarrow as pa
 
 from paramdex.result import Result, table_of
-from paramdex.store.filters import Sieve, TokenFilter
+from paramdex.store.filters import Sieve
 from paramdex.store.nearest import Hit, strongest_hits
 from paramdex.store.scope import Scope
 from paramdex.store.store import Store
+from paramdex.store.token_filter import TokenFilter
 from paramdex.verbs.hits import hits_in_model, listed
-from paramdex.verbs.user_vectors import own_vectors
+from paramdex.verbs.user_vectors import user_vectors
 from paramdex_schemas import QueryError, isometry
 from paramdex_schemas.isometry import Array, strongest
 
@@ -60,7 +61,7 @@ def lens(
     model = scope.model
     space = store.vectors.space(model.name)
     width = len(space.means)
-    given = own_vectors(vector, width, model.name, row, name)
+    given = user_vectors(vector, width, model.name, row, name)
     sieve = Sieve(store.database, filter)
     if given.single:
         return _one(store, given.says, given.rows[0], k, scope, side, sieve)

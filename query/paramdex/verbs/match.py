@@ -17,9 +17,10 @@ import pyarrow as pa
 from paramdex.result import Result, table_of
 from paramdex.store.common_space import common
 from paramdex.store.described import by_tokens
-from paramdex.store.filters import Sieve, TokenFilter
+from paramdex.store.filters import Sieve
 from paramdex.store.scope import Scope, one_or_both
 from paramdex.store.store import Store
+from paramdex.store.token_filter import TokenFilter
 from paramdex.text import visible
 from paramdex.verbs.align import align
 from paramdex_schemas import KINDS, QueryError
@@ -94,8 +95,8 @@ def match(store: Store, scopes: tuple[Scope, Scope], k: int, side: str, filter: 
     both = common(store, a, b)
     places = [_places(scope, kind) for scope in scopes]
     left, right = (
-        np.concatenate([side.comparable(kind, span) for span in own.values()])
-        for side, own in zip((both.left, both.right), places, strict=True)
+        np.concatenate([half.comparable(kind, span) for span in own.values()])
+        for half, own in zip((both.left, both.right), places, strict=True)
     )
     there, back = both_nearest(left, right, signed=signed)
     mutual = back.row[there.row] == np.arange(len(left))

@@ -6,10 +6,10 @@ import numpy as np
 
 from paramdex.result import Result
 from paramdex.store.common_space import Common, compared
-from paramdex.store.filters import TokenFilter
 from paramdex.store.nearest import Hit, signs_of, strongest_hits
 from paramdex.store.scope import Scope
 from paramdex.store.store import Store
+from paramdex.store.token_filter import TokenFilter
 from paramdex.verbs.hits import hits_in_model, listed
 from paramdex.verbs.similar_heads import similar_heads
 from paramdex_schemas import Address, AddressError
