@@ -3,11 +3,11 @@
     NAME.atlas/
       atlas.duckdb                      everything SQL can see
       models/MODEL/KIND.faiss           normalized isometric coordinates, row i = the i-th parameter of that kind
-      models/MODEL/KIND.codes.*         of a large kind, the same in a byte a number; see vector_files
+      models/MODEL/KIND.codes.*         for a large kind, the same rows, one byte per number; see vector_files
       models/MODEL/space.safetensors    the embedding, its column means, the root R of its Gram matrix
       models/MODEL/transfer.safetensors from each earlier model of the vocabulary into this one's coordinates
       models/MODEL/shared.EARLIER.safetensors
-                                        of a model of nearly the same vocabulary the same, on the tokens of both
+                                        the same for a model of nearly the same vocabulary, on the shared tokens
 
 DuckDB checks its own blocks when it reads them; the other files have their SHA-256 in the table ``store.files``.
 """
@@ -92,7 +92,7 @@ def ddl() -> list[str]:
 
 
 def shared_tokens() -> str:
-    """The query for the tokens by which models of two vocabularies, $a and $b, are compared."""
+    """The query for the tokens on which models of two vocabularies, $a and $b, are compared."""
     return _sql("shared_tokens")
 
 

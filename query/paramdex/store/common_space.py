@@ -23,7 +23,7 @@ from paramdex_schemas.model import Model
 
 @dataclass(frozen=True)
 class Half:
-    """One of two models. ``root`` belongs to its embedding on the tokens that both have (None: on all its own).
+    """One of two models. ``root`` is the root of its embedding restricted to the shared tokens (None: all its tokens).
     ``into`` takes coordinates under that root to the common ones (None: they are the same).
     """
 

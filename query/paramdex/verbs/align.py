@@ -214,7 +214,9 @@ def _alignment(a: str, b: str, rows: list[tuple[Any, ...]], notes: Sequence[str]
     title = f"{a} and {b}: mean |correlation| of matched layers and of all others, in embedding space"
     if any("raw matched" in line for line in lines):
         title += ", and of raw weights"
-    title += "\ndiagonal: how much more alike layers of one depth are (at most 1); p: the chance of so much or more"
+    title += (
+        "\ndiagonal: how much more alike layers at the same depth are (at most 1); p: the chance of a value this large"
+    )
     title += "".join(f"\np of {m} layers is at least 1/{min(factorial(m), _ORDERS + 1):,}" for m in sorted(depths))
     summary = Result(pa.Table.from_pylist(lines), title, list(notes))
     few = summary.table.select([name for name in summary.columns if name != "raw diagonal"])

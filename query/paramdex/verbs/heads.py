@@ -136,8 +136,8 @@ def heads(store: Store, pairs: WordPairs, scope: Scope, matrix: str, k: int, top
     table = table_of(rows, _SCHEMA)
     title = (
         f"{matrix} of every head on {len(wanted)} pairs, {'query → key' if matrix == 'QK' else 'read → written'}\n"
-        "z: the mean score less that of all token pairs, in standard errors of a mean of as many random pairs\n"
-        f"share: of how many pairs the target is among the {top} strongest of its source's row"
+        "z: the mean score minus that of all token pairs, in standard errors of a mean of as many random pairs\n"
+        f"share: the share of pairs whose target is among the {top} strongest of its source's row"
     )
     return Result(table, title, notes)
 

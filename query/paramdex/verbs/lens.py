@@ -25,7 +25,7 @@ from paramdex_schemas import QueryError, isometry
 from paramdex_schemas.isometry import Array, strongest
 
 MOST_ROWS = 200
-"""The most rows of a matrix, which get one line each."""
+"""The most rows that are listed, one line each."""
 _SHOWN_TOKENS = 5
 _AT_A_TIME = 16
 """Rows of a matrix whose V scores are in memory at a time."""
@@ -93,7 +93,7 @@ def lens(
     )
     zeros = [str(line["row"]) for line in lines if "top" not in line]
     notes = [f"rows of zeros, which say nothing: {', '.join(zeros)}"] if zeros else []
-    title = f"{given.says}: {len(lines)} vectors of {model.name}; a row alone says more"
+    title = f"{given.says}: {len(lines)} vectors of {model.name}; choose one row to see more"
     return Result(table_of(lines, schema), title, [*notes, *sieve.notes()])
 
 

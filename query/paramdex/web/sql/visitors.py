@@ -91,7 +91,9 @@ def check(tree: str, hidden: frozenset[str]) -> None:
             if name.lower() in hidden:
                 refused = name
             elif kind == "SHOW_REF" and name not in _SHOWN:  # which may be a setting
-                raise QueryError(f"SHOW is for TABLES, SCHEMAS and DATABASES here; for a table write DESCRIBE {name}")
+                raise QueryError(
+                    f"SHOW works only with TABLES, SCHEMAS and DATABASES here; for a table write DESCRIBE {name}"
+                )
         if refused:
             raise QueryError(f"{refused} is not allowed here: SQL reads the atlas's own tables")
 
