@@ -1,6 +1,6 @@
 """The atlas: one noun, whose methods are the verbs of the command line.
 
-Every method checks its arguments and hands them, with the atlas itself, to the function of its verb.
+Each method reads k and where to look, and hands them to its verb.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from paramdex.result import Result
-from paramdex.store.filters import TokenFilter
 from paramdex.store.nearest import Hit
-from paramdex.store.scope import how_many, layer_number
+from paramdex.store.scope import how_many
 from paramdex.store.store import Store
+from paramdex.store.token_filter import TokenFilter
 from paramdex.verbs.align import Alignment, align
 from paramdex.verbs.check import check
 from paramdex.verbs.diff import diff
 from paramdex.verbs.directions import directions
 from paramdex.verbs.find import find
-from paramdex.verbs.heads import Pairs, heads
+from paramdex.verbs.heads import WordPairs, heads
 from paramdex.verbs.info import info
 from paramdex.verbs.lens import lens
 from paramdex.verbs.match import match
@@ -144,7 +144,7 @@ class Atlas(Store):
 
         ``side`` and ``filter`` are as in ``search``. Raises AddressError or QueryError.
         """
-        return similar(self, address, k, model, kind, layer, side, filter)
+        return similar(self, address, how_many(k), model, kind, layer, side, filter)
 
     def similar_hits(
         self,
@@ -157,7 +157,7 @@ class Atlas(Store):
         side: str = "top",
     ) -> tuple[list[Hit], list[str]]:
         """What ``similar`` finds for a parameter, each a (similarity, param_id), and its notes."""
-        return similar_hits(self, address, k, model, kind, layer, side)
+        return similar_hits(self, address, how_many(k), model, kind, layer, side)
 
     # Nine arguments: the vector is found by three (vector, row, name), its neighbours by as many as in search.
     def lens(
@@ -201,7 +201,7 @@ class Atlas(Store):
 
     def heads(
         self,
-        pairs: Pairs,
+        pairs: WordPairs,
         k: int = 10,
         *,
         model: str | None = None,
@@ -250,7 +250,7 @@ class Atlas(Store):
         The same is given for the raw weights if the models have the same width, nearly the same vocabulary and
         embeddings of full rank. Raises AddressError for an unknown model, QueryError for a kind that has no weights.
         """
-        return align(self, model_a, model_b, kind)
+        return align(self, self.scope_of_two("align", model_a, model_b, kind))
 
     def match(
         self,
@@ -273,5 +273,5 @@ class Atlas(Store):
         ``side`` both counts a large negative correlation as near. ``filter`` chooses the tokens that describe them.
         Raises AddressError or QueryError.
         """
-        k, layers = how_many(k), (layer_number(layer_a), layer_number(layer_b))
-        return match(self, (model_a, model_b), kind, layers, k, side, filter)
+        k, (a, b) = how_many(k), self.scope_of_two("match", model_a, model_b, kind).models
+        return match(self, (self.scope(a.name, kind, layer_a), self.scope(b.name, kind, layer_b)), k, side, filter)

@@ -20,7 +20,7 @@ GOOD = 0.7
 RARE = 0.05
 """A value is above its baseline if at most this share of the baseline's draws reach it."""
 _FEWEST = math.ceil(1 / RARE)
-"""So many draws, the value itself among them, are needed before one of them is no more than that share."""
+"""The fewest draws, counting the value itself, with which one draw is at most that share."""
 _SHUFFLED = ("shuffled", "active elsewhere")
 """The baselines that put the n things that are looked at into another order."""
 _TITLES = {
@@ -112,13 +112,13 @@ def _too_few(row: dict[str, Any]) -> list[str]:
     found = []
     if row["p_value"] is not None and row["draws"] + 1 < _FEWEST:
         found.append(
-            f"above is not said: with {row['draws']} draws no p-value is below 1/{row['draws'] + 1}; "
-            f"{RARE} takes {_FEWEST - 1} draws or more (--draws)"
+            f"above is left out: with {row['draws']} draws no p-value is below 1/{row['draws'] + 1}; "
+            f"{RARE} needs at least {_FEWEST - 1} draws (--draws)"
         )
     if row["against"] in _SHUFFLED and math.factorial(row["n"]) < _FEWEST:
         found.append(
-            f"above is not said of {row['measure']} that are {row['against']}: "
-            f"{row['n']} have {math.factorial(row['n'])} orders, too few for a p-value of {RARE}"
+            f"above is left out for {row['measure']} ({row['against']}): "
+            f"{row['n']} items have only {math.factorial(row['n'])} orders, too few for a p-value of {RARE}"
         )
     return found
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from paramdex.picture import Picture, save
 from paramdex.plain import json_text, plain_values
 from paramdex.text import visible
 from paramdex_schemas import QueryError
@@ -183,8 +184,6 @@ class Drawn(Result):
         """Draw the picture into a file and return its path; the ending chooses the format. Without a path, return a
         picture that a notebook shows. Raises QueryError where it cannot be drawn or written.
         """
-        from paramdex.picture import Picture, save
-
         if path is None:
             return Picture(self.figure())
         place = given_path(path, "a picture's file", QueryError)

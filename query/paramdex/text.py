@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from paramdex_schemas.errors import escaped
 
 
@@ -25,3 +27,13 @@ def arrow(source: str, target: str) -> str:
     'paris → ␣france'
     """
     return f"{visible(source)} → {visible(target)}"
+
+
+def some(names: Sequence[str], most: int, between: str = ", ") -> str:
+    """The first ``most`` names for a note, and how many more there are.
+
+    >>> some(["a", "b", "c"], 2)
+    'a, b and 1 more'
+    """
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return between.join(names[:most]) + more

@@ -3,11 +3,11 @@
     NAME.atlas/
       atlas.duckdb                      everything SQL can see
       models/MODEL/KIND.faiss           normalized isometric coordinates, row i = the i-th parameter of that kind
-      models/MODEL/KIND.codes.*         of a large kind, the same in a byte a number; see vector_files
+      models/MODEL/KIND.codes.*         for a large kind, the same rows, one byte per number; see vector_files
       models/MODEL/space.safetensors    the embedding, its column means, the root R of its Gram matrix
       models/MODEL/transfer.safetensors from each earlier model of the vocabulary into this one's coordinates
       models/MODEL/shared.EARLIER.safetensors
-                                        of a model of nearly the same vocabulary the same, on the tokens of both
+                                        the same for a model of nearly the same vocabulary, on the shared tokens
 
 DuckDB checks its own blocks when it reads them; the other files have their SHA-256 in the table ``store.files``.
 """
@@ -49,6 +49,11 @@ def shared_space(earlier: str) -> str:
     return f"shared.{earlier}.safetensors"
 
 
+def size(atlas: Path) -> int:
+    """The bytes of all files of an atlas."""
+    return sum(file.stat().st_size for file in atlas.rglob("*") if file.is_file())
+
+
 def sha256(*paths: Path) -> str:
     """The SHA-256, in hexadecimal, of the bytes of the files, one file after the other."""
     digest = hashlib.sha256()
@@ -87,7 +92,7 @@ def ddl() -> list[str]:
 
 
 def shared_tokens() -> str:
-    """The query for the tokens by which models of two vocabularies, $a and $b, are compared."""
+    """The query for the tokens on which models of two vocabularies, $a and $b, are compared."""
     return _sql("shared_tokens")
 
 

@@ -15,7 +15,7 @@ class ParamdexError(Exception):
     names of paths, models and tensors in it. Characters in ``but`` are not escaped.
 
     ParamdexError
-    ├── AtlasError          the folder is no atlas, is damaged, or is of a newer format
+    ├── AtlasError          the folder is not an atlas, is damaged, or is of another format
     ├── AddressError        no such model, layer, head, kind or parameter
     ├── TokenError          no such word or token in the vocabulary
     ├── QueryError          SQL or options that cannot be answered
@@ -29,7 +29,7 @@ class ParamdexError(Exception):
 
 
 class AtlasError(ParamdexError):
-    """The folder is no atlas, is damaged, or is of a newer format."""
+    """The folder is not an atlas, is damaged, or is of another format."""
 
 
 class AddressError(ParamdexError):

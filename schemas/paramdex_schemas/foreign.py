@@ -84,7 +84,7 @@ def all_of(read: Callable[[int], bytes]) -> bytes:
 
 
 def read_json(path: Path, what: str, error: type[ParamdexError], says: str = "is not a JSON object") -> dict[str, Any]:
-    """The object in a JSON file. Messages call the file ``what``, and ``says`` tells of one that holds no object.
+    """The object in a JSON file. Messages call the file ``what``, and ``says`` tells of one without an object.
 
     Raises ``error``.
     """
@@ -93,5 +93,5 @@ def read_json(path: Path, what: str, error: type[ParamdexError], says: str = "is
     with reading(what, error, says, "fetch it again"):
         data = json.loads(raw)
         if not isinstance(data, dict):
-            raise TypeError(f"it holds no object but {_CALLED.get(type(data), 'a number')}")
+            raise TypeError(f"it holds {_CALLED.get(type(data), 'a number')}, not an object")
     return data

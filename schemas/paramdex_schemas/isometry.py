@@ -1,6 +1,6 @@
 """Isometric coordinates: what the numbers in an atlas's vector indexes mean.
 
-A parameter w (d) has the V scores E w. Nobody needs to keep them: with Ec = E less its column means,
+A parameter w (d) has the V scores E w. They need not be stored: with Ec = E minus its column means,
 G = Ec^T Ec and any R with R^T R = G, the coordinates c = R w satisfy
 
     <c1, c2> = w1^T G w2 = <Ec w1, Ec w2>,
@@ -17,7 +17,8 @@ is the Gram matrix of two orthonormal bases. For normalized coordinates a of A a
 correlation of the two score vectors, exactly and whatever the widths; T^T goes the other way.
 
 On some of the tokens alone the same holds of those rows of E, centred anew, and their root R'. M = R' R^+ takes
-coordinates c to M c, which are normalized again; M is no longer than 1, as fewer rows, centred, have no larger Gram.
+coordinates c to M c, which are normalized again; M is no longer than 1, because the Gram matrix of fewer centred rows
+is no larger.
 
 All functions are pure, in NumPy and float64 inside.
 """
@@ -70,8 +71,8 @@ class Root:
 
     @cached_property
     def rounding(self) -> float:
-        """For a w of norm 1, an R w of no more than this length is what rounding leaves of 0: gamma_d ||R||_F, 4 times
-        for R's own. What R keeps is longer by far, unless w is almost at right angles to all of it.
+        """For w of norm 1, R w counts as zero up to this length: gamma_d ||R||_F, 4 times for R's own rounding. What R
+        keeps is longer by far, unless w is almost at right angles to all of it.
         """
         return float(4 * max(self.root.shape) * np.finfo(np.float64).eps * np.linalg.norm(self.root))
 
@@ -110,8 +111,8 @@ def restriction(some: Root, whole: Root) -> Array:
 
 
 RESTRICTED_TO_NOTHING = 2.0**-23
-"""For normalized coordinates c kept in float32, an M c of no more than this length is what rounding leaves of scores
-that are equal on the tokens chosen: |c - c'| <= 2^-24, and M is no longer than 1.
+"""For normalized coordinates c kept in float32, M c counts as zero up to this length, as of scores that are equal on
+the tokens chosen: |c - c'| <= 2^-24, and M is no longer than 1.
 """
 
 

@@ -75,7 +75,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Block:
+class KindBlock:
     """The contiguous run of one kind: ``n_rows`` parameters from the model's ``first``-th on."""
 
     kind: str
@@ -115,8 +115,10 @@ class Layout:
         return [stack for stack in STACKS if any(run.stack == stack for run in self.runs)]
 
     @cached_property
-    def blocks(self) -> dict[str, Block]:
-        return {kind: Block(kind, runs[0].first, sum(r.n_rows for r in runs)) for kind, runs in self._by_kind.items()}
+    def blocks(self) -> dict[str, KindBlock]:
+        return {
+            kind: KindBlock(kind, runs[0].first, sum(r.n_rows for r in runs)) for kind, runs in self._by_kind.items()
+        }
 
     @cached_property
     def n_parameters(self) -> int:

@@ -1,7 +1,7 @@
 """The models of an atlas: where each one's parameters and heads stand in the numbering that all of them share.
 
-``param_id`` and ``head_id`` count through the whole atlas. A model takes a contiguous part of both, and what lies where
-in that part its layout says. Both packages read the models of a database here.
+``param_id`` and ``head_id`` count through the whole atlas. A model takes a contiguous part of both, and its layout says
+what lies where in it. Both packages read the models of a database here.
 """
 
 from __future__ import annotations

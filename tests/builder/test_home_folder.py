@@ -102,14 +102,14 @@ def test_a_folder_of_that_name(home: Path, small_atlas: Path) -> None:
     with paramdex.open("./~") as opened:
         assert str(opened.path) == f"{Path.cwd()}/~"
         assert "gpt2-a" in opened.models
-    with pytest.raises(AtlasError, match=f"^{home} is no atlas"):
+    with pytest.raises(AtlasError, match=f"^{home} is not an atlas"):
         paramdex.open("~")
 
 
 def test_a_home_of_nobody_stays_as_it_is(home: Path, small_atlas: Path) -> None:
     here = f"{Path.cwd()}/~nobody-of-that-name"
     assert path_text("~nobody-of-that-name/x", "a path", QueryError) == f"{here}/x"
-    with pytest.raises(AtlasError, match=f"^{here}/x is no atlas: there is no such folder"):
+    with pytest.raises(AtlasError, match=f"^{here}/x is not an atlas: there is no such folder"):
         paramdex.open("~nobody-of-that-name/x")
     Path("~nobody-of-that-name").symlink_to(small_atlas)
     with paramdex.open("~nobody-of-that-name") as opened:

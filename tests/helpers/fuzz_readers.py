@@ -45,7 +45,7 @@ from safetensors.torch import load_file, save_file
 import models
 from paramdex.store.words import read_lines
 from paramdex.verbs.heads import read_pairs
-from paramdex.verbs.user_vectors import own_vectors
+from paramdex.verbs.user_vectors import user_vectors
 from paramdex_builder.measure.classifier import read_labelled
 from paramdex_builder.read.checkpoint import Checkpoint
 from paramdex_builder.read.displacement import Displacement
@@ -400,9 +400,9 @@ READERS = {
     "adapter": Reader(
         "adapter_model.safetensors", as_adapter, read_adapter, (flip_early, cut, splice, header, tensors)
     ),
-    "npy": Reader("x.npy", _npy, lambda folder: own_vectors(folder / "x.npy", 4, "m"), (flip_early, *_BYTES, digits)),
+    "npy": Reader("x.npy", _npy, lambda folder: user_vectors(folder / "x.npy", 4, "m"), (flip_early, *_BYTES, digits)),
     "lens_safetensors": Reader(
-        "x.safetensors", _tensor, lambda folder: own_vectors(folder / "x.safetensors", 4, "m"),
+        "x.safetensors", _tensor, lambda folder: user_vectors(folder / "x.safetensors", 4, "m"),
         (flip_early, *_BYTES, header, header, tensors, tensors),
     ),
     "words": Reader(

@@ -1,8 +1,14 @@
-"""What a stranger adds to paramdex without changing it, each as short as it can be: a verb, and a vector store."""
+"""What a stranger adds to paramdex without changing it, each as short as it can be: a verb, and a vector store.
+
+The vector store is tried as a package too, of which the explorer's processes and the command line know.
+"""
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +25,7 @@ from paramdex.store.store import Store
 from paramdex.store.vectors import OPENERS, Vectors
 from paramdex_schemas import atlas_files, vector_files
 from paramdex_schemas.model import Span
+from web_helpers import data, server
 
 # ---- a verb: a function of a store that gives a result
 
@@ -117,3 +124,95 @@ def test_its_files_are_checked_as_all_others(npy_atlas: Path, monkeypatch: pytes
         file.write(b"\x00\x00\x80\x3f")
     with paramdex.open(npy_atlas) as own, pytest.raises(paramdex.AtlasError, match=r"ff_value\.npy is not what was"):
         own.similar("bert/L0/ff_value/3")
+
+
+THEIRS = """
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Mapped:
+    rows: np.ndarray
+
+    @property
+    def ntotal(self):
+        return len(self.rows)
+
+    def reconstruct_n(self, first, n):
+        return self.rows[first : first + n]
+
+    def reconstruct_batch(self, ids):
+        return self.rows[ids]
+
+    def candidates(self, query, k, span):
+        return np.arange(*span)
+
+
+def open_npy(vectors, model, kind):
+    return Mapped(np.load(vectors.file(model, f"{kind}.npy"), mmap_mode="r"))
+
+
+number = 7
+"""
+"""The module of a package that brings the store above."""
+
+
+def install(folder: Path, package: str, value: str, code: str = THEIRS) -> None:
+    """A package of one module, with the metadata that pip writes for it; ``value`` is what its entry point names."""
+    (folder / f"{package}.py").write_text(code)
+    metadata = folder / f"{package}-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text(f"[paramdex.vectors]\n.npy = {value}\n")
+
+
+def python_path(folder: Path) -> str:
+    return os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+
+
+def test_a_package_brings_one_to_every_process_of_the_explorer(
+    npy_atlas: Path, atlas: paramdex.Atlas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packages = tmp_path / "packages"
+    packages.mkdir()
+    install(packages, "their_vectors", "their_vectors:open_npy")
+    monkeypatch.setenv("PYTHONPATH", python_path(packages))
+    monkeypatch.syspath_prepend(packages)
+    address = "bert/L0/ff_value/3"
+    with server(npy_atlas) as client:
+        found = data(client, "/similar.json", address=address, k=7)
+        assert [row["address"] for row in found["rows"]] == [row["address"] for row in atlas.similar(address, 7)]
+        assert data(client, "/search.json", q="canada", model="bert")["rows"]
+        assert data(client, "/align/bert/gpt2-a.json")["maps"]
+        assert data(client, f"/{address}.json")["address"] == address
+
+
+BROKEN = {
+    "imports what is missing": (
+        "import no_such_module",
+        "their_vectors:open_npy",
+        "the vector store .npy cannot be loaded from their_vectors:open_npy: ModuleNotFoundError: ",
+    ),
+    "is something else": (
+        THEIRS,
+        "their_vectors:number",
+        "the vector store .npy cannot be used: their_vectors:number is of the type int, not a function; ",
+    ),
+    "names no module": (THEIRS, "", "the vector store .npy cannot be loaded from : "),
+}
+"""Code of the package, what its entry point names, what is said."""
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_broken_one_is_one_line(npy_atlas: Path, tmp_path: Path, case: str) -> None:
+    packages = tmp_path / "packages"
+    packages.mkdir()
+    code, value, message = BROKEN[case]
+    install(packages, "their_vectors", value, code)
+    command = [sys.executable, "-m", "paramdex", "similar", str(npy_atlas), "bert/L0/ff_value/3"]
+    environment = {**os.environ, "PYTHONPATH": python_path(packages)}
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=300)
+    assert ran.stderr.startswith(f"error: {message}")
+    assert (ran.returncode, ran.stdout, ran.stderr.count("\n")) == (2, "", 1)

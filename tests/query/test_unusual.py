@@ -191,7 +191,7 @@ def test_one_source_need_be_no_list(word_model: Path, tmp_path: Path) -> None:
 
 
 def test_name_of_no_host() -> None:
-    with pytest.raises(QueryError, match=r"^cannot listen on a..b port 0: it is no name of a host"):
+    with pytest.raises(QueryError, match=r"^cannot listen on a..b port 0: it is not a host name"):
         bind("a..b", 0)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import duckdb
 import pytest
-from test_web_serve import refused
+from test_serve import refused
 
 from paramdex import QueryError
 from web_helpers import data, server

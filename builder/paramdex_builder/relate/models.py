@@ -102,7 +102,7 @@ def related(
         others.append(Related(other, atlas_files.model_folder(atlas, other.name), n_tokens, tokens))
     if apart:
         progress.say(
-            f"{new.name}: no neighbors and alignments are kept with {', '.join(apart)}: "
+            f"{new.name}: no neighbors or alignments are kept with {', '.join(apart)}: "
             "their vocabularies differ too much; similar and align compare them when asked"
         )
     return mine, others

@@ -115,6 +115,14 @@ class Runner:
             raise BuildError(f"{source}: a text has {token!r}, a token that the embedding has no row for; leave it out")
         return ids
 
+    @cached_property
+    def around(self) -> tuple[list[int], list[int]]:
+        """The ids of special tokens that the tokenizer puts before and after any text."""
+        (ids,) = self.encode(["a"])
+        (bare,) = self.encode(["a"], add_special_tokens=False)
+        start = next((i for i in range(len(ids)) if ids[i : i + len(bare)] == bare), 0)
+        return ids[:start], ids[start + len(bare) :]
+
     @property
     def n_rows(self) -> int:
         """Rows of the embedding that the model reads; a tokenizer may have added tokens past them."""

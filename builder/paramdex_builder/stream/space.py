@@ -2,7 +2,8 @@
 
 What a parameter of layer 1 or later reads is no row of the embedding: layer 0 has come between. So tokens are given
 another vector each. Let z_t be the state that leaves layer 0 when the model reads the token t alone, normalized, and Z
-(V x d) all of them. Then a reader w with its norm's gain g folded in has the scores
+(V x d) all of them. (Alone, but for the special tokens that the tokenizer puts around any text: without [CLS] and [SEP]
+an encoder makes something else of a token.) Then a reader w with its norm's gain g folded in has the scores
 
     effective    Z (g w)         from the weights alone
     expected     Z B w           where B (d x d) is the ridge regression on z_t of the states x that w really reads
@@ -44,14 +45,17 @@ class _Stop(Exception):  # noqa: N818  # it is no error
 def alone(runner: Runner, n_tokens: int) -> torch.Tensor:
     """The state (n_tokens x d) that leaves the first layer for each token that is read alone."""
     found: list[torch.Tensor] = []
+    before, after = runner.around
 
     def keep(_: object, __: object, output: torch.Tensor | tuple[torch.Tensor, ...]) -> None:
-        found.append((output[0] if isinstance(output, (tuple, list)) else output)[:, 0])
+        found.append((output[0] if isinstance(output, (tuple, list)) else output)[:, len(before)])
         raise _Stop
 
     hook = runner.blocks[0].register_forward_hook(keep)
     try:
-        for ids in torch.split(torch.arange(n_tokens)[:, None], _TOKENS):
+        for tokens in torch.split(torch.arange(n_tokens)[:, None], _TOKENS):
+            sides = (torch.tensor([side], dtype=torch.int64).expand(len(tokens), -1) for side in (before, after))
+            ids = torch.cat([next(sides), tokens, next(sides)], dim=1)
             try:
                 runner.run(Batch(ids, torch.ones_like(ids)))
             except _Stop:

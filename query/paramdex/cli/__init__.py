@@ -1,7 +1,7 @@
 """The command line: every verb as a command.
 
 ``cli`` is the group of all commands, ``main`` the program, ``run`` the program as a process of its own. The commands
-are imported when one of these is used, so that ``run`` hears Ctrl-C before anything slow is.
+are imported when one of these is used, so that ``run`` hears Ctrl-C before any slow import.
 """
 
 from paramdex.cli.ctrl_c import end_at_once
@@ -18,7 +18,7 @@ __all__ = ["cli", "main", "run"]
 def run() -> "NoReturn":
     """``main`` as a process of its own, which ends when it does."""
     end_at_once()
-    from paramdex.cli.program import run_process  # here, for it takes long to import
+    from paramdex.cli.program import run_process  # here because it is slow to import
 
     run_process()
 

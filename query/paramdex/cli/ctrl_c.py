@@ -1,11 +1,11 @@
 """Ctrl-C while the program starts.
 
 Python raises KeyboardInterrupt wherever it is. While it imports DuckDB, pyarrow or torch, which takes most of the time
-of a look-up, that is deep inside of them: a traceback, or an error of a library that was imported by halves. Until
-there is work that has to end in good order, the program has nothing to put away, and ends at once.
+of a look-up, that is deep inside them: a traceback, or an error of a library that is half imported. Until there is
+work that has to end in good order, the program has nothing to put away, and ends at once.
 
 What comes before the first line of ``run`` is Python's own: its start (some 20 ms), the script, and this package's
-first lines (1 ms). Ctrl-C there is told as Python tells it.
+first lines (1 ms). There, Ctrl-C prints Python's own traceback.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def _leave(*_: object) -> None:
 
 
 def end_at_once() -> None:
-    """From here on Ctrl-C ends the process, without a word; unless it is ignored, as of what runs in the background."""
+    """Ctrl-C now ends the process silently, unless it is ignored, as in background jobs."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _leave)
 

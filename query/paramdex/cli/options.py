@@ -156,7 +156,7 @@ def without_pandas() -> None:
 def print_result(result: Any, output: str) -> None:
     """Print a result: a table in the terminal's encoding, JSON and CSV in UTF-8.
 
-    JSON and CSV are written as bytes, for click would remove from text whatever looks like a colour.
+    JSON and CSV are written as bytes, because click strips what looks like colour codes from text.
     """
     text = result.render(output)
     to_bytes = output != "table" and hasattr(sys.stdout, "buffer")  # a stream in memory may take text alone
@@ -178,7 +178,7 @@ def print_and_plot(result: Any, output: str, plot: str | None, printed: Any = No
 
 
 def check_plot(plot: str | None) -> None:
-    """Raises QueryError where a picture cannot be drawn into ``plot``. To be asked before the work that it shows."""
+    """Raises QueryError where a picture cannot be drawn into ``plot``. Call it before the work."""
     if plot is not None:
         from paramdex.picture import picture_format
         from paramdex_schemas.arguments import given_path

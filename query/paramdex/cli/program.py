@@ -44,7 +44,7 @@ class _Group(click.Group):
         return list(self.commands)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """One of these commands, or of that name what another package brings."""
+        """One of these commands, or another package's of that name."""
         return super().get_command(ctx, cmd_name) or load(cmd_name)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -61,7 +61,7 @@ class _Group(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except BrokenPipeError:  # `paramdex ... | head` is no error, which click takes it for
+        except BrokenPipeError:  # `paramdex ... | head` is not an error, though click treats it as one
             _drop_output()
             return None
 

@@ -50,7 +50,7 @@ def info(atlas: str, output: str) -> None:
 def show(atlas: str, address: str, k: int, same_word: bool, filter: Any, plot: str | None, output: str) -> None:
     """The strongest tokens of a parameter, or token pairs of a head: top and bottom.
 
-    For the name of a model alone: what the atlas says of it.
+    With a model's name alone, prints what the atlas knows about it.
 
     \b
     paramdex show demo.atlas tiny-a/L3/ff_value/17
@@ -257,7 +257,7 @@ def align(
 @filtered()
 @FORMAT
 def match(atlas: str, model_a: str, model_b: str, kind: str, k: int, output: str, **which: Any) -> None:
-    """For each parameter of one model its counterpart in another: the nearest, and a one-to-one partner.
+    """The counterpart in another model of each parameter of one: the nearest, and a one-to-one partner.
 
     Also says whether each is the other's nearest (mutual). Prints the most similar; json and csv give all.
 

@@ -1,4 +1,4 @@
--- One row a model: what it is, and how much the atlas holds of it.
+-- One row per model: what it is, and how much the atlas holds of it.
 SELECT
     m.model, m.family, m.family_inferred, m.n_layers AS layers, m.d_model AS width, m.n_heads AS heads, m.n_kv_heads AS kv_heads,
     coalesce(m.d_ff, m.d_expert) AS neurons, m.n_experts AS experts, m.stacks, m.vocabulary_size AS tokens,

@@ -22,8 +22,8 @@ from paramdex_schemas.model import Model
 
 
 @dataclass(frozen=True)
-class Side:
-    """One of two models. ``root`` belongs to its embedding on the tokens that both have (None: on all its own).
+class Half:
+    """One of two models. ``root`` is the root of its embedding restricted to the shared tokens (None: all its tokens).
     ``into`` takes coordinates under that root to the common ones (None: they are the same).
     """
 
@@ -47,7 +47,7 @@ class Side:
 
     def moved(self, rows: Array) -> Array:
         """Normalized rows in the model's own coordinates, taken to the common ones: their inner products with
-        ``comparable`` rows of the other side are the Pearson correlations of the scores.
+        ``comparable`` rows of the other half are the Pearson correlations of the scores.
         """
         if self.root is not None:
             rows = isometry.normalize(self.own(rows), isometry.RESTRICTED_TO_NOTHING)
@@ -68,8 +68,8 @@ class Side:
 class Common:
     """Two models in common coordinates, those of ``right``, with notes for the reader."""
 
-    left: Side
-    right: Side
+    left: Half
+    right: Half
     notes: list[str]
 
 
@@ -78,12 +78,12 @@ def common(store: Store, a: Model, b: Model) -> Common:
     vectors = store.vectors
     if a.vocabulary == b.vocabulary:
         into = None if a is b else vectors.transfer(a, b)
-        return Common(Side(vectors, a, b, None, into), Side(vectors, b, a, None, None), [])
+        return Common(Half(vectors, a, b, None, into), Half(vectors, b, a, None, None), [])
     shared, flipped = _shared(store, a, b)
     root_a, root_b = reversed(shared.roots) if flipped else shared.roots
     into = shared.transfer.T if flipped else shared.transfer
     note = shared_note(a, b, shared.n_tokens)
-    return Common(Side(vectors, a, b, root_a, into), Side(vectors, b, a, root_b, None), [note])
+    return Common(Half(vectors, a, b, root_a, into), Half(vectors, b, a, root_b, None), [note])
 
 
 def place_vectors(
@@ -94,8 +94,8 @@ def place_vectors(
     """
     both = common(store, a, b)
     left, right = (
-        side.comparable(kind, side.model.layout.places(kind)[place])
-        for side, place in zip((both.left, both.right), at, strict=True)
+        half.comparable(kind, half.model.layout.places(kind)[place])
+        for half, place in zip((both.left, both.right), at, strict=True)
     )
     return left, right, both.notes
 

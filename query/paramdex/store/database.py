@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 
 from paramdex.store.interrupts import AGAIN, Question, stoppable
-from paramdex.store.statements import reading
+from paramdex.store.statements import read_statement
 from paramdex_schemas import FORMAT_VERSION, AtlasError, QueryError, atlas_files, foreign
 from paramdex_schemas.arguments import given_items
 from paramdex_schemas.checks import check_text
@@ -68,9 +68,9 @@ class Database:
             if not file.is_file():
                 if atlas.exists() and not atlas.is_dir():
                     what = f"it is a file; give the folder that holds {atlas_files.DATABASE}"
-                    raise AtlasError(f"{atlas} is no atlas: {what}")
+                    raise AtlasError(f"{atlas} is not an atlas: {what}")
                 what = "there is no such folder" if not atlas.exists() else f"it holds no {atlas_files.DATABASE}"
-                raise AtlasError(f"{atlas} is no atlas: {what}; make one with: paramdex build MODEL -o {atlas}")
+                raise AtlasError(f"{atlas} is not an atlas: {what}; make one with: paramdex build MODEL -o {atlas}")
         # DuckDB must not fetch extensions from the network, not even for a file that looks like another database's.
         # It gets no folder to spill to, because SQL could read other files in it.
         fenced = {"autoinstall_known_extensions": "false", "temp_directory": ""}
@@ -89,7 +89,7 @@ class Database:
         except duckdb.Error as error:
             self.connection.close()
             if isinstance(error, duckdb.CatalogException):
-                raise AtlasError(f"{atlas} is no atlas: its database has no table store.atlas") from error
+                raise AtlasError(f"{atlas} is not an atlas: its database has no table store.atlas") from error
             if "Could not set lock" in str(error):
                 raise AtlasError(
                     f"{atlas} is in use: another program has its database open for writing; close that and try again"
@@ -249,9 +249,8 @@ class Database:
             with self._lock:
                 try:
                     with self._turn() as question:
-                        text = reading(self.connection, sql).text
-                        # EXPLAIN ANALYZE runs what it explains; so not even the scratch database beside the atlas
-                        # changes
+                        text = read_statement(self.connection, sql).text
+                        # EXPLAIN ANALYZE runs what it explains, so the scratch database must not change either
                         self.connection.execute("BEGIN TRANSACTION READ ONLY")
                         table = stoppable(question, lambda: _arrow(self.connection, text, values, check_types))
                 finally:  # outside of the turn, so that no interrupt leaves the transaction open
@@ -309,7 +308,7 @@ def _values(given: Any) -> list[Any] | dict[str, Any] | None:
 
 def _value(given: Any, levels: int = 8) -> Any:
     """A value as DuckDB takes it: numbers of NumPy and PyTorch become Python's own, arrays become lists, and items of
-    lists and dictionaries are treated alike, down to ``levels``. Raises QueryError for what no column can hold.
+    lists and dictionaries likewise, down to ``levels``. Raises QueryError for what no column can hold.
     """
     wrong = QueryError(f"SQL has no value such as {quoted(given)}; give a number, a text, a date or a list of them")
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 
@@ -11,6 +12,7 @@ from paramdex.store.filters import ALL, Sieve
 from paramdex.store.postings import Postings, Strongest
 from paramdex.store.store import Store
 from paramdex.text import arrow
+from paramdex_schemas import MATRICES
 from paramdex_schemas.model import Model
 
 SHOWN_TOKENS = 5
@@ -69,6 +71,16 @@ def pairs_of(store: Store, head_ids: Iterable[int]) -> pa.Table:
         "FROM store.pairs WHERE head_id IN (SELECT unnest($ids))",
         {"ids": list(head_ids) or [-1]},
     )
+
+
+def same_word_counts(pairs: Iterable[Mapping[str, Any]]) -> dict[str, tuple[int, int]]:
+    """Matrix -> how many of a head's top pairs are a word with itself, and how many there are; of rows of ``pairs_of``.
+
+    A matrix without top pairs is left out.
+    """
+    top = [(row["matrix"], row["same_word"]) for row in pairs if row["is_top"] and row["rank"] is not None]
+    counts = {matrix: [same for of, same in top if of == matrix] for matrix in MATRICES}
+    return {matrix: (sum(own), len(own)) for matrix, own in counts.items() if own}
 
 
 def by_pairs(

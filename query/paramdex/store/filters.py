@@ -22,8 +22,6 @@ from paramdex_schemas import QueryError
 from paramdex_schemas.errors import quoted
 from paramdex_schemas.model import Model
 
-__all__ = ["ALL", "Sieve", "TokenFilter", "says"]
-
 Mask = npt.NDArray[np.bool_]
 ALL = 10_000
 """More tokens, or pairs, than an atlas keeps per side."""

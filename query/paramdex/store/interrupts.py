@@ -82,7 +82,7 @@ def stoppable(question: Question, ask: Callable[[], Answer]) -> Answer:
         threading.Thread(target=run, name="question").start()
         return answer.result()
     finally:
-        # There is no answer here only after Ctrl-C, which may come again, also before the thread has begun.
+        # Only Ctrl-C leads here without an answer; it may come again, even before the thread has begun.
         while not answer.done() and not answer.cancel():
             try:
                 question.interrupt()

@@ -187,13 +187,13 @@ class Coded:
 
         first, end = span
         turned = self.scale["steps"] * times_vector(self.scale["rotation"], query)
-        unit = np.abs(turned).max() / 127
-        if not unit:  # all products are 0
+        step = np.abs(turned).max() / 127
+        if not step:  # all products are 0
             return np.arange(first, first + k)
-        whole = np.rint(turned / unit)
+        whole = np.rint(turned / step)
         error, longest = (float(self.scale[name][0]) for name in ("error", "longest"))
-        margin = np.linalg.norm(query) * error + np.linalg.norm(turned - unit * whole) * longest
-        margin = 2 * (margin + _rounding(query, 1.01) + _rounding(unit * whole, longest)) / unit
+        margin = np.linalg.norm(query) * error + np.linalg.norm(turned - step * whole) * longest
+        margin = 2 * (margin + _rounding(query, 1.01) + _rounding(step * whole, longest)) / step
 
         n = 4 * k + _AT_LEAST
         while n < end - first:  # of fewer rows, and of those that nearly all tie, all are candidates
@@ -229,7 +229,9 @@ class Coded:
 
 @cache
 def _cores() -> ThreadPoolExecutor:
-    """A thread for each core, in which FAISS starts no others."""
+    """A thread for each core, in which FAISS starts no others: this number of OpenMP's is a thread's own. threadpoolctl
+    would set the same one, after a search of all loaded libraries.
+    """
     import faiss
 
     return ThreadPoolExecutor(faiss.omp_get_max_threads(), "search", faiss.omp_set_num_threads, (1,))

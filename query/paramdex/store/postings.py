@@ -13,14 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from paramdex.store.database import Database
 from paramdex.store.moments import moments
+from paramdex.store.nearest import Ids
 from paramdex.store.words import Wanted
 from paramdex_schemas.model import Model, Span
-
-Ids = npt.NDArray[np.int64]
 
 
 def edges(*columns: Ids) -> Ids:

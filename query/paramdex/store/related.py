@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from paramdex.store.database import Database
+from paramdex.text import some
 from paramdex_schemas.model import Model
 
 _NAMED = 5
@@ -28,13 +29,17 @@ def unrelated(database: Database, models: list[Model]) -> list[str]:
         earlier = [one for others in [*by_vocabulary.values()][:number] for one in others]
         others = [one.name for one in earlier if related_on(database, one, own[0]) is None]
         if others:
-            apart.append(f"{_some([one.name for one in own])} with {_some(others)}")
+            apart.append(f"{_each([one.name for one in own])} and {_each(others)}")
     if not apart:
         return []
     why = "their vocabularies differ too much; similar and align compare them when asked"
-    return [f"no neighbors and alignments are kept of {_some(apart, '; ')}: {why}"]
+    return [f"no neighbors or alignments are kept between {some(apart, _NAMED, '; ')}: {why}"]
 
 
-def _some(names: list[str], between: str = ", ") -> str:
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return between.join(names[:_NAMED]) + more
+def _each(names: list[str]) -> str:
+    """One name, or each of several.
+
+    >>> _each(["a"]), _each(["a", "b"])
+    ('a', 'each of a, b')
+    """
+    return names[0] if len(names) == 1 else f"each of {some(names, _NAMED)}"

@@ -63,10 +63,10 @@ def _tokens(sql: str) -> list[_Token]:
     return tokens
 
 
-def bare(sql: str) -> str:
+def without_end(sql: str) -> str:
     """A statement without the semicolons and comments after its last word.
 
-    >>> bare("SELECT ';' ; -- x")
+    >>> without_end("SELECT ';' ; -- x")
     "SELECT ';' "
     """
     tokens = _tokens(sql)
@@ -143,7 +143,7 @@ def one_statement(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.Sta
     return statements[0]
 
 
-def reading(connection: duckdb.DuckDBPyConnection, sql: str) -> Reading:
+def read_statement(connection: duckdb.DuckDBPyConnection, sql: str) -> Reading:
     """The one statement of a user's SQL. Raises QueryError unless it is a SELECT or an EXPLAIN of one; duckdb.Error
     if it is not SQL.
     """

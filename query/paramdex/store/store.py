@@ -103,6 +103,16 @@ class Store:
         models = self.models.values() if model is None else [self.model(model)]
         return scope_of(models, kind, layer, matrices=matrices, named=model is not None)
 
+    def scope_of_two(self, verb: str, model_a: str, model_b: str, kind: str | None = None) -> Scope:
+        """Where a question about two models looks; ``verb`` is what asks. A kind may be that of one of them alone.
+
+        Raises AddressError for an unknown model, QueryError for an unknown kind or where both are one model.
+        """
+        models = [self.model(model_a), self.model(model_b)]
+        if models[0] is models[1]:
+            raise QueryError(f"{verb} takes two different models, not {models[0].name} twice")
+        return scope_of(models, kind, None)
+
     def resolve(self, scope: Scope, given: object) -> tuple[list[Wanted], list[str]]:
         """The items of each vocabulary that the words ``given`` ask for, and notes for the reader.
 

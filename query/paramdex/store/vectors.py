@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from safetensors import safe_open
 
+from paramdex.store import entries
 from paramdex.store.nearest import Coded, Loaded, Rows, exact_products
 from paramdex_schemas import AtlasError, QueryError, atlas_files, isometry, vector_files
 from paramdex_schemas.isometry import Array
@@ -25,6 +26,9 @@ _BLOCK = 4096
 """Rows that are taken to another space at a time."""
 _BLOCK_NUMBERS = 1 << 20
 """Numbers of E that are converted to float64 at a time."""
+GROUP = "paramdex.vectors"
+"""The group of the entry points by which other packages bring openers, each named by its ending; see ``OPENERS``."""
+_BROUGHT = "vector store"
 
 
 def _faiss() -> Any:
@@ -101,7 +105,7 @@ class Vectors:
     _moves: dict[tuple[str, str, str], tuple[Array, Array]] = field(default_factory=dict)
     _transfers: dict[tuple[str, str], Array] = field(default_factory=dict)
     _rotations: list[Array] = field(default_factory=list)
-    head_factors: dict[tuple[str, str, Place, str | None], Array] = field(default_factory=dict)
+    head_coordinates: dict[tuple[str, str, Place, str | None], Array] = field(default_factory=dict)
     """(model, kind, place, as in ``head_norms``) -> the coordinates of its vectors (n x r, float64), kept for some."""
     head_norms: dict[tuple[str, str, str | None], Array] = field(default_factory=dict)
     """(model, matrix, the model that it is compared with, or None for one of its own vocabulary) -> the norms of its
@@ -133,12 +137,27 @@ class Vectors:
     def index(self, model: str, kind: str) -> Rows:
         """The normalized coordinates of the vectors of one kind: row i is the i-th parameter of that kind.
 
-        What opens them is chosen from ``OPENERS`` by the files that the kind has.
+        What opens them is chosen by the files that the kind has: from ``OPENERS``, or else from what other packages
+        bring. Raises QueryError where that cannot be loaded.
         """
         if (model, kind) not in self._indexes:
             having = (opener for suffix, opener in reversed(OPENERS.items()) if self._lists(model, f"{kind}{suffix}"))
-            self._indexes[model, kind] = next(having, open_loaded)(self, model, kind)
+            opener = next(having, None) or self._opener_of_others(model, kind) or open_loaded
+            self._indexes[model, kind] = opener(self, model, kind)
         return self._indexes[model, kind]
+
+    def _opener_of_others(self, model: str, kind: str) -> Opener | None:
+        """What another package brings for a file that the kind has; None where no package does."""
+        for suffix in entries.installed(GROUP, _BROUGHT):
+            if not self._lists(model, f"{kind}{suffix}"):
+                continue
+            found = entries.load(GROUP, _BROUGHT, suffix)
+            if found is not None:
+                if not callable(found[0]):
+                    raise entries.unusable(_BROUGHT, suffix, found[1], found[0], "a function")
+                opener: Opener = found[0]
+                return opener
+        return None
 
     def rotation(self, stored: Array) -> Array:
         """A rotation in float64. Kinds of the same width share it, because the builder draws it from one seed."""
@@ -239,5 +258,12 @@ def open_coded(vectors: Vectors, model: str, kind: str) -> Rows:
 
 OPENERS: dict[str, Opener] = {".faiss": open_loaded, ".codes.faiss": open_coded}
 """Ending of a file's name after its kind -> what opens the vectors of a kind that has such a file. Where several fit,
-the last one counts. With ``OPENERS[".npy"] = open_npy`` an opener of your own opens every kind that has a KIND.npy.
+the last one counts.
+
+A package of your own brings one in its pyproject.toml, and it opens every kind that has a KIND.npy and none of these:
+
+    [project.entry-points."paramdex.vectors"]
+    ".npy" = "their_package.vectors:open_npy"
+
+``OPENERS[".npy"] = open_npy`` does the same in one process. The explorer answers from several.
 """

@@ -22,7 +22,7 @@ from paramdex.picture import figure_class
 from paramdex.result import Drawn, Result, table_of
 from paramdex.store.common_space import common, shared_note
 from paramdex.store.related import related_on
-from paramdex.store.scope import check_kind
+from paramdex.store.scope import Scope
 from paramdex.store.store import Store
 from paramdex_schemas import KINDS, QueryError, isometry
 from paramdex_schemas.arguments import yes_or_no
@@ -101,15 +101,16 @@ class Alignment(Drawn):
         return alignment_figure(self)
 
 
-def align(store: Store, model_a: str, model_b: str, kind: str | None = None) -> Alignment:
-    """See ``Atlas.align``."""
-    a, b = store.model(model_a), store.model(model_b)
-    if a is b:
-        raise QueryError(f"align takes two different models, not {a.name} twice")
-    check_kind(kind, [a, b])
-    weights = [each for each in KINDS if KINDS[each].form == "weight"]
-    shared = [each for each in weights if each in a.layout.kinds and each in b.layout.kinds]
-    if kind is not None and kind not in weights:
+def kinds_that_align(a: Model, b: Model) -> list[str]:
+    """The kinds of weights that both models have."""
+    both = [kind for kind in KINDS if kind in a.layout.kinds and kind in b.layout.kinds]
+    return [kind for kind in both if KINDS[kind].form == "weight"]
+
+
+def align(store: Store, scope: Scope) -> Alignment:
+    """See ``Atlas.align``; ``scope`` has two models."""
+    (a, b), kind, shared = scope.models, scope.kind, kinds_that_align(*scope.models)
+    if kind is not None and KINDS[kind].form != "weight":
         raise QueryError(f"align compares the weights of layers, and {kind} is not a weight; {suggest(kind, shared)}")
     kinds = [each for each in shared if kind in (None, each)]
     if not kinds:
@@ -175,7 +176,11 @@ def diagonality(scores: Array) -> tuple[float, float]:
 
 
 def _p_value(fit: Array, norm: float) -> float:
-    """The share of the orders of layers that fit at least as well as their own; ``norm`` bounds the rounding."""
+    """The share of the orders of layers that fit at least as well as their own; ``norm`` bounds the rounding.
+
+    ``scipy.stats.permutation_test`` gives the same for up to seven layers. From eight on its random orders are not these,
+    so that its p-values may differ.
+    """
     reached = tried = 0
     for orders in _orders(len(fit)):
         values = fit[np.arange(len(fit)), orders].sum(axis=1)
@@ -209,7 +214,9 @@ def _alignment(a: str, b: str, rows: list[tuple[Any, ...]], notes: Sequence[str]
     title = f"{a} and {b}: mean |correlation| of matched layers and of all others, in embedding space"
     if any("raw matched" in line for line in lines):
         title += ", and of raw weights"
-    title += "\ndiagonal: how much more alike layers of one depth are (at most 1); p: the chance of so much or more"
+    title += (
+        "\ndiagonal: how much more alike layers at the same depth are (at most 1); p: the chance of a value this large"
+    )
     title += "".join(f"\np of {m} layers is at least 1/{min(factorial(m), _ORDERS + 1):,}" for m in sorted(depths))
     summary = Result(pa.Table.from_pylist(lines), title, list(notes))
     few = summary.table.select([name for name in summary.columns if name != "raw diagonal"])

@@ -15,8 +15,9 @@ import pyarrow as pa
 from paramdex.picture import figure_class
 from paramdex.result import Drawn, table_of
 from paramdex.store.described import by_pairs, by_tokens
-from paramdex.store.filters import Sieve, TokenFilter
+from paramdex.store.filters import Sieve
 from paramdex.store.store import Store
+from paramdex.store.token_filter import TokenFilter
 from paramdex.text import visible
 from paramdex_schemas import KINDS, MATRICES, AddressError, QueryError
 from paramdex_schemas.arguments import path_text

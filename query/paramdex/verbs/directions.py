@@ -7,8 +7,9 @@ from typing import Any
 import pyarrow as pa
 
 from paramdex.result import Result, table_of
-from paramdex.store.filters import Sieve, TokenFilter
+from paramdex.store.filters import Sieve
 from paramdex.store.store import Store
+from paramdex.store.token_filter import TokenFilter
 from paramdex_schemas import MATRICES, Address, AddressError, QueryError
 from paramdex_schemas.errors import quoted
 
@@ -80,7 +81,7 @@ def directions(store: Store, address: str | Address, k: int, matrix: str | None,
     )
     title = (
         f"{where}: singular directions of its matrices over tokens, VO read → written, QK query → key\n"
-        "Each has two lines: tokens of one line go together; a token of one against those of the other"
+        "Each has two lines, its opposite ends: tokens on one line belong together"
     )
     table = table_of(rows, _SCHEMA)
     return Result(table, title, notes, table_of(shown, schema))

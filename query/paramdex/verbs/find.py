@@ -10,10 +10,11 @@ import pyarrow as pa
 
 from paramdex.result import Result, table_of
 from paramdex.store import pair_postings
-from paramdex.store.filters import Sieve, TokenFilter
+from paramdex.store.filters import Sieve
 from paramdex.store.postings import Postings
 from paramdex.store.scope import Scope
 from paramdex.store.store import Store
+from paramdex.store.token_filter import TokenFilter
 from paramdex.store.words import Wanted
 from paramdex_schemas import MATRICES
 from paramdex_schemas.model import Model

@@ -27,7 +27,7 @@ from paramdex.store.nearest import signs_of
 from paramdex.store.scope import MOST, Scope
 from paramdex.store.store import Store
 from paramdex.store.words import items, nearest_words, read_lines, word_of
-from paramdex.text import visible
+from paramdex.text import some, visible
 from paramdex_schemas import MATRICES, QueryError, TokenError
 from paramdex_schemas.arguments import given_items
 from paramdex_schemas.checks import whole_number
@@ -36,7 +36,9 @@ from paramdex_schemas.isometry import Array
 from paramdex_schemas.layout import Place
 from paramdex_schemas.model import Model
 
-Pairs = str | PathLike[str] | Iterable[tuple[str, str]]
+WordPairs = str | PathLike[str] | Iterable[tuple[str, str]]
+_NAMED = 10
+"""The most words in a note."""
 _SCHEMA = pa.schema(
     [
         ("rank", pa.int32()),
@@ -71,7 +73,7 @@ class _Tokens:
         return np.stack([np.bincount(self.pair, row, self.n_pairs) > 0 for row in hits])
 
 
-def read_pairs(pairs: Pairs) -> list[tuple[str, str]]:
+def read_pairs(pairs: WordPairs) -> list[tuple[str, str]]:
     """The pairs of a sequence, or of a file that has a source, a tab and a target on each line.
 
     Raises QueryError, and TokenError for anything that is not a word.
@@ -104,7 +106,7 @@ def _pair(given: object) -> tuple[str, str]:
     return words[0], words[1]
 
 
-def heads(store: Store, pairs: Pairs, scope: Scope, matrix: str, k: int, top: int, side: str) -> Result:
+def heads(store: Store, pairs: WordPairs, scope: Scope, matrix: str, k: int, top: int, side: str) -> Result:
     """See ``Atlas.heads``."""
     top = min(whole_number("top", top, 0), MOST)
     if not isinstance(matrix, str) or matrix not in MATRICES:
@@ -124,9 +126,8 @@ def heads(store: Store, pairs: Pairs, scope: Scope, matrix: str, k: int, top: in
         owners = [model for model in models if model.vocabulary == vocabulary]
         if missing:
             names, left = ", ".join(model.name for model in owners), len(wanted) - tokens.n_pairs
-            notes.append(
-                f"{left} of {len(wanted)} pairs are left out: the vocabulary of {names} has no {_some(missing)}"
-            )
+            lacks = some([visible(word) if len(word) < 80 else quoted(word) for word in missing], _NAMED)
+            notes.append(f"{left} of {len(wanted)} pairs are left out: the vocabulary of {names} has no {lacks}")
         for model in owners if tokens.n_pairs else []:
             rows += _of_model(store, model, tokens, matrix, top)
     strength = lambda row: max(sign * (row["z"] or 0.0) for sign in signs)  # noqa: E731
@@ -135,16 +136,10 @@ def heads(store: Store, pairs: Pairs, scope: Scope, matrix: str, k: int, top: in
     table = table_of(rows, _SCHEMA)
     title = (
         f"{matrix} of every head on {len(wanted)} pairs, {'query → key' if matrix == 'QK' else 'read → written'}\n"
-        "z: the mean score less that of all token pairs, in standard errors of a mean of as many random pairs\n"
-        f"share: of how many pairs the target is among the {top} strongest of its source's row"
+        "z: the mean score minus that of all token pairs, in standard errors of a mean of as many random pairs\n"
+        f"share: the share of pairs whose target is among the {top} strongest of its source's row"
     )
     return Result(table, title, notes)
-
-
-def _some(words: list[str]) -> str:
-    """Words for a note, which names ten of them."""
-    more = f" and {len(words) - 10} more" if len(words) > 10 else ""
-    return ", ".join(visible(word) if len(word) < 80 else quoted(word) for word in words[:10]) + more
 
 
 def _without_displacements(store: Store, scope: Scope) -> tuple[list[Model], list[str]]:

@@ -8,10 +8,11 @@ import pyarrow as pa
 
 from paramdex.result import Result, table_of
 from paramdex.store.described import passing, strongest
-from paramdex.store.filters import Sieve, TokenFilter
+from paramdex.store.filters import Sieve
 from paramdex.store.nearest import Hit, nearest, signs_of
 from paramdex.store.scope import Scope
 from paramdex.store.store import Store
+from paramdex.store.token_filter import TokenFilter
 from paramdex.text import visible
 from paramdex_schemas.isometry import Array
 from paramdex_schemas.model import Model

@@ -7,6 +7,7 @@ import pyarrow as pa
 from paramdex.result import Result
 from paramdex.store.related import unrelated
 from paramdex.store.store import Store
+from paramdex_schemas import atlas_files
 from paramdex_schemas.model import Model
 
 _PRINTED = ["model", "family", "layers", "width", "heads", "neurons", "tokens", "parameters", "matrices"]
@@ -16,7 +17,7 @@ _PRINTED = ["model", "family", "layers", "width", "heads", "neurons", "tokens", 
 def info(store: Store) -> Result:
     """The models of an atlas, one row each. Notes say for which models no neighbors and alignments are kept."""
     table = store.database.named("info")
-    size = sum(file.stat().st_size for file in store.path.rglob("*") if file.is_file())
+    size = atlas_files.size(store.path)
     models = f"{len(table)} model" + ("" if len(table) == 1 else "s")
     notes = unrelated(store.database, list(store.models.values()))
     return Result(table, f"{store.path}: {models}, {size / 2**20:.0f} MiB", notes, table.select(_PRINTED))

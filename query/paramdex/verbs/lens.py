@@ -14,17 +14,18 @@ import numpy as np
 import pyarrow as pa
 
 from paramdex.result import Result, table_of
-from paramdex.store.filters import Sieve, TokenFilter
+from paramdex.store.filters import Sieve
 from paramdex.store.nearest import Hit, strongest_hits
 from paramdex.store.scope import Scope
 from paramdex.store.store import Store
+from paramdex.store.token_filter import TokenFilter
 from paramdex.verbs.hits import hits_in_model, listed
-from paramdex.verbs.user_vectors import own_vectors
+from paramdex.verbs.user_vectors import user_vectors
 from paramdex_schemas import QueryError, isometry
 from paramdex_schemas.isometry import Array, strongest
 
 MOST_ROWS = 200
-"""The most rows of a matrix, which get one line each."""
+"""The most rows that are listed, one line each."""
 _SHOWN_TOKENS = 5
 _AT_A_TIME = 16
 """Rows of a matrix whose V scores are in memory at a time."""
@@ -60,7 +61,7 @@ def lens(
     model = scope.model
     space = store.vectors.space(model.name)
     width = len(space.means)
-    given = own_vectors(vector, width, model.name, row, name)
+    given = user_vectors(vector, width, model.name, row, name)
     sieve = Sieve(store.database, filter)
     if given.single:
         return _one(store, given.says, given.rows[0], k, scope, side, sieve)
@@ -92,7 +93,7 @@ def lens(
     )
     zeros = [str(line["row"]) for line in lines if "top" not in line]
     notes = [f"rows of zeros, which say nothing: {', '.join(zeros)}"] if zeros else []
-    title = f"{given.says}: {len(lines)} vectors of {model.name}; a row alone says more"
+    title = f"{given.says}: {len(lines)} vectors of {model.name}; choose one row to see more"
     return Result(table_of(lines, schema), title, [*notes, *sieve.notes()])
 
 

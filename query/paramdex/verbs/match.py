@@ -17,17 +17,18 @@ import pyarrow as pa
 from paramdex.result import Result, table_of
 from paramdex.store.common_space import common
 from paramdex.store.described import by_tokens
-from paramdex.store.filters import Sieve, TokenFilter
-from paramdex.store.scope import check_kind, one_or_both, with_layer
+from paramdex.store.filters import Sieve
+from paramdex.store.scope import Scope, one_or_both
 from paramdex.store.store import Store
+from paramdex.store.token_filter import TokenFilter
 from paramdex.text import visible
 from paramdex.verbs.align import align
 from paramdex_schemas import KINDS, QueryError
-from paramdex_schemas.checks import check_text, suggest
+from paramdex_schemas.checks import check_text
 from paramdex_schemas.errors import quoted
 from paramdex_schemas.isometry import Array
 from paramdex_schemas.layout import Place, place_name
-from paramdex_schemas.model import Model
+from paramdex_schemas.model import Model, Span
 
 MOST_ASSIGNED = 6144
 """The most parameters of a layer that are matched one to one: the time grows with the cube of their number."""
@@ -86,30 +87,16 @@ def one_to_one(left: Array, right: Array, *, signed: bool) -> list[tuple[int, in
     return list(zip(rows.tolist(), columns.tolist(), scores[rows, columns].tolist(), strict=True))
 
 
-def match(
-    store: Store,
-    models: tuple[str, str],
-    kind: str,
-    layers: tuple[int | None, int | None],
-    k: int,
-    side: str,
-    filter: TokenFilter | None,
-) -> Result:
-    """See ``Atlas.match``; of ``layers`` either may be None, for any."""
-    a, b = (store.model(name) for name in models)
+def match(store: Store, scopes: tuple[Scope, Scope], k: int, side: str, filter: TokenFilter | None) -> Result:
+    """See ``Atlas.match``; each scope has one model, and both have one kind."""
+    a, b = (scope.model for scope in scopes)
     signed = one_or_both(side)
-    if a is b:
-        raise QueryError(f"match takes two different models, not {a.name} twice")
-    kind = check_text(kind, QueryError(f"kind is text, not {quoted(kind)}"))
-    check_kind(kind, [a, b])
-    for model in (a, b):
-        if kind not in model.layout.kinds:
-            raise QueryError(f"{model.name} has no parameters of kind {kind!r}; {suggest(kind, model.layout.kinds)}")
+    kind = check_text(scopes[0].kind, QueryError(f"kind is text, not {quoted(scopes[0].kind)}"))
     both = common(store, a, b)
-    places = [_places(model, kind, layer) for model, layer in zip((a, b), layers, strict=True)]
+    places = [_places(scope, kind) for scope in scopes]
     left, right = (
-        np.concatenate([side.comparable(kind, span) for span in own.values()])
-        for side, own in zip((both.left, both.right), places, strict=True)
+        np.concatenate([half.comparable(kind, span) for span in own.values()])
+        for half, own in zip((both.left, both.right), places, strict=True)
     )
     there, back = both_nearest(left, right, signed=signed)
     mutual = back.row[there.row] == np.arange(len(left))
@@ -139,7 +126,7 @@ def match(
     table = table_of(found, _SCHEMA)
     strength = there.similarity if signed else np.abs(there.similarity)
     order = np.lexsort((np.arange(len(strength)), -strength))[:k]
-    where = " and ".join(_name(model, layer) for model, layer in zip((a, b), layers, strict=True))
+    where = " and ".join(_name(scope) for scope in scopes)
     title = f"{where}: {KINDS[kind].name}, each with the nearest of the other model"
     notes = [*_summary(there, mutual, partners, starts, pairs), *notes]
     sieve = Sieve(store.database, filter)
@@ -147,17 +134,16 @@ def match(
     return Result(table, title, [*notes, *sieve.notes()], shown)
 
 
-def _places(model: Model, kind: str, layer: int | None) -> dict[Place, tuple[int, int]]:
+def _places(scope: Scope, kind: str) -> dict[Place, Span]:
     """The rows of a kind in each place; with a layer only in the places of that layer, one per stack."""
-    with_layer([model], layer)
-    found = model.layout.places(kind, layer)
+    found = scope.model.layout.places(kind, scope.layer)
     if not found:
-        raise QueryError(f"{model.name}/L{layer} has no parameters of kind {kind!r}")
+        raise QueryError(f"{_name(scope)} has no parameters of kind {kind!r}")
     return found
 
 
 def _matched_places(
-    store: Store, a: Model, b: Model, kind: str, places: list[dict[Place, tuple[int, int]]]
+    store: Store, a: Model, b: Model, kind: str, places: list[dict[Place, Span]]
 ) -> list[tuple[Place, Place]]:
     """The pairs of layers whose parameters are matched one to one: those asked for, or else those that align. Kinds
     that are not weights do not align, so only the layers asked for are matched.
@@ -166,12 +152,12 @@ def _matched_places(
         return list(zip(*places, strict=True))
     if KINDS[kind].form != "weight":
         return []
-    rows = align(store, a.name, b.name, kind).to_rows()
+    rows = align(store, Scope((a, b), kind)).to_rows()
     pairs = [((row["stack_a"], row["layer_a"]), (row["stack_b"], row["layer_b"])) for row in rows if row["matched"]]
     return [pair for pair in pairs if pair[0] in places[0] and pair[1] in places[1]]
 
 
-def _starts(places: dict[Place, tuple[int, int]]) -> dict[Place, tuple[int, int]]:
+def _starts(places: dict[Place, Span]) -> dict[Place, Span]:
     """Place -> where its rows begin among those of all ``places`` in order, and how many they are."""
     found, start = {}, 0
     for place, (first, end) in places.items():
@@ -180,20 +166,20 @@ def _starts(places: dict[Place, tuple[int, int]]) -> dict[Place, tuple[int, int]
     return found
 
 
-def _addresses(model: Model, kind: str, places: dict[Place, tuple[int, int]]) -> list[str]:
+def _addresses(model: Model, kind: str, places: dict[Place, Span]) -> list[str]:
     first = model.first(kind)
     return [str(model.address(first + row)) for span in places.values() for row in range(*span)]
 
 
-def _name(model: Model, layer: int | None) -> str:
-    return model.name if layer is None else f"{model.name}/L{layer}"
+def _name(scope: Scope) -> str:
+    return scope.model.name if scope.layer is None else f"{scope.model.name}/L{scope.layer}"
 
 
 def _summary(
     there: Counterparts,
     mutual: npt.NDArray[np.bool_],
     partners: dict[int, tuple[int, float]],
-    starts: list[dict[Place, tuple[int, int]]],
+    starts: list[dict[Place, Span]],
     pairs: list[tuple[Place, Place]],
 ) -> list[str]:
     """Notes: how many are mutual, the share of those in matched layers, and how similar partners are."""

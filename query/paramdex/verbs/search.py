@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow as pa
 
 from paramdex.result import Result
-from paramdex.store.filters import TokenFilter
 from paramdex.store.nearest import signs_of
 from paramdex.store.scope import Scope
 from paramdex.store.store import Store
+from paramdex.store.token_filter import TokenFilter
 from paramdex.store.words import Wanted
 from paramdex.verbs.hits import hits_in_model, listed
 from paramdex_schemas.isometry import Array, times_vector

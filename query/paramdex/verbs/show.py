@@ -12,10 +12,11 @@ import pyarrow as pa
 
 from paramdex.picture import any_glyphs, figure_class
 from paramdex.result import Drawn, Result, table_of
-from paramdex.store.described import pairs_of
-from paramdex.store.filters import ALL, Sieve, TokenFilter
+from paramdex.store.described import pairs_of, same_word_counts
+from paramdex.store.filters import ALL, Sieve
 from paramdex.store.postings import Postings
 from paramdex.store.store import Store
+from paramdex.store.token_filter import TokenFilter
 from paramdex.text import arrow, visible
 from paramdex.verbs.info import info_of
 from paramdex_schemas import KINDS, MATRICES, Address, AddressError, QueryError
@@ -185,12 +186,9 @@ def show_head(store: Store, model: Model, where: Address, k: int, sieve: Sieve, 
 
 def _of_same_word(pairs: list[dict[str, Any]]) -> list[str]:
     """Notes on how many of each matrix's top pairs are of one word."""
-    top = [(row["matrix"], row["same_word"]) for row in pairs if row["is_top"] and row["rank"] is not None]
-    counts = {matrix: [same for of, same in top if of == matrix] for matrix in MATRICES}
     return [
-        f"{matrix}: {sum(own)} of its top {len(own)} pairs are of a word with itself"
-        for matrix, own in counts.items()
-        if own
+        f"{matrix}: {same} of its top {n} pairs are of a word with itself"
+        for matrix, (same, n) in same_word_counts(pairs).items()
     ]
 
 

@@ -6,10 +6,10 @@ import numpy as np
 
 from paramdex.result import Result
 from paramdex.store.common_space import Common, compared
-from paramdex.store.filters import TokenFilter
 from paramdex.store.nearest import Hit, signs_of, strongest_hits
-from paramdex.store.scope import Scope, how_many
+from paramdex.store.scope import Scope
 from paramdex.store.store import Store
+from paramdex.store.token_filter import TokenFilter
 from paramdex.verbs.hits import hits_in_model, listed
 from paramdex.verbs.similar_heads import similar_heads
 from paramdex_schemas import Address, AddressError
@@ -19,18 +19,18 @@ from paramdex_schemas.isometry import Array, times_vector
 def similar(
     store: Store,
     address: str | Address,
-    k: int = 10,
-    model: str | None = None,
-    kind: str | None = None,
-    layer: int | None = None,
-    side: str = "top",
-    filter: TokenFilter | None = None,
+    k: int,
+    model: str | None,
+    kind: str | None,
+    layer: int | None,
+    side: str,
+    filter: TokenFilter | None,
 ) -> Result:
     """See ``Atlas.similar``."""
     where = store.address(address)
     if where.is_head:
         scope = _beside(store, where, model, None, layer)
-        return similar_heads(store, where, how_many(k), scope, kind, side, filter)
+        return similar_heads(store, where, k, scope, kind, side, filter)
     hits, notes = similar_hits(store, where, k, model, kind, layer, side)
     own_id = store.models[where.model].param_id(where)
     return listed(store, hits, f"nearest to {where}", notes, filter, of=own_id)
@@ -39,14 +39,14 @@ def similar(
 def similar_hits(
     store: Store,
     address: str | Address,
-    k: int = 10,
-    model: str | None = None,
-    kind: str | None = None,
-    layer: int | None = None,
-    side: str = "top",
+    k: int,
+    model: str | None,
+    kind: str | None,
+    layer: int | None,
+    side: str,
 ) -> tuple[list[Hit], list[str]]:
     """What ``similar`` finds for a parameter, each a (similarity, param_id), and its notes."""
-    where, k = store.address(address), how_many(k)
+    where = store.address(address)
     if where.kind is None:
         example = store.models[where.model].layout.example(where)
         raise AddressError(f"similar takes the address of a parameter or a head, {example}, say, not {where}")

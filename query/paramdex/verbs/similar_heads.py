@@ -18,13 +18,14 @@ import numpy as np
 import pyarrow as pa
 
 from paramdex.result import Result, table_of
-from paramdex.store.common_space import Common, Side, compared
+from paramdex.store.common_space import Common, Half, compared
 from paramdex.store.described import by_pairs
-from paramdex.store.filters import Sieve, TokenFilter
+from paramdex.store.filters import Sieve
 from paramdex.store.head_matrices import coordinates, displacements, owners, rows_of_heads
 from paramdex.store.nearest import signs_of
 from paramdex.store.scope import Scope
 from paramdex.store.store import Store
+from paramdex.store.token_filter import TokenFilter
 from paramdex_schemas import MATRICES, Address, QueryError
 from paramdex_schemas.checks import check_text, suggest
 from paramdex_schemas.errors import quoted
@@ -97,17 +98,17 @@ def head_cosines(store: Store, both: Common, where: Address, matrix: str) -> Arr
     norm = float(np.sqrt(((p @ p.T) * (q @ q.T)).sum()))
     if both.left.into is not None:
         p, q = p @ both.left.into.T, q @ both.left.into.T
-    side = both.right
-    key = (side.model.name, matrix, None if side.root is None else side.other.name)
-    known = side.vectors.head_norms.get(key)
+    half = both.right
+    key = (half.model.name, matrix, None if half.root is None else half.other.name)
+    known = half.vectors.head_norms.get(key)
     inner, norms = [np.empty(0)], [np.empty(0)]
-    for place in side.model.layout.attention_places:
-        P, Q = (_factor(store, side, kind, place) for kind in MATRICES[matrix])
+    for place in half.model.layout.attention_places:
+        P, Q = (_factor(store, half, kind, place) for kind in MATRICES[matrix])
         inner.append((_products(P, p) * _products(Q, q)).sum(axis=(1, 2)))
         if known is None:
             norms.append(np.sqrt(((P @ P.transpose(0, 2, 1)) * (Q @ Q.transpose(0, 2, 1))).sum(axis=(1, 2))))
     if known is None:
-        known = side.vectors.head_norms[key] = np.concatenate(norms)
+        known = half.vectors.head_norms[key] = np.concatenate(norms)
     dots, sizes = np.concatenate(inner), norm * known
     cosines: Array = np.divide(dots, sizes, out=np.zeros_like(dots), where=sizes > 0)
     return cosines
@@ -119,19 +120,19 @@ def _products(P: Array, p: Array) -> Array:
     return (P.reshape(n * d_head, r) @ p.T).reshape(n, d_head, len(p))
 
 
-def _factor(store: Store, side: Side, kind: str, place: Place) -> Array:
+def _factor(store: Store, half: Half, kind: str, place: Place) -> Array:
     """The coordinates of one factor of every head of a place (n_heads x d_head x r, float64).
 
     Those of small models are kept, because every head that somebody looks at needs them again.
     """
-    known = side.vectors.head_factors
-    key = (side.model.name, kind, place, None if side.root is None else side.other.name)
+    known = half.vectors.head_coordinates
+    key = (half.model.name, kind, place, None if half.root is None else half.other.name)
     if key not in known:
-        rows = side.own(coordinates(store, side.model, kind, place)[0])
+        rows = half.own(coordinates(store, half.model, kind, place)[0])
         if rows.size + sum(each.size for each in known.values()) > _KEPT:
-            return _by_head(rows, side.model, kind, place)
+            return _by_head(rows, half.model, kind, place)
         known[key] = rows
-    return _by_head(known[key], side.model, kind, place)
+    return _by_head(known[key], half.model, kind, place)
 
 
 def _by_head(rows: Array, model: Model, kind: str, place: Place) -> Array:

@@ -25,7 +25,7 @@ _BEGINS = (b"\x93NUMPY", b"PK")
 
 
 @dataclass(frozen=True)
-class OwnVectors:
+class UserVectors:
     """Rows (n x d, float64), all finite. ``single`` says that they are one vector, given alone or as one row."""
 
     says: str
@@ -40,7 +40,7 @@ _SMALLEST, _LARGEST = 1e-30, 1e30
 """Entries of a size between these have scores and squared norms that are far from the limits of float32."""
 
 
-def own_vectors(given: Any, width: int, model: str, row: int | None = None, name: str | None = None) -> OwnVectors:
+def user_vectors(given: Any, width: int, model: str, row: int | None = None, name: str | None = None) -> UserVectors:
     """The vectors of ``given``, a path or anything that NumPy reads as an array: d numbers, or n x d.
 
     ``name`` chooses a tensor of a safetensors file, ``row`` one row of a matrix. Raises QueryError if a vector does not
@@ -89,7 +89,7 @@ def own_vectors(given: Any, width: int, model: str, row: int | None = None, name
                 f"{what} has entries of up to {largest:.3g}, and scores are float32; "
                 f"multiply it so that they are between {_SMALLEST:g} and {_LARGEST:g}"
             )
-    return OwnVectors(says if row is None else f"row {row} of {says}", rows, numbers, single or row is not None)
+    return UserVectors(says if row is None else f"row {row} of {says}", rows, numbers, single or row is not None)
 
 
 def _array(given: Any) -> np.ndarray:

@@ -22,7 +22,7 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from paramdex import Atlas, __version__
-from paramdex.web.cards.problem import Fault, Problem
+from paramdex.web.cards.shapes import Fault, Problem
 from paramdex.web.errors import fault
 from paramdex.web.html.pages import STATIC, Pages
 from paramdex.web.load.turns import Turns
@@ -65,6 +65,9 @@ class Guard:
     Only the server's own host names are answered: a site that makes its name resolve to this machine (DNS rebinding)
     cannot read the atlas. A page of another site cannot load a picture, a script or data from here either; a link from
     it to a page here works.
+
+    Nothing is compressed (starlette's GZip): one tag would name two forms of a page, large answers would be compressed
+    outside the turns that share the processors, and on this machine it saves nothing. A proxy in front can do it.
 
     starlette's TrustedHost refuses in plain text, but every refusal here is a Problem with these headers. starlette's
     CORS only grants other sites access; it refuses nothing.

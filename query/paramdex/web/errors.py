@@ -7,13 +7,13 @@ import re
 from dataclasses import replace
 
 from paramdex import Atlas
-from paramdex.web.cards.problem import Fault, Kind
+from paramdex.web.cards.shapes import Fault, FaultKind
 from paramdex.web.load.shares import BusyError, EndingError, LateError
 from paramdex_schemas import KINDS, Address, AddressError, AtlasError, ParamdexError, QueryError, TokenError
 from paramdex_schemas.errors import escaped
 from paramdex_schemas.layout import Layout, Run
 
-_KINDS: list[tuple[type[ParamdexError], int, Kind]] = [
+_KINDS: list[tuple[type[ParamdexError], int, FaultKind]] = [
     (BusyError, 429, "busy"),
     (LateError, 503, "busy"),
     (EndingError, 503, "busy"),

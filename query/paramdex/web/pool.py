@@ -6,7 +6,7 @@ import queue
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from paramdex.atlas import Atlas
+from paramdex import Atlas
 
 
 class Pool:

@@ -20,9 +20,8 @@ from paramdex.web.cards.comparison import Comparison, LayerPairs, comparison, la
 from paramdex.web.cards.head import HeadCard, head_card
 from paramdex.web.cards.model import Home, ModelCard, home, model_card
 from paramdex.web.cards.parameter import ParameterCard, parameter_card
-from paramdex.web.cards.problem import Problem
 from paramdex.web.cards.questions import AnySimilar, Found, Searched, Similar, SimilarHeads, Understood
-from paramdex.web.cards.shapes import Shape, Side, Sides
+from paramdex.web.cards.shapes import Problem, Shape, Side, Sides
 from paramdex.web.html.pages import Pages
 from paramdex.web.lookup_worker import Lookups
 from paramdex.web.pool import Pool

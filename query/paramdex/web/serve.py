@@ -30,7 +30,7 @@ def bind(host: str, port: int) -> socket.socket:
         bound.bind(address)
         bound.listen(128)  # clients that come before the server is up wait
     except (OSError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is no name of a host"
+        reason = getattr(error, "strerror", None) or "it is not a host name"
         raise QueryError(f"cannot listen on {host} port {port}: {reason}; give another --port or --host") from error
     return bound
 

@@ -8,7 +8,7 @@ CREATE TABLE store.atlas (
     created_by VARCHAR NOT NULL
 );
 
--- One row a file beside this database, so that damage is found before a wrong number is shown.
+-- One row per file beside this database, so that damage is found before a wrong number is shown.
 CREATE TABLE store.files (
     model VARCHAR NOT NULL,
     path VARCHAR NOT NULL,
@@ -16,7 +16,7 @@ CREATE TABLE store.files (
     sha256 VARCHAR NOT NULL
 );
 
--- One row a model.
+-- One row per model.
 CREATE TABLE store.models (
     model_id INTEGER NOT NULL,
     model VARCHAR NOT NULL,
@@ -60,7 +60,7 @@ CREATE TABLE store.models (
     builder_version VARCHAR NOT NULL
 );
 
--- One row a run of parameters: all that a layer has of one kind under owners of one sort, numbered from first_param_id.
+-- One row per run of parameters: all that a layer has of one kind under owners of one sort, numbered from first_param_id.
 CREATE TABLE store.layout (
     model_id INTEGER NOT NULL,
     kind VARCHAR NOT NULL,
@@ -73,8 +73,8 @@ CREATE TABLE store.layout (
     first_param_id BIGINT NOT NULL
 );
 
--- One row a vocabulary item; `folded` is what a typed word is compared with, and `is_undertrained` says that the item is
--- under-trained in every model of the vocabulary. `is_byte` pieces stand for what has no piece of its own (byte
+-- One row per vocabulary item; `folded` is what a typed word is compared with, and `is_undertrained` says that the item
+-- is under-trained in every model of the vocabulary. `is_byte` pieces stand for what has no piece of its own (byte
 -- fallback), `is_added` ones are found in text before all others; ids of no token count as special.
 CREATE TABLE store.tokens (
     vocabulary VARCHAR NOT NULL,
@@ -91,7 +91,7 @@ CREATE TABLE store.tokens (
     is_undertrained BOOLEAN NOT NULL
 );
 
--- One row a model and item of its vocabulary: what the row of the model's embedding says of it.
+-- One row per model and item of its vocabulary: what the row of the model's embedding says of it.
 CREATE TABLE store.token_embeddings (
     model_id INTEGER NOT NULL,
     token_id INTEGER NOT NULL,
@@ -100,7 +100,7 @@ CREATE TABLE store.token_embeddings (
     is_undertrained BOOLEAN NOT NULL
 );
 
--- One row a parameter, by param_id; the lists hold its strongest tokens, strongest first, for look-ups by parameter.
+-- One row per parameter, by param_id; the lists hold its strongest tokens, strongest first, for look-ups by parameter.
 CREATE TABLE store.parameters (
     param_id BIGINT NOT NULL,
     address VARCHAR NOT NULL,
@@ -124,7 +124,7 @@ CREATE TABLE store.parameters (
 
 CREATE UNIQUE INDEX parameters_by_id ON store.parameters (param_id);
 
--- One row a parameter, side and rank, in the order (token_id, side, score) within a model, for look-ups by token.
+-- One row per parameter, side and rank, in the order (token_id, side, score) within a model, for look-ups by token.
 CREATE TABLE store.postings (
     token_id INTEGER NOT NULL,
     is_top BOOLEAN NOT NULL,
@@ -133,7 +133,7 @@ CREATE TABLE store.postings (
     param_id BIGINT NOT NULL
 );
 
--- One row a head.
+-- One row per head.
 CREATE TABLE store.heads (
     head_id BIGINT NOT NULL,
     address VARCHAR NOT NULL,
@@ -150,7 +150,7 @@ CREATE TABLE store.heads (
     vo_std FLOAT NOT NULL
 );
 
--- One row a head's token pair, by head_id, matrix and side.
+-- One row per head's token pair, by head_id, matrix and side.
 CREATE TABLE store.pairs (
     head_id BIGINT NOT NULL,
     matrix VARCHAR NOT NULL,
@@ -163,7 +163,7 @@ CREATE TABLE store.pairs (
     score FLOAT NOT NULL
 );
 
--- One row a singular direction of a head's matrix, by head_id, matrix and direction (1 has the largest value).
+-- One row per singular direction of a head's matrix, by head_id, matrix and direction (1 has the largest value).
 CREATE TABLE store.directions (
     head_id BIGINT NOT NULL,
     matrix VARCHAR NOT NULL,
@@ -172,7 +172,7 @@ CREATE TABLE store.directions (
     share FLOAT NOT NULL
 );
 
--- One row a token of a direction, what is read (is_source) or written, by direction, role and side.
+-- One row per token of a direction, what is read (is_source) or written, by direction, role and side.
 CREATE TABLE store.direction_tokens (
     head_id BIGINT NOT NULL,
     matrix VARCHAR NOT NULL,
@@ -184,15 +184,15 @@ CREATE TABLE store.direction_tokens (
     score FLOAT NOT NULL
 );
 
--- One row per two models whose neighbors and alignments are kept, model a the earlier one: of how many tokens the scores
--- are by which they are compared, all those of one vocabulary, or those of shared_tokens.sql, of two that differ by few.
+-- One row per two models whose neighbors and alignments are kept; model a is the earlier one. n_tokens is the number of
+-- tokens whose scores are compared: all of a shared vocabulary, or those of shared_tokens.sql for two that differ by few.
 CREATE TABLE store.relations (
     model_id_a INTEGER NOT NULL,
     model_id_b INTEGER NOT NULL,
     n_tokens INTEGER NOT NULL
 );
 
--- One row a parameter's near one in another model.
+-- One row per neighbor of a parameter.
 CREATE TABLE store.neighbors (
     param_id BIGINT NOT NULL,
     neighbor_id BIGINT NOT NULL,
@@ -201,7 +201,7 @@ CREATE TABLE store.neighbors (
     similarity FLOAT NOT NULL
 );
 
--- One row a pair of layers of two models; feature_score is the same measure on the raw weights, where widths agree.
+-- One row per pair of layers of two models; feature_score is the same measure on the raw weights, where widths agree.
 CREATE TABLE store.layer_alignments (
     model_a VARCHAR NOT NULL,
     model_b VARCHAR NOT NULL,

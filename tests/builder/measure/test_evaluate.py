@@ -234,7 +234,7 @@ def test_one_in_twenty_is_above(draws: int) -> None:
     p_values = [reached / (draws + 1) for reached in range(1, twentieth + 3)]
     above, notes = of_layers(p_values, draws, 1000)
     assert above == f"{twentieth} of {twentieth + 2}"
-    assert "not said" not in notes
+    assert "left out" not in notes
 
 
 @pytest.mark.parametrize("draws", [1, 5, 18])
@@ -242,15 +242,15 @@ def test_one_in_twenty_is_above(draws: int) -> None:
 def test_too_few_draws_for_any_layer_to_be_above_are_said(draws: int, other: str) -> None:
     above, notes = of_layers([1 / (draws + 1)] * 4, draws, 1000, other)
     assert above is None
-    least = f"with {draws} draws no p-value is below 1/{draws + 1}; 0.05 takes 19 draws or more (--draws)"
-    assert notes.splitlines()[-1] == f"above is not said: {least}"
+    least = f"with {draws} draws no p-value is below 1/{draws + 1}; 0.05 needs at least 19 draws (--draws)"
+    assert notes.splitlines()[-1] == f"above is left out: {least}"
 
 
 def test_too_few_orders_for_any_layer_to_be_above_are_said() -> None:
     for n, orders in ((2, 2), (3, 6)):
         above, notes = of_layers([0.4], 40, n)
         assert above is None
-        assert f"above is not said of pairs that are shuffled: {n} have {orders} orders, too few" in notes
+        assert f"above is left out for pairs (shuffled): {n} items have only {orders} orders, too few" in notes
         assert of_layers([0.4], 40, n, "random")[0] == "0 of 1"  # which draws parameters, and orders nothing
     assert of_layers([1 / 24], 40, 4)[0] == "1 of 1"
 

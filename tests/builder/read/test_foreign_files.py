@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 import models
 from paramdex.store.words import read_lines
-from paramdex.verbs.user_vectors import own_vectors
+from paramdex.verbs.user_vectors import user_vectors
 from paramdex_builder import build
 from paramdex_builder.measure.classifier import Classifier, read_labelled
 from paramdex_builder.read.checkpoint import Checkpoint
@@ -231,7 +231,7 @@ READS: list[tuple[str, Callable[[Path], Any]]] = [
     ("transformers.AutoConfig.from_pretrained", lambda folder: Checkpoint.open(str(folder))),
     ("transformers.AutoModel.from_pretrained", lambda folder: Runner.open(Checkpoint.open(str(folder)))),
     ("transformers.PreTrainedTokenizerFast.from_pretrained", lambda folder: load_tokenizer(str(folder), folder)),
-    ("paramdex.verbs.user_vectors.safe_open", lambda folder: own_vectors(folder / "model.safetensors", 4, "m")),
+    ("paramdex.verbs.user_vectors.safe_open", lambda folder: user_vectors(folder / "model.safetensors", 4, "m")),
 ]
 
 
@@ -271,7 +271,7 @@ INDEXES: dict[str, tuple[Any, str]] = {
     "no JSON": ("{", "index.json is not a JSON object: Expecting"),
     "deep": (f'{{"weight_map": {DEEP}}}', "index.json is not a JSON object: it is nested too deeply"),
     "a number of 5,000 digits": (f'{{"weight_map": {"9" * 5000}}}', "index.json is not a JSON object: Exceeds the"),
-    "text": ('"weight_map"', "index.json is not a JSON object: it holds no object but a text"),
+    "text": ('"weight_map"', "index.json is not a JSON object: it holds a text, not an object"),
     "outside": (lambda where: where | {FC: "../x.safetensors"}, "leads out of the folder, to ../x.safetensors"),
     "outside further down": (lambda where: where | {FC: "a/../../x.safetensors"}, "leads out of the folder"),
     "an absolute path": (lambda where: where | {FC: "/etc/hostname"}, "leads out of the folder, to /etc/hostname"),
@@ -318,8 +318,8 @@ def test_an_index_may_not_lead_through_links_either(word_model: Path, tmp_path: 
     ("text", "says"),
     [
         (DEEP, "config.json is not a JSON object: it is nested too deeply"),
-        ("null", "config.json is not a JSON object: it holds no object but null"),
-        ("7", "config.json is not a JSON object: it holds no object but a number"),
+        ("null", "config.json is not a JSON object: it holds null, not an object"),
+        ("7", "config.json is not a JSON object: it holds a number, not an object"),
         ("\x00", "config.json is not a JSON object"),
         ('{"model_type": ["gpt2"]}', "config.json names no model_type"),
         ('{"model_type": "brandnew", "architectures": 5}', "config.json cannot be read: 'int' object is not iterable"),
@@ -473,10 +473,10 @@ def numpy_file(path: Path, header: str, data: bytes = b"\0" * 32) -> Path:
 def test_the_header_of_an_array_is_checked(tmp_path: Path, header: str, says: str | None) -> None:
     path = numpy_file(tmp_path / "x.npy", header, np.arange(1, 9, dtype="<f4").tobytes())
     if says is None:
-        assert own_vectors(path, 4, "m").rows.tolist() == [[1, 2, 3, 4], [5, 6, 7, 8]]
+        assert user_vectors(path, 4, "m").rows.tolist() == [[1, 2, 3, 4], [5, 6, 7, 8]]
         return
     with pytest.raises(QueryError) as caught:
-        own_vectors(path, 4, "m")
+        user_vectors(path, 4, "m")
     assert says in str(caught.value)
     assert str(path) in str(caught.value)
 
@@ -485,16 +485,16 @@ def test_several_arrays_are_no_vector(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", np.ones(4))
     (tmp_path / "x.npz").rename(tmp_path / "x.npy")
     with pytest.raises(QueryError, match=r"x\.npy is a \.npz file, which holds several arrays"):
-        own_vectors(tmp_path / "x.npy", 4, "m")
+        user_vectors(tmp_path / "x.npy", 4, "m")
     (tmp_path / "x.npy").write_bytes(b"PK\x03\x04 and no more")
     with pytest.raises(QueryError, match=r"x\.npy cannot be read: File is not a zip file"):
-        own_vectors(tmp_path / "x.npy", 4, "m")
+        user_vectors(tmp_path / "x.npy", 4, "m")
 
 
 def test_a_tensor_in_eight_bits_is_refused_by_name(tmp_path: Path) -> None:
     save_file({"w": torch.ones(4).to(torch.float8_e4m3fn)}, tmp_path / "x.safetensors")
     with pytest.raises(QueryError, match=r"x\.safetensors"):
-        own_vectors(tmp_path / "x.safetensors", 4, "m")
+        user_vectors(tmp_path / "x.safetensors", 4, "m")
 
 
 def test_word_lists_and_texts(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 import fuzz_readers
 import models
-from paramdex.verbs.user_vectors import own_vectors
+from paramdex.verbs.user_vectors import user_vectors
 from paramdex.web.load.processes import Process
 from paramdex_builder.measure.classifier import Classifier
 from paramdex_builder.read.checkpoint import Checkpoint
@@ -181,7 +181,7 @@ def test_pickles_in_place_of_an_array(tmp_path: Path, ran: Path, what: str) -> N
     else:
         np.save(file, np.array([Calls(os.system, f"touch {ran}")], dtype=object), allow_pickle=True)
     with pytest.raises(QueryError) as caught:
-        own_vectors(file, 4, "m")
+        user_vectors(file, 4, "m")
     assert str(caught.value).startswith(f"{file} cannot be read: ")
     assert "unsafe" not in str(caught.value)
     assert not ran.exists()

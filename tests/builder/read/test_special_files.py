@@ -19,7 +19,7 @@ import models
 import paramdex
 from paramdex.store.words import read_lines
 from paramdex.verbs.heads import read_pairs
-from paramdex.verbs.user_vectors import own_vectors
+from paramdex.verbs.user_vectors import user_vectors
 from paramdex_builder import build
 from paramdex_builder.measure.classifier import read_labelled
 from paramdex_builder.measure.evaluate import read_words
@@ -208,7 +208,7 @@ def test_what_may_not_be_looked_at_is_said(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(os, "stat", refused)
     asked: dict[str, Callable[[Path], Any]] = {
         "x.atlas": paramdex.open,
-        "x.npy": lambda path: own_vectors(path, 4, "m"),
+        "x.npy": lambda path: user_vectors(path, 4, "m"),
         "model": lambda path: Checkpoint.open(str(path)),
         "other": lambda path: build(str(path), tmp_path / "y.atlas"),
     }

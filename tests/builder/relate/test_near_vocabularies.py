@@ -220,10 +220,10 @@ def test_models_without_any_are_told_of(built: tuple[Path, list[str]], atlas: pa
         "pruned with base: compared on the 56 tokens whose text both have",
         "pruned with tuned: compared on the 56 tokens whose text both have",
         "pruned with middle: compared on the 56 tokens whose text both have",
-        f"far: no neighbors and alignments are kept with base, tuned, middle, pruned: {WHY}",
+        f"far: no neighbors or alignments are kept with base, tuned, middle, pruned: {WHY}",
     ]
     assert list(atlas.info().notes) == [
-        f"no neighbors and alignments are kept of far with base, tuned, middle, pruned: {WHY}"
+        f"no neighbors or alignments are kept between far and each of base, tuned, middle, pruned: {WHY}"
     ]
     found = atlas.sql("SELECT count(*) AS n FROM neighbors WHERE address LIKE 'far/%' OR neighbor LIKE 'far/%'")
     assert found.to_rows() == [{"n": 0}]
@@ -241,8 +241,8 @@ def test_models_of_one_vocabulary_have_all_of_its_tokens(small_atlas: Path, atla
     with paramdex.open(small_atlas) as other:
         (note,) = other.info().notes
         gpt2 = "gpt2-a, gpt2-b, gpt2-wide"
-        apart = f"llama-gqa with {gpt2}; bert with {gpt2}, llama-gqa"
-        assert note == f"no neighbors and alignments are kept of {apart}: {WHY}"
+        apart = f"llama-gqa and each of {gpt2}; bert and each of {gpt2}, llama-gqa"
+        assert note == f"no neighbors or alignments are kept between {apart}: {WHY}"
         rows = other.sql("SELECT DISTINCT model_a, model_b FROM layer_alignments ORDER BY ALL").to_rows()
         assert relations(other) == {(row["model_a"], row["model_b"]): 483 for row in rows}
     assert relations(atlas) == SHARED

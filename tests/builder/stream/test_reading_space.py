@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import processors
 from transformers import AutoModel, AutoModelForCausalLM
 
 from paramdex_builder import Progress
@@ -19,14 +20,22 @@ FAMILIES = ["gpt2-a", "llama-gqa", "bert"]
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_state_of_a_token_alone(family: str, model_folders: dict[str, Path]) -> None:
-    """It is ``hidden_states[1]`` of the model on that token."""
+    """It is ``hidden_states[1]`` of the model on that token, as the tokenizer would put it."""
     folder = model_folders[family]
     runner = Runner.open(Checkpoint.open(str(folder)))
+    if family == "bert":
+        special = [("[CLS]", 2), ("[SEP]", 3)]
+        template = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=special)
+        runner.tokenizer.backend_tokenizer.post_processor = template
+        assert runner.around == ([2], [3])
+    else:
+        assert runner.around == ([], [])
     found = alone(runner, runner.n_rows)
     model = AutoModel.from_pretrained(folder, dtype=torch.float64).eval()
     for token in (0, 3, runner.n_rows - 1):
         with torch.no_grad():
-            states = model(torch.tensor([[token]]), output_hidden_states=True).hidden_states[1][0, 0]
+            ids = torch.tensor([[2, token, 3]] if family == "bert" else [[token]])
+            states = model(ids, output_hidden_states=True).hidden_states[1][0, int(family == "bert")]
         assert found[token].double().numpy() == pytest.approx(states.numpy(), abs=1e-5)
 
 

@@ -212,12 +212,12 @@ BAD = {
         ["sql", "A", "SELECT * FROM read_text('/etc/passwd')"],
         "SQL reads the atlas's own tables and nothing else",
     ),
-    "no folder": (["info", "nowhere.atlas"], "nowhere.atlas is no atlas: there is no such folder; make one with: "),
+    "no folder": (["info", "nowhere.atlas"], "nowhere.atlas is not an atlas: there is no such folder; make one with: "),
     "no atlas": (
         ["show", "E", "x"],
-        "E is no atlas: it holds no atlas.duckdb; make one with: paramdex build MODEL -o E",
+        "E is not an atlas: it holds no atlas.duckdb; make one with: paramdex build MODEL -o E",
     ),
-    "a file": (["info", "F"], "F is no atlas: it is a file; give the folder that holds atlas.duckdb"),
+    "a file": (["info", "F"], "F is not an atlas: it is a file; give the folder that holds atlas.duckdb"),
 }
 """A in the arguments and messages stands for the atlas, E for an empty folder, F for a file."""
 

@@ -64,7 +64,7 @@ def test_it_is_named_loaded_when_asked_for_and_run(small_atlas: Path, tmp_path: 
     assert (ran.returncode, ran.stderr, ran.stdout) == (0, "loaded\n", '[{"models": 5}]\n')
     refused = program(tmp_path, "overlap", "nowhere.atlas")
     assert refused.returncode == 2
-    assert refused.stderr.startswith("loaded\nerror: nowhere.atlas is no atlas")
+    assert refused.stderr.startswith("loaded\nerror: nowhere.atlas is not an atlas")
 
 
 @pytest.mark.parametrize("arguments", [["--version"], ["info", "nowhere.atlas"], ["nonsense"]])

@@ -190,7 +190,7 @@ def test_some_other_duckdb_database(tmp_path: Path) -> None:
     duckdb.connect(str(tmp_path / "atlas.duckdb")).close()
     with pytest.raises(AtlasError) as caught:
         paramdex.open(tmp_path)
-    assert str(caught.value) == f"{tmp_path} is no atlas: its database has no table store.atlas"
+    assert str(caught.value) == f"{tmp_path} is not an atlas: its database has no table store.atlas"
 
 
 def write(atlas: Path, sql: str) -> None:

@@ -68,8 +68,8 @@ def stopped(asked: Future) -> None:
 
 def test_an_interrupt_before_the_query_runs_is_kept(own: Atlas, monkeypatch: pytest.MonkeyPatch) -> None:
     """It comes while the SQL is parsed: DuckDB itself drops it as the query begins."""
-    held = Held(of_database.reading)
-    monkeypatch.setattr(of_database, "reading", held)
+    held = Held(of_database.read_statement)
+    monkeypatch.setattr(of_database, "read_statement", held)
     with ThreadPoolExecutor(2) as threads:
         asked = threads.submit(own.sql, ENDLESS)
         assert held.reached.wait(60)

@@ -10,7 +10,7 @@ import duckdb
 import pytest
 
 from paramdex import Atlas
-from paramdex.store.statements import bare, reading, syntax_tree
+from paramdex.store.statements import read_statement, syntax_tree, without_end
 from paramdex_schemas import QueryError
 
 
@@ -45,7 +45,7 @@ def test_what_stands_around_a_statement_is_none(atlas: Atlas, sql: str) -> None:
      ('SELECT ";" /* x */ ;', 'SELECT ";" '), ("-- x", ""), (";", "")],
 )  # fmt: skip
 def test_bare(sql: str, word: str) -> None:
-    assert bare(sql) == word
+    assert without_end(sql) == word
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_bare(sql: str, word: str) -> None:
 )
 def test_a_pivot_has_a_tree(connection: duckdb.DuckDBPyConnection, sql: str, functions: set[str]) -> None:
     assert functions <= called(json.loads(syntax_tree(connection, sql) or ""))
-    assert reading(connection, sql).text == sql
+    assert read_statement(connection, sql).text == sql
 
 
 def test_pivots_read(atlas: Atlas) -> None:
@@ -105,7 +105,7 @@ def test_pivots_read(atlas: Atlas) -> None:
 def test_an_explain_is_written_around_what_was_read(
     connection: duckdb.DuckDBPyConnection, sql: str, written: str
 ) -> None:
-    found = reading(connection, sql)
+    found = read_statement(connection, sql)
     assert found.text == written
     assert found.statement.query == written
     assert found.tree == syntax_tree(connection, written.partition(") ")[2])
@@ -123,7 +123,7 @@ def test_an_explain_is_written_around_what_was_read(
 )  # fmt: skip
 def test_what_does_not_read_is_refused(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
     with pytest.raises((QueryError, duckdb.ParserException)):
-        reading(connection, sql)
+        read_statement(connection, sql)
     assert connection.execute("SELECT count(*) FROM t").fetchall() == [(4,)]
 
 

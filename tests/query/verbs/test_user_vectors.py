@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from paramdex import Atlas, QueryError
-from paramdex.verbs.user_vectors import own_vectors
+from paramdex.verbs.user_vectors import user_vectors
 
 NUMBERS = np.arange(24) - 3.5
 """A vector that bfloat16 and float16 hold exactly."""
@@ -99,13 +99,13 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
 
 @pytest.mark.parametrize("name", ONE)
 def test_a_vector_of_any_library(name: str) -> None:
-    found = own_vectors(ONE[name](), 24, "gpt2-a")
+    found = user_vectors(ONE[name](), 24, "gpt2-a")
     assert (found.rows.tolist(), found.single) == ([NUMBERS.tolist()], True)
 
 
 @pytest.mark.parametrize("name", SEVERAL)
 def test_rows_of_any_library(name: str) -> None:
-    found = own_vectors(SEVERAL[name](), 24, "gpt2-a")
+    found = user_vectors(SEVERAL[name](), 24, "gpt2-a")
     assert (found.rows.tolist(), found.single) == (ROWS.tolist(), False)
 
 
@@ -113,12 +113,12 @@ def test_rows_of_any_library(name: str) -> None:
 def test_what_is_no_vector_is_named(name: str) -> None:
     make, message = WRONG[name]
     with pytest.raises(QueryError, match=message):
-        own_vectors(make(), 24, "gpt2-a")
+        user_vectors(make(), 24, "gpt2-a")
 
 
 def test_float64_is_read_to_its_last_bit() -> None:
     exact = NUMBERS + np.pi
-    assert own_vectors(torch.tensor(exact, requires_grad=True), 24, "x").rows.tolist() == [exact.tolist()]
+    assert user_vectors(torch.tensor(exact, requires_grad=True), 24, "x").rows.tolist() == [exact.tolist()]
 
 
 def test_the_lens_of_a_tensor_is_that_of_its_numbers(atlas: Atlas) -> None:

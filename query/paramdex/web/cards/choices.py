@@ -1,5 +1,8 @@
 """Which tokens and pairs a card shows: the parameters of its URL, as a filter and as SQL.
 
+``only`` and ``words`` are parameters of their own, as their types are not those of the filter's options; its other
+options are declared in store/token_filter.py. ``contains`` and ``min_z`` are of a head's card alone.
+
 FastAPI evaluates annotations, so they are not postponed in this module.
 """
 

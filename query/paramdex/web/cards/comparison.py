@@ -9,9 +9,10 @@ from typing import Any
 from paramdex import Atlas
 from paramdex.store.common_space import place_vectors
 from paramdex.store.nearest import nearest_pairs
+from paramdex.verbs.align import kinds_that_align
 from paramdex.web.cards.lookups import described
 from paramdex.web.cards.shapes import Named, Shape
-from paramdex_schemas import KINDS, AddressError, QueryError
+from paramdex_schemas import AddressError, QueryError
 from paramdex_schemas.addresses import STACKS
 from paramdex_schemas.checks import suggest
 from paramdex_schemas.layout import Place, place_name
@@ -70,7 +71,7 @@ def comparison(atlas: Atlas, a: str, b: str, kind: str | None = None) -> Compari
     whole = _whole(atlas, a, b)
     if kind is None:
         return whole
-    if kind not in _comparable_kinds(atlas, a, b):
+    if kind not in kinds_that_align(atlas.models[a], atlas.models[b]):
         return _aligned(atlas, a, b, kind)  # which says why not
     return whole.model_copy(update={"maps": [each for each in whole.maps if each.kind == kind]})
 
@@ -87,12 +88,6 @@ def _aligned(atlas: Atlas, a: str, b: str, kind: str | None) -> Comparison:
     for row in found.to_rows():
         by_kind.setdefault(row["kind"], []).append(row)
     return Comparison(a=a, b=b, maps=[_map(each, cells) for each, cells in by_kind.items()], notes=list(found.notes))
-
-
-def _comparable_kinds(atlas: Atlas, a: str, b: str) -> list[str]:
-    """The kinds that ``align`` compares."""
-    kinds = [atlas.models[name].layout.kinds for name in (a, b)]
-    return [kind for kind in KINDS if KINDS[kind].form == "weight" and all(kind in each for each in kinds)]
 
 
 def _map(kind: str, cells: list[dict[str, Any]]) -> HeatMap:
@@ -122,16 +117,12 @@ def layer_pairs(atlas: Atlas, a: str, b: str, kind: str, at: tuple[str, str], k:
 
     Raises AddressError for a model or layer that does not exist, QueryError for a kind that a model does not have.
     """
-    for name in (a, b):
-        if name not in atlas.models:
-            raise AddressError(f"there is no model {name!r}; {suggest(name, atlas.models)}")
-    models = (atlas.models[a], atlas.models[b])
+    models = (atlas.model(a), atlas.model(b))
     if a == b:
         raise QueryError(f"compare two different models, not {a} twice")
     places: list[Place] = []
     for model, text in zip(models, at, strict=True):
-        if kind not in model.layout.kinds:
-            raise QueryError(f"{model.name} has no vectors of kind {kind!r}; {suggest(kind, model.layout.kinds)}")
+        atlas.scope(model.name, kind)  # which says where it has none
         match = _PLACE.fullmatch(text)
         place = (match[1], int(match[2])) if match else (None, None)
         known = model.layout.places(kind)

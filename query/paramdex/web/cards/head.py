@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from paramdex import Atlas
 from paramdex.plain import short
-from paramdex.store.described import pairs_of
+from paramdex.store.described import pairs_of, same_word_counts
 from paramdex.store.filters import ALL, Sieve
 from paramdex.store.head_matrices import displacements, rows_of_heads
 from paramdex.store.moments import numbers
@@ -113,7 +113,7 @@ def head_card(atlas: Atlas, where: Address, choice: PairChoice | None = None, k:
         vo_norm=short(own["vo_norm"]),
         standing={matrix: standing(layer[f"{matrix.lower()}_norm"].to_numpy(), at) for matrix in MATRICES},
         choice=choice,
-        same_word=_same_words(pairs),
+        same_word=same_word_counts(pairs.select(["matrix", "is_top", "rank", "same_word"]).to_pylist()),
         lists=_lists(atlas, model, pairs, choice, sieve, own, k),
         notes=sieve.notes(),
         directions=_directions(atlas, model, head_id),
@@ -123,13 +123,6 @@ def head_card(atlas: Atlas, where: Address, choice: PairChoice | None = None, k:
         after=str(replace(where, head=at + 1)) if at + 1 < run.n_owners else None,
         sql=choice.sql(atlas, model, own["address"], k),
     )
-
-
-def _same_words(pairs: pa.Table) -> dict[str, tuple[int, int]]:
-    """Matrix -> how many of its top pairs are a word with itself, and how many top pairs there are."""
-    top = pairs.filter(pc.and_(pairs["is_top"], pc.is_valid(pairs["rank"])))
-    counts = top.group_by("matrix").aggregate([("same_word", "sum"), ("same_word", "count")]).sort_by("matrix")
-    return {row["matrix"]: (row["same_word_sum"], row["same_word_count"]) for row in counts.to_pylist()}
 
 
 def _lists(
@@ -179,7 +172,7 @@ def _directions(atlas: Atlas, model: Model, head_id: int) -> list[Direction]:
         name = f"{'source' if is_source else 'target'}_{'top' if is_top else 'bottom'}"
         own = lists.setdefault((matrix, direction), {})
         own.setdefault(name, []).append(items[token_id])
-    numbers = rows(
+    found = rows(
         atlas,
         "SELECT matrix, direction, singular_value, share FROM store.directions WHERE head_id = ? AND direction <= ? "
         "ORDER BY matrix, direction",
@@ -189,7 +182,7 @@ def _directions(atlas: Atlas, model: Model, head_id: int) -> list[Direction]:
         Direction.model_validate(
             {"matrix": matrix, "direction": n, "singular_value": short(value), "share": short(share)} | lists[matrix, n]
         )
-        for matrix, n, value, share in numbers
+        for matrix, n, value, share in found
     ]
 
 

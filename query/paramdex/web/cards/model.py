@@ -12,7 +12,7 @@ from paramdex.store.head_matrices import rows_of_heads
 from paramdex.store.moments import numbers
 from paramdex.web.cards.shapes import Cell, Shape
 from paramdex.web.cards.sources import public_source
-from paramdex_schemas import Address, QueryError
+from paramdex_schemas import Address, QueryError, atlas_files
 from paramdex_schemas.checks import suggest
 from paramdex_schemas.layout import Place, place_name
 from paramdex_schemas.model import Model
@@ -109,7 +109,7 @@ def summaries(atlas: Atlas) -> list[ModelSummary]:
 
 
 def home(atlas: Atlas) -> Home:
-    size = sum(file.stat().st_size for file in atlas.path.rglob("*") if file.is_file())
+    size = atlas_files.size(atlas.path)
     return Home(atlas=atlas.path.name, megabytes=round(size / 2**20, 1), models=summaries(atlas))
 
 

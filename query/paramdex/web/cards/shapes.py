@@ -1,4 +1,4 @@
-"""The shapes that several answers are made of.
+"""The shapes that several answers are made of, and the shape of every error.
 
 An answer's own shape stands beside the function that makes it. The JSON address gives it as it is, and the template is
 filled with it.
@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 Side = Literal["top", "bottom"]
 Sides = Literal["top", "bottom", "both"]
+FaultKind = Literal["address", "token", "query", "request", "busy", "atlas", "server"]
 
 
 class Shape(BaseModel):
@@ -63,3 +64,19 @@ class Standing(Shape):
     least: float
     quartiles: list[float]
     most: float
+
+
+class Fault(Shape):
+    """What was wrong, and the nearest things that exist."""
+
+    status: int
+    kind: FaultKind
+    message: str
+    nearest: list[str] = Field(default=[])
+    """Addresses or words that exist, nearest first."""
+
+
+class Problem(Shape):
+    """The one shape of all errors."""
+
+    error: Fault

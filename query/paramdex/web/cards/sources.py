@@ -7,7 +7,7 @@ from pathlib import PureWindowsPath
 
 def public_source(source: str) -> str:
     """A source as it was given to ``paramdex build``. A path that is absolute, or leads out of the folder it was given
-    in, is cut to its last name, or to its last two where they are not among the first two, which may name a person.
+    in, is cut to its last two names, or to the last one if the other might name a person (one of the path's first two).
 
     >>> public_source("gpt2"), public_source("data/models/tiny-a"), public_source("/srv/share/models/llama")
     ('gpt2', 'data/models/tiny-a', '…/models/llama')

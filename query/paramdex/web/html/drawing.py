@@ -18,7 +18,7 @@ _WRAP = 64
 
 
 @dataclass(frozen=True)
-class Piece:
+class TextPart:
     """A run of a token's text. Where it is not plain text, ``mark`` is its CSS class and ``title`` explains it."""
 
     text: str
@@ -26,16 +26,16 @@ class Piece:
     title: str = ""
 
 
-def pieces(token: Token | str) -> list[Piece]:
+def pieces(token: Token | str) -> list[TextPart]:
     r"""A token's text, cut so that invisible characters can be shown.
 
     >>> [(piece.text, piece.mark) for piece in pieces(" a\n")]
     [('␣', 'space'), ('a', ''), ('\\n', 'control')]
     """
     text = token if isinstance(token, str) else token.text
-    found: list[Piece] = []
+    found: list[TextPart] = []
     if prefix := _prefix(token):
-        found.append(Piece(prefix, "continues", "goes on with a word"))
+        found.append(TextPart(prefix, "continues", "goes on with a word"))
     ends = len(text) - len(text.lstrip(" ")), len(text.rstrip(" "))
     plain = ""
     for i, character in enumerate(text):
@@ -44,16 +44,16 @@ def pieces(token: Token | str) -> list[Piece]:
             plain += character
             continue
         if plain:
-            found.append(Piece(plain))
+            found.append(TextPart(plain))
             plain = ""
         if at_end:
-            found.append(Piece("␣", "space", "a space"))
+            found.append(TextPart("␣", "space", "a space"))
         else:
             code = character.encode("unicode_escape", "replace").decode("ascii")
-            found.append(Piece(code, "control", f"the character U+{ord(character):04X}"))
+            found.append(TextPart(code, "control", f"the character U+{ord(character):04X}"))
     if plain:
-        found.append(Piece(plain))
-    return found or [Piece("empty", "control", "no text")]
+        found.append(TextPart(plain))
+    return found or [TextPart("empty", "control", "no text")]
 
 
 def _prefix(token: Token | str) -> str:
@@ -123,7 +123,7 @@ def bar(scale: Scale, card: ParameterCard, token: Scored) -> tuple[float, float]
 
 
 @dataclass(frozen=True)
-class Drawn:
+class Map:
     """A map of many cells: its size, the margin for labels, the size of a cell, and (x, y, level, cell) of each."""
 
     width: int
@@ -135,7 +135,7 @@ class Drawn:
     """(y, place, address) of each row."""
 
 
-def draw(grid: Grid) -> Drawn:
+def draw(grid: Grid) -> Map:
     """Lay out a grid: each row is a band of lines, with at most 128 cells in a line (64 where the grid has one row)."""
     most = max((len(row.cells) for row in grid.rows), default=1)
     one = len(grid.rows) == 1
@@ -152,7 +152,7 @@ def draw(grid: Grid) -> Drawn:
             cells.append((*at, level(cell.value, grid.low, grid.high), cell))
         y += size[1] * max(1, -(-len(row.cells) // wrap)) + 3
     margin = 0 if one else 8 + 5 * max(len(row.place) for row in grid.rows)
-    return Drawn(size[0] * wrap, y - 3, margin, size, cells, labels)
+    return Map(size[0] * wrap, y - 3, margin, size, cells, labels)
 
 
 def number(value: float | None) -> str:

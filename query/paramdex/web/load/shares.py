@@ -1,4 +1,4 @@
-"""How much of the server each sort of question may use, and the errors where one would use more."""
+"""How much of the server each sort of question may use, and the errors when one would exceed it."""
 
 from __future__ import annotations
 

@@ -145,7 +145,7 @@ async def _first(task: asyncio.Task[None], gone: asyncio.Task[None], seconds: fl
 
 
 async def _sound(answering: Awaitable[None]) -> None:
-    """Turn a library's panic into an error of this request alone: it is no Exception, and would end the server."""
+    """Turn a library's panic into an error of this request alone: it is not an Exception, and would end the server."""
     try:
         await answering
     except (Exception, asyncio.CancelledError, KeyboardInterrupt, SystemExit):

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import HTMLResponse, Response
 from starlette.concurrency import run_in_threadpool
 
-from paramdex.web.cards.problem import Problem
+from paramdex.web.cards.shapes import Problem
 from paramdex.web.html.pages import Pages
 from paramdex.web.load.shares import BusyError, EndingError
 from paramdex.web.sql.answer import SqlAnswer, Table

@@ -16,7 +16,7 @@ from typing import Any
 import duckdb
 
 from paramdex.store.database import check_types
-from paramdex.store.statements import Reading, bare, one_statement, reading, syntax_tree
+from paramdex.store.statements import Reading, one_statement, read_statement, syntax_tree, without_end
 from paramdex_schemas import QueryError
 
 _ACCOUNTS = {
@@ -91,14 +91,16 @@ def check(tree: str, hidden: frozenset[str]) -> None:
             if name.lower() in hidden:
                 refused = name
             elif kind == "SHOW_REF" and name not in _SHOWN:  # which may be a setting
-                raise QueryError(f"SHOW is for TABLES, SCHEMAS and DATABASES here; for a table write DESCRIBE {name}")
+                raise QueryError(
+                    f"SHOW works only with TABLES, SCHEMAS and DATABASES here; for a table write DESCRIBE {name}"
+                )
         if refused:
             raise QueryError(f"{refused} is not allowed here: SQL reads the atlas's own tables")
 
 
 def readable(connection: duckdb.DuckDBPyConnection, sql: str, hidden: frozenset[str]) -> Reading:
     """The SQL, parsed. Raises QueryError unless it is one statement that only reads, and nothing about the machine."""
-    asked = reading(connection, sql)
+    asked = read_statement(connection, sql)
     check(asked.tree, hidden)
     return asked
 
@@ -112,7 +114,7 @@ def first_rows(
     """
     whole = connection.sql(asked.statement)  # its names and types are those of the visitor's own text
     check_types(whole)
-    limited = f"SELECT * FROM (\n{bare(asked.text)}\n) LIMIT {rows}"
+    limited = f"SELECT * FROM (\n{without_end(asked.text)}\n) LIMIT {rows}"
     tree = syntax_tree(connection, limited) if asked.is_query else None
     if tree is None:  # an EXPLAIN, or a PIVOT, whose rows are there already
         return whole

@@ -8,7 +8,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from paramdex.web.app import POLICY
-from paramdex.web.cards.problem import Problem
+from paramdex.web.cards.shapes import Problem
 from web_helpers import data, page
 
 

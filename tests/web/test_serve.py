@@ -115,7 +115,7 @@ def test_a_port_that_is_taken(small_atlas: Path) -> None:
 
 
 def test_no_atlas(tmp_path: Path) -> None:
-    assert refused(str(tmp_path / "no.atlas")).startswith(f"error: {tmp_path}/no.atlas is no atlas")
+    assert refused(str(tmp_path / "no.atlas")).startswith(f"error: {tmp_path}/no.atlas is not an atlas")
 
 
 @pytest.mark.parametrize("missing", ["fastapi", "uvicorn", "jinja2"])
