@@ -178,8 +178,8 @@ def diagonality(scores: Array) -> tuple[float, float]:
 def _p_value(fit: Array, norm: float) -> float:
     """The share of the orders of layers that fit at least as well as their own; ``norm`` bounds the rounding.
 
-    ``scipy.stats.permutation_test`` gives the same for up to seven layers. From eight on its random orders are not these,
-    so that its p-values may differ.
+    ``scipy.stats.permutation_test`` gives the same for up to seven layers. From eight on its random orders are not
+    these, so that its p-values may differ.
     """
     reached = tried = 0
     for orders in _orders(len(fit)):
