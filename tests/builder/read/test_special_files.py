@@ -174,7 +174,7 @@ def test_a_message_is_one_line_whatever_a_path_is_called(tmp_path: Path) -> None
     shown = str(tmp_path / r"two\nlines\x1b[2J\u202e")
     with pytest.raises(AtlasError) as caught:
         paramdex.open(folder)
-    assert str(caught.value).startswith(f"{shown} is no atlas: there is no such folder")
+    assert str(caught.value).startswith(f"{shown} is not an atlas: there is no such folder")
     assert str(caught.value).isprintable()
     with pytest.raises(QueryError) as asked:
         read_lines(folder, "word list")

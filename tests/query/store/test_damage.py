@@ -165,7 +165,7 @@ def test_truncated_database(atlas: Path, keep: int) -> None:
     with pytest.raises(AtlasError) as caught:
         paramdex.open(atlas).check()
     assert "\n" not in str(caught.value)
-    assert re.match(rf"{re.escape(str(atlas))} is (damaged: |no atlas: )", str(caught.value))
+    assert re.match(rf"{re.escape(str(atlas))} is (damaged: |not an atlas: )", str(caught.value))
     assert database.stat().st_size == keep
 
 
