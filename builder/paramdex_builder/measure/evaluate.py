@@ -19,7 +19,7 @@ from paramdex_builder.read.tokenizer import special_ids
 from paramdex_builder.read.vocabulary import read_vocabulary
 from paramdex_builder.stream import own_text
 from paramdex_builder.stream.forward import Runner, watched
-from paramdex_builder.stream.space import taken, taps
+from paramdex_builder.stream.space import READERS, taken, taps
 from paramdex_builder.work.arguments import check_choices, given, source_text
 from paramdex_builder.work.progress import Progress
 from paramdex_schemas import BuildError, FamilyError
@@ -264,7 +264,7 @@ def _look(runner: Runner, text: str, options: EvaluateOptions, generator: torch.
     coefficients: dict[tuple[str, int], list[torch.Tensor]] = {}
     tokens: list[torch.Tensor] = []
     inputs: dict[tuple[str, int], list[torch.Tensor]] = {}
-    givers, readers = _taps(runner), taps(runner)
+    givers, readers = taps(runner, ACTIVE), taps(runner, READERS)
     done = 0
     with progress.step("text", len(whole)) as advance:
         for start in range(0, len(whole), _BATCH):
@@ -293,18 +293,6 @@ def _look(runner: Runner, text: str, options: EvaluateOptions, generator: torch.
     )
     _check(runner, seen)
     return seen
-
-
-def _taps(runner: Runner) -> dict[tuple[str, int], torch.nn.Module]:
-    """(kind, layer) -> the module whose input multiplies the kind's vectors, where the layer has one."""
-    found = {}
-    for layer, block in enumerate(runner.blocks):
-        modules = dict(block.named_modules())
-        for kind in ACTIVE:
-            name = runner.checkpoint.names.module(kind, layer)
-            if name in modules:
-                found[kind, layer] = modules[name]
-    return found
 
 
 def _check(runner: Runner, seen: Seen) -> None:

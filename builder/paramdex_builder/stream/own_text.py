@@ -33,7 +33,9 @@ def writer(checkpoint: Checkpoint) -> Any:
 
 
 @torch.no_grad()
-def write(model: Any, first: int | None, n_tokens: int, n: int, length: int, seed: int, progress: Progress) -> Any:
+def write(
+    model: Any, first: int | None, n_tokens: int, n: int, length: int, seed: int, progress: Progress
+) -> torch.Tensor:
     """``n`` texts (n x length ids) that a causal model of transformers' writes at temperature 1.
 
     Each begins with the id ``first``; without one, with a token drawn at random. Ids below ``n_tokens`` may be drawn.

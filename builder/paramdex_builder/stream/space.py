@@ -14,7 +14,7 @@ at a token t of some text. z_t^T B is the best linear guess of x from the curren
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,8 +27,9 @@ from paramdex_builder.work.progress import Progress
 
 READERS = ("ff_key", "ff_gate", "attn_query", "attn_key", "attn_value")
 RIDGE = 0.1
-"""The share of the mean variance of z that the regression pays for leaving the diagonal map. Of 0.003 to 1 it guesses
-best or nearly so on text of another domain; 0.03 and 0.3 differ by less than 0.01.
+"""The share of the mean variance of z that the regression pays for leaving the diagonal map. Correlations on text of
+another domain, fitted on 12,288 tokens: for gates of SmolLM2-135M it is the best of 0.01, 0.03, 0.1 and 0.3 in layers 1
+and 10; for ff_key of tiny-a 0.003 is better by 0.02 or less.
 """
 Place = tuple[str, int]
 """A kind and a layer."""
@@ -74,12 +75,14 @@ def normalized(states: torch.Tensor, norm: Norm) -> torch.Tensor:
     return (rows / size.clamp_min(torch.finfo(torch.float32).tiny)).float()
 
 
-def taps(runner: Runner) -> dict[Place, torch.nn.Module]:
-    """(kind, layer) -> the module that reads with the kind's vectors, where the layer has one: experts have none."""
+def taps(runner: Runner, kinds: Iterable[str]) -> dict[Place, torch.nn.Module]:
+    """(kind, layer) -> the module that holds a kind's vectors, where the layer has one: experts have none. One that
+    reads is given the state that it reads; one that writes, the coefficients of its vectors.
+    """
     found = {}
     for layer, block in enumerate(runner.blocks):
         modules = dict(block.named_modules())
-        for kind in READERS:
+        for kind in kinds:
             name = runner.checkpoint.names.module(kind, layer)
             if name in modules:
                 found[kind, layer] = modules[name]
@@ -111,7 +114,7 @@ def expected(runner: Runner, Z: torch.Tensor, texts: torch.Tensor, progress: Pro
 
     The prior is a diagonal map: what a norm's gains alone would do.
     """
-    modules = taps(runner)
+    modules = taps(runner, READERS)
     known: Given | None = None
     sums: dict[tuple[Place, ...], Wanted] = {}
     with progress.step("fitting what layers read", len(texts)) as advance:

@@ -13,7 +13,7 @@ from paramdex_builder import Progress
 from paramdex_builder.read.checkpoint import Checkpoint
 from paramdex_builder.stream import own_text
 from paramdex_builder.stream.forward import Batch, Runner
-from paramdex_builder.stream.space import RIDGE, alone, expected, normalized, taken, taps
+from paramdex_builder.stream.space import READERS, RIDGE, alone, expected, normalized, taken, taps
 
 FAMILIES = ["gpt2-a", "llama-gqa", "bert"]
 
@@ -52,7 +52,7 @@ def test_normalized_rows_are_those_of_a_norm_without_gains() -> None:
 def test_what_is_taken_is_what_the_vectors_read(family: str, model_folders: dict[str, Path]) -> None:
     """A module's output is its input times the kind's vectors, and its bias."""
     runner = Runner.open(Checkpoint.open(str(model_folders[family])))
-    modules, made = taps(runner), {}
+    modules, made = taps(runner, READERS), {}
     hooks = [
         module.register_forward_hook(lambda _, __, output, place=place: made.__setitem__(place, output))
         for place, module in modules.items()
