@@ -4,8 +4,12 @@
       atlas.duckdb                      everything SQL can see
       models/MODEL/KIND.faiss           normalized isometric coordinates, row i = the i-th parameter of that kind
       models/MODEL/KIND.codes.*         for a large kind, the same rows, one byte per number; see vector_files
+      models/MODEL/KIND.SPACE.faiss     of the vectors that are scored in another space, their coordinates there
       models/MODEL/space.safetensors    the embedding, its column means, the root R of its Gram matrix
-      models/MODEL/transfer.safetensors from each earlier model of the vocabulary into this one's coordinates
+      models/MODEL/SPACE.safetensors    the same of another space (input, reading)
+      models/MODEL/maps.safetensors     what takes a reader of a place to the reading space, where that was fitted
+      models/MODEL/transfer.safetensors between this model's spaces, and from those of each earlier model of its
+                                        vocabulary into them
       models/MODEL/shared.EARLIER.safetensors
                                         the same for a model of nearly the same vocabulary, on the shared tokens
 
@@ -23,6 +27,7 @@ from paramdex_schemas.errors import AtlasError
 
 DATABASE = "atlas.duckdb"
 SPACE = "space.safetensors"
+MAPS = "maps.safetensors"
 TRANSFER = "transfer.safetensors"
 STORAGE_VERSION = "v1.2.0"
 """DuckDB's storage version: clients from 1.2 on can read the file."""
@@ -40,11 +45,26 @@ def model_folder(atlas: Path, model: str) -> Path:
     return models_folder(atlas) / model
 
 
+def space(name: str | None = None) -> str:
+    """The name of the file of a model's own embedding, or of another space."""
+    return SPACE if name is None else f"{name}.safetensors"
+
+
+def transfer(source: str, into: str, model: str | None = None) -> str:
+    """The name of the tensor in ``TRANSFER`` from a space of an earlier ``model``, or of the model itself, into one of
+    its own.
+
+    >>> transfer("output", "reading", "tiny-a"), transfer("output", "reading")
+    ('tiny-a/output/reading', 'output/reading')
+    """
+    return "/".join((source, into) if model is None else (model, source, into))
+
+
 def shared_space(earlier: str) -> str:
     """The name of a model's file about an earlier model whose vocabulary differs by few tokens.
 
-    It holds the roots of both (``earlier``, ``later``) on the tokens whose text both have, and the ``transfer`` from
-    the earlier model's coordinates to the later one's.
+    On the tokens whose text both have it holds the roots of the spaces of both (``earlier/SPACE``, ``later/SPACE``),
+    and the transfers from the earlier model's to the later one's (``SPACE/SPACE``).
     """
     return f"shared.{earlier}.safetensors"
 

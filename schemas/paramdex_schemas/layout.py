@@ -19,6 +19,8 @@ from paramdex_schemas.checks import suggest
 from paramdex_schemas.errors import AddressError, quoted
 from paramdex_schemas.kinds import KINDS
 
+SPACES = ("output", "input", "reading")
+"""What rows of scores may belong to: the output embedding, the input embedding, or what layer 0 makes of each token."""
 Place = tuple[str | None, int | None]
 """A stack (None if the model has only one) and a layer (None for vectors that belong to no layer)."""
 
@@ -39,7 +41,7 @@ class Run:
 
     ``owner`` says what the rows belong to within the place: a head, a key/value head, an expert, or None. There are
     ``n_owners`` of them with ``size`` rows each. ``group`` is the number of query heads that share a key/value head.
-    ``first`` is the row of the first vector within the model.
+    ``first`` is the row of the first vector within the model, ``space`` what its scores belong to (see ``SPACES``).
     """
 
     kind: str
@@ -50,6 +52,7 @@ class Run:
     size: int
     group: int
     first: int = 0
+    space: str = "output"
 
     @property
     def place(self) -> Place:
@@ -81,6 +84,18 @@ class KindBlock:
     kind: str
     first: int
     n_rows: int
+
+
+@dataclass(frozen=True)
+class Part:
+    """Consecutive rows [start, end) of a kind's block that are scored in one space; the first of them is row ``offset``
+    of the kind's vectors in that space.
+    """
+
+    space: str
+    start: int
+    end: int
+    offset: int
 
 
 @dataclass(frozen=True)
@@ -123,6 +138,42 @@ class Layout:
     @cached_property
     def n_parameters(self) -> int:
         return sum(run.n_rows for run in self.runs)
+
+    @cached_property
+    def _parts(self) -> dict[str, list[Part]]:
+        found: dict[str, list[Part]] = {}
+        for kind, runs in self._by_kind.items():
+            parts = found.setdefault(kind, [])
+            sizes: dict[str, int] = {}
+            for run in runs:
+                start, offset = run.first - self.blocks[kind].first, sizes.get(run.space, 0)
+                if parts and parts[-1].space == run.space:
+                    last = parts.pop()
+                    start, offset = last.start, last.offset
+                end = run.first - self.blocks[kind].first + run.n_rows
+                parts.append(Part(run.space, start, end, offset))
+                sizes[run.space] = offset + end - start
+        return found
+
+    def parts(self, kind: str) -> list[Part]:
+        """The rows of a kind by the space that scores them, in order.
+
+        >>> spaces = ("input", "reading", "reading")
+        >>> runs = [Run("ff_key", None, layer, None, 1, 4, 1, space=space) for layer, space in enumerate(spaces)]
+        >>> [(part.space, part.start, part.end, part.offset) for part in Layout.number(runs).parts("ff_key")]
+        [('input', 0, 4, 0), ('reading', 4, 12, 0)]
+        """
+        return self._parts.get(kind, [])
+
+    def space(self, kind: str, place: Place) -> str:
+        """The space that scores the vectors of a kind in a place, which has some."""
+        return next(run.space for run in self.of(kind) if run.place == place)
+
+    @cached_property
+    def spaces(self) -> list[str]:
+        """The spaces that score any of the vectors, in the order of ``SPACES``."""
+        found = {run.space for run in self.runs}
+        return [space for space in SPACES if space in found]
 
     def of(self, kind: str) -> list[Run]:
         return self._by_kind.get(kind, []) if isinstance(kind, str) else []

@@ -16,11 +16,12 @@ from paramdex_schemas.layout import Layout, Place, Run
 Span = tuple[int, int]
 """A contiguous part of a numbering: [first, end)."""
 _MODELS = (
-    "SELECT model_id, model, vocabulary, vocabulary_size, first_param_id, first_head_id FROM store.models "
+    "SELECT model_id, model, vocabulary, vocabulary_size, first_param_id, first_head_id, embedding FROM store.models "
     "ORDER BY model_id"
 )
 _RUNS = (  # without a join, whose plan takes longer than both queries
-    "SELECT model_id, kind, stack, layer, owner, n_owners, size, group_size, first_param_id FROM store.layout "
+    "SELECT model_id, kind, stack, layer, owner, n_owners, size, group_size, first_param_id, space "
+    "FROM store.layout "
     "ORDER BY first_param_id"
 )
 
@@ -36,6 +37,13 @@ class Model:
     first_param_id: int
     first_head_id: int
     layout: Layout
+    embedding: str = "output"
+    """the space of its own embedding, which has the coordinates of every vector (see ``vector_files``)"""
+
+    @property
+    def spaces(self) -> list[str]:
+        """The spaces that the atlas has of the model, its own embedding first."""
+        return [self.embedding, *(space for space in self.layout.spaces if space != self.embedding)]
 
     def param_id(self, address: Address) -> int:
         """The number of a parameter. Raises AddressError where the model has no such one."""
@@ -95,8 +103,8 @@ def read_models(rows: Callable[[str], Iterable[tuple[Any, ...]]]) -> list[Model]
     for model_id, *run in rows(_RUNS):
         runs.setdefault(model_id, []).append(Run(*run))
     return [
-        Model(model_id, name, vocabulary, size, first, first_head, _layout(runs.get(model_id, []), first))
-        for model_id, name, vocabulary, size, first, first_head in models
+        Model(model_id, name, vocabulary, size, first, first_head, _layout(runs.get(model_id, []), first), embedding)
+        for model_id, name, vocabulary, size, first, first_head, embedding in models
     ]
 
 

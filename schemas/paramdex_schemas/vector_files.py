@@ -1,6 +1,7 @@
 """The vector files of an atlas: they are FAISS indexes, and their rows can be read in place.
 
-    KIND.faiss               an IndexFlatIP: the normalized coordinates themselves, float32
+    KIND.faiss               an IndexFlatIP: the normalized coordinates, float32, by the model's own embedding
+    KIND.SPACE.faiss         the same of those vectors of the kind that are scored in another space (input, reading)
     KIND.codes.faiss         of a large kind: an IndexScalarQuantizer of the same rows as signed bytes, to be searched
     KIND.codes.safetensors   how the bytes are meant: "rotation" P (r x r, float32), "steps" (r, float32), "error" and
                              "longest" (1 each, float64), "crc32" (n, uint32)
@@ -36,16 +37,25 @@ OFFSET = _HEADER.size
 """Where the rows of an IndexFlatIP's file begin."""
 
 
-def index_name(kind: str) -> str:
-    return f"{kind}.faiss"
+def stem(kind: str, space: str | None = None) -> str:
+    """What the names of a kind's files begin with: of its vectors by the model's own embedding, or in another space.
+
+    >>> stem("ff_key"), stem("ff_key", "reading")
+    ('ff_key', 'ff_key.reading')
+    """
+    return kind if space is None else f"{kind}.{space}"
 
 
-def codes_name(kind: str) -> str:
-    return f"{kind}.codes.faiss"
+def index_name(stem: str) -> str:
+    return f"{stem}.faiss"
 
 
-def scale_name(kind: str) -> str:
-    return f"{kind}.codes.safetensors"
+def codes_name(stem: str) -> str:
+    return f"{stem}.codes.faiss"
+
+
+def scale_name(stem: str) -> str:
+    return f"{stem}.codes.safetensors"
 
 
 def flat_header(n_rows: int, width: int) -> bytes:

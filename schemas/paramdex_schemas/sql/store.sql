@@ -41,6 +41,9 @@ CREATE TABLE store.models (
     embedding VARCHAR NOT NULL,
     tied BOOLEAN NOT NULL,
     fold_norm BOOLEAN NOT NULL,
+    reading VARCHAR NOT NULL,
+    reading_text VARCHAR,
+    reading_tokens INTEGER,
     embedding_rank INTEGER NOT NULL,
     embedding_condition DOUBLE NOT NULL,
     rotary_left_out BOOLEAN NOT NULL,
@@ -70,7 +73,8 @@ CREATE TABLE store.layout (
     n_owners INTEGER NOT NULL,
     size INTEGER NOT NULL,
     group_size INTEGER NOT NULL,
-    first_param_id BIGINT NOT NULL
+    first_param_id BIGINT NOT NULL,
+    space VARCHAR NOT NULL
 );
 
 -- One row per vocabulary item; `folded` is what a typed word is compared with, and `is_undertrained` says that the item
@@ -112,10 +116,13 @@ CREATE TABLE store.parameters (
     kv_head SMALLINT,
     expert SMALLINT,
     idx INTEGER NOT NULL,
+    space VARCHAR NOT NULL,
     norm FLOAT NOT NULL,
     mean FLOAT NOT NULL,
     std FLOAT NOT NULL,
     projected_norm FLOAT NOT NULL,
+    embedding_std FLOAT NOT NULL,
+    reads FLOAT,
     top_tokens INTEGER[] NOT NULL,
     top_scores FLOAT[] NOT NULL,
     bottom_tokens INTEGER[] NOT NULL,
@@ -142,6 +149,7 @@ CREATE TABLE store.heads (
     layer SMALLINT NOT NULL,
     head SMALLINT NOT NULL,
     kv_head SMALLINT NOT NULL,
+    space VARCHAR NOT NULL,
     qk_norm FLOAT NOT NULL,
     vo_norm FLOAT NOT NULL,
     qk_mean FLOAT NOT NULL,

@@ -5,7 +5,7 @@ CREATE VIEW models AS
 SELECT
     model, source, revision, base, family, family_inferred, model_type, n_layers, d_model, n_heads, n_kv_heads, d_head, d_ff,
     n_experts, d_expert, gated, stacks,
-    vocabulary, vocabulary_size, embedding, tied, fold_norm, embedding_rank, embedding_condition, rotary_left_out, dtype,
+    vocabulary, vocabulary_size, embedding, tied, fold_norm, reading, reading_text, reading_tokens, embedding_rank, embedding_condition, rotary_left_out, dtype,
     top_k, pair_k, neighbor_k, directions_k, n_parameters, weights_sha256, base_sha256, tokenizer_sha256, built_at, builder_version
 FROM store.models;
 
@@ -13,7 +13,8 @@ FROM store.models;
 -- to within the layer (head, kv_head, expert, or the layer itself where NULL), ``size`` how many each of them has.
 CREATE VIEW layout AS
 SELECT
-    m.model, l.kind, l.stack, l.layer, l.owner, l.n_owners, l.size, l.n_owners * l.size AS n_parameters, l.first_param_id
+    m.model, l.kind, l.stack, l.layer, l.owner, l.n_owners, l.size, l.n_owners * l.size AS n_parameters, l.first_param_id,
+    l.space
 FROM store.layout AS l
 JOIN store.models AS m USING (model_id);
 
@@ -32,11 +33,14 @@ FROM store.token_embeddings AS e
 JOIN store.models AS m USING (model_id)
 JOIN store.tokens AS t ON t.vocabulary = m.vocabulary AND t.token_id = e.token_id;
 
--- Every vector that reads from or writes to the residual stream.
+-- Every vector that reads from or writes to the residual stream. ``space`` is what its scores belong to: the output or
+-- the input embedding, or, for what reads in layers 1 and up, ``reading``: what layer 0 makes of each token. ``mean``,
+-- ``std`` and ``projected_norm`` are of the scores there, ``embedding_std`` is of those by the model's own embedding.
+-- ``reads`` is the correlation, over text that the fit never saw, of what the vector reads with its score of the token.
 CREATE VIEW parameters AS
 SELECT
     p.param_id, p.address, m.model, p.stack, p.layer, p.kind, p.head, p.kv_head, p.expert, p.idx,
-    p.norm, p.mean, p.std, p.projected_norm
+    p.space, p.norm, p.mean, p.std, p.projected_norm, p.embedding_std, p.reads
 FROM store.parameters AS p
 JOIN store.models AS m USING (model_id);
 
@@ -51,10 +55,11 @@ JOIN store.parameters AS p USING (param_id)
 JOIN store.models AS m USING (model_id)
 JOIN store.tokens AS v ON v.vocabulary = m.vocabulary AND v.token_id = t.token_id;
 
--- The heads, with the sizes of their two matrices.
+-- The heads, with the sizes of their two matrices. ``space`` is that of queries, keys and values; what is written is
+-- scored by the model's own embedding.
 CREATE VIEW heads AS
 SELECT
-    h.head_id, h.address, m.model, h.stack, h.layer, h.head, h.kv_head,
+    h.head_id, h.address, m.model, h.stack, h.layer, h.head, h.kv_head, h.space,
     h.qk_norm, h.vo_norm, h.qk_mean, h.qk_std, h.vo_mean, h.vo_std
 FROM store.heads AS h
 JOIN store.models AS m USING (model_id);
