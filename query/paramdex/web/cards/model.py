@@ -10,6 +10,7 @@ from paramdex.result import Result
 from paramdex.store.database import named_query
 from paramdex.store.head_matrices import rows_of_heads
 from paramdex.store.moments import numbers
+from paramdex.store.reading import reads_of_layers
 from paramdex.web.cards.shapes import Cell, Shape
 from paramdex.web.cards.sources import public_source
 from paramdex_schemas import Address, QueryError, atlas_files
@@ -23,6 +24,8 @@ _CELLS = 4096
 """A map of at most so many vectors has a cell for each; in a larger one a cell stands for several."""
 _WIDTH = 128
 """Cells per layer, where a cell stands for several vectors."""
+_TOLD = ("built_at", "source", "reading_text")
+"""Columns of a model that a summary has in another form."""
 
 
 class ModelSummary(Shape):
@@ -43,6 +46,9 @@ class ModelSummary(Shape):
     embedding: str
     tied: bool
     fold_norm: bool
+    reading: str
+    reading_text: str | None
+    reading_tokens: int | None
     rotary_left_out: bool
     dtype: str
     vocabulary: str
@@ -80,6 +86,15 @@ class Grid(Shape):
     """The ends of the colours: a value beyond one has the colour at that end."""
 
 
+class Reads(Shape):
+    """How well the vectors of a kind tell what they read, in each layer that is known: the mean correlation of what is
+    read with the score of the token, on held-out text.
+    """
+
+    kind: str
+    layers: dict[str, float]
+
+
 class ModelCard(Shape):
     """A model, or one place of it: a stack, a layer or an expert."""
 
@@ -91,17 +106,19 @@ class ModelCard(Shape):
     """How many parameters each kind has."""
     places: list[str]
     """The addresses of its layers."""
+    reads: list[Reads]
     grids: list[Grid]
 
 
 def summaries(atlas: Atlas) -> list[ModelSummary]:
     found = []
     for row in Result(atlas.database.kept(named_query("info"))).to_rows():
-        known = {name: row[name] for name in ModelSummary.model_fields if name not in ("built_at", "source")}
+        known = {name: row[name] for name in ModelSummary.model_fields if name not in _TOLD}
         found.append(
             ModelSummary(
                 **known,
                 source=public_source(row["source"]),
+                reading_text=None if row["reading_text"] is None else public_source(row["reading_text"]),
                 built_at=f"{row['built_at']:%Y-%m-%d %H:%M}",
             )
         )
@@ -149,8 +166,21 @@ def model_card(
         summary=summary,
         kinds=kinds,
         grids=grids,
+        reads=_reads(atlas, model, places) if where.expert is None else [],
         places=[f"{model.name}/{place_name(place)}" for place in places],
     )
+
+
+def _reads(atlas: Atlas, model: Model, places: list[Place]) -> list[Reads]:
+    """What is known of some places of a model; kinds of which nothing is known are left out."""
+    found = [
+        Reads(
+            kind=each.kind,
+            layers={place_name(place): short(each.means[place]) for place in places if place in each.means},
+        )
+        for each in reads_of_layers(atlas).get(model.name, [])
+    ]
+    return [each for each in found if each.layers]
 
 
 def _chosen(column: str, columns: list[str]) -> str:

@@ -13,6 +13,7 @@ from fastapi import Request
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from paramdex import Atlas, __version__
+from paramdex.store.reading import READS
 from paramdex.web.html import drawing
 from paramdex_schemas import KINDS, Address, AddressError
 
@@ -51,6 +52,7 @@ class Pages:
             "atlas_name": atlas.path.name,
             "models": list(atlas.models),
             "version": __version__,
+            "reads_says": READS,
             "asset": assets(),
             "chip": lru_cache(1 << 14)(chip),  # a page has hundreds, many of them the same
             "chip_once": chip,  # a token with its score is not met again: not worth caching
