@@ -22,7 +22,6 @@ from paramdex_builder.stream.space import alone, fitted, normalized
 from paramdex_builder.work.progress import Progress
 from paramdex_schemas import KINDS, BuildError, FamilyError, Run
 
-READINGS = ("expected", "effective", "embedding")
 TEXTS, HELD_OUT, LENGTH = 96, 12, 128
 """Texts that a model writes: those that maps are fitted on, those that they are measured on, and the tokens of each."""
 _READ_AS = {"attn_query_bias": "attn_key", "attn_key_bias": "attn_query"}
