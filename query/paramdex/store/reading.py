@@ -35,6 +35,15 @@ def read_by(space: str | None) -> str | None:
     return None if space is None else f"read by {SAYS[space]} (space {space})"
 
 
+def text_name(text: str) -> str:
+    """What a text is called that layers were fitted on, without its checksum.
+
+    >>> text_name("its own"), text_name("wiki.txt, SHA-256 9f86d0")
+    ('its own', 'wiki.txt')
+    """
+    return text.rpartition(", SHA-256 ")[0] or text
+
+
 @dataclass(frozen=True)
 class KindReads:
     """The mean ``reads`` of the vectors of a kind in each place that has some."""

@@ -9,7 +9,7 @@ from itertools import pairwise
 import pyarrow as pa
 
 from paramdex.result import Result, table_of
-from paramdex.store.reading import READS, KindReads, reads_of_layers
+from paramdex.store.reading import READS, KindReads, reads_of_layers, text_name
 from paramdex.store.related import unrelated
 from paramdex.store.store import Store
 from paramdex_schemas import atlas_files
@@ -74,7 +74,7 @@ def _readings(models: pa.Table, known: Mapping[str, Sequence[KindReads]]) -> Res
         return None
     of_the_model = {"model": None, "text": None, "tokens": None}
     shown = [
-        row | of_the_model if before["model"] == row["model"] else row
+        row | (of_the_model if before["model"] == row["model"] else {"text": text_name(row["text"])})
         for before, row in pairwise([of_the_model, *rows])
     ]
     title = f"reads, mean of each layer: {READS}"

@@ -24,8 +24,6 @@ _CELLS = 4096
 """A map of at most so many vectors has a cell for each; in a larger one a cell stands for several."""
 _WIDTH = 128
 """Cells per layer, where a cell stands for several vectors."""
-_TOLD = ("built_at", "source", "reading_text")
-"""Columns of a model that a summary has in another form."""
 
 
 class ModelSummary(Shape):
@@ -113,12 +111,11 @@ class ModelCard(Shape):
 def summaries(atlas: Atlas) -> list[ModelSummary]:
     found = []
     for row in Result(atlas.database.kept(named_query("info"))).to_rows():
-        known = {name: row[name] for name in ModelSummary.model_fields if name not in _TOLD}
+        known = {name: row[name] for name in ModelSummary.model_fields if name not in ("built_at", "source")}
         found.append(
             ModelSummary(
                 **known,
                 source=public_source(row["source"]),
-                reading_text=None if row["reading_text"] is None else public_source(row["reading_text"]),
                 built_at=f"{row['built_at']:%Y-%m-%d %H:%M}",
             )
         )

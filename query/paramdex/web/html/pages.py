@@ -13,7 +13,7 @@ from fastapi import Request
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from paramdex import Atlas, __version__
-from paramdex.store.reading import READS
+from paramdex.store.reading import READS, text_name
 from paramdex.web.html import drawing
 from paramdex_schemas import KINDS, Address, AddressError
 
@@ -45,6 +45,7 @@ class Pages:
             "ask_for": drawing.ask_for,
             "number": drawing.number,
             "href": drawing.href,
+            "text_name": text_name,
             "says": lambda kind: KINDS[kind].says if kind in KINDS else "",
         }
         chip = self._environment.get_template("_chip.html").module.chip  # type: ignore[attr-defined]  # a macro

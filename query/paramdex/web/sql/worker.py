@@ -57,7 +57,7 @@ def confine(most_bytes: int) -> None:
 def connect(atlas: Path, memory_mb: int) -> duckdb.DuckDBPyConnection:
     """The atlas as visitors see it: a database in memory with views of all its tables and views, under their names.
 
-    The table of models is a copy, in which ``source``, ``base`` and ``reading_text`` are cut by ``public_source``.
+    The table of models is a copy, in which ``source`` and ``base`` are cut by ``public_source``.
     """
     settings = {
         "autoload_known_extensions": "false",
@@ -66,7 +66,7 @@ def connect(atlas: Path, memory_mb: int) -> duckdb.DuckDBPyConnection:
         "threads": "1",
     }
     connection = Database(atlas, settings).connection
-    known = connection.execute("SELECT unnest([source, base, reading_text]) FROM store.models").fetchall()
+    known = connection.execute("SELECT source FROM store.models UNION SELECT base FROM store.models").fetchall()
     told = {source: public_source(source) for (source,) in known if source is not None}
     of_tables = "SELECT table_name FROM duckdb_tables() WHERE database_name = 'atlas' AND schema_name = 'store'"
     of_views = "SELECT sql FROM duckdb_views() WHERE database_name = 'atlas' AND NOT internal ORDER BY view_oid"
@@ -76,7 +76,7 @@ def connect(atlas: Path, memory_mb: int) -> duckdb.DuckDBPyConnection:
     # a table, not a view: DuckDB's statistics of it cannot tell what is in the file
     connection.execute(
         "CREATE TABLE store.models AS SELECT m.* REPLACE (map_extract_value(told, source) AS source, "
-        "map_extract_value(told, base) AS base, map_extract_value(told, reading_text) AS reading_text) "
+        "map_extract_value(told, base) AS base) "
         "FROM atlas.store.models AS m, (SELECT map($from, $to) AS told) ORDER BY model_id",
         {"from": list(told), "to": list(told.values())},
     )
