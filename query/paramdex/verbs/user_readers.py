@@ -40,7 +40,7 @@ class Meant:
     @property
     def where(self) -> str:
         """What a title says after the model."""
-        return "" if self.place is None else f" that reads at {self.place}"
+        return "" if self.place is None else f", reading at {self.place}"
 
     @property
     def read_by(self) -> str:
