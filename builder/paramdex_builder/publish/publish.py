@@ -65,7 +65,7 @@ def publish(
         write_space(folder / atlas_files.SPACE, model.space)
         insert_model(connection, model)
         mine, others = related(connection, atlas, folder, progress)
-        write_transfers(others, model.space, folder, progress)
+        write_transfers(others, {mine.model.embedding: model.space}, folder, progress)
         insert_parameters(connection, model, progress)
         insert_heads(connection, model)
         insert_relations(connection, mine, others, model.row["neighbor_k"], device, progress)
