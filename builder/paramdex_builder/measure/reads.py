@@ -11,7 +11,7 @@ import torch
 from paramdex_builder.read.checkpoint import Checkpoint
 from paramdex_builder.stream import own_text
 from paramdex_builder.stream.forward import Runner
-from paramdex_builder.stream.space import alone, expected, normalized
+from paramdex_builder.stream.space import alone, fitted, normalized
 from paramdex_builder.work.progress import Progress
 
 _LENGTH = 128
@@ -70,7 +70,7 @@ def readings(
         first = begin if begin is not None and begin < len(E) else None
         length = min(_LENGTH, runner.longest)
         texts = own_text.write(author, first, len(E), n_texts, length, seed, progress)
-        maps = expected(runner, Z, texts, progress)
+        maps = {(kind, layer): A for kinds, layer, A, _ in fitted(runner, Z, texts, 1, progress) for kind in kinds}
 
         def by_map(kind: str, layer: int) -> Scored | None:
             rows = vectors_of(plain, kind, layer)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -252,6 +252,15 @@ class Checkpoint:
         return self.names.unknown_parts(self.files, self.inputs_first())
 
     # ---- vectors
+
+    @property
+    def runs(self) -> Checkpoint:
+        """The model whose layers are run: this one, with no norms folded."""
+        return self.plain()
+
+    def plain(self) -> Checkpoint:
+        """The same with no norms folded."""
+        return replace(self, fold_norm=False) if self.fold_norm else self
 
     def rows(self, run: Run, owners: range | None = None) -> torch.Tensor:
         """The vectors of a run as rows (n x d_model): all of them, or those of some of its ``owners``."""

@@ -123,7 +123,16 @@ class Displacement:
     def notes(self, space: str) -> Iterator[str]:
         return self.base.notes(space)
 
+    @property
+    def runs(self) -> Checkpoint:
+        """The model whose layers are run: the base, so that what moved is read in its spaces."""
+        return self.base.plain()
+
     # ---- what moved
+
+    def plain(self) -> Displacement:
+        """The same with no norms folded."""
+        return Displacement(self.tuned.plain(), self.base.plain())
 
     def rows(self, run: Run, owners: range | None = None) -> torch.Tensor:
         """How far each vector of a run moved (n x d_model, float64)."""

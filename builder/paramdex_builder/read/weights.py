@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import torch
 
+from paramdex_builder.read.checkpoint import Checkpoint
 from paramdex_builder.read.family import Family
 from paramdex_schemas import Layout, Run
 from paramdex_schemas.layout import Place
@@ -27,6 +28,10 @@ class Weights(Protocol):
     @property
     def revision(self) -> str | None:
         """Its commit on the hub."""
+
+    @property
+    def runs(self) -> Checkpoint:
+        """The model whose layers are run, to find what they read; with no norms folded."""
 
     @property
     def family(self) -> Family: ...
@@ -77,6 +82,9 @@ class Weights(Protocol):
 
     def notes(self, space: str) -> Iterator[str]:
         """What a person should know of the embedding that scores."""
+
+    def plain(self) -> Weights:
+        """The same with no norms folded."""
 
     def rows(self, run: Run, owners: range | None = None) -> torch.Tensor:
         """The vectors of a run (n x d_model): all of them, or those of some of its ``owners``."""

@@ -18,13 +18,17 @@ BATCH = 24
 """How many texts are written together."""
 
 
-def writer(checkpoint: Checkpoint) -> Any:
-    """The causal language model of a checkpoint, as transformers has it; None where it is none, such as an encoder."""
+def is_causal(checkpoint: Checkpoint) -> bool:
+    """Whether transformers has a causal language model of a checkpoint's type, and it is no encoder."""
     from transformers.models.auto import modeling_auto
 
-    kind = checkpoint.model_type
-    causal = kind in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    if not causal or kind in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+    causal = checkpoint.model_type in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    return causal and checkpoint.model_type not in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+
+def writer(checkpoint: Checkpoint) -> Any:
+    """The causal language model of a checkpoint, as transformers has it; None where it is none, such as an encoder."""
+    if not is_causal(checkpoint):
         return None
     try:
         return load(checkpoint, "AutoModelForCausalLM").eval()

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from paramdex_builder.stream.forward import Batch, Runner
 from paramdex_builder.stream.ridge import Given, Wanted, fit
 from paramdex_builder.work.progress import Progress
 
-READERS = ("ff_key", "ff_gate", "attn_query", "attn_key", "attn_value")
+READERS = ("ff_key", "ff_gate", "attn_query", "attn_key", "attn_value", "router")
 RIDGE = 0.1
 """The share of the mean variance of z that the regression pays for leaving the diagonal map. Correlations on text of
 another domain, fitted on 12,288 tokens: for gates of SmolLM2-135M it is the best of 0.01, 0.03, 0.1 and 0.3 in layers 1
@@ -108,35 +109,67 @@ def taken(modules: dict[Place, torch.nn.Module]) -> Iterator[dict[Place, torch.T
             hook.remove()
 
 
-def expected(runner: Runner, Z: torch.Tensor, texts: torch.Tensor, progress: Progress) -> dict[Place, torch.Tensor]:
-    """(kind, layer) -> the map B (d x d) that guesses what its vectors read from the current token's row of Z, over
-    ``texts`` (n x length ids). Kinds that read one state share a map.
+@dataclass
+class HeldOut:
+    """Sums over text that a fit never saw, of the states x that are read at a place and the rows z of Z."""
+
+    given: Given
+    wanted: Wanted
+    xx: torch.Tensor
+    """of x x^T (d x d)"""
+
+    def correlations(self, rows: torch.Tensor, A: torch.Tensor) -> torch.Tensor:
+        """Of each of ``rows`` w (n x d), the Pearson correlation (n, float32) of <x, w> and <z, A w>; NaN where either
+        does not vary.
+        """
+        w, n = rows.double(), self.given.n
+        r = w @ A.double().T
+        zx = self.wanted.xy - torch.outer(self.given.x, self.wanted.y) / n
+        xx = self.xx - torch.outer(self.wanted.y, self.wanted.y) / n
+        along = ((r @ zx) * w).sum(1)
+        sizes = ((r @ self.given.covariance()) * r).sum(1) * ((w @ xx) * w).sum(1)
+        return torch.where(sizes > 0, along / sizes.clamp_min(0).sqrt(), torch.nan).clamp(-1, 1).float()
+
+
+Fitted = tuple[tuple[str, ...], int, torch.Tensor, HeldOut]
+"""Kinds that read one state, their layer, the map A = B (d x d, float32), and what it is measured on."""
+
+
+def fitted(runner: Runner, Z: torch.Tensor, texts: torch.Tensor, n_held: int, progress: Progress) -> Iterator[Fitted]:
+    """What guesses what each layer's readers read from the current token's row of Z, over ``texts`` (n x length ids)
+    without the last ``n_held``.
 
     The prior is a diagonal map: what a norm's gains alone would do.
     """
     modules = taps(runner, READERS)
-    known: Given | None = None
-    sums: dict[tuple[Place, ...], Wanted] = {}
+    known: dict[bool, Given] = {}
+    sums: dict[tuple[Place, ...], dict[bool, Wanted]] = {}
+    squares: dict[tuple[Place, ...], torch.Tensor] = {}
+    first_held = len(texts) - n_held
+    parts = [*torch.split(texts[:first_held], _TEXTS), *torch.split(texts[first_held:], _TEXTS)]
     with progress.step("fitting what layers read", len(texts)) as advance:
-        for ids in torch.split(texts, _TEXTS):
+        for number, ids in enumerate(parts):
+            is_held = number * _TEXTS >= first_held
             with taken(modules) as given:
                 runner.run(Batch(ids, torch.ones_like(ids)))
             z = Z[ids.flatten()]
-            some = Given.of(z)
-            known = some if known is None else known + some
+            known[is_held] = known[is_held] + Given.of(z) if is_held in known else Given.of(z)
             for places, states in _shared(given).items():
-                found = Wanted.of(z, states.reshape(len(z), -1))
-                sums[places] = sums[places] + found if places in sums else found
+                x = states.reshape(len(z), -1)
+                own = sums.setdefault(places, {})
+                own[is_held] = own[is_held] + Wanted.of(z, x) if is_held in own else Wanted.of(z, x)
+                if is_held:
+                    squares[places] = squares.get(places, 0) + x.double().T @ x.double()
             advance(len(ids))
-    if known is None:
-        return {}
-    fitted = {places: fit(known, found, RIDGE, diagonal=True).float() for places, found in sums.items()}
-    return {place: line for places, line in fitted.items() for place in places}
+    for places, found in sums.items():
+        A = fit(known[False], found[False], RIDGE, diagonal=True).float()
+        kinds = tuple(kind for kind, _ in places)
+        yield kinds, places[0][1], A, HeldOut(known[True], found[True], squares[places])
 
 
 def _shared(given: dict[Place, torch.Tensor]) -> dict[tuple[Place, ...], torch.Tensor]:
-    """The states that were read, each once, by the places that read it."""
-    places: dict[int, list[Place]] = {}
+    """The states that were read, each once, by the places of a layer that read it."""
+    places: dict[tuple[int, int], list[Place]] = {}
     for place, states in given.items():
-        places.setdefault(states.data_ptr(), []).append(place)
+        places.setdefault((place[1], states.data_ptr()), []).append(place)
     return {tuple(some): given[some[0]] for some in places.values()}
