@@ -16,6 +16,8 @@ import oracle
 import paramdex
 from query_helpers import Everything, everything, random_source
 
+pytest_plugins = ["reading_spaces"]
+
 
 @pytest.fixture
 def draw() -> random.Random:
