@@ -8,6 +8,7 @@ those of the model's parameters.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -147,4 +148,5 @@ def _nearest(store: Store, w: Array, k: int, scope: Scope, side: str) -> list[Hi
     query = isometry.times_vector(root.root, w)
     length = float(np.linalg.norm(query))
     query = query / length if length > root.rounding * np.linalg.norm(w) else np.zeros_like(query)
-    return strongest_hits(hits_in_model(store, model, query, k, scope, side), k, side)
+    moved = partial(store.vectors.moved, query, model, model.embedding, model)
+    return strongest_hits(hits_in_model(store, model, moved, k, scope, side), k, side)
