@@ -44,6 +44,14 @@ SELECT
 FROM store.parameters AS p
 JOIN store.models AS m USING (model_id);
 
+-- How well what a layer reads is read: the mean ``reads`` of its ``n`` vectors of a kind that have one.
+CREATE VIEW readings AS
+SELECT m.model, p.stack, p.layer, p.kind, count(*) AS n, avg(p.reads) AS reads
+FROM store.parameters AS p
+JOIN store.models AS m USING (model_id)
+WHERE p.reads IS NOT NULL
+GROUP BY ALL;
+
 -- The strongest tokens of every parameter, both sides.
 CREATE VIEW parameter_tokens AS
 SELECT
