@@ -26,7 +26,7 @@ from paramdex_builder import Options, Progress, build
 from paramdex_builder.relate import transfers
 from query_helpers import assert_ranking, everything
 
-OPTIONS = Options(top_k=5, pair_k=5, neighbor_k=3, device="cpu")
+OPTIONS = Options(top_k=5, pair_k=5, neighbor_k=3, reading="embedding", device="cpu")
 WORDS = [f"word{i}" for i in range(58)]
 VOCABULARIES = {
     "base": ["[UNK]", "[END]", *WORDS],

@@ -1,0 +1,183 @@
+"""Relations of models that are read by what layer 0 makes of each token, against float64 from the models themselves.
+
+Every vector has its V scores here, in its own space: by the output embedding what writes, by the input embedding what
+reads in layer 0, and by the normalized states that leave layer 0 what reads above, with its norm's gain. What an atlas
+keeps is the correlation of such scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from itertools import combinations, permutations, product
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+import models
+import oracle
+from paramdex_builder import Options, build
+from paramdex_schemas import KINDS, atlas_files
+from query_helpers import Everything
+
+K = 3
+ERROR = 1e-5
+"""States are computed in float32, and similarities of nearly equal scores are lost with them."""
+MODELS: dict[str, tuple[str, int, Callable[[int], Any]]] = {
+    "paper": ("embedding", 60, partial(models.gpt2, layers=3)),
+    "gpt": ("effective", 60, partial(models.gpt2, layers=3)),
+    "wide": ("effective", 60, partial(models.gpt2, width=32)),
+    "llama": ("effective", 60, partial(models.llama, num_hidden_layers=3)),
+    "tuned": ("effective", 64, models.llama),
+}
+"""Name -> reading, words, and shape; the last has four words that the others do not have."""
+SPACES = {
+    "paper": ["output"],
+    "gpt": ["output", "reading"],
+    "wide": ["output", "reading"],
+    "llama": ["output", "input", "reading"],
+    "tuned": ["output", "input", "reading"],
+}
+NORMS = {
+    "gpt2": ("transformer.h.{}.ln_1.weight", "transformer.h.{}.ln_2.weight"),
+    "llama": ("model.layers.{}.input_layernorm.weight", "model.layers.{}.post_attention_layernorm.weight"),
+}
+"""Gains before attention and before the feed-forward layer."""
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("readings")
+    return {
+        name: models.save(root / name, make(n_words), models.word_tokenizer(n_words), seed)
+        for seed, (name, (_, n_words, make)) in enumerate(MODELS.items())
+    }
+
+
+@pytest.fixture(scope="module")
+def atlas(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    found = tmp_path_factory.mktemp("atlas") / "x.atlas"
+    for name, (reading, *_) in MODELS.items():
+        build([str(folders[name])], found, Options(5, 5, K, reading=reading, device="cpu"))
+    return found
+
+
+@pytest.fixture(scope="module")
+def wholes(folders: dict[str, Path]) -> dict[str, Everything]:
+    return {name: whole(name, folder, MODELS[name][0]) for name, folder in folders.items()}
+
+
+def whole(name: str, folder: Path, reading: str) -> Everything:
+    """Every parameter of a model, with its scores in its own space."""
+    truth = oracle.read(folder)
+    kinds, layers, heads, indexes, vectors = zip(*truth.parameters(), strict=True)
+    places = [*zip(kinds, layers, heads, indexes, strict=True)]
+    addresses = [oracle.address(name, *place) for place in places]
+    model = AutoModelForCausalLM.from_pretrained(folder).double().eval()
+    tokens = torch.arange(len(truth.E))[:, None]
+    with torch.no_grad():
+        Z = model(tokens, output_hidden_states=True).hidden_states[1][:, 0].numpy()
+    family = model.config.model_type
+    if family == "gpt2":
+        Z = Z - Z.mean(1, keepdims=True)
+    Z = Z / np.sqrt((Z**2).mean(1, keepdims=True))
+    tensors = load_file(folder / "model.safetensors")
+    first = model.get_input_embeddings().weight.detach().numpy()
+    scores = []
+    for (kind, layer, *_), vector in zip(places, vectors, strict=True):
+        reads = KINDS[kind].role == "reads" and reading != "embedding"
+        if reads and layer:
+            gain = tensors[NORMS[family][kind.startswith("ff_")].format(layer)].double().numpy()
+            scores.append(Z @ (gain * vector))
+        else:
+            scores.append((first if reads else truth.E) @ vector)
+    return Everything(name, addresses, list(kinds), list(layers), np.array(scores))
+
+
+def of_both(wholes: dict[str, Everything], a: str, b: str) -> tuple[np.ndarray, np.ndarray]:
+    """Scores of two models: of all tokens, or of the words that both have."""
+    x, y = wholes[a].scores, wholes[b].scores
+    shared = slice(None) if x.shape[1] == y.shape[1] else slice(2, min(x.shape[1], y.shape[1]))
+    return x[:, shared], y[:, shared]
+
+
+@pytest.mark.parametrize(("a", "b"), [*permutations(MODELS, 2)])
+def test_neighbors_are_the_nearest_by_scores_in_their_own_spaces(
+    atlas: Path, wholes: dict[str, Everything], a: str, b: str
+) -> None:
+    S = oracle.pearson(*of_both(wholes, a, b))
+    with duckdb.connect(str(atlas_files.database(atlas)), read_only=True) as db:
+        rows = db.execute(
+            "SELECT address, rank, neighbor, similarity FROM neighbors JOIN parameters USING (param_id, address) "
+            "WHERE model = ? AND neighbor_model = ? ORDER BY param_id, rank",
+            [a, b],
+        ).fetchall()
+    own, theirs = wholes[a], wholes[b]
+    number = {address: i for i, address in enumerate(theirs.addresses)}
+    stored: dict[str, list[tuple[int, str, float]]] = {}
+    for address, *row in rows:
+        stored.setdefault(address, []).append(tuple(row))
+    assert sorted(stored) == sorted(
+        address for address, kind in zip(own.addresses, own.kinds, strict=True) if kind in theirs.kinds
+    )
+    for address, found in stored.items():
+        i = own.addresses.index(address)
+        same = np.array([kind == own.kinds[i] for kind in theirs.kinds])
+        ranks, nearest, similarities = zip(*found, strict=True)
+        assert ranks == tuple(range(1, min(K, same.sum()) + 1))
+        assert len(set(nearest)) == len(nearest)
+        chosen = [number[each] for each in nearest]
+        assert same[chosen].all()
+        np.testing.assert_allclose(similarities, S[i, chosen], atol=ERROR)
+        np.testing.assert_allclose(similarities, np.sort(S[i, same])[::-1][: len(ranks)], atol=ERROR)
+
+
+@pytest.mark.parametrize(("a", "b"), [("paper", "gpt"), ("gpt", "wide"), ("gpt", "llama"), ("llama", "tuned")])
+def test_layers_align_by_scores_in_their_own_spaces(
+    atlas: Path, wholes: dict[str, Everything], folders: dict[str, Path], a: str, b: str
+) -> None:
+    """And by raw weights as ever, whatever space scores them."""
+    S = np.abs(oracle.pearson(*of_both(wholes, a, b)))
+    with duckdb.connect(str(atlas_files.database(atlas)), read_only=True) as db:
+        rows = db.execute(
+            "SELECT kind, layer_a, layer_b, score, feature_score FROM layer_alignments "
+            "WHERE model_a = ? AND model_b = ?",
+            [a, b],
+        ).fetchall()
+    own, theirs = wholes[a], wholes[b]
+    kinds = {kind for kind in own.kinds if kind in theirs.kinds and kind in oracle.WEIGHTS}
+    assert {row[0] for row in rows} == kinds
+    raw = [oracle.read(folders[name]) for name in (a, b)]
+    for kind, x, y, score, feature_score in rows:
+        here = [
+            [i for i, at in enumerate(zip(each.kinds, each.layers, strict=True)) if at == (kind, layer)]
+            for each, layer in ((own, x), (theirs, y))
+        ]
+        assert score == pytest.approx(S[np.ix_(*here)].mean(), abs=ERROR)
+        weights = [truth.rows[kind][layer] for truth, layer in zip(raw, (x, y), strict=True)]
+        if weights[0].shape[1] == weights[1].shape[1]:
+            assert feature_score == pytest.approx(np.abs(oracle.pearson(*weights)).mean(), abs=ERROR)
+        else:
+            assert feature_score is None
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_way_between_spaces_is_there(atlas: Path, name: str) -> None:
+    """Of one vocabulary in one file, of each nearly the same in another."""
+    names = list(MODELS)
+    earlier = names[: names.index(name)] if name != "tuned" else []
+    own = ["/".join(pair) for pair in combinations(SPACES[name], 2)]
+    expected = [f"{other}/{x}/{y}" for other in earlier for x, y in product(SPACES[other], SPACES[name])]
+    folder = atlas_files.model_folder(atlas, name)
+    file = folder / atlas_files.TRANSFER
+    assert sorted(load_file(file) if file.exists() else {}) == sorted([*own, *expected])
+    for other in names[:-1] if name == "tuned" else []:
+        ways = ["/".join(pair) for pair in product(SPACES[other], SPACES[name])]
+        roots = [f"{side}/{space}" for side, of in (("earlier", other), ("later", name)) for space in SPACES[of]]
+        assert sorted(load_file(folder / atlas_files.shared_space(other))) == sorted([*ways, *roots])
