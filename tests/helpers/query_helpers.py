@@ -17,14 +17,17 @@ GPT2 = ["gpt2-a", "gpt2-b", "gpt2-wide"]
 MODELS = [*GPT2, "llama-gqa", "bert"]
 VIEWS = {
     "models": "model source revision family n_layers d_model n_heads n_kv_heads d_head d_ff n_experts d_expert stacks "
-    "vocabulary tied fold_norm top_k pair_k weights_sha256 built_at builder_version",
-    "layout": "model kind stack layer owner n_owners size n_parameters first_param_id",
+    "vocabulary embedding tied fold_norm reading reading_text reading_tokens top_k pair_k weights_sha256 built_at "
+    "builder_version",
+    "layout": "model kind stack layer owner n_owners size n_parameters first_param_id space",
     "tokens": "vocabulary token_id token text is_special is_byte is_added is_ascii is_alnum is_word_start "
     "is_undertrained",
     "token_embeddings": "model vocabulary token_id token text norm undertrained is_undertrained",
-    "parameters": "param_id address model stack layer kind head kv_head expert idx norm mean std projected_norm",
+    "parameters": "param_id address model stack layer kind head kv_head expert idx space norm mean std projected_norm "
+    "embedding_std reads",
+    "readings": "model stack layer kind n reads",
     "parameter_tokens": "param_id address model stack layer kind head expert idx side rank token_id token text score",
-    "heads": "head_id address model stack layer head kv_head qk_norm vo_norm",
+    "heads": "head_id address model stack layer head kv_head space qk_norm vo_norm",
     "head_pairs": "head_id address model stack layer head matrix side rank rank_distinct same_word source_id source "
     "target_id target score",
     "head_directions": "head_id address model stack layer head matrix direction singular_value share",

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
-import paramdex
 from paramdex import Atlas
 from paramdex.web.cards.head import HeadCard
 from paramdex.web.cards.model import ModelCard
@@ -22,32 +21,26 @@ READS = "correlation of what is read with the score of the token, on held-out te
 
 
 @pytest.fixture(scope="module")
-def read(reading_atlas: Path) -> Iterator[Atlas]:
-    with paramdex.open(reading_atlas) as atlas:
-        yield atlas
-
-
-@pytest.fixture(scope="module")
-def pages(reading_atlas: Path) -> Iterator[TestClient]:
-    with server(reading_atlas) as client:
+def pages(reading_folder: Path) -> Iterator[TestClient]:
+    with server(reading_folder) as client:
         yield client
 
 
 @pytest.mark.parametrize(
     ("address", "space", "says"),
     [
-        ("tied/L2/ff_key/3", "reading", READING),
-        ("untied/L0/H1/attn_query/3", "input", "the input embedding"),
-        ("untied/L1/H0/attn_key/3", "reading", READING),
-        ("effective/L1/ff_key/3", "reading", READING),
-        ("tied/L0/ff_key/3", "output", None),
-        ("tied/L2/ff_value/3", "output", None),
-        ("plain/L2/ff_key/3", "output", None),
+        ("gpt2-wide/L2/ff_key/3", "reading", READING),
+        ("llama-gqa/L0/H1/attn_query/3", "input", "the input embedding"),
+        ("llama-gqa/L1/H0/attn_key/3", "reading", READING),
+        ("gpt2-a/L1/ff_key/3", "reading", READING),
+        ("gpt2-wide/L0/ff_key/3", "output", None),
+        ("gpt2-wide/L2/ff_value/3", "output", None),
+        ("bert/L1/ff_key/3", "output", None),
     ],
 )
-def test_parameters(pages: TestClient, read: Atlas, address: str, space: str, says: str | None) -> None:
+def test_parameters(pages: TestClient, reading_atlas: Atlas, address: str, space: str, says: str | None) -> None:
     card = ParameterCard.model_validate(data(pages, f"/{address}.json"))
-    (row,) = read.sql("SELECT space, reads, mean, std FROM parameters WHERE address = ?", [address]).to_rows()
+    (row,) = reading_atlas.sql("SELECT space, reads, mean, std FROM parameters WHERE address = ?", [address]).to_rows()
     assert (card.space, card.reads, card.mean, card.std) == tuple(row.values())
     assert (card.space, card.space_says) == (space, says)
     text = page(pages, f"/{address}").text
@@ -60,51 +53,51 @@ def test_parameters(pages: TestClient, read: Atlas, address: str, space: str, sa
 @pytest.mark.parametrize(
     ("address", "space", "says"),
     [
-        ("tied/L2/H1", "reading", READING),
-        ("untied/L0/H3", "input", "the input embedding"),
-        ("tied/L0/H1", "output", None),
-        ("plain/L2/H0", "output", None),
+        ("gpt2-wide/L2/H1", "reading", READING),
+        ("llama-gqa/L0/H3", "input", "the input embedding"),
+        ("gpt2-wide/L0/H1", "output", None),
+        ("bert/L1/H0", "output", None),
     ],
 )
-def test_heads(pages: TestClient, read: Atlas, address: str, space: str, says: str | None) -> None:
+def test_heads(pages: TestClient, reading_atlas: Atlas, address: str, space: str, says: str | None) -> None:
     card = HeadCard.model_validate(data(pages, f"/{address}.json"))
-    (row,) = read.sql("SELECT space FROM heads WHERE address = ?", [address]).to_rows()
+    (row,) = reading_atlas.sql("SELECT space FROM heads WHERE address = ?", [address]).to_rows()
     assert (card.space, card.space_says) == (row["space"], says) == (space, says)
-    assert list(card.reads) == (["attn_query", "attn_key", "attn_value"] if address == "tied/L2/H1" else [])
+    assert list(card.reads) == (["attn_query", "attn_key", "attn_value"] if address == "gpt2-wide/L2/H1" else [])
     text = page(pages, f"/{address}").text
     assert (f"Space{space} queries, keys and what VO reads, by {says}" in text) is (says is not None)
     assert (READS in text) is bool(card.reads)
     for kind, mean in card.reads.items():
-        rows = read.sql("SELECT avg(reads) AS mean FROM parameters WHERE address LIKE ? || '/%' AND kind = ?",
+        rows = reading_atlas.sql("SELECT avg(reads) AS mean FROM parameters WHERE address LIKE ? || '/%' AND kind = ?",
                         [address, kind])  # fmt: skip
         assert mean == pytest.approx(rows.to_rows()[0]["mean"], rel=1e-6)
 
 
-def test_models_and_layers(pages: TestClient, read: Atlas) -> None:
-    card = ModelCard.model_validate(data(pages, "/tied.json"))
+def test_models_and_layers(pages: TestClient, reading_atlas: Atlas) -> None:
+    card = ModelCard.model_validate(data(pages, "/gpt2-wide.json"))
     assert (card.summary.reading, card.summary.reading_text, card.summary.reading_tokens) == (
         "expected",
         "its own",
         3072,
     )
-    means = read.sql("SELECT kind, layer, reads FROM readings WHERE model = 'tied'").to_rows()
+    means = reading_atlas.sql("SELECT kind, layer, reads FROM readings WHERE model = 'gpt2-wide'").to_rows()
     expected = {(row["kind"], f"L{row['layer']}"): pytest.approx(row["reads"], rel=1e-6) for row in means}
     assert {(each.kind, layer): mean for each in card.reads for layer, mean in each.layers.items()} == expected
-    text = page(pages, "/tied").text
+    text = page(pages, "/gpt2-wide").text
     told = "What its layers from L1 on read is scored by what they see of a token (reading expected), fitted on 3,072 "
     assert f"{told}tokens of text that it wrote itself." in text
     assert "How well it is read" in text
-    of_one = ModelCard.model_validate(data(pages, "/tied/L2.json"))
+    of_one = ModelCard.model_validate(data(pages, "/gpt2-wide/L2.json"))
     assert {tuple(each.layers) for each in of_one.reads} == {("L2",)}
-    assert "How well it is read" in page(pages, "/tied/L2").text
-    for quiet in ("/tied/L0", "/plain", "/effective"):
+    assert "How well it is read" in page(pages, "/gpt2-wide/L2").text
+    for quiet in ("/gpt2-wide/L0", "/bert", "/gpt2-a"):
         assert data(pages, f"{quiet}.json")["reads"] == []
         assert "How well it is read" not in page(pages, quiet).text
     told = "What its layers from L1 on read is scored by what layer 0 makes of a token (reading effective)."
-    assert told in page(pages, "/effective").text
-    assert "What its layers" not in page(pages, "/plain").text
+    assert told in page(pages, "/gpt2-a").text
+    assert "What its layers" not in page(pages, "/bert").text
 
 
-def test_the_view_of_readings_can_be_asked(pages: TestClient, read: Atlas) -> None:
+def test_the_view_of_readings_can_be_asked(pages: TestClient, reading_atlas: Atlas) -> None:
     rows = data(pages, "/sql.json", q="SELECT * FROM readings ORDER BY ALL")["rows"]
-    assert rows == read.sql("SELECT * FROM readings ORDER BY ALL").to_rows()
+    assert rows == reading_atlas.sql("SELECT * FROM readings ORDER BY ALL").to_rows()

@@ -27,6 +27,7 @@ COUNTS = {
     "layout": 2 * (11 * 2 + 1) + (11 * 3 + 1) + 7 * 2 + (11 * 2 + 2),
     "tokens": 483 + 484 + 86,
     "parameters": sum(PARAMETERS.values()),
+    "readings": 0,  # all five are read by their embeddings
     "parameter_tokens": sum(PARAMETERS.values()) * 2 * 12,
     "heads": 4 + 4 + 12 + 8 + 6,
     # four in each of two other models, but of the two kinds that a layer has one of, as many as that has layers
