@@ -88,7 +88,7 @@ def targets(atlas: Atlas, moved: Atlas, folder: Path) -> list[Target]:
         "Atlas.similar": (atlas.similar, {"address": PARAMETER, **near}),
         "Atlas.similar of a head": (atlas.similar, {"address": HEAD, **near, "kind": "QK"}),
         "Atlas.similar_hits": (atlas.similar_hits, {"address": PARAMETER, **words, "side": "both"}),
-        "Atlas.lens": (atlas.lens, {"vector": lens, **near, "row": None, "name": None}),
+        "Atlas.lens": (atlas.lens, {"vector": lens, **near, "row": None, "name": None, "reads": None}),
         "Atlas.lens of rows": (atlas.lens, {"vector": np.stack([lens, lens]), "model": A, "row": 1, "name": None}),
         "Atlas.directions": (atlas.directions, {"address": HEAD, "k": 2, "matrix": "QK", "filter": None}),
         "Atlas.heads": (
