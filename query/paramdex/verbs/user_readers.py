@@ -67,9 +67,10 @@ def meant(store: Store, model: Model, reads: object) -> Meant:
     place = f"L{layer}.{part}"
     ((reading,),) = store.database.rows("SELECT reading FROM store.models WHERE model_id = ?", [model.model_id])
     if reading == "embedding":
+        else_build = "" if model.layout.stacks else ", or build the model with --reading expected"
         raise QueryError(
             f"{model.name} was built with the reading embedding: what reads is scored as what is written, and nothing "
-            f"is kept of what {place} sees; ask without reads, or build the model with --reading expected"
+            f"is kept of what {place} sees; ask without reads{else_build}"
         )
     if layer >= model.layout.n_layers():
         raise AddressError(f"there is no {place}; {model.name} has layers L0 to L{model.layout.n_layers() - 1}")
