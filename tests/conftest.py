@@ -27,7 +27,7 @@ from hypothesis import settings
 
 import models
 from paramdex.tour import demo_sources
-from paramdex_builder import Options, build
+from paramdex_builder import Options, build, plan
 
 pytest_plugins = ["query_fixtures", "web_fixtures"]
 
@@ -67,6 +67,13 @@ def small_atlas(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[st
     sources = [str(folder) for folder in model_folders.values()]
     root = _shared(tmp_path_factory, "atlases", lambda part: build(sources, part / "small.atlas", SMALL_OPTIONS))
     return root / "small.atlas"
+
+
+@pytest.fixture(autouse=True)
+def read_by_the_embedding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Builds that are not told how to read do it by the embedding, which takes no running of models."""
+    auto = plan.reading_of
+    monkeypatch.setattr(plan, "reading_of", lambda asked, *rest: auto(asked.replace("auto", "embedding"), *rest))
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,8 @@ import paramdex
 import reading_oracle
 from query_helpers import Everything, everything, random_source
 
+pytest_plugins = ["reading_spaces"]
+
 
 @pytest.fixture
 def draw() -> random.Random:
