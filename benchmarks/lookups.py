@@ -86,17 +86,18 @@ def add_model(atlas: Path, name: str, n_layers: int, size: int, width: int, top_
     for piece in pieces(layout, "ff_value"):
         rows = draw.standard_normal((piece.n_rows, width), np.float32) * scale
         units.write_coordinates("ff_value", piece.number, normalize(rows).astype(np.float32))
-        units.write("ff_value", piece.number, rows_of(piece, top_k, draw))
+        units.write("ff_value", piece.number, rows_of(piece, top_k, draw), ["ff_value"])
     E = torch.randn(V, width, generator=torch.Generator().manual_seed(size)).half().float()
     space = Space(E, E.double().mean(0), Root(np.eye(width)), 1.0)
     words = vocabulary(name)
-    row = dict.fromkeys(("source", "family", "model_type", "embedding", "dtype"), "made-up")
+    row = dict.fromkeys(("source", "family", "model_type", "dtype"), "made-up")
+    row |= {"embedding": "output", "reading": "embedding"}
     row |= dict.fromkeys(("weights_sha256", "tokenizer_sha256", "plan_sha256", "builder_version"), "0")
     row |= dict.fromkeys(("family_inferred", "gated", "tied", "fold_norm", "rotary_left_out"), False)
     row |= dict.fromkeys(("n_heads", "n_kv_heads", "d_head", "pair_k", "neighbor_k", "directions_k"), 1)
     row |= {"n_layers": n_layers, "d_model": width, "d_ff": size, "top_k": top_k, "n_parameters": layout.n_parameters}
     row |= {"vocabulary": words.name, "vocabulary_size": V, "embedding_rank": width, "embedding_condition": 1.0}
-    finished = FinishedModel(name, row, layout, space, words, units)
+    finished = FinishedModel(name, row, layout, {"output": space}, {}, words, units)
     publish(finished, atlas, staging, torch.device("cpu"), TerminalProgress())
     shutil.rmtree(staging)
 

@@ -48,7 +48,9 @@ def everything_read(model: str, truth: oracle.Truth, folder: Path, atlas: Path) 
         if layer == 0:
             scores[i] = entering[: len(truth.E)] @ vector
         elif maps is None:
-            scores[i] = Z @ (_gains(tensors, kind, layer) * vector)
+            folded = _gains(tensors, kind, layer) * vector
+            is_layer_norm = "transformer.wte.weight" in tensors
+            scores[i] = Z @ (folded - folded.mean() if is_layer_norm else folded)
         else:
             scores[i] = Z @ (_map(maps, kind, layer) @ vector)
     return replace(found, scores=scores)

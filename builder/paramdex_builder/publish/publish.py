@@ -70,7 +70,7 @@ def publish(
             write_tensors(folder / atlas_files.MAPS, maps)
         insert_model(connection, model)
         mine, others = related(connection, atlas, folder, progress)
-        write_transfers(others, {mine.model.embedding: model.space}, folder, progress)
+        write_transfers(others, model.spaces, folder, progress)
         insert_parameters(connection, model, progress)
         insert_heads(connection, model)
         insert_relations(connection, mine, others, model.row["neighbor_k"], device, progress)

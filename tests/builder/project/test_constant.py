@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 import paramdex
 from paramdex import Atlas
 from paramdex_builder import Options, build
-from paramdex_builder.project.directions import singular_values
+from paramdex_builder.project.directions import Factor, singular_values
 from paramdex_builder.project.pairs import pair_moments
 from paramdex_builder.project.space import Space, make_space
 
@@ -46,13 +46,18 @@ def test_what_hardly_varies_still_does() -> None:
     torch.testing.assert_close(found.std[0], E[:, 3].double().std(correction=0), rtol=1e-3, atol=0)
 
 
+def side(rows: torch.Tensor, value: float) -> Factor:
+    scored_by = space(value)
+    return Factor(rows, scored_by, scored_by.embedding.double() @ rows.double().T)
+
+
 @pytest.mark.parametrize("value", [0.1, 1e4])
 def test_matrix_of_equal_scores_has_no_directions(value: float) -> None:
     P, Q = torch.zeros(2, 8), torch.randn(2, 8, generator=torch.Generator().manual_seed(1))
     P[:, 3] = torch.tensor([1.0, -2.0])
     for X, Y in ((P, Q), (Q, P), (P, P)):
-        assert [each.shape[-1] for each in singular_values(X, Y, space(value), 4)] == [0] * 3
-    assert len(singular_values(Q, Q, space(value), 4)[0]) == 2
+        assert [each.shape[-1] for each in singular_values(side(X, value), side(Y, value), 4)] == [0] * 3
+    assert len(singular_values(side(Q, value), side(Q, value), 4)[0]) == 2
 
 
 @pytest.mark.parametrize("value", [0.1, 3.0, 1e4])

@@ -407,7 +407,7 @@ def test_another_models_unfinished_work_is_kept(word_model: Path, tmp_path: Path
 def test_a_flipped_byte_in_staged_coordinates_is_noticed(tmp_path: Path) -> None:
     units = Units(tmp_path / "units", {})
     units.write_coordinates("ff_key", 0, np.eye(8, dtype=np.float32))
-    units.write("ff_key", 0, pa.table({"row": [1, 2]}))
+    units.write("ff_key", 0, pa.table({"row": [1, 2]}), ["ff_key"])
     assert units.has("ff_key", 0)
     file = tmp_path / "units" / "ff_key-00000.npy"
     data = bytearray(file.read_bytes())

@@ -18,7 +18,7 @@ from paramdex import AddressError, Atlas, BuildError, QueryError, TokenFilter
 from paramdex import open as open_atlas
 from paramdex.cli import cli
 from paramdex_builder import Options, build
-from paramdex_builder.project.directions import Direction, directions
+from paramdex_builder.project.directions import Direction, Factor, directions
 from paramdex_builder.project.pairs import factors
 from paramdex_builder.project.space import Space, make_space
 from query_helpers import MODELS
@@ -67,7 +67,8 @@ def test_directions_are_the_svds(
 
 
 def found_directions(P: torch.Tensor, Q: torch.Tensor, space: Space, k: int) -> list[Direction]:
-    return directions(P, Q, *factors(space.embedding, [P, Q]), space, k)
+    sides = zip((P, Q), factors(space.embedding, [P, Q]), strict=True)
+    return directions(*(Factor(rows, space, scores) for rows, scores in sides), k)
 
 
 def some_space(V: int, d: int, seed: int) -> tuple[Space, torch.Generator]:
