@@ -19,7 +19,7 @@ import pyarrow as pa
 import torch
 
 from paramdex.result import Result
-from paramdex_builder.relate.relations import relate
+from paramdex_builder.relate.relations import Segment, relate
 from paramdex_schemas.isometry import normalize
 
 WIDTH, N_LAYERS, K = 1024, 12, 5
@@ -55,10 +55,11 @@ def main() -> None:
             for part in scores.split(size, dim=1):
                 part.abs().mean(dtype=torch.float64)
 
-    relate(a[:size], b, None, K, layers[:1], layers, cpu)
+    rows_a, rows_b = [Segment(a, 0, "output")], [Segment(b, 0, "output")]
+    relate([Segment(a[:size], 0, "output")], rows_b, None, K, layers[:1], layers, cpu)
     ways = {
         "torch.mm, torch.topk twice": seconds(plain),
-        "relate": seconds(lambda: relate(a, b, None, K, layers, layers, cpu)),
+        "relate": seconds(lambda: relate(rows_a, rows_b, None, K, layers, layers, cpu)),
         "torch.mm alone": seconds(lambda: [torch.from_numpy(some) @ torch.from_numpy(b).T for some in np.split(a, 12)]),
     }
     rows = [

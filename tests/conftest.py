@@ -2,6 +2,7 @@
 
 model_folders   name -> folder of gpt2-a, gpt2-b, gpt2-wide (one vocabulary), llama-gqa and bert (one each)
 small_atlas     the atlas of all five, with SMALL_OPTIONS; read it, never write to it
+reading_folder  an atlas of some of them, whose readers are scored in spaces of their own; read it only
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ os.environ.setdefault("TRITON_INTERPRET", "1")  # the kernels of a GPU run witho
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,7 +27,7 @@ from hypothesis import settings
 
 import models
 from paramdex.tour import demo_sources
-from paramdex_builder import Options, build
+from paramdex_builder import Options, build, plan
 
 pytest_plugins = ["query_fixtures", "web_fixtures"]
 
@@ -34,7 +36,7 @@ settings.register_profile("paramdex", deadline=None, max_examples=40, print_blob
 settings.load_profile("paramdex")
 
 ROOT = Path(__file__).parents[1]
-SMALL_OPTIONS = Options(top_k=12, pair_k=30, neighbor_k=4, device="cpu")
+SMALL_OPTIONS = Options(top_k=12, pair_k=30, neighbor_k=4, device="cpu", reading="embedding")
 
 
 def _shared(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
@@ -65,6 +67,27 @@ def small_atlas(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[st
     sources = [str(folder) for folder in model_folders.values()]
     root = _shared(tmp_path_factory, "atlases", lambda part: build(sources, part / "small.atlas", SMALL_OPTIONS))
     return root / "small.atlas"
+
+
+@pytest.fixture(autouse=True)
+def read_by_the_embedding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Builds that are not told how to read do it by the embedding, which takes no running of models."""
+    auto = plan.reading_of
+    monkeypatch.setattr(plan, "reading_of", lambda asked, *rest: auto(asked.replace("auto", "embedding"), *rest))
+
+
+@pytest.fixture(scope="session")
+def reading_folder(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Path]) -> Path:
+    """An atlas of models in several spaces: gpt2-a effective and gpt2-wide expected, of one vocabulary; llama-gqa
+    effective, whose embeddings are two; bert read by its embedding. Read-only by agreement.
+    """
+    readings = {"gpt2-a": "effective", "gpt2-wide": "expected", "llama-gqa": "effective", "bert": "embedding"}
+
+    def make(part: Path) -> None:
+        for name, reading in readings.items():
+            build([str(model_folders[name])], part / "reading.atlas", replace(SMALL_OPTIONS, reading=reading))
+
+    return _shared(tmp_path_factory, "readings", make) / "reading.atlas"
 
 
 @pytest.fixture

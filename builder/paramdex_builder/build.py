@@ -12,6 +12,7 @@ from pathlib import Path
 
 import duckdb
 import pyarrow as pa
+import torch
 from safetensors import SafetensorError
 
 from paramdex_builder.estimates import disk_needed, memory_needed
@@ -20,11 +21,12 @@ from paramdex_builder.options import Options
 from paramdex_builder.plan import Planned, named_sources, plan_model
 from paramdex_builder.project.block import forget
 from paramdex_builder.project.finite import check_table
-from paramdex_builder.project.head_rows import ATTENTION, Kept, head_rows
+from paramdex_builder.project.head_rows import Kept, head_rows
 from paramdex_builder.project.pair_scan import Words
 from paramdex_builder.project.pairs import same_words
 from paramdex_builder.project.parameter_rows import parameter_rows, parameters_held
 from paramdex_builder.project.pieces import Piece, pieces
+from paramdex_builder.project.scoring import Scoring
 from paramdex_builder.project.space import Space, make_space, pick_device, space_work
 from paramdex_builder.project.tokens import projection_held
 from paramdex_builder.publish.database import database
@@ -34,6 +36,7 @@ from paramdex_builder.publish.rows import FinishedModel
 from paramdex_builder.read.checkpoint import Checkpoint
 from paramdex_builder.read.displacement import Displacement
 from paramdex_builder.read.weights import Weights
+from paramdex_builder.stream.reading import Reading, make_reading
 from paramdex_builder.work import memory
 from paramdex_builder.work.arguments import given, source_texts
 from paramdex_builder.work.progress import Progress
@@ -167,14 +170,13 @@ def _make(planned: Planned, options: Options, staging: Path, workers: Workers, p
     name, weights, vocabulary, plan = planned.name, planned.weights, planned.vocabulary, planned.plan
     built_by = {"builder_version": version("paramdex")}
     units = Units(staging / name, plan.entries() | built_by)
-    E = weights.embedding(options.space)[0][: len(vocabulary)]
-    with progress.step(f"{name}: measuring the embedding", space_work(*E.shape)) as advance:
-        space = make_space(E, workers.device, advance)
-    del E
+    scoring = _scoring(planned, options, units, workers, progress)
     words = same_words(vocabulary.words(), workers.device)
-    _project_parameters(planned, space, units, workers, progress)
-    forget(space)
-    _pair_tokens(planned, space, words, units, workers, progress)
+    _project_parameters(planned, scoring, units, workers, progress)
+    for each in scoring.spaces.values():
+        forget(each)
+    _pair_tokens(planned, scoring, words, units, workers, progress)
+    space, reading = scoring.main, scoring.reading
     row = {
         "source": weights.source,
         "revision": weights.revision,
@@ -183,40 +185,67 @@ def _make(planned: Planned, options: Options, staging: Path, workers: Workers, p
         "model_type": weights.model_type,
         "rotary_left_out": weights.rotary(),
         "dtype": weights.dtype(),
+        "reading_tokens": None if reading is None else reading.n_tokens,
         "embedding_rank": space.root.rank,
         "embedding_condition": space.root.condition,
         "n_parameters": weights.layout.n_parameters,
     }
-    return FinishedModel(name, plan.row() | row | built_by, weights.layout, space, vocabulary, units)
+    maps = {} if reading is None else reading.maps
+    return FinishedModel(name, plan.row() | row | built_by, planned.layout, scoring.spaces, maps, vocabulary, units)
 
 
-def _project_parameters(planned: Planned, space: Space, units: Units, workers: Workers, progress: Progress) -> None:
+def _scoring(planned: Planned, options: Options, units: Units, workers: Workers, progress: Progress) -> Scoring:
+    """The spaces of a model, its own embedding first. What comes of running it is a unit of its own."""
+    name, weights, layout, plan = planned.name, planned.weights, planned.layout, planned.plan
+    V = len(planned.vocabulary)
+
+    def space(E: torch.Tensor, what: str) -> Space:
+        with progress.step(f"{name}: measuring {what}", space_work(*E.shape)) as advance:
+            return make_space(E, workers.device, advance)
+
+    spaces = {plan.embedding: space(weights.embedding(options.space)[0][:V], "the embedding")}
+    if "input" in layout.spaces and plan.embedding != "input":
+        spaces["input"] = space(weights.embedding("input")[0][:V], "the input embedding")
+    if "reading" not in layout.spaces:
+        return Scoring(layout, weights, spaces)
+    text = None if options.text is None else Path(options.text)
+
+    def write(path: Path) -> None:
+        make_reading(weights.plain(), plan.reading, V, text, progress).save(path)
+
+    reading = Reading.load(units.file("reading.safetensors", write))
+    spaces["reading"] = space(reading.Z, "what layer 0 makes of tokens")
+    return Scoring(layout, weights, spaces, reading)
+
+
+def _project_parameters(planned: Planned, scoring: Scoring, units: Units, workers: Workers, progress: Progress) -> None:
     """Make the units of parameters that are not there yet."""
-    weights, layout, top_k = planned.weights, planned.weights.layout, planned.plan.top_k
+    weights, layout, top_k = planned.weights, planned.layout, planned.plan.top_k
 
     def project(piece: Piece) -> int:
         kind, number = piece.run.kind, piece.number
         if not units.has(kind, number):
             # The rows get no name, so that they are freed before their coordinates are written.
-            table, coordinates = parameter_rows(weights.rows(piece.run, piece.owners), piece, space, top_k)
-            units.write_coordinates(kind, number, coordinates)
-            _keep(units, weights.source, kind, number, table, piece.run.place)
+            table, coordinates = parameter_rows(weights.rows(piece.run, piece.owners), piece, scoring, top_k)
+            for stem, rows in coordinates.items():
+                units.write_coordinates(stem, number, rows)
+            _keep(units, weights.source, kind, number, table, piece.run.place, list(coordinates))
             del table, coordinates
             memory.release()
         return piece.n_rows
 
     every = [piece for kind in layout.kinds for piece in pieces(layout, kind)]
-    each_held = parameters_held(every, weights.d_model, weights.n_terms) + projection_held(space.size)
+    each_held = parameters_held(every, weights.d_model, weights.n_terms) + projection_held(scoring.main.size)
     with progress.step(f"{planned.name}: projecting parameters", layout.n_parameters) as advance:
         for n_rows in workers.map(project, every, each_held):
             advance(n_rows)
 
 
 def _pair_tokens(
-    planned: Planned, space: Space, words: Words, units: Units, workers: Workers, progress: Progress
+    planned: Planned, scoring: Scoring, words: Words, units: Units, workers: Workers, progress: Progress
 ) -> None:
     """Make the units of heads, their pairs and their directions that are not there yet."""
-    weights, layout = planned.weights, planned.weights.layout
+    weights, layout = planned.weights, planned.layout
     first, kept = 0, Kept(planned.plan.pair_k, planned.plan.directions_k)
     with progress.step(f"{planned.name}: pairing tokens", 2 * layout.n_heads) as advance:
         for number, place in enumerate(layout.attention_places):
@@ -224,19 +253,20 @@ def _pair_tokens(
             if units.has("heads", number):
                 advance(2 * run.n_owners)
             else:
-                vectors = {kind: weights.head_rows(kind, place) for kind in ATTENTION}
-                heads, pairs, directions = head_rows(vectors, run, first, space, words, kept, workers, advance)
+                heads, pairs, directions = head_rows(run, first, scoring, words, kept, workers, advance)
                 _keep(units, weights.source, "pairs", number, pairs, place)
                 _keep(units, weights.source, "directions", number, directions, place)
                 _keep(units, weights.source, "heads", number, heads, place)  # last: it says that the place is done
             first += run.n_owners
 
 
-def _keep(units: Units, source: str, name: str, number: int, table: pa.Table, place: Place) -> None:
+def _keep(
+    units: Units, source: str, name: str, number: int, table: pa.Table, place: Place, stems: Sequence[str] = ()
+) -> None:
     """Write the rows of a unit once all their numbers are finite. Raises CheckpointError where one is not."""
     of = "" if place[1] is None else f" of {place[0] or ''} layer {place[1]}".replace("  ", " ")
     check_table(table, f"{source}: {name}{of}")
-    units.write(name, number, table)
+    units.write(name, number, table, stems)
 
 
 def _reason(error: Exception, atlas: Path) -> str:

@@ -40,7 +40,7 @@ def memory_needed(weights: Weights, V: int, stored: torch.dtype, device: torch.d
         pairing += max((matrix_held(V, layout.heads(place).size * n_terms) for place in places), default=0)
     embedding, sorting = stored.itemsize * V * d, LEAST_FOR_DUCKDB
     reading = embedding  # the file, mapped, beside what is copied from it
-    relating = 4 * root  # to another model as wide: the transfer twice, a root and its inverse
+    relating = 4 * root  # to another model as wide, whatever the spaces: two roots, an inverse and their product
     return _LIBRARIES + embedding + root + max(reading, projecting, pairing, sorting, relating)
 
 

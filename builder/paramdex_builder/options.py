@@ -7,8 +7,9 @@ from os import PathLike
 from typing import Any
 
 from paramdex_builder.work import memory
-from paramdex_builder.work.arguments import check_choices, source_text
+from paramdex_builder.work.arguments import check_choices, check_reading, source_text
 from paramdex_schemas import BuildError
+from paramdex_schemas.arguments import given_path
 from paramdex_schemas.checks import whole_number
 
 
@@ -28,6 +29,12 @@ class Options:
     """fold norms into the vectors beside them, and the final norm into the embedding: gains, and LayerNorm's means"""
     space: str = "output"
     """output or input: the embedding whose rows the scores belong to; where a model ties the two they are one"""
+    reading: str = "auto"
+    """how what reads in the layers from 1 on is read: by what its layer is expected to see of each token (expected), by
+    what layer 0 makes of it (effective), or by the embedding as in layer 0 (embedding); auto is expected for causal
+    models that can be run, and for others that can be where there is a text, else embedding"""
+    text: str | PathLike[str] | None = None
+    """a file of text to find out what layers see; without one a causal model writes it itself"""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N; auto takes a GPU where there is one"""
     directions_k: int = 8
@@ -47,6 +54,8 @@ class Options:
             )
         }
         check_choices(self)
+        check_reading(self.reading)
+        text = None if self.text is None else given_path(self.text, "the text", BuildError)
         if self.memory is not None:
             memory.size_of(self.memory)
-        return replace(self, base=None if self.base is None else source_text(self.base), **whole)
+        return replace(self, base=None if self.base is None else source_text(self.base), text=text, **whole)

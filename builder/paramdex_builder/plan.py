@@ -15,12 +15,15 @@ import torch
 
 from paramdex_builder.options import Options
 from paramdex_builder.project.finite import check_lengths
+from paramdex_builder.project.scoring import scored_layout
 from paramdex_builder.read.hub import own_name
+from paramdex_builder.read.source import read_named_words
 from paramdex_builder.read.vocabulary import Vocabulary, read_vocabulary
 from paramdex_builder.read.weights import Weights
+from paramdex_builder.stream.reading import reading_of
 from paramdex_builder.work.arguments import source_text
 from paramdex_builder.work.progress import Progress
-from paramdex_schemas import FORMAT_VERSION, BuildError
+from paramdex_schemas import FORMAT_VERSION, BuildError, Layout
 from paramdex_schemas.addresses import MODEL_NAME
 from paramdex_schemas.errors import quoted
 
@@ -45,6 +48,10 @@ class Plan:
     """output or input: the one that scores"""
     tied: bool
     fold_norm: bool
+    reading: str
+    """expected, effective or embedding"""
+    reading_text: str | None
+    """what the maps of an expected reading are fitted on"""
     top_k: int
     pair_k: int
     neighbor_k: int
@@ -73,6 +80,8 @@ class Planned:
     name: str
     weights: Weights
     vocabulary: Vocabulary
+    layout: Layout
+    """which says in which space each of its vectors is scored"""
     plan: Plan
     stored: torch.dtype
     """what its embedding is held in"""
@@ -94,6 +103,7 @@ def plan_model(name: str, weights: Weights, options: Options, progress: Progress
         progress.say(f"{name}: left out {n} added tokens, because the embedding has no rows for them: {some}")
     with progress.step(f"{name}: checking weights", len(weights.layout.runs)) as advance:
         weights.check_layers(advance)
+    reading = reading_of(options.reading, weights.runs, options.text, progress)
     left_out = [f"{part} ({n} tensors)" for part, n in weights.left_out().items()]
     if left_out:
         family = weights.family.name
@@ -109,12 +119,22 @@ def plan_model(name: str, weights: Weights, options: Options, progress: Progress
         embedding=embedding,
         tied=tied,
         fold_norm=options.fold_norm,
+        reading=reading,
+        reading_text=_text_of(reading, options),
         top_k=options.top_k,
         pair_k=options.pair_k,
         neighbor_k=options.neighbor_k,
         directions_k=options.directions_k,
     )
-    return Planned(name, weights, vocabulary, plan, E.dtype)
+    layout = scored_layout(weights.layout, embedding, reading, tied=tied)
+    return Planned(name, weights, vocabulary, layout, plan, E.dtype)
+
+
+def _text_of(reading: str, options: Options) -> str | None:
+    """What maps are fitted on. Raises BuildError where a text that was given cannot be read."""
+    if reading != "expected":
+        return None
+    return "its own" if options.text is None else read_named_words(options.text)[1]
 
 
 def named_sources(sources: Sequence[str], base: str | PathLike[str] | None = None) -> dict[str, str]:

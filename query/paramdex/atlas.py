@@ -20,7 +20,7 @@ from paramdex.verbs.diff import diff
 from paramdex.verbs.directions import directions
 from paramdex.verbs.find import find
 from paramdex.verbs.heads import WordPairs, heads
-from paramdex.verbs.info import info
+from paramdex.verbs.info import Info, info
 from paramdex.verbs.lens import lens
 from paramdex.verbs.match import match
 from paramdex.verbs.search import WordHit, search, search_hits
@@ -43,8 +43,10 @@ class Atlas(Store):
     Threads that share an atlas wait for each other's look-ups. Give each thread a ``fork`` of its own and they do not.
     """
 
-    def info(self) -> Result:
-        """The models of the atlas, one row each. Notes say for which models no neighbors and alignments are kept."""
+    def info(self) -> Info:
+        """The models of the atlas, one row each, and how well their tables tell what their layers read (``readings``).
+        Notes say for which models no neighbors and alignments are kept.
+        """
         return info(self)
 
     def check(self) -> Result:
@@ -159,7 +161,8 @@ class Atlas(Store):
         """What ``similar`` finds for a parameter, each a (similarity, param_id), and its notes."""
         return similar_hits(self, address, how_many(k), model, kind, layer, side)
 
-    # Nine arguments: the vector is found by three (vector, row, name), its neighbours by as many as in search.
+    # Ten arguments: the vector is found by three (vector, row, name) and meant by one (reads), its neighbours are found
+    # by as many as in search.
     def lens(
         self,
         vector: Any,
@@ -168,6 +171,7 @@ class Atlas(Store):
         *,
         row: int | None = None,
         name: str | None = None,
+        reads: str | None = None,
         kind: str | None = None,
         layer: int | None = None,
         side: str = "top",
@@ -181,10 +185,17 @@ class Atlas(Store):
         line, with five tokens per side and the nearest parameter, whatever k is. ``kind``, ``layer`` and ``side`` are
         for the parameters, as in ``search``.
 
-        Raises QueryError for a vector that does not have the model's width, is zero or holds NaN; AddressError.
+        Without ``reads`` the vector is one that is written: a steering vector, a row of an SAE's decoder. ``reads``
+        names the place where it reads, ``L3.attn`` or ``L3.ff``: a probe of what enters that attention or feed-forward,
+        a row of an SAE's encoder. It is then scored as the parameters of that place are. The model must have been built
+        with the reading expected, or effective: then no map is kept, and the gain of the norm before the place belongs
+        in the vector.
+
+        Raises QueryError for a vector that does not have the model's width, is zero or holds NaN, and for a place of
+        which nothing is known; AddressError.
         """
         k, scope = how_many(k), self.scope(self.model(model).name, kind, layer)
-        return lens(self, vector, scope, k, row, name, side, filter)
+        return lens(self, vector, scope, k, row, name, reads, side, filter)
 
     def directions(
         self, address: str, k: int = 8, *, matrix: str | None = None, filter: TokenFilter | None = None

@@ -14,7 +14,10 @@ import pytest
 
 import oracle
 import paramdex
+import reading_oracle
 from query_helpers import Everything, everything, random_source
+
+pytest_plugins = ["reading_spaces"]
 
 
 @pytest.fixture
@@ -47,3 +50,22 @@ def truths(model_folders: dict[str, Path]) -> dict[str, oracle.Truth]:
 def wholes(truths: dict[str, oracle.Truth]) -> dict[str, Everything]:
     """Model -> all its parameters with all their scores."""
     return {name: everything(name, truth) for name, truth in truths.items()}
+
+
+@pytest.fixture(scope="session")
+def reading_atlas(reading_folder: Path) -> Iterator[paramdex.Atlas]:
+    """The atlas of models whose readers are scored in spaces of their own, opened."""
+    with paramdex.open(reading_folder) as atlas:
+        yield atlas
+
+
+@pytest.fixture(scope="session")
+def reading_wholes(
+    model_folders: dict[str, Path], truths: dict[str, oracle.Truth], wholes: dict[str, Everything], reading_folder: Path
+) -> dict[str, Everything]:
+    """Its models -> all their parameters with all their scores, each in its own space."""
+    found = {
+        name: reading_oracle.everything_read(name, truths[name], model_folders[name], reading_folder)
+        for name in ("gpt2-a", "gpt2-wide", "llama-gqa")
+    }
+    return {**found, "bert": wholes["bert"]}

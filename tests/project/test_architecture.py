@@ -47,7 +47,8 @@ FLOORS = {
     "paramdex_builder": [
         "work",
         "read",
-        "project stream",
+        "stream",
+        "project",
         "files",
         "relate",
         "publish",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,8 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     part.replace(path)
 
 
-_DIGEST = b"coordinates_sha256"
+_DIGEST = b"sha256 "
+"""What the metadata of a unit's rows call the digests of its other files, by their stems."""
 
 
 class Units:
@@ -55,30 +56,43 @@ class Units:
                 self.read("pairs", number)
                 self.read("directions", number)
                 return True
-            recorded = (table.schema.metadata or {}).get(_DIGEST)
-            return recorded == sha256(self._path(name, number, "npy")).encode()
+            found = table.schema.metadata or {}
+            recorded = {key.removeprefix(_DIGEST): own for key, own in found.items() if key.startswith(_DIGEST)}
+            return bool(recorded) and all(
+                own == sha256(self._path(stem.decode(), number, "npy")).encode() for stem, own in recorded.items()
+            )
         except (OSError, pa.ArrowException):
             return False
 
-    def write(self, name: str, number: int, table: pa.Table) -> None:
-        """Write the rows of a unit. The coordinates of a kind are written before, and its rows carry their digest."""
+    def write(self, name: str, number: int, table: pa.Table, stems: Iterable[str] = ()) -> None:
+        """Write the rows of a unit. The coordinates with some ``stems`` are written before; its rows carry their
+        digests.
+        """
         path = self._path(name, number, "parquet")
-        beside = self._path(name, number, "npy")
-        if beside.is_file():
-            table = table.replace_schema_metadata({_DIGEST: sha256(beside)})
+        digests = {_DIGEST + stem.encode(): sha256(self._path(stem, number, "npy")) for stem in stems}
+        if digests:
+            table = table.replace_schema_metadata(digests)
         write_whole(path, lambda part: pq.write_table(table, part, write_page_checksum=True))
 
     def read(self, name: str, number: int) -> pa.Table:
         return pq.read_table(self._path(name, number, "parquet"), page_checksum_verification=True)
 
-    def write_coordinates(self, kind: str, number: int, rows: np.ndarray) -> None:
+    def file(self, name: str, write: Callable[[Path], object]) -> Path:
+        """The path of a finished file of the model's own, written where it is missing or damaged."""
+        path, digest = self.folder / name, self.folder / f"{name}.sha256"
+        if not (path.is_file() and digest.is_file() and digest.read_text("utf-8") == sha256(path)):
+            write_whole(path, write)
+            write_whole(digest, lambda part: part.write_text(sha256(path), "utf-8"))
+        return path
+
+    def write_coordinates(self, stem: str, number: int, rows: np.ndarray) -> None:
         def save(part: Path) -> None:
             with part.open("wb") as file:
                 np.save(file, rows)  # without a copy
 
-        write_whole(self._path(kind, number, "npy"), save)
+        write_whole(self._path(stem, number, "npy"), save)
 
-    def coordinates(self, kind: str, number: int) -> np.ndarray:
+    def coordinates(self, stem: str, number: int) -> np.ndarray:
         """Normalized coordinates of one unit (n x r, float32), mapped from the disk."""
-        rows: np.ndarray = np.load(self._path(kind, number, "npy"), mmap_mode="r", allow_pickle=False)
+        rows: np.ndarray = np.load(self._path(stem, number, "npy"), mmap_mode="r", allow_pickle=False)
         return rows

@@ -1,9 +1,10 @@
 """A head's singular directions: what its matrix over tokens (QK or OV circuit) reads and what it writes, one by one.
 
 The matrix is M = Ec P^T (Ec Q^T)^T, V x V, for the head's vectors P, Q (m x d each), where Ec is E less its column
-means. As everywhere in an atlas, what is the same for all tokens does not count. (In the demo models it is two thirds
-of E, and the first direction of E P^T Q E^T is hardly more than that.) With Ec = X R, where X has orthonormal columns
-and R is that of ``isometry``, M = X (R P^T) (R Q^T)^T X^T. From R P^T = A S, R Q^T = B T (QR) and the SVD of the m x m
+means. (Sides that are scored in two spaces have an E, X and R each.) As everywhere in an atlas, what is the same for
+all tokens does not count. (In the demo models it is two thirds of E, and the first direction of E P^T Q E^T is hardly
+more than that.) With Ec = X R, where X has orthonormal columns and R is that of ``isometry``,
+M = X (R P^T) (R Q^T)^T X^T. From R P^T = A S, R Q^T = B T (QR) and the SVD of the m x m
 core
 
     S T^T = U diag(s) W^T:      M = sum_i s_i u_i w_i^T,      u_i = X A U_i,   w_i = X B W_i,
@@ -45,20 +46,28 @@ class Direction:
     tokens: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]]
 
 
-def directions(
-    P: torch.Tensor, Q: torch.Tensor, A: torch.Tensor, B: torch.Tensor, space: Space, k: int, n_tokens: int = TOKENS
-) -> list[Direction]:
-    """The first k singular directions of a head with vectors P and Q (m x d each); fewer where the rank is less.
+@dataclass(frozen=True)
+class Factor:
+    """One side of a head's matrix: its vectors (m x d), the space that scores them, and their scores (V x m)."""
 
-    A = E P^T and B = E Q^T are V x m, float64.
-    """
+    rows: torch.Tensor
+    space: Space
+    scores: torch.Tensor
+
+    def coordinates(self) -> torch.Tensor:
+        """R p of every vector p (m x r, float64)."""
+        return self.space.coordinates(self.rows)
+
+
+def directions(left: Factor, right: Factor, k: int, n_tokens: int = TOKENS) -> list[Direction]:
+    """The first k singular directions of a head's matrix with these two sides; fewer where the rank is less."""
     if not k:
         return []
-    values, left, right = singular_values(P, Q, space, k)
+    values, of_left, of_right = singular_values(left, right, k)
     if not len(values):
         return []
-    sources, targets = centred(A, left), centred(B, right)
-    total = squared_norm(P, Q, space)
+    sources, targets = centred(left.scores, of_left), centred(right.scores, of_right)
+    total = squared_norm(left, right)
     found = []
     for i, value in enumerate(values):
         pair = (sources[i], targets[i])
@@ -72,22 +81,24 @@ def directions(
     return found
 
 
-def singular_values(P: torch.Tensor, Q: torch.Tensor, space: Space, k: int) -> tuple[torch.Tensor, ...]:
+def singular_values(left: Factor, right: Factor, k: int) -> tuple[torch.Tensor, ...]:
     """The k largest singular values s (n) of M, with T^T W_i / s_i and S^T U_i / s_i (m x n each), all float64."""
-    (_, S), (_, T) = (torch.linalg.qr(space.coordinates(X).cpu().T) for X in (P, Q))
+    (_, S), (_, T) = (torch.linalg.qr(side.coordinates().cpu().T) for side in (left, right))
     U, values, Wt = torch.linalg.svd(S @ T.T)
     if not len(values):
         return values, T.T, S.T
-    sizes = float(np.linalg.norm(space.root.root)) * float(P.double().norm() * Q.double().norm())
-    of_zero = space.root.rounding * sizes  # what rounding leaves of a matrix whose scores are all equal
+    roots = [side.space.root for side in (left, right)]
+    sizes = float(left.rows.double().norm() * right.rows.double().norm())
+    # what rounding leaves of a matrix whose scores are all equal, on either side
+    of_zero = sizes * max(one.rounding * float(np.linalg.norm(other.root)) for one, other in (roots, reversed(roots)))
     cutoff = max(len(values) * torch.finfo(torch.float64).eps * float(values[0]), of_zero)
     n = min(k, int((values > cutoff).sum()))
     return values[:n], T.T @ Wt[:n].T / values[:n], S.T @ U[:, :n] / values[:n]
 
 
-def squared_norm(P: torch.Tensor, Q: torch.Tensor, space: Space) -> float:
+def squared_norm(left: Factor, right: Factor) -> float:
     """||M||_F^2, from two small Gram matrices."""
-    (C, D) = (space.coordinates(X) for X in (P, Q))
+    C, D = left.coordinates(), right.coordinates()
     return float(((C @ C.T) * (D @ D.T)).sum())
 
 

@@ -21,7 +21,7 @@ def check_table(table: pa.Table, what: str) -> None:
     for name, column in zip(table.column_names, table.columns, strict=True):
         listed = pa.types.is_list(column.type)
         if pa.types.is_floating(column.type.value_type if listed else column.type):
-            flat = column.combine_chunks().flatten() if listed else column
+            flat = column.combine_chunks().flatten() if listed else column.drop_null()
             _refuse(int((~np.isfinite(flat.to_numpy())).sum()), f"{what}: {name}")
 
 

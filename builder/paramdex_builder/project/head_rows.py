@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from paramdex_builder.project.directions import Direction, directions
+from paramdex_builder.project.directions import Direction, Factor, directions
 from paramdex_builder.project.pairs import (
     HeadPairs,
     Words,
@@ -23,6 +23,7 @@ from paramdex_builder.project.pairs import (
     pair_moments,
     strongest_pairs,
 )
+from paramdex_builder.project.scoring import Scoring
 from paramdex_builder.project.space import Space
 from paramdex_builder.work.workers import Workers
 from paramdex_schemas import MATRICES, Run
@@ -34,6 +35,7 @@ HEADS = pa.schema(
         ("layer", pa.int16()),
         ("head", pa.int16()),
         ("kv_head", pa.int16()),
+        ("space", pa.string()),
         *((f"{matrix}_{number}", pa.float32()) for matrix in ("qk", "vo") for number in ("norm", "mean", "std")),
     ]
 )
@@ -87,27 +89,26 @@ class _Matrix:
 
 
 def head_rows(
-    vectors: dict[str, list[torch.Tensor]],
     run: Run,
     first: int,
-    space: Space,
+    scoring: Scoring,
     words: Words,
     kept: Kept,
     workers: Workers,
     advance: Callable[[int], None],
 ) -> tuple[pa.Table, pa.Table, pa.Table]:
-    """The rows of ``heads``, ``pairs`` and ``directions`` of one place, from its vectors by kind: a list of terms
-    (n x d each) per kind.
-
-    ``run`` is the place's run of attn_query, ``first`` the number of its first head.
+    """The rows of ``heads``, ``pairs`` and ``directions`` of one place. ``run`` is its run of attn_query, ``first`` the
+    number of its first head.
     """
+    vectors = {kind: _Vectors.of(scoring, kind, run) for kind in ATTENTION}
     heads: list[dict[str, Any]] = [
         {"row": first + head, "stack": run.stack, "layer": run.layer, "head": head, "kv_head": head // run.group}
+        | {"space": run.space}
         for head in range(run.n_owners)
     ]
     every = list(product(range(run.n_owners), MATRICES))
-    work = partial(_matrix, vectors, run, first, space, words, kept)
-    each_held = matrix_held(space.size, run.size * max(len(terms) for terms in vectors.values()))
+    work = partial(_matrix, vectors, run, first, words, kept)
+    each_held = matrix_held(scoring.main.size, run.size * scoring.weights.n_terms)
     pairs, found_directions = [], [DIRECTIONS.empty_table()]
     for (head, _), found in zip(every, workers.map(work, every, each_held), strict=True):
         heads[head] |= found.numbers
@@ -122,38 +123,59 @@ def matrix_held(V: int, m: int) -> int:
     return 40 * V * m + (32 << 20)
 
 
+@dataclass(frozen=True)
+class _Vectors:
+    """The vectors of a kind in a place: as the model has them, and as they are scored, each a list of terms (n x d)."""
+
+    own: list[torch.Tensor]
+    scored: list[torch.Tensor]
+    space: Space
+
+    @classmethod
+    def of(cls, scoring: Scoring, kind: str, run: Run) -> _Vectors:
+        own = scoring.weights.head_rows(kind, run.place)
+        space = scoring.head_space(kind, run.place)
+        return cls(own, scoring.head_rows(kind, run.place) if space is not scoring.main else own, space)
+
+    def owner(self, terms: list[torch.Tensor], number: int, size: int) -> torch.Tensor:
+        """Of some terms, the vectors of one owner of ``size`` each, all terms one after the other."""
+        rows = torch.cat([each[number * size : (number + 1) * size] for each in terms])
+        return rows.to(self.space.embedding.device)
+
+
 def _matrix(
-    vectors: dict[str, list[torch.Tensor]],
+    vectors: dict[str, _Vectors],
     run: Run,
     first: int,
-    space: Space,
     words: Words,
     kept: Kept,
     of: tuple[int, str],
 ) -> _Matrix:
     """What is kept of one matrix, ``of`` a head (within its place) and by name."""
     head, matrix = of
-    left, right = MATRICES[matrix]
-    here = space.embedding.device
-    P, Q = (
-        torch.cat([rows[number * run.size : (number + 1) * run.size] for rows in vectors[kind]]).to(here)
-        for kind, number in (
-            (left, head if left == "attn_query" else head // run.group),
-            (right, head if right == "attn_output" else head // run.group),
-        )
-    )
-    if len(vectors[left]) > 1:
-        P, Q = of_rank(*balanced(P, Q))
-    A, B = factors(space.embedding, [P, Q])
+    left, right = (vectors[kind] for kind in MATRICES[matrix])
+    shared = [head // run.group if kind in ("attn_key", "attn_value") else head for kind in MATRICES[matrix]]
+
+    def both(of_left: list[torch.Tensor], of_right: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        P, Q = left.owner(of_left, shared[0], run.size), right.owner(of_right, shared[1], run.size)
+        return of_rank(*balanced(P, Q)) if len(of_left) > 1 else (P, Q)
+
+    P, Q = both(left.scored, right.scored)
+    own = (P, Q) if left.scored is left.own and right.scored is right.own else both(left.own, right.own)
+    if left.space is right.space:
+        A, B = factors(left.space.embedding, [P, Q])
+    else:
+        (A,), (B,) = factors(left.space.embedding, [P]), factors(right.space.embedding, [Q])
     mean, std = pair_moments(A, B)
     name = matrix.lower()
+    sides = Factor(P, left.space, A), Factor(Q, right.space, B)
     return _Matrix(
-        {f"{name}_norm": frobenius(P, Q), f"{name}_mean": mean, f"{name}_std": std},
+        {f"{name}_norm": frobenius(*own), f"{name}_mean": mean, f"{name}_std": std},
         [
             _pair_rows(found, words, first + head, matrix, is_top=side == "top")
             for side, found in strongest_pairs(A, B, words, kept.pairs).items()
         ],
-        list(_direction_rows(directions(P, Q, A, B, space, kept.directions), first + head, matrix)),
+        list(_direction_rows(directions(*sides, kept.directions), first + head, matrix)),
     )
 
 

@@ -14,25 +14,39 @@ import torch
 
 from paramdex_builder.project.block import Tokens
 from paramdex_builder.project.pieces import Piece
+from paramdex_builder.project.scoring import Scoring
 from paramdex_builder.project.space import Space
 from paramdex_builder.project.tokens import strongest_tokens
+from paramdex_schemas import vector_files
 
 PARAMETERS = pa.schema(
     [
         ("row", pa.int64()), ("stack", pa.string()), ("layer", pa.int16()), ("head", pa.int16()),
-        ("kv_head", pa.int16()), ("expert", pa.int16()), ("idx", pa.int32()),
+        ("kv_head", pa.int16()), ("expert", pa.int16()), ("idx", pa.int32()), ("space", pa.string()),
         ("norm", pa.float32()), ("mean", pa.float32()), ("std", pa.float32()), ("projected_norm", pa.float32()),
+        ("embedding_std", pa.float32()), ("reads", pa.float32()),
         ("top_tokens", pa.list_(pa.int32())), ("top_scores", pa.list_(pa.float32())),
         ("bottom_tokens", pa.list_(pa.int32())), ("bottom_scores", pa.list_(pa.float32())),
     ]
 )  # fmt: skip
 
 
-def parameter_rows(rows: torch.Tensor, piece: Piece, space: Space, top_k: int) -> tuple[pa.Table, np.ndarray]:
-    """The table rows and normalized coordinates (n x r, float32) of the vectors ``rows`` (n x d) of a piece."""
-    rows = rows.to(space.embedding.device)
-    tokens = _tokens(rows, space, top_k)
-    found = space.describe(rows)
+Coordinates = dict[str, np.ndarray]
+"""Stem of a file -> normalized coordinates (n x r, float32): by the model's embedding, and where rows are scored."""
+
+
+def parameter_rows(rows: torch.Tensor, piece: Piece, scoring: Scoring, top_k: int) -> tuple[pa.Table, Coordinates]:
+    """The table rows and the coordinates of the vectors ``rows`` (n x d) of a piece."""
+    run, main, space = piece.run, scoring.main, scoring.space(piece.run)
+    rows = rows.to(main.embedding.device)
+    own = main.describe(rows)
+    kept = {vector_files.stem(run.kind): own.coordinates.cpu().numpy()}
+    scored = scoring.rows(run, rows, piece.owners).to(rows.device)
+    tokens = _tokens(scored, space, top_k)
+    found = own if space is main else space.describe(scored)
+    if space is not main:
+        kept[vector_files.stem(run.kind, run.space)] = found.coordinates.cpu().numpy()
+    reads = scoring.reads(run, piece.owners)
     projected = (space.size * (found.mean**2 + found.std**2)).sqrt()
     heads, kv_heads, experts, indexes = zip(*piece.run.rows(piece.owners), strict=True)
     columns: dict[str, Any] = {
@@ -43,23 +57,27 @@ def parameter_rows(rows: torch.Tensor, piece: Piece, space: Space, top_k: int) -
         "kv_head": kv_heads,
         "expert": experts,
         "idx": indexes,
-        "norm": found.norm.float().cpu().numpy(),
+        "space": [run.space] * len(rows),
+        "norm": own.norm.float().cpu().numpy(),
         "mean": found.mean.float().cpu().numpy(),
         "std": found.std.float().cpu().numpy(),
         "projected_norm": projected.float().cpu().numpy(),
+        "embedding_std": own.std.float().cpu().numpy(),
+        "reads": pa.nulls(len(rows)) if reads is None else pa.array(reads.numpy(), from_pandas=True),  # NaN is null
     }
     for side, strongest in tokens.items():
         columns[f"{side}_tokens"] = _lists(strongest.ids.int())
         columns[f"{side}_scores"] = _lists(strongest.scores)
-    table = pa.table([pa.array(columns[field.name], field.type) for field in PARAMETERS], schema=PARAMETERS)
-    return table, found.coordinates.cpu().numpy()
+    arrays = [_array(columns[field.name], field.type) for field in PARAMETERS]
+    table = pa.table(arrays, schema=PARAMETERS)
+    return table, kept
 
 
 def parameters_held(some: Sequence[Piece], d: int, n_terms: int) -> int:
     """The most bytes, roughly, that one of ``some`` pieces takes: its weights, its coordinates and what is made of them
-    in float32; or the weights of two models and their difference in float64.
+    in float32, in float64 where it is pulled back; or the weights of two models and their difference in float64.
     """
-    return 12 * n_terms * d * max((piece.n_rows for piece in some), default=0)
+    return 24 * n_terms * d * max((piece.n_rows for piece in some), default=0)
 
 
 def _tokens(rows: torch.Tensor, space: Space, k: int) -> dict[str, Tokens]:
@@ -77,6 +95,10 @@ def _tokens(rows: torch.Tensor, space: Space, k: int) -> dict[str, Tokens]:
             ids[moved], scores[moved] = found[side].ids, found[side].scores
         sides[side] = Tokens(ids, scores)
     return sides
+
+
+def _array(values: Any, kind: pa.DataType) -> pa.Array:
+    return values.cast(kind) if isinstance(values, pa.Array) else pa.array(values, kind)
 
 
 def _lists(values: torch.Tensor) -> pa.ListArray:

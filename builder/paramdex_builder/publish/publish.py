@@ -12,9 +12,10 @@ import shutil
 from pathlib import Path
 
 import duckdb
+import numpy as np
 import torch
 
-from paramdex_builder.files.tensors import write_space
+from paramdex_builder.files.tensors import Blocks, write_space, write_tensors
 from paramdex_builder.files.vectors import open_rows, rotation, write_codes, write_flat_index
 from paramdex_builder.project.pieces import pieces
 from paramdex_builder.publish.database import database
@@ -62,10 +63,14 @@ def publish(
             )
         connection.execute("BEGIN")
         write_vectors(model, folder)
-        write_space(folder / atlas_files.SPACE, model.space)
+        for name, space in model.spaces.items():
+            write_space(folder / atlas_files.space(None if space is model.space else name), space)
+        if model.maps:
+            maps = {name: Blocks(tuple(A.shape), "float32", [A.numpy()]) for name, A in model.maps.items()}
+            write_tensors(folder / atlas_files.MAPS, maps)
         insert_model(connection, model)
         mine, others = related(connection, atlas, folder, progress)
-        write_transfers(others, model.space, folder, progress)
+        write_transfers(others, {mine.model.embedding: model.space}, folder, progress)
         insert_parameters(connection, model, progress)
         insert_heads(connection, model)
         insert_relations(connection, mine, others, model.row["neighbor_k"], device, progress)
@@ -87,16 +92,25 @@ def publish(
 
 
 def write_vectors(model: FinishedModel, folder: Path) -> None:
-    """Write the vector index of every kind, and the codes of large ones."""
-    paths = {kind: folder / vector_files.index_name(kind) for kind in model.layout.kinds}
-    for kind, path in paths.items():
-        units = (model.units.coordinates(kind, piece.number) for piece in pieces(model.layout, kind))
-        write_flat_index(path, model.space.root.rank, units)
-    large = [kind for kind, path in paths.items() if path.stat().st_size >= vector_files.CODED_BYTES]
-    if large:
-        turn = rotation(model.space.root.rank)
-        for kind in large:
-            write_codes(folder, kind, open_rows(paths[kind]), turn)
+    """Write the vector index of every kind by the model's own embedding, those of what is scored in other spaces, and
+    the codes of large ones.
+    """
+    rotations: dict[int, tuple[np.ndarray, float]] = {}
+    for kind in model.layout.kinds:
+        every = pieces(model.layout, kind)
+        for name, space in model.spaces.items():
+            own = space is model.space
+            some = every if own else [piece for piece in every if piece.run.space == name]
+            if not some:
+                continue
+            stem = vector_files.stem(kind, None if own else name)
+            path = folder / vector_files.index_name(stem)
+            write_flat_index(path, space.root.rank, (model.units.coordinates(stem, piece.number) for piece in some))
+            if path.stat().st_size >= vector_files.CODED_BYTES:
+                if space.root.rank not in rotations:
+                    rotations[space.root.rank] = rotation(space.root.rank)
+                turn = rotations[space.root.rank]
+                write_codes(folder, stem, open_rows(path), turn)
 
 
 def insert_relations(

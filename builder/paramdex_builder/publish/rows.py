@@ -10,6 +10,7 @@ from typing import Any
 import duckdb
 import numpy as np
 import pyarrow as pa
+import torch
 
 from paramdex_builder.files.units import Units
 from paramdex_builder.project.pieces import pieces
@@ -20,6 +21,7 @@ from paramdex_builder.work.progress import Progress
 from paramdex_schemas import Layout, atlas_files
 
 _RUN = ("stack", "layer", "owner", "n_owners", "size", "group")
+"""What ``store.layout`` has of a run, beside its kind, its first parameter and its space."""
 
 
 @dataclass
@@ -29,9 +31,17 @@ class FinishedModel:
     name: str
     row: dict[str, Any]
     layout: Layout
-    space: Space
+    spaces: dict[str, Space]
+    """by name, the model's own embedding first"""
+    maps: dict[str, torch.Tensor]
+    """what takes readers to the reading space, by name (``stream.reading``)"""
     vocabulary: Vocabulary
     units: Units
+
+    @property
+    def space(self) -> Space:
+        """That of the model's own embedding."""
+        return next(iter(self.spaces.values()))
 
 
 def insert_model(connection: duckdb.DuckDBPyConnection, model: FinishedModel) -> None:
@@ -50,10 +60,10 @@ def insert_model(connection: duckdb.DuckDBPyConnection, model: FinishedModel) ->
         f"INSERT INTO store.models ({', '.join(row)}) VALUES ({', '.join('?' * len(row))})", list(row.values())
     )
     runs = [
-        (model_id, *(getattr(run, name) for name in ("kind", *_RUN)), first_param + run.first)
+        (model_id, *(getattr(run, name) for name in ("kind", *_RUN)), first_param + run.first, run.space)
         for run in model.layout.runs
     ]
-    connection.executemany(f"INSERT INTO store.layout VALUES ({', '.join('?' * 9)})", runs)
+    connection.executemany(f"INSERT INTO store.layout VALUES ({', '.join('?' * 10)})", runs)
     _insert_tokens(connection, model, model_id)
 
 

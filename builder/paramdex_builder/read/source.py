@@ -121,7 +121,7 @@ def read_named_words(path: str | PathLike[str]) -> tuple[str, str]:
     text, raw = _text(path)
     if not text.strip():
         raise BuildError(f"{path} is empty; give a text of some hundred words or more")
-    return text, f"{path.name} {hashlib.sha256(raw).hexdigest()[:_DIGITS]}"
+    return text, f"{path.name}, SHA-256 {hashlib.sha256(raw).hexdigest()[:_DIGITS]}"
 
 
 def _text(path: Path) -> tuple[str, bytes]:

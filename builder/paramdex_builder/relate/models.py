@@ -21,6 +21,7 @@ import torch
 from safetensors import safe_open
 
 from paramdex_builder.files.vectors import open_rows
+from paramdex_builder.relate.relations import Segment
 from paramdex_builder.work.progress import Progress
 from paramdex_schemas import Layout, atlas_files, isometry, vector_files
 from paramdex_schemas.model import Model, read_models
@@ -64,19 +65,40 @@ class Related:
     def layout(self) -> Layout:
         return self.model.layout
 
-    def rows(self, kind: str) -> np.ndarray:
-        """The normalized coordinates of a kind (n x r), mapped from the disk."""
-        return open_rows(self.folder / vector_files.index_name(kind))
+    def rows(self, kind: str, space: str | None = None) -> np.ndarray:
+        """The normalized coordinates, mapped from the disk: by the model's own embedding of all vectors of a kind
+        (n x r), or in another space of those that are scored there.
+        """
+        return open_rows(self.folder / vector_files.index_name(vector_files.stem(kind, space)))
+
+    def segments(self, kind: str) -> list[Segment]:
+        """The normalized coordinates of a kind, of each vector in the space that scores it."""
+        found = []
+        for part in self.layout.parts(kind):
+            space = self._beside_its_own(part.space)
+            start = part.start if space is None else part.offset
+            rows = self.rows(kind, space)[start : start + part.end - part.start]
+            found.append(Segment(rows, part.start, part.space))
+        return found
+
+    def space_file(self, space: str) -> Path:
+        return self.folder / atlas_files.space(self._beside_its_own(space))
+
+    def root(self, space: str | None = None) -> isometry.Root:
+        """The root of a space; without one, of the model's own embedding."""
+        with safe_open(self.space_file(space or self.model.embedding), framework="np") as file:
+            return isometry.Root(file.get_tensor("root"))
 
     @property
-    def root_shape(self) -> tuple[int, int]:
-        with safe_open(self.folder / atlas_files.SPACE, framework="np") as file:
-            rank, d = file.get_slice("root").get_shape()
-        return rank, d
+    def width(self) -> int:
+        """The d of the model."""
+        with safe_open(self.space_file(self.model.embedding), framework="np") as file:
+            _, d = file.get_slice("root").get_shape()
+        return int(d)
 
-    def root(self) -> isometry.Root:
-        with safe_open(self.folder / atlas_files.SPACE, framework="np") as file:
-            return isometry.Root(file.get_tensor("root"))
+    def _beside_its_own(self, space: str) -> str | None:
+        """What names of files say of a space: nothing of the model's own embedding."""
+        return None if space == self.model.embedding else space
 
 
 def related(

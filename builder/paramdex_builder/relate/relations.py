@@ -1,10 +1,13 @@
 """Relations of two sets of rows: the nearest both ways and the layer scores, from one pass over all similarities.
 
-With rows a_i of one model (n x r) and b_j of another (m x s), normalized, and T (s x r) from the first's coordinates
-into the second's (``paramdex_schemas.isometry.transfer``), the similarities are S_ij = <T a_i, b_j>. They are computed
-once, a block at a time, in float32 (T a_i in float64, then rounded), and each block gives its part of three results:
-the nearest b of every a, the nearest a of every b (the same numbers, so a pair's similarity is the same from both
-sides), and the mean |S| of every pair of layers.
+With rows a_i of one model and b_j of another, normalized, and T from the coordinates of the first's space into those of
+the second's (``paramdex_schemas.isometry.transfer``), the similarities are S_ij = <T a_i, b_j>. They are computed once,
+a block at a time, in float32 (T a_i in float64, then rounded), and each block gives its part of three results: the
+nearest b of every a, the nearest a of every b (the same numbers, so a pair's similarity is the same from both sides),
+and the mean |S| of every pair of layers.
+
+The rows of either side may lie in several spaces, as those of layer 0 and of later layers do. Each block belongs to one
+pair of spaces; ids count through all rows of a side, so what is nearest is nearest among them all.
 
 The nearest are ordered by (similarity descending, id ascending), exactly. That order is one of integers: a candidate's
 *key* holds its similarity in the high half, as an integer that sorts as the float does, and the id counted backwards in
@@ -13,7 +16,8 @@ Most similarities need no key: a block's candidates are cut into chunks of conse
 represented by its *head*, which is its largest similarity with its first id. No key in a chunk is above its head, and k
 chunks whose heads are above another's hold k keys above everything in that other: each head's similarity is met in its
 chunk, and where it only ties, the chunk with the higher head has the earlier ids throughout. So the best k lie in the k
-chunks of highest heads, and a chunk whose head is not above the k-th best key so far adds nothing.
+chunks of highest heads, and a chunk whose head is not above the k-th best key so far adds nothing. A block is filled up
+to whole chunks with -inf. Whatever ids these get, they are below everything that is there, and k rows are.
 
 Only rounding depends on the blocks: BLAS may add in another order in a block of another shape, so a similarity can
 differ in its last bits, and equal rows need not tie in float32. Given the similarities, the
@@ -26,9 +30,11 @@ layer scores, and break ties as they like.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from math import isqrt
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -50,6 +56,22 @@ _STRIPES = 64
 
 Layers = Sequence[tuple[int, int]]
 """Rows [start, stop) of every layer."""
+Move = Callable[[str, str], np.ndarray]
+"""T (s x r, float64) from a space of the first side into one of the second, by their names."""
+
+
+class Segment(NamedTuple):
+    """Rows of one space: ``rows`` (n x r, float32, possibly memory-mapped), the id of the ``first``, and the name of
+    the ``space``. The segments of a side have its ids from 0 on between them, each id once.
+    """
+
+    rows: np.ndarray
+    first: int
+    space: str
+
+    @property
+    def end(self) -> int:
+        return self.first + len(self.rows)
 
 
 @dataclass(frozen=True)
@@ -69,11 +91,11 @@ class Relations:
     layers: np.ndarray | None
 
 
-# The rows and layers of both sides are plain arrays, so that all can be told apart at a call; two have defaults.
+# The segments and layers of both sides are plain lists, so that all can be told apart at a call; two have defaults.
 def relate(
-    a: np.ndarray,
-    b: np.ndarray,
-    move: np.ndarray | None,
+    a: Sequence[Segment],
+    b: Sequence[Segment],
+    move: Move | None,
     k: int,
     layers_a: Layers,
     layers_b: Layers,
@@ -81,36 +103,34 @@ def relate(
     advance: Advance = lambda _: None,
     block_bytes: int | None = None,
 ) -> Relations:
-    """The relations of ``a`` (n x r) and ``b`` (m x s), float32 and possibly memory-mapped, under ``move`` (s x r).
+    """The relations of the n rows of ``a`` and the m rows of ``b``, of two sides or models, under ``move``.
 
-    Without ``move`` the rows already share their coordinates. ``k`` is cut to the rows there are; with 0 nothing is
+    Without ``move`` all rows already share their coordinates. ``k`` is cut to the rows there are; with 0 nothing is
     ranked. ``layers`` is None where either side has no layers; a layer of no rows scores 0 by rule. ``advance`` is told
-    of every finished row of ``a``.
+    of the rows of ``a``, as the pairs of rows are done.
 
-    Memory: the results and, whatever n and m are, ``move`` and a few times ``block_bytes``.
+    Memory: the results and, whatever n and m are, one T at a time and a few times ``block_bytes``.
     """
     if block_bytes is None:
         block_bytes = BLOCK_BYTES if device.type == "cpu" else GPU_BLOCK_BYTES
-    side = _block_rows(block_bytes, max(a.shape[1], b.shape[1]))
-    parts_a, parts_b = _even_parts(len(a), side), _even_parts(len(b), side)
-    of_a, of_b = _Best(len(a), min(k, len(b)), side, device), _Best(len(b), min(k, len(a)), side, device)
+    side = _block_rows(block_bytes, max((segment.rows.shape[1] for segment in [*a, *b]), default=0))
+    n, m = (max((segment.end for segment in segments), default=0) for segments in (a, b))
+    of_a, of_b = _Best(n, min(k, m), side, device), _Best(m, min(k, n), side, device)
     score = _LayerScores(layers_a, layers_b, block_bytes // (4 * _STRIPES))
-    T = None if move is None else torch.from_numpy(np.array(move, np.float64)).to(device)
-    room = torch.empty(_padded(parts_a), _padded(parts_b), device=device)
-    for rows in parts_a:
-        A = _load(a, rows, device)
-        if T is not None:
-            A = (A.double() @ T.T).float()
-        for columns in parts_b:
-            B = _load(b, columns, device)
-            block = room[: _whole_chunks(len(A)), : _whole_chunks(len(B))]
-            block[len(A) :], block[:, len(B) :] = -torch.inf, -torch.inf  # ids past the last are never nearest
-            S = block[: len(A), : len(B)]
-            torch.mm(A, B.T, out=S)
-            of_a.offer(rows, block[: len(A)], columns.start)
-            of_b.offer(columns, block[:, : len(B)].T, rows.start)
-            score.add(S, rows.start, columns.start)
-        advance(len(A))
+    room = torch.empty(_room(a, side), _room(b, side), device=device)
+    pairs = 0
+    for source, into in product(a, b):
+        for i, A in _blocks(source, side, device, None if move is None else move(source.space, into.space)):
+            for j, B in _blocks(into, side, device, None):
+                block = room[: _whole_chunks(len(A)), : _whole_chunks(len(B))]
+                block[len(A) :], block[:, len(B) :] = -torch.inf, -torch.inf  # ids past the last are never nearest
+                S = block[: len(A), : len(B)]
+                torch.mm(A, B.T, out=S)
+                of_a.offer(i, block[: len(A)], j)
+                of_b.offer(j, block[:, : len(B)].T, i)
+                score.add(S, i, j)
+            done, pairs = pairs // max(1, m), pairs + len(A) * len(into.rows)
+            advance(pairs // max(1, m) - done)
     return Relations(of_a.found(), of_b.found(), score.means() if layers_a and layers_b else None)
 
 
@@ -128,20 +148,16 @@ def feature_blocks(rows: np.ndarray, inverse: np.ndarray, device: torch.device) 
         yield (weights / norms.where(norms > 0, 1.0)).float().cpu().numpy()
 
 
-def restricted_blocks(
-    rows: np.ndarray, move: np.ndarray, transfer: np.ndarray | None, device: torch.device
-) -> Iterator[np.ndarray]:
-    """``rows`` (n x r) on some of the tokens, in blocks (float32): M c, normalized, for M = ``move`` (r' x r); then
-    taken by ``transfer`` (s x r'), where there is one, into another model's coordinates. Write them to a file, as
-    ``feature_blocks``.
+def restricted_blocks(rows: np.ndarray, move: np.ndarray, device: torch.device) -> Iterator[np.ndarray]:
+    """``rows`` (n x r) on some of the tokens, in blocks (float32): M c, normalized, for M = ``move`` (r' x r). Write
+    them to a file, as ``feature_blocks``.
     """
     M = torch.from_numpy(move).to(device)
-    T = None if transfer is None else torch.from_numpy(transfer).to(device)
     for part in _even_parts(len(rows), _block_rows(BLOCK_BYTES, max(move.shape))):
         found = _load(rows, part, device).double() @ M.T
         norms = found.norm(dim=1, keepdim=True)
         found *= torch.where(norms > isometry.RESTRICTED_TO_NOTHING, 1 / norms, 0.0)
-        yield (found if T is None else found @ T.T).float().cpu().numpy()
+        yield found.float().cpu().numpy()
 
 
 class _Best:
@@ -155,9 +171,11 @@ class _Best:
         while self.chunk > 1 and k * self.chunk**2 > 2 * side:
             self.chunk //= 2
 
-    def offer(self, rows: slice, scores: torch.Tensor, first: int) -> None:
-        """Consider candidates with ids from ``first`` on for some rows: ``scores`` (p x q), q in whole chunks."""
-        best = self.keys[rows]
+    def offer(self, row: int, scores: torch.Tensor, first: int) -> None:
+        """Consider candidates with ids from ``first`` on for the rows from ``row`` on: ``scores`` (p x q), q in whole
+        chunks.
+        """
+        best = self.keys[row : row + len(scores)]
         k = best.shape[1]
         if not k:
             return
@@ -171,7 +189,7 @@ class _Best:
         chosen = heads.topk(width, sorted=False).indices  # p x w
         candidates = chunks.gather(1, chosen.unsqueeze(2).expand(-1, -1, self.chunk))  # p x w x chunk
         ids = starts[chosen].unsqueeze(2) + torch.arange(self.chunk, device=scores.device)
-        self.keys[rows] = torch.cat([best, _keys(candidates, ids).flatten(1)], dim=1).topk(k).values
+        best[:] = torch.cat([best, _keys(candidates, ids).flatten(1)], dim=1).topk(k).values
 
     def found(self) -> Nearest:
         scores = _sortable((self.keys >> 32).int()).view(torch.float32)
@@ -223,6 +241,16 @@ def _overlaps(layers: Layers, first: int, n: int) -> dict[int, slice]:
     return {layer: slice(start, stop) for layer, (start, stop) in cut.items() if start < stop}
 
 
+def _blocks(
+    segment: Segment, side: int, device: torch.device, move: np.ndarray | None
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """The id of the first row and the rows of every block of at most ``side`` rows, taken by ``move`` where given."""
+    T = None if move is None else torch.from_numpy(move).to(device).T
+    for part in _even_parts(len(segment.rows), side):
+        rows = _load(segment.rows, part, device)
+        yield segment.first + part.start, rows if T is None else (rows.double() @ T).float()
+
+
 def _load(rows: np.ndarray, part: slice, device: torch.device) -> torch.Tensor:
     """Some rows on the device: a copy, since mapped rows are read-only and need not be aligned."""
     return torch.from_numpy(np.array(rows[part], np.float32)).to(device)
@@ -244,6 +272,7 @@ def _whole_chunks(n: int) -> int:
     return -(-n // _CHUNK) * _CHUNK
 
 
-def _padded(parts: list[slice]) -> int:
-    """Rows of the largest of ``parts``, in whole chunks."""
+def _room(segments: Sequence[Segment], side: int) -> int:
+    """Rows of the largest block of ``segments``, in whole chunks."""
+    parts = [part for segment in segments for part in _even_parts(len(segment.rows), side)]
     return max((_whole_chunks(part.stop - part.start) for part in parts), default=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +13,7 @@ from safetensors import safe_open
 
 from paramdex_builder.files.vectors import open_rows, write_flat_index
 from paramdex_builder.relate.models import Related
-from paramdex_builder.relate.relations import Nearest, feature_blocks, relate, restricted_blocks
+from paramdex_builder.relate.relations import Move, Nearest, Segment, feature_blocks, relate, restricted_blocks
 from paramdex_builder.work.progress import Advance
 from paramdex_schemas import KINDS, atlas_files, isometry
 from paramdex_schemas.layout import Place
@@ -31,10 +32,9 @@ def relation_rows(
     for kind in [kind for kind in mine.layout.kinds if kind in other.layout.kinds]:
         places = [list(side.layout.places(kind).values()) for side in (other, mine)]
         layers_other, layers_mine = places if KINDS[kind].form == "weight" else ([], [])
-        a, b, transfer, scratch = _comparable(other, mine, kind, device)
-        found = relate(a, b, transfer, k, layers_other, layers_mine, device, advance)
-        del a, b
-        _remove(scratch)
+        with _scratch(mine) as scratch:
+            a, b = (_comparable(side, kind, other, mine, Path(scratch), device) for side in (other, mine))
+            found = relate(a, b, _move(other, mine), k, layers_other, layers_mine, device, advance)
         for nearest, of, among in ((found.of_a, other, mine), (found.of_b, mine, other)):
             yield "neighbors", _neighbor_rows(nearest, kind, of, among)
         if found.layers is not None:
@@ -42,32 +42,46 @@ def relation_rows(
             yield "layer_alignments", _alignment(other, mine, kind, found.layers, features)
 
 
-def _comparable(
-    other: Related, mine: Related, kind: str, device: torch.device
-) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, list[Path]]:
-    """The rows of a kind of both models, what takes the first's into the second's coordinates (None: nothing has to),
-    and the files that were made for it.
-    """
+def _move(other: Related, mine: Related) -> Move:
+    """What takes the coordinates of a space of ``other`` into those of one of ``mine``."""
     if other.shared is None:
-        with safe_open(mine.folder / atlas_files.TRANSFER, framework="np") as file:
-            return other.rows(kind), mine.rows(kind), file.get_tensor(other.name), []
-    scratch = [_scratch(mine, side) for side in "ab"]
-    with safe_open(mine.folder / atlas_files.shared_space(other.name), framework="np") as file:
-        transfer = file.get_tensor("transfer")
-        for path, side, name, T in zip(scratch, (other, mine), ("earlier", "later"), (transfer, None), strict=True):
-            move = isometry.restriction(isometry.Root(file.get_tensor(name)), side.root())
-            write_flat_index(path, len(transfer), restricted_blocks(side.rows(kind), move, T, device))
-    rows = [open_rows(path) for path in scratch]
-    return rows[0], rows[1], None, scratch
+        file, model = atlas_files.TRANSFER, other.name
+    else:
+        file, model = atlas_files.shared_space(other.name), None
+
+    def move(source: str, into: str) -> np.ndarray:
+        with safe_open(mine.folder / file, framework="np") as opened:
+            found: np.ndarray = opened.get_tensor(atlas_files.transfer(source, into, model))
+        return found
+
+    return move
 
 
-def _scratch(mine: Related, side: str) -> Path:
-    return mine.folder.parent / f"scratch-{side}.faiss"
+def _comparable(
+    side: Related, kind: str, other: Related, mine: Related, scratch: Path, device: torch.device
+) -> list[Segment]:
+    """The rows of a kind of one of the two models, on the tokens by which they are compared; rows that are made for it
+    go to the folder ``scratch``.
+    """
+    segments = side.segments(kind)
+    if other.shared is None:
+        return segments
+    which = "earlier" if side is other else "later"
+    found = []
+    for number, (rows, first, space) in enumerate(segments):
+        with safe_open(mine.folder / atlas_files.shared_space(other.name), framework="np") as file:
+            some = isometry.Root(file.get_tensor(f"{which}/{space}"))
+        move = isometry.restriction(some, side.root(space))
+        del some
+        path = scratch / f"{which}-{number}.faiss"
+        write_flat_index(path, len(move), restricted_blocks(rows, move, device))
+        found.append(Segment(open_rows(path), first, space))
+    return found
 
 
-def _remove(files: list[Path]) -> None:
-    for file in files:
-        file.unlink()
+def _scratch(mine: Related) -> TemporaryDirectory[str]:
+    """A folder beside the model's own for files that are needed for a while."""
+    return TemporaryDirectory(prefix="scratch-", dir=mine.folder.parent)
 
 
 def _neighbor_rows(nearest: Nearest, kind: str, of: Related, among: Related) -> pa.Table:
@@ -91,17 +105,18 @@ def _feature_layers(
 
     The weights are recovered from the coordinates, as far as ``feature_blocks`` compares features by them.
     """
-    d = a.root_shape[1]
-    if b.root_shape[1] != d or not all(side.root().keeps_features for side in (a, b)):
+    if a.width != b.width or not all(side.root().keeps_features for side in (a, b)):
         advance(a.layout.blocks[kind].n_rows)
         return None
-    scratch = [_scratch(b, side) for side in "ab"]
-    for file, side in zip(scratch, (a, b), strict=True):
-        write_flat_index(file, d, feature_blocks(side.rows(kind), side.root().inverse, device))
-    rows_a, rows_b = (open_rows(file) for file in scratch)
-    found = relate(rows_a, rows_b, None, 0, places[0], places[1], device, advance)
-    _remove(scratch)
-    return found.layers
+    with _scratch(b) as scratch:
+        rows_a, rows_b = (_feature_rows(side, kind, Path(scratch), device) for side in (a, b))
+        return relate(rows_a, rows_b, None, 0, places[0], places[1], device, advance).layers
+
+
+def _feature_rows(side: Related, kind: str, scratch: Path, device: torch.device) -> list[Segment]:
+    path = scratch / f"features-{side.model.model_id}.faiss"
+    write_flat_index(path, side.width, feature_blocks(side.rows(kind), side.root().inverse, device))
+    return [Segment(open_rows(path), 0, "features")]
 
 
 def _alignment(a: Related, b: Related, kind: str, scores: np.ndarray, feature_scores: np.ndarray | None) -> pa.Table:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from os import PathLike
 from pathlib import Path
 
 import torch
@@ -27,7 +28,6 @@ from paramdex_builder.work.progress import Progress
 from paramdex_builder.work.workers import one_thread_each
 from paramdex_schemas import KINDS, BuildError, CheckpointError, FamilyError, Run
 
-READINGS = ("expected", "effective", "embedding")
 _READ_AS = {"attn_query_bias": "attn_key", "attn_key_bias": "attn_query"}
 """A bias carried through a head's other side reads what that side reads."""
 
@@ -108,8 +108,10 @@ def run_name(run: Run) -> str:
     return "/".join(part for part in (run.kind, str(run.layer), run.owner if run.owner == "expert" else None) if part)
 
 
-def reading_of(asked: str, checkpoint: Checkpoint, text: Path | None = None, progress: Progress | None = None) -> str:
-    """The reading that ``asked`` (one of READINGS, or auto) means for a model. With auto it is expected for a causal
+def reading_of(
+    asked: str, checkpoint: Checkpoint, text: str | PathLike[str] | None = None, progress: Progress | None = None
+) -> str:
+    """The reading that ``asked`` (expected, effective, embedding or auto) means for a model. With auto it is expected for a causal
     one, and for others where there is a ``text`` to fit it on; embedding else, and ``progress`` is told why where
     that is for something that the model lacks.
 

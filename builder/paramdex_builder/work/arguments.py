@@ -46,6 +46,13 @@ def check_space_name(space: Any) -> None:
         raise BuildError(f"space is output or input, not {quoted(space)}")
 
 
+def check_reading(reading: Any) -> None:
+    """Raises BuildError for a ``reading`` that there is not."""
+    known = ("auto", "expected", "effective", "embedding")
+    if not isinstance(reading, str) or reading not in known:
+        raise BuildError(f"reading is one of {', '.join(known)}, not {quoted(reading)}")
+
+
 def source_texts(sources: Any) -> list[str]:
     """One source or several, each as text: a folder or a name on the hub. Raises BuildError for anything else."""
     if isinstance(sources, (str, PathLike)):

@@ -66,6 +66,17 @@ def build_atlas(sources: Sequence[str], output: str, options: Mapping[str, Any])
 @click.option("--base", help="the model that the sources (LoRA folders, too) were tuned from: keep what moved")
 @FOLD_NORM
 @click.option(
+    "--reading",
+    type=click.Choice(["auto", "expected", "effective", "embedding"]),
+    default="auto",
+    help="what scores what layers from 1 on read: what they see of a token (expected, fitted on text), what layer 0 "
+    "makes of it (effective, weights alone), or the embedding  [default: auto, expected for causal models that can be "
+    "run, else embedding]",
+)
+@click.option(
+    "--text", type=FilePath(), help="fit that on this text, plain or .xz  [default: on what the model writes itself]"
+)
+@click.option(
     "--device", default="auto", show_default=True, help="auto (a GPU where there is one), cpu, cuda or cuda:N"
 )
 @click.option(

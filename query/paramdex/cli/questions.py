@@ -139,6 +139,7 @@ def similar(atlas: str, address: str, k: int, output: str, **where: Any) -> None
 @click.option("--model", "--in", "model", required=True, help="the model whose residual stream the vector belongs to")
 @click.option("--row", type=click.IntRange(0), help="take this row of a matrix, counted from 0")
 @click.option("--name", help="take this tensor of a .safetensors file")
+@click.option("--reads", metavar="PLACE", help="it reads here: L3.attn or L3.ff, say  [default: it is written]")
 @K
 @KIND
 @LAYER
@@ -149,10 +150,12 @@ def lens(atlas: str, vectors: str, model: str, k: int, output: str, **which: Any
     """What a vector of your own says: its strongest tokens (the logit lens), and the parameters nearest to it.
 
     FILE is a .npy or .safetensors file with a vector of the model's residual stream, or a matrix with one per row: a
-    steering vector, a probe, the decoder of a sparse autoencoder.
+    steering vector, a probe, the decoder of a sparse autoencoder. A vector that reads, a probe or a row of an encoder,
+    is scored as what reads at its place is: give that with --reads.
 
     \b
     paramdex lens demo.atlas steering.npy --model minilm
+    paramdex lens demo.atlas probe.npy --model tiny-a --reads L2.ff
     paramdex lens demo.atlas sae.safetensors --name W_dec --row 1234 --model tiny-a --no-undertrained
     """
     print_result(open_atlas(atlas).lens(vectors, model, k, **which), output)

@@ -1,89 +1,135 @@
 """Two models in common coordinates, in which inner products are those of their V scores.
 
-Models of one vocabulary meet in the second one's coordinates, models of two vocabularies on the tokens whose text both
-have (see ``SharedSpace``).
+The V scores of a vector that lies in a space X, less their mean and divided by their norm, are B c. B = Xc R^+ has
+orthonormal columns, and c (r) are the vector's normalized coordinates. So the Pearson correlation of a vector c in the
+space t of the left model with a vector d in the space s of the right one is
+
+    <B_t c, B_s d> = <T c, d>    with the transfer T = B_s^T B_t.
+
+Where the right model's vectors lie in one space, the left one's meet them in its coordinates. Where they lie in
+several, s = 1, 2, ..., the common coordinates are those of all these spaces side by side:
+
+    c becomes (T_1 c, T_2 c, ...),    d of the space s becomes (0, ..., d, ..., 0), with d in the place of s,
+
+whose inner product is <T_s c, d> again: exact, whatever the spaces have in common. (Of two vectors of one side it is no
+correlation.) Models of two vocabularies meet on the tokens whose text both have, by the same formulas on those rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from paramdex.store.database import Database
 from paramdex.store.related import related_on
+from paramdex.store.spaces import SharedSpaces
 from paramdex.store.store import Store
-from paramdex.store.vectors import SharedSpace, Vectors
+from paramdex.store.vectors import Piece, Vectors
 from paramdex_schemas import QueryError, atlas_files, isometry
 from paramdex_schemas.isometry import Array
 from paramdex_schemas.layout import Place
-from paramdex_schemas.model import Model
+from paramdex_schemas.model import Model, Span
 
 
 @dataclass(frozen=True)
 class Half:
-    """One of two models. ``root`` is the root of its embedding restricted to the shared tokens (None: all its tokens).
-    ``into`` takes coordinates under that root to the common ones (None: they are the same).
-    """
+    """One of two models; ``shared`` are the spaces of both on the tokens that both have (None: that is all tokens)."""
 
     vectors: Vectors
     model: Model
     other: Model
-    root: isometry.Root | None
-    into: Array | None
+    shared: SharedSpaces | None
 
-    def stored(self, kind: str, span: tuple[int, int] | None = None) -> Array:
-        """Rows of a kind as the atlas stores them (n x r, float32): normalized, in the model's own coordinates."""
-        index = self.vectors.index(self.model.name, kind)
-        start, end = span or (0, index.ntotal)
-        return index.reconstruct_n(start, end - start)
+    def root(self, space: str) -> isometry.Root:
+        """The root of one of the model's spaces, on the tokens that both have."""
+        if self.shared is None:
+            return self.vectors.space(self.model.name, space).root
+        return self.shared.root(self.model.name, space)
 
-    def own(self, rows: Array) -> Array:
-        """Rows in the model's own coordinates, taken to those on the tokens that both have; not normalized."""
-        if self.root is None:
+    def own(self, rows: Array, space: str) -> Array:
+        """Rows of coordinates in one of the model's spaces, taken to those under ``root``; not normalized."""
+        if self.shared is None:
             return rows
-        return rows @ isometry.restriction(self.root, self.vectors.space(self.model.name).root).T
+        return rows @ isometry.restriction(self.root(space), self.vectors.space(self.model.name, space).root).T
 
-    def moved(self, rows: Array) -> Array:
-        """Normalized rows in the model's own coordinates, taken to the common ones: their inner products with
-        ``comparable`` rows of the other half are the Pearson correlations of the scores.
+    def normalized(self, rows: Array, space: str) -> Array:
+        """As ``own``, of normalized rows, normalized again."""
+        if self.shared is None:
+            return rows
+        return isometry.normalize(self.own(rows, space), isometry.RESTRICTED_TO_NOTHING)
+
+    def similarities(self, kind: str, piece: Piece, query: Array) -> Array:
+        """Pearson correlations (float32) of a piece of a kind with a query in coordinates under the ``root`` of its
+        space, where the models have different vocabularies.
         """
-        if self.root is not None:
-            rows = isometry.normalize(self.own(rows), isometry.RESTRICTED_TO_NOTHING)
-        return rows if self.into is None else rows @ self.into.T
-
-    def comparable(self, kind: str, span: tuple[int, int] | None = None) -> Array:
-        """Rows of a kind, or a span of them, in the common coordinates (n x r, float32); see ``moved``."""
-        return self.moved(self.stored(kind, span)).astype(np.float32, copy=False)
-
-    def similarities(self, kind: str, query: Array, span: tuple[int, int]) -> Array:
-        """Pearson correlations (float32) of the rows of a span with ``query``, a moved vector of the other model."""
-        if self.root is None:
-            return self.stored(kind, span) @ query.astype(np.float32)
-        return self.vectors.shared_similarities(self.model.name, kind, self.root, self.other.name, query, span)
+        root = self.root(piece.space)
+        return self.vectors.shared_similarities(self.model.name, kind, piece, root, self.other.name, query)
 
 
 @dataclass(frozen=True)
 class Common:
-    """Two models in common coordinates, those of ``right``, with notes for the reader."""
+    """Two models whose vectors are compared, with notes for the reader."""
 
     left: Half
     right: Half
     notes: list[str]
 
+    def transfer(self, source: str, into: str) -> Array | None:
+        """T, from coordinates in a space of the left model to those in a space of the right one, under their roots.
+        None if they are the same.
+        """
+        a, b, shared = self.left.model, self.right.model, self.left.shared
+        if shared is not None:
+            return shared.transfer(a.name, source, b.name, into)
+        return None if (a.name, source) == (b.name, into) else self.left.vectors.transfer(a, source, b, into)
+
+    def moved(self, rows: Array, source: str, into: Sequence[str]) -> Array:
+        """Normalized rows of the left model in its space ``source`` (n x r), taken to the coordinates of one space of
+        the right model, or to those of several side by side; see the module.
+        """
+        rows = self.left.normalized(rows, source)
+        found = [rows if T is None else rows @ T.T for T in (self.transfer(source, space) for space in into)]
+        return found[0] if len(found) == 1 else np.concatenate(found, axis=1)
+
+    def rows(
+        self, kind: str, left: Sequence[Span | None] = (None,), right: Sequence[Span | None] = (None,)
+    ) -> tuple[Array, Array]:
+        """The vectors of a kind of both, or spans of their rows (n x r and m x r, float32), in common coordinates."""
+        ours, theirs = (
+            [piece for span in spans for piece in half.vectors.pieces(half.model, kind, span)]
+            for half, spans in ((self.left, left), (self.right, right))
+        )
+        spaces = list(dict.fromkeys(piece.space for piece in theirs))
+        return (
+            _stacked([self.moved(piece.stored(), piece.space, spaces) for piece in ours]),
+            _stacked([self._beside(piece, spaces) for piece in theirs]),
+        )
+
+    def _beside(self, piece: Piece, spaces: list[str]) -> Array:
+        """A piece of the right model in the coordinates of ``spaces`` side by side: zero but for those of its own."""
+        rows = self.right.normalized(piece.stored(), piece.space)
+        if len(spaces) == 1:
+            return rows
+        ends = np.cumsum([self.right.root(space).rank for space in spaces])
+        found = np.zeros((len(rows), ends[-1]), np.float32)
+        end = ends[spaces.index(piece.space)]
+        found[:, end - rows.shape[1] : end] = rows
+        return found
+
+
+def _stacked(pieces: list[Array]) -> Array:
+    """Rows below each other, float32; one piece is not copied."""
+    found = [piece.astype(np.float32, copy=False) for piece in pieces]
+    return found[0] if len(found) == 1 else np.concatenate(found)
+
 
 def common(store: Store, a: Model, b: Model) -> Common:
     """Two models in common coordinates. Raises QueryError where they share too few tokens."""
-    vectors = store.vectors
-    if a.vocabulary == b.vocabulary:
-        into = None if a is b else vectors.transfer(a, b)
-        return Common(Half(vectors, a, b, None, into), Half(vectors, b, a, None, None), [])
-    shared, flipped = _shared(store, a, b)
-    root_a, root_b = reversed(shared.roots) if flipped else shared.roots
-    into = shared.transfer.T if flipped else shared.transfer
-    note = shared_note(a, b, shared.n_tokens)
-    return Common(Half(vectors, a, b, root_a, into), Half(vectors, b, a, root_b, None), [note])
+    shared = None if a.vocabulary == b.vocabulary else _shared(store, a, b)
+    notes = [] if shared is None else [shared_note(a, b, shared.n_tokens)]
+    return Common(Half(store.vectors, a, b, shared), Half(store.vectors, b, a, shared), notes)
 
 
 def place_vectors(
@@ -93,10 +139,8 @@ def place_vectors(
     Pearson correlations. With them, notes for the reader. Raises QueryError where the models share too few tokens.
     """
     both = common(store, a, b)
-    left, right = (
-        half.comparable(kind, half.model.layout.places(kind)[place])
-        for half, place in zip((both.left, both.right), at, strict=True)
-    )
+    spans = [model.layout.places(kind)[place] for model, place in zip((a, b), at, strict=True)]
+    left, right = both.rows(kind, spans[:1], spans[1:])
     return left, right, both.notes
 
 
@@ -133,11 +177,11 @@ def compared(
         yield both
 
 
-def _shared(store: Store, a: Model, b: Model) -> tuple[SharedSpace, bool]:
-    """The shared space of two models of different vocabularies, and whether its first model is ``b``."""
+def _shared(store: Store, a: Model, b: Model) -> SharedSpaces:
+    """The spaces of two models of different vocabularies on the tokens that both have."""
     first, second = sorted((a, b), key=lambda model: model.model_id)
     tokens = lambda: shared_tokens(store.database, first, second)  # noqa: E731
-    return store.vectors.shared(first, second, tokens, related_on(store.database, first, second)), first is b
+    return store.vectors.shared(first, second, tokens, related_on(store.database, first, second))
 
 
 def shared_tokens(database: Database, a: Model, b: Model) -> tuple[list[int], list[int]]:

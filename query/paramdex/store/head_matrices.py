@@ -15,11 +15,12 @@ from paramdex_schemas.model import Model
 def coordinates(store: Store, model: Model, kind: str, place: Place) -> tuple[Array, Array]:
     """R w of all of a place's vectors w of a kind (n x r, float64), and the mean of the V scores of each (n).
 
-    The atlas has normalized coordinates, and ||R w|| = sqrt(V) std.
+    R is the root of the space that scores them, ``model.layout.space(kind, place)``, and w what they are there: of the
+    reading space, pulled back. The atlas has normalized coordinates, and ||R w|| = sqrt(V) std.
     """
-    start, end = model.layout.places(kind)[place]
     mean, std = (each.astype(np.float64) for each in moments(store.database, model, model.ids(kind, place)))
-    rows = store.vectors.index(model.name, kind).reconstruct_n(start, end - start).astype(np.float64)
+    (piece,) = store.vectors.pieces(model, kind, model.layout.places(kind)[place])
+    rows = piece.stored().astype(np.float64)
     return rows * (std * model.vocabulary_size**0.5)[:, None], mean
 
 

@@ -20,7 +20,7 @@ def numbers(database: Database, model: Model, column: str, ids: Span | None = No
 
 
 def moments(database: Database, model: Model, ids: Span | None = None) -> tuple[Numbers, Numbers]:
-    """The mean and the standard deviation of the V scores of the same parameters."""
+    """The mean and the standard deviation of the V scores of the same parameters, each in the space that scores it."""
     mean, std = _columns(database, model, "mean", "std", ids=ids)
     return mean, std
 

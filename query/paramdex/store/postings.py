@@ -44,11 +44,14 @@ class Strongest:
 
 @dataclass(frozen=True)
 class ScoredTokens:
-    """A parameter's strongest tokens with their scores, by side, and the moments of all its V scores."""
+    """A parameter's strongest tokens with their scores, by side, the moments of all its V scores, and where it is known
+    how well they tell what it reads.
+    """
 
     norm: float
     mean: np.float32
     std: np.float32
+    reads: float | None
     tokens: dict[str, list[int]]
     scores: dict[str, list[float]]
 
@@ -62,15 +65,16 @@ class Postings:
     def parameter(self, param_id: int, k: int) -> ScoredTokens:
         """A parameter with at most ``k`` tokens per side."""
         (row,) = self.database.rows(  # whole lists: to plan four slices takes longer than to read them
-            "SELECT norm, mean, std, top_tokens, bottom_tokens, top_scores, bottom_scores FROM store.parameters "
+            "SELECT norm, mean, std, reads, top_tokens, bottom_tokens, top_scores, bottom_scores FROM store.parameters "
             "WHERE param_id = ?",
             [param_id],
         )
-        top, bottom, top_scores, bottom_scores = (values[:k] for values in row[3:])
+        top, bottom, top_scores, bottom_scores = (values[:k] for values in row[4:])
         return ScoredTokens(
             row[0],
             np.float32(row[1]),
             np.float32(row[2]),
+            row[3],
             {"top": top, "bottom": bottom},
             {"top": top_scores, "bottom": bottom_scores},
         )

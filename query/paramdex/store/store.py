@@ -69,7 +69,8 @@ class Store:
         """The vectors and embeddings of the atlas, which lie in files of their own."""
         database = self._database.fork()  # it does not wait for look-ups of other threads
         files = database.rows("SELECT path, bytes, sha256 FROM store.files ORDER BY path")
-        return Vectors(self.path, {path: (size, digest) for path, size, digest in files})
+        main = {model.name: model.embedding for model in self.models.values()}
+        return Vectors(self.path, {path: (size, digest) for path, size, digest in files}, main)
 
     def model(self, name: str) -> Model:
         """The model of a name. Raises AddressError if there is none, and suggests the nearest names."""

@@ -1,4 +1,4 @@
-"""The vectors of an atlas: vector files, embedding spaces, and what takes one model's coordinates to another's.
+"""The vectors of an atlas: vector files, spaces, and what takes the coordinates of one space to those of another.
 
 Files are read when they are first needed, checked against their recorded SHA-256, and kept in memory. The rows of a
 kind that has codes stay on the disk and are checked one by one when they are read; only ``check_all`` reads them all.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +16,14 @@ from safetensors import safe_open
 
 from paramdex.store import entries
 from paramdex.store.nearest import Coded, Loaded, Rows, exact_products
+from paramdex.store.spaces import SharedSpaces, Space
 from paramdex_schemas import AtlasError, QueryError, atlas_files, isometry, vector_files
 from paramdex_schemas.isometry import Array
 from paramdex_schemas.layout import Place
-from paramdex_schemas.model import Model
+from paramdex_schemas.model import Model, Span
 
 _BLOCK = 4096
 """Rows that are taken to another space at a time."""
-_BLOCK_NUMBERS = 1 << 20
-"""Numbers of E that are converted to float64 at a time."""
 GROUP = "paramdex.vectors"
 """The group of the entry points by which other packages bring openers, each named by its ending; see ``OPENERS``."""
 _BROUGHT = "vector store"
@@ -41,68 +39,41 @@ def _faiss() -> Any:
     return faiss
 
 
-@dataclass
-class Space:
-    """One model's embedding space, from its space.safetensors."""
+@dataclass(frozen=True)
+class Piece:
+    """Vectors of a kind that are scored in one space, rows [start, end) of the kind. ``rows`` has their coordinates in
+    the space, from row ``at`` on.
+    """
 
-    path: Path
+    space: str
+    rows: Rows
+    start: int
+    end: int
+    at: int
 
-    @cached_property
-    def _file(self) -> Any:
-        return safe_open(self.path, framework="np")
+    @property
+    def span(self) -> Span:
+        """Where they are in ``rows``."""
+        return self.at, self.at + self.end - self.start
 
-    @cached_property
-    def root(self) -> isometry.Root:
-        return isometry.Root(self._file.get_tensor("root"))
-
-    def rows(self, ids: Array | list[int]) -> Array:
-        """Rows of E (len(ids) x d), float64."""
-        if not 0 < len(ids) <= 1000:
-            found: Array = self._file.get_tensor("embedding")[np.asarray(ids, np.int64)].astype(np.float64)
-            return found
-        view = self._file.get_slice("embedding")
-        return np.concatenate([view[int(i) : int(i) + 1] for i in ids]).astype(np.float64)
-
-    def blocks(self) -> Iterator[Array]:
-        """All rows of E (float64), in order, a block at a time."""
-        view = self._file.get_slice("embedding")
-        n_rows, width = view.get_shape()
-        step = max(1, _BLOCK_NUMBERS // width)
-        for start in range(0, n_rows, step):
-            yield view[start : min(start + step, n_rows)].astype(np.float64)
-
-    @cached_property
-    def means(self) -> Array:
-        found: Array = self._file.get_tensor("means")
-        return found
-
-
-@dataclass
-class SharedSpace:
-    """Two models' embedding spaces on the tokens whose text both have: the usual formulas on those rows only."""
-
-    roots: tuple[isometry.Root, isometry.Root]
-    transfer: Array
-    n_tokens: int
-
-    @classmethod
-    def of(cls, a: Array, b: Array) -> SharedSpace:
-        """Made of the rows of both embeddings for the S shared tokens (S x d_a, S x d_b, float64)."""
-        a, b = a - a.mean(axis=0), b - b.mean(axis=0)
-        roots = (isometry.gram_root(a.T @ a, len(a)), isometry.gram_root(b.T @ b, len(b)))
-        return cls(roots, isometry.transfer(b.T @ a, *roots), len(a))
+    def stored(self) -> Array:
+        """Their normalized coordinates (n x r, float32)."""
+        return self.rows.reconstruct_n(self.at, self.end - self.start)
 
 
 @dataclass
 class Vectors:
-    """All vectors of an atlas folder. ``files`` maps a path to its recorded size and SHA-256."""
+    """All vectors of an atlas folder. ``files`` maps a path to its recorded size and SHA-256, ``main`` a model to the
+    name of its own embedding's space, whose files are called otherwise than those of other spaces.
+    """
 
     atlas: Path
     files: dict[str, tuple[int, str]]
+    main: dict[str, str] = field(default_factory=dict)
     _indexes: dict[tuple[str, str], Rows] = field(default_factory=dict)
-    _spaces: dict[str, Space] = field(default_factory=dict)
-    _shared: dict[tuple[str, str], SharedSpace] = field(default_factory=dict)
-    _moves: dict[tuple[str, str, str], tuple[Array, Array]] = field(default_factory=dict)
+    _spaces: dict[tuple[str, str | None], Space] = field(default_factory=dict)
+    _shared: dict[tuple[str, str], SharedSpaces] = field(default_factory=dict)
+    _moves: dict[tuple[str, str, str, str], tuple[Array, Array]] = field(default_factory=dict)
     _transfers: dict[tuple[str, str], Array] = field(default_factory=dict)
     _rotations: list[Array] = field(default_factory=list)
     head_coordinates: dict[tuple[str, str, Place, str | None], Array] = field(default_factory=dict)
@@ -134,22 +105,38 @@ class Vectors:
             atlas_files.check(self.atlas, path, *recorded)
         return len(self.files)
 
-    def index(self, model: str, kind: str) -> Rows:
-        """The normalized coordinates of the vectors of one kind: row i is the i-th parameter of that kind.
+    def _other(self, model: str, space: str | None) -> str | None:
+        """The name of a space as a model's files have it, which is none for that of its own embedding."""
+        return None if space == self.main.get(model) else space
+
+    def index(self, model: str, kind: str, space: str | None = None) -> Rows:
+        """The normalized coordinates of the vectors of one kind by the model's own embedding: row i is the i-th
+        parameter of that kind. With another ``space`` those of the vectors that it scores, in order; see ``pieces``.
 
         What opens them is chosen by the files that the kind has: from ``OPENERS``, or else from what other packages
         bring. Raises QueryError where that cannot be loaded.
         """
-        if (model, kind) not in self._indexes:
-            having = (opener for suffix, opener in reversed(OPENERS.items()) if self._lists(model, f"{kind}{suffix}"))
-            opener = next(having, None) or self._opener_of_others(model, kind) or open_loaded
-            self._indexes[model, kind] = opener(self, model, kind)
-        return self._indexes[model, kind]
+        stem = vector_files.stem(kind, self._other(model, space))
+        if (model, stem) not in self._indexes:
+            having = (opener for suffix, opener in reversed(OPENERS.items()) if self._lists(model, f"{stem}{suffix}"))
+            opener = next(having, None) or self._opener_of_others(model, stem) or open_loaded
+            self._indexes[model, stem] = opener(self, model, stem)
+        return self._indexes[model, stem]
 
-    def _opener_of_others(self, model: str, kind: str) -> Opener | None:
+    def pieces(self, model: Model, kind: str, span: Span | None = None) -> Iterator[Piece]:
+        """The vectors of a kind, or those of a span of its rows, by the space that scores them, in order."""
+        first, last = (0, model.layout.blocks[kind].n_rows) if span is None else span
+        for part in model.layout.parts(kind):
+            start, end = max(first, part.start), min(last, part.end)
+            if start < end:
+                begin = part.start if self._other(model.name, part.space) is None else part.offset
+                rows = self.index(model.name, kind, part.space)
+                yield Piece(part.space, rows, start, end, begin + start - part.start)
+
+    def _opener_of_others(self, model: str, stem: str) -> Opener | None:
         """What another package brings for a file that the kind has; None where no package does."""
         for suffix in entries.installed(GROUP, _BROUGHT):
-            if not self._lists(model, f"{kind}{suffix}"):
+            if not self._lists(model, f"{stem}{suffix}"):
                 continue
             found = entries.load(GROUP, _BROUGHT, suffix)
             if found is not None:
@@ -167,100 +154,111 @@ class Vectors:
         self._rotations.append(stored.astype(np.float64))
         return self._rotations[-1]
 
-    def space(self, model: str) -> Space:
-        if model not in self._spaces:
-            self._spaces[model] = Space(self.file(model, atlas_files.SPACE))
-        return self._spaces[model]
+    def space(self, model: str, space: str | None = None) -> Space:
+        """A space of a model; None is its own embedding's."""
+        name = self._other(model, space)
+        if (model, name) not in self._spaces:
+            self._spaces[model, name] = Space(self.file(model, atlas_files.space(name)))
+        return self._spaces[model, name]
 
-    def rows(self, model: str, kind: str) -> Array:
-        """All normalized coordinates of one kind (n x r, float32)."""
-        index = self.index(model, kind)
+    def rows(self, model: str, kind: str, space: str | None = None) -> Array:
+        """All normalized coordinates of one kind (n x r, float32); see ``index``."""
+        index = self.index(model, kind, space)
         return index.reconstruct_n(0, index.ntotal)
 
-    def transfer(self, a: Model, b: Model) -> Array:
-        """T (r_b x r_a) from a's coordinates into b's, for two models of one vocabulary."""
-        if a.name == b.name:
-            return np.eye(self.space(a.name).root.rank)
-        later, earlier = (b, a) if b.model_id > a.model_id else (a, b)
-        if (later.name, earlier.name) not in self._transfers:
-            with safe_open(self.file(later.name, atlas_files.TRANSFER), framework="np") as file:
-                self._transfers[later.name, earlier.name] = file.get_tensor(earlier.name)
-        T = self._transfers[later.name, earlier.name]
-        return T if later is b else T.T
+    def transfer(self, a: Model, space_a: str, b: Model, space_b: str) -> Array:
+        """T (r_b x r_a) from coordinates in a space of a into those in a space of b, a model of the same vocabulary or
+        the same one.
+        """
+        if (a.name, space_a) == (b.name, space_b):
+            return np.eye(self.space(a.name, space_a).root.rank)
+        places = [(model.model_id, model.spaces.index(space)) for model, space in ((a, space_a), (b, space_b))]
+        if places[0] > places[1]:
+            return self.transfer(b, space_b, a, space_a).T
+        tensor = atlas_files.transfer(space_a, space_b, None if a.name == b.name else a.name)
+        if (b.name, tensor) not in self._transfers:
+            with safe_open(self.file(b.name, atlas_files.TRANSFER), framework="np") as file:
+                self._transfers[b.name, tensor] = file.get_tensor(tensor)
+        return self._transfers[b.name, tensor]
+
+    def moved(self, coordinates: Array, a: Model, space_a: str, b: Model, space_b: str) -> Array:
+        """Coordinates (r_a) in a space of a, taken into a space of b (r_b, float64); see ``transfer``."""
+        if (a.name, space_a) == (b.name, space_b):
+            return coordinates.astype(np.float64)
+        return isometry.times_vector(self.transfer(a, space_a, b, space_b), coordinates)
 
     def shared(
         self, a: Model, b: Model, ids: Callable[[], tuple[list[int], list[int]]], n_stored: int | None = None
-    ) -> SharedSpace:
-        """The shared space of two models of different vocabularies, of which ``a`` was built first. ``ids`` gives the
-        shared tokens in each. If the builder has related them, on ``n_stored`` tokens, it is read from a file of ``b``.
+    ) -> SharedSpaces:
+        """The spaces of two models of different vocabularies on the tokens that both have; ``a`` was built first.
+        ``ids`` gives those in each. If the builder has related the models, on ``n_stored`` tokens, it is not asked.
         """
         if (a.name, b.name) not in self._shared:
-            if n_stored is not None:
-                space = self._stored_shared(a, b, n_stored)
-            else:
-                left, right = ids()
-                space = SharedSpace.of(self.space(a.name).rows(left), self.space(b.name).rows(right))
-            self._shared[a.name, b.name] = space
+            stored = None if n_stored is None else self.file(b.name, atlas_files.shared_space(a.name))
+            known = dict(zip((a.name, b.name), ([], []) if stored else ids(), strict=True))
+            rows = lambda model, space: self.space(model, space).rows(known[model])  # noqa: E731
+            found = SharedSpaces(a.name, len(known[a.name]) if n_stored is None else n_stored, rows, stored)
+            self._shared.setdefault((a.name, b.name), found)
         return self._shared[a.name, b.name]
 
-    def _stored_shared(self, a: Model, b: Model, n_tokens: int) -> SharedSpace:
-        with safe_open(self.file(b.name, atlas_files.shared_space(a.name)), framework="np") as file:
-            roots = (isometry.Root(file.get_tensor("earlier")), isometry.Root(file.get_tensor("later")))
-            return SharedSpace(roots, file.get_tensor("transfer"), n_tokens)
-
     def shared_similarities(
-        self, model: str, kind: str, root: isometry.Root, other: str, query: Array, span: tuple[int, int]
+        self, model: str, kind: str, piece: Piece, root: isometry.Root, other: str, query: Array
     ) -> Array:
-        """The similarities (float32) of the rows of a span with ``query``, on the tokens shared with ``other``.
+        """The similarities (float32) of a piece of a kind with ``query``, on the tokens shared with ``other``, where
+        the piece's space has the ``root``.
 
         The similarity of M x and q is <x, M^T q> / |M x|, so only the norms are kept, and a query moves no row.
         """
-        move, norms = self._shared_move(model, kind, root, other)
-        products = exact_products(self.index(model, kind), move.T @ query, np.arange(*span))
-        norms = norms[slice(*span)]
+        move, norms = self._shared_move(model, kind, piece.space, root, other)
+        products = exact_products(piece.rows, move.T @ query, np.arange(*piece.span))
+        norms = norms[slice(*piece.span)]
         some = norms > isometry.RESTRICTED_TO_NOTHING
         return np.divide(products, norms, out=np.zeros_like(products), where=some).astype(np.float32)
 
-    def _shared_move(self, model: str, kind: str, root: isometry.Root, other: str) -> tuple[Array, Array]:
+    def _shared_move(self, model: str, kind: str, space: str, root: isometry.Root, other: str) -> tuple[Array, Array]:
         """M (shared rank x r), which takes rows to the coordinates of ``root``, and |M x| of every row (n, float64)."""
-        if (model, kind, other) not in self._moves:
-            move, index = isometry.restriction(root, self.space(model).root), self.index(model, kind)
+        key = model, kind, space, other
+        if key not in self._moves:
+            move, index = isometry.restriction(root, self.space(model, space).root), self.index(model, kind, space)
             parts = [
                 np.linalg.norm(index.reconstruct_n(start, min(_BLOCK, index.ntotal - start)) @ move.T, axis=1)
                 for start in range(0, index.ntotal, _BLOCK)
             ]
-            self._moves[model, kind, other] = move, np.concatenate([np.empty(0), *parts])
-        return self._moves[model, kind, other]
+            self._moves[key] = move, np.concatenate([np.empty(0), *parts])
+        return self._moves[key]
 
 
 Opener = Callable[[Vectors, str, str], Rows]
-"""Opens the vectors of a kind of a model: called with the vectors of the atlas, the model and the kind."""
+"""Opens vectors of a kind of a model: called with the vectors of the atlas, the model, and what the names of the files
+begin with, KIND or KIND.SPACE.
+"""
 
 
-def open_loaded(vectors: Vectors, model: str, kind: str) -> Rows:
-    """All rows of a kind, read into memory."""
+def open_loaded(vectors: Vectors, model: str, stem: str) -> Rows:
+    """All rows of a file, read into memory."""
     _faiss()  # not used here; but whether it must be installed should not depend on the size of a model
-    return Loaded(vector_files.load_rows(vectors.file(model, vector_files.index_name(kind))))
+    return Loaded(vector_files.load_rows(vectors.file(model, vector_files.index_name(stem))))
 
 
-def open_coded(vectors: Vectors, model: str, kind: str) -> Rows:
-    """The codes of a kind, mapped, and its rows, left on the disk."""
+def open_coded(vectors: Vectors, model: str, stem: str) -> Rows:
+    """Codes, mapped, and the rows that they stand for, left on the disk."""
     faiss = _faiss()
-    path = vectors.file(model, vector_files.index_name(kind), whole=False)
+    path = vectors.file(model, vector_files.index_name(stem), whole=False)
     mapped = getattr(faiss, "IO_FLAG_MMAP_IFC", 0)  # FAISS before 1.11 reads the file
-    with safe_open(vectors.file(model, vector_files.scale_name(kind)), framework="np") as file:
+    with safe_open(vectors.file(model, vector_files.scale_name(stem)), framework="np") as file:
         scale = {tensor: file.get_tensor(tensor) for tensor in file.keys()}  # noqa: SIM118  # no mapping
     scale["rotation"] = vectors.rotation(scale["rotation"])
-    index = faiss.read_index(str(vectors.file(model, vector_files.codes_name(kind))), mapped)
+    index = faiss.read_index(str(vectors.file(model, vector_files.codes_name(stem))), mapped)
     damaged = atlas_files.damaged(vectors.atlas, path.relative_to(vectors.atlas).as_posix())
     return Coded(vector_files.open_rows(path), index, scale, damaged)
 
 
 OPENERS: dict[str, Opener] = {".faiss": open_loaded, ".codes.faiss": open_coded}
-"""Ending of a file's name after its kind -> what opens the vectors of a kind that has such a file. Where several fit,
+"""Ending of a file's name after its kind and space -> what opens the vectors that have such a file. Where several fit,
 the last one counts.
 
-A package of your own brings one in its pyproject.toml, and it opens every kind that has a KIND.npy and none of these:
+A package of your own brings one in its pyproject.toml, and it opens all vectors that have a KIND.npy or KIND.SPACE.npy
+and none of these:
 
     [project.entry-points."paramdex.vectors"]
     ".npy" = "their_package.vectors:open_npy"

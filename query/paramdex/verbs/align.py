@@ -123,7 +123,7 @@ def align(store: Store, scope: Scope) -> Alignment:
     rows: list[tuple[Any, ...]] = []
     for each in kinds:
         places = (a.layout.places(each), b.layout.places(each))
-        in_a, in_b = both.left.comparable(each), both.right.comparable(each)
+        in_a, in_b = both.rows(each)
         scores = isometry.layer_scores(
             [in_a[slice(*span)] for span in places[0].values()], [in_b[slice(*span)] for span in places[1].values()]
         )

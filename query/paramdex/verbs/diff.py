@@ -6,7 +6,7 @@ those of its base. So training moved a parameter toward the tokens on its top si
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from paramdex_schemas import KINDS, MATRICES, AddressError, QueryError
 from paramdex_schemas.arguments import path_text
 from paramdex_schemas.checks import suggest
 from paramdex_schemas.errors import quoted
+from paramdex_schemas.layout import Run
+from paramdex_schemas.model import Model
 
 NEURON_KINDS = ("ff_key", "ff_gate", "ff_value")
 """Kinds that are shown, beside the heads' matrices, if none is asked for."""
@@ -81,7 +83,7 @@ def diff(
     model, layer = scope.model, scope.layer
     kinds = [*(each for each in NEURON_KINDS if each in model.layout.kinds), *MATRICES] if kind is None else [kind]
     same = [r.model for r in rows if (r.base, r.weights_sha256, r.fold_norm) == (None, row.base_sha256, row.fold_norm)]
-    origin = next((store.models[name] for name in same if store.models[name].layout == model.layout), None)
+    origin = next((store.models[name] for name in same if _shape(store.models[name]) == _shape(model)), None)
     found: list[dict[str, Any]] = []
     notes: list[str] = []
     sieve = Sieve(store.database, filter)
@@ -109,6 +111,11 @@ def diff(
     title = f"{row.model}: what moved from {start} to {row.source}{_by_layer(store, row.model)}"
     names = ["kind", "rank", "address", "norm", "relative", "toward (top)", "away from (bottom)"]
     return Moved(table, title, [*notes, *sieve.notes()], table.rename_columns(names))
+
+
+def _shape(model: Model) -> list[Run]:
+    """What the model has and in which order. The spaces that score it do not count: no norm depends on them."""
+    return [replace(run, space="") for run in model.layout.runs]
 
 
 def _models(store: Store) -> list[_Row]:

@@ -1,10 +1,12 @@
 """``heads``: every head scored on pairs of a source and a target word, as MAPS does (arXiv 2412.11965).
 
-A head's matrix over tokens has the entry <a_s, b_t> for source s and target t. Here a_s = P e_s and b_t = Q e_t, and P
-and Q are the head's vectors (d_head x d each: query and key, or value and output). Of each vector p the atlas keeps the
-normalized coordinates c and the mean and standard deviation of its V scores. So, with R^+ from space.safetensors,
+A head's matrix over tokens has the entry <a_s, b_t> for source s and target t. Here a_s = P x_s and b_t = Q y_t, and P
+and Q are the head's vectors (d_head x d each: query and key, or value and output), and x_s and y_t the tokens' rows of
+the spaces X and Y that score them: one for queries, keys and values, the model's own embedding for outputs. Of each
+vector p the atlas keeps the normalized coordinates c in its space and the mean and standard deviation of its V scores.
+So, with R^+ of the space,
 
-    p' = R^+ c std sqrt(V),    <p, e> = <p', e - mean of E> + mean
+    p' = R^+ c std sqrt(V),    <p, x> = <p', x - mean of X> + mean
 
 for every token: p' differs from p only by what adds the same to all tokens. The results are as exact as the stored
 float32 numbers.
@@ -199,15 +201,15 @@ def _of_place(
     """For each head of a layer the scores of the token pairs, whether each target is among the ``top`` strongest of its
     source's row, and whether it is among the most negative (heads x n each).
     """
-    space = store.vectors.space(model.name)
-    run = model.layout.heads(place)
-    (P, p_mean), (Q, q_mean) = (coordinates(store, model, kind, place) for kind in MATRICES[matrix])
-    P, Q = P @ space.root.inverse.T, Q @ space.root.inverse.T  # the vectors, apart from what changes no centred score
+    run, kinds = model.layout.heads(place), MATRICES[matrix]
+    X, Y = (store.vectors.space(model.name, model.layout.space(kind, place)) for kind in kinds)
+    (P, p_mean), (Q, q_mean) = (coordinates(store, model, kind, place) for kind in kinds)
+    P, Q = P @ X.root.inverse.T, Q @ Y.root.inverse.T  # the vectors, apart from what changes no centred score
     ids, where = np.unique(np.concatenate([tokens.source, tokens.target]), return_inverse=True)
-    rows = space.rows(ids.tolist()) - space.means
+    rows_x, rows_y = (space.rows(ids.tolist()) - space.means for space in (X, Y))
     n, d_head = len(tokens.source), run.size
-    A, B = rows @ P.T + p_mean, rows @ Q.T + q_mean
-    owns = [owners(model, kind, place) for kind in MATRICES[matrix]]
+    A, B = rows_x @ P.T + p_mean, rows_y @ Q.T + q_mean
+    owns = [owners(model, kind, place) for kind in kinds]
     cuts = [[slice(o * d_head, (o + 1) * d_head) for o in own] for own in owns]
     sources = [A[where[:n], cut] for cut in cuts[0]]
     scores = np.stack([(a * B[where[n:], cut]).sum(axis=1) for a, cut in zip(sources, cuts[1], strict=True)])
@@ -215,8 +217,8 @@ def _of_place(
     if top:
         own = scores.astype(np.float32)
         start = 0
-        for block in space.blocks():
-            every = (block - space.means) @ Q.T + q_mean
+        for block in Y.blocks():
+            every = (block - Y.means) @ Q.T + q_mean
             earlier = np.arange(start, start + len(block))[:, None] < tokens.target
             for head, (a, cut) in enumerate(zip(sources, cuts[1], strict=True)):
                 values = (every[:, cut] @ a.T).astype(np.float32)

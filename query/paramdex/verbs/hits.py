@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 
 import pyarrow as pa
 
 from paramdex.result import Result, table_of
 from paramdex.store.described import passing, strongest
 from paramdex.store.filters import Sieve
-from paramdex.store.nearest import Hit, nearest, signs_of
+from paramdex.store.nearest import Hit, nearest, signs_of, strongest_hits
 from paramdex.store.scope import Scope
 from paramdex.store.store import Store
 from paramdex.store.token_filter import TokenFilter
@@ -28,13 +29,21 @@ _SCHEMA = pa.schema(
 )
 
 
-def hits_in_model(store: Store, model: Model, query: Array, k: int, scope: Scope, side: str) -> list[Hit]:
-    """The k parameters of each kind of a scope nearest to a query in the model's own coordinates (r, float64)."""
-    hits: list[Hit] = []
+def hits_in_model(
+    store: Store, model: Model, query: Callable[[str], Array], k: int, scope: Scope, side: str
+) -> list[Hit]:
+    """The k parameters of each kind of a scope nearest to a query, which for each space of the model that it is asked
+    for has the coordinates there (r, float64).
+    """
+    query, signs, hits = cache(query), signs_of(side), []
     for kind in scope.kinds(model):
-        rows, first = store.vectors.index(model.name, kind), model.first(kind)
-        found = nearest(rows, query, k, scope.rows(model, kind), signs_of(side))
-        hits += [(similarity, first + row) for similarity, row in found]
+        found: list[Hit] = []
+        for span in scope.rows(model, kind):
+            for piece in store.vectors.pieces(model, kind, span):
+                first = model.first(kind) + piece.start - piece.at
+                near = nearest(piece.rows, query(piece.space), k, [piece.span], signs)
+                found += [(similarity, first + row) for similarity, row in near]
+        hits += strongest_hits(found, k, side)
     return hits
 
 

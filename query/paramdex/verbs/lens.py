@@ -1,13 +1,16 @@
 """``lens``: the strongest tokens of any vector of the residual stream (logit lens), and the parameters nearest to it.
 
-The vector may be a steering vector, a probe or a row of a sparse autoencoder's decoder. A vector w of the model's width
-has the V scores E w, where E is the embedding that the atlas keeps, and the coordinates R w, which are compared with
-those of the model's parameters.
+The vector may be one that is written, such as a steering vector or a row of a sparse autoencoder's decoder. A vector w
+of the model's width has the V scores E w, where E is the embedding that the atlas keeps, and the coordinates R w, which
+are compared with those of the model's parameters. Or it may be one that reads at some place, such as a probe or a row
+of an encoder: then it has the scores X r in the space X of what reads there, where r is w pulled back by the place's
+map.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +23,8 @@ from paramdex.store.scope import Scope
 from paramdex.store.store import Store
 from paramdex.store.token_filter import TokenFilter
 from paramdex.verbs.hits import hits_in_model, listed
-from paramdex.verbs.user_vectors import user_vectors
+from paramdex.verbs.user_readers import Meant, meant
+from paramdex.verbs.user_vectors import UserVectors, user_vectors
 from paramdex_schemas import QueryError, isometry
 from paramdex_schemas.isometry import Array, strongest
 
@@ -47,6 +51,7 @@ class Lens(Result):
         return "".join(part._repr_html_() for part in (self.tokens, self.parameters) if part is not None)
 
 
+# Nine arguments: the vector is found and meant by four (vector, row, name, reads).
 def lens(
     store: Store,
     vector: Any,
@@ -54,31 +59,33 @@ def lens(
     k: int,
     row: int | None,
     name: str | None,
+    reads: str | None,
     side: str,
     filter: TokenFilter | None,
 ) -> Result:
     """See ``Atlas.lens``; the vector is one of the scope's one model."""
     model = scope.model
-    space = store.vectors.space(model.name)
-    width = len(space.means)
-    given = user_vectors(vector, width, model.name, row, name)
+    how = meant(store, model, reads)
+    space = store.vectors.space(model.name, how.space)
+    given = user_vectors(vector, len(space.means), model.name, row, name)
     sieve = Sieve(store.database, filter)
     if given.single:
-        return _one(store, given.says, given.rows[0], k, scope, side, sieve)
+        return _one(store, given, how, k, scope, side, sieve)
     if len(given.rows) > MOST_ROWS:
         raise QueryError(f"{given.says} has {len(given.rows):,} rows; choose one with row 0 to {len(given.rows) - 1}")
     lines: list[dict[str, Any]] = []
     mask = sieve.mask(model)
     for start in range(0, len(given.rows), _AT_A_TIME):
         rows = given.rows[start : start + _AT_A_TIME]
-        scores = np.concatenate([block @ rows.T for block in space.blocks()]).T.astype(np.float32)
-        for number, w, values in zip(given.numbers[start:], rows, scores, strict=False):
+        pulled = how.pulled_back(rows)
+        scores = np.concatenate([block @ pulled.T for block in space.blocks()]).T.astype(np.float32)
+        for number, w, r, values in zip(given.numbers[start:], rows, pulled, scores, strict=False):
             line: dict[str, Any] = {"row": number, "norm": float(np.linalg.norm(w))}
             if w.any():
                 texts = store.database.tokens(model.vocabulary, "text")
                 for each, sign in (("top", 1), ("bottom", -1)):
                     line[each] = texts.take(pa.array(strongest(sign * values, _SHOWN_TOKENS, mask))).to_pylist()
-                hits = _nearest(store, w, 1, scope, side)
+                hits = _nearest(store, how.space, r, 1, scope, side)
                 line |= {"nearest": str(model.address(hits[0][1])), "similarity": hits[0][0]} if hits else {}
             lines.append(line)
     schema = pa.schema(
@@ -93,15 +100,16 @@ def lens(
     )
     zeros = [str(line["row"]) for line in lines if "top" not in line]
     notes = [f"rows of zeros, which say nothing: {', '.join(zeros)}"] if zeros else []
-    title = f"{given.says}: {len(lines)} vectors of {model.name}; choose one row to see more"
-    return Result(table_of(lines, schema), title, [*notes, *sieve.notes()])
+    title = f"{given.says}: {len(lines)} vectors of {model.name}{how.where}; choose one row to see more{how.read_by}"
+    return Result(table_of(lines, schema), title, [*how.notes, *notes, *sieve.notes()])
 
 
-def _one(store: Store, says: str, w: Array, k: int, scope: Scope, side: str, sieve: Sieve) -> Lens:
+def _one(store: Store, given: UserVectors, how: Meant, k: int, scope: Scope, side: str, sieve: Sieve) -> Lens:
     """One vector: its tokens on both sides, and the parameters nearest to it."""
-    model = scope.model
+    model, space = scope.model, store.vectors.space(scope.model.name, how.space)
+    (w,), (r,) = given.rows, how.pulled_back(given.rows)
     # Row by row, not by BLAS, so a score depends on neither threads nor blocks, and equal rows have equal scores.
-    exact = np.concatenate([(block * w).sum(axis=1) for block in store.vectors.space(model.name).blocks()])
+    exact = np.concatenate([(block * r).sum(axis=1) for block in space.blocks()])
     scores = exact.astype(np.float32)
     mean, std = exact.mean(), exact.std()
     mask = sieve.mask(model)
@@ -125,9 +133,10 @@ def _one(store: Store, says: str, w: Array, k: int, scope: Scope, side: str, sie
     for each, rows in zip(("top", "bottom"), sides, strict=True):
         shown |= {each: rows["text"], f"{each} score": rows["score"], f"{each} z": rows["z"]}
     numbers = f"norm {np.linalg.norm(w):.4g}; scores over {len(scores):,} tokens: mean {mean:.4g}, std {std:.4g}"
-    tokens = Result(table, f"{says}: a vector of {model.name}\n{numbers}", sieve.notes(), pa.table(shown))
+    title = f"{given.says}: a vector of {model.name}{how.where}\n{numbers}{how.read_by}"
+    tokens = Result(table, title, [*how.notes, *sieve.notes()], pa.table(shown))
 
-    hits = _nearest(store, w, k, scope, side)
+    hits = _nearest(store, how.space, r, k, scope, side)
     parameters = listed(store, hits, f"nearest parameters of {model.name}", [], sieve.filter)
     whole = pa.concat_tables(
         [
@@ -140,11 +149,12 @@ def _one(store: Store, says: str, w: Array, k: int, scope: Scope, side: str, sie
     return Lens(whole, tokens.title, notes, tokens=tokens, parameters=parameters)
 
 
-def _nearest(store: Store, w: Array, k: int, scope: Scope, side: str) -> list[Hit]:
-    """The k parameters of the scope's one model nearest to a vector (d)."""
+def _nearest(store: Store, space: str, r: Array, k: int, scope: Scope, side: str) -> list[Hit]:
+    """The k parameters of the scope's one model nearest to what the vector r (d) says in a space."""
     model = scope.model
-    root = store.vectors.space(model.name).root
-    query = isometry.times_vector(root.root, w)
-    length = float(np.linalg.norm(query))
-    query = query / length if length > root.rounding * np.linalg.norm(w) else np.zeros_like(query)
+    root = store.vectors.space(model.name, space).root
+    own = isometry.times_vector(root.root, r)
+    length = float(np.linalg.norm(own))
+    own = own / length if length > root.rounding * np.linalg.norm(r) else np.zeros_like(own)
+    query = partial(store.vectors.moved, own, model, space, model)
     return strongest_hits(hits_in_model(store, model, query, k, scope, side), k, side)

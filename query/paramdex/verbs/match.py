@@ -94,10 +94,7 @@ def match(store: Store, scopes: tuple[Scope, Scope], k: int, side: str, filter: 
     kind = check_text(scopes[0].kind, QueryError(f"kind is text, not {quoted(scopes[0].kind)}"))
     both = common(store, a, b)
     places = [_places(scope, kind) for scope in scopes]
-    left, right = (
-        np.concatenate([half.comparable(kind, span) for span in own.values()])
-        for half, own in zip((both.left, both.right), places, strict=True)
-    )
+    left, right = both.rows(kind, *([*own.values()] for own in places))
     there, back = both_nearest(left, right, signed=signed)
     mutual = back.row[there.row] == np.arange(len(left))
     addresses = [_addresses(model, kind, own) for model, own in zip((a, b), places, strict=True)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -70,20 +71,20 @@ def hits_of_words(store: Store, wanted: list[Wanted], k: int, scope: Scope, side
     for item in wanted:
         ids = sorted(set(item.ids))
         for model in scope.of(item.vocabulary):
-            query, scale = _indicator(store, model, ids), (model.vocabulary_size / len(ids) - 1) ** 0.5
+            query = partial(_indicator, store, model, ids)
+            scale = (model.vocabulary_size / len(ids) - 1) ** 0.5
             found = hits_in_model(store, model, query, k, scope, side)
             hits += [WordHit(r, param_id, r * scale, item.known) for r, param_id in found]
     signs = signs_of(side)
     return sorted(hits, key=lambda hit: (-hit.words, -max(sign * hit.z for sign in signs), hit.param_id))[:k]
 
 
-def _indicator(store: Store, model: Model, ids: list[int]) -> Array:
-    """R^-T Ec^T v / ||v_c|| for the indicator v of tokens ``ids``: its inner product with normalized coordinates is
-    the Pearson correlation with v. ||v_c||^2 = m (1 - m / V) for m tokens.
+def _indicator(store: Store, model: Model, ids: list[int], space: str) -> Array:
+    """R^-T Xc^T v / ||v_c|| for the indicator v of tokens ``ids`` and a space X: its inner product with normalized
+    coordinates there is the Pearson correlation with v. ||v_c||^2 = m (1 - m / V) for m tokens.
     """
-    space = store.vectors.space(model.name)
+    X = store.vectors.space(model.name, space)
     m, V = len(ids), model.vocabulary_size
-    total = (space.rows(ids) - space.means).sum(axis=0)
+    total = (X.rows(ids) - X.means).sum(axis=0)
     norm = (m * (1 - m / V)) ** 0.5
-    root = space.root
-    return times_vector(root.root, total) / (root.values * norm) if norm else np.zeros(root.rank)
+    return times_vector(X.root.root, total) / (X.root.values * norm) if norm else np.zeros(X.root.rank)

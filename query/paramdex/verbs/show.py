@@ -15,6 +15,7 @@ from paramdex.result import Drawn, Result, table_of
 from paramdex.store.described import pairs_of, same_word_counts
 from paramdex.store.filters import ALL, Sieve
 from paramdex.store.postings import Postings
+from paramdex.store.reading import READS, other_space, read_by, reads_of_head
 from paramdex.store.store import Store
 from paramdex.store.token_filter import TokenFilter
 from paramdex.text import arrow, visible
@@ -134,10 +135,13 @@ def show_parameter(store: Store, model: Model, where: Address, k: int, sieve: Si
     title = f"{model.address(param_id)}: {KINDS[str(where.kind)].says}"
     of_scores = f"mean {found.mean:.4g}, std {found.std:.4g}"
     numbers = f"norm {found.norm:.4g}; scores over {model.vocabulary_size:,} tokens: {of_scores}"
+    by = read_by(other_space(model, str(where.kind), (where.stack, where.layer)))
+    reads = None if found.reads is None else f"reads {found.reads:.4g}: {READS}"
+    above = "\n".join(line for line in (title, numbers, by, reads) if line)
     notes = _of_fewer(len(found.tokens["top"]), min(k, model.vocabulary_size), sieve, "tokens", "--top-k")
     return Card(
         table_of(lines, _TOKENS),
-        f"{title}\n{numbers}",
+        above,
         [*notes, *sieve.notes()],
         places=lambda: token_plane(store.vectors.space(model.name).rows(ids)),
     )
@@ -175,13 +179,24 @@ def show_head(store: Store, model: Model, where: Address, k: int, sieve: Sieve, 
         shown += [line for line in lines if len(line) > 2]
     longest = max((line["rank"] for line in shown), default=0)
     notes = [*_of_same_word(every), *_of_fewer(longest, min(k, model.vocabulary_size), sieve, "pairs", "--pair-k")]
-    group = model.layout.heads((where.stack, where.layer)).group
-    sharing = "" if group == 1 else f", sharing key/value head {int(where.head or 0) // group}"
-    title = f"{where}: QK pairs are query → key, VO pairs read → written{sharing}"
     names = ("matrix", "rank", "top", "top score", "bottom", "bottom score")
     columns = {_numbering(ranks) if name == "rank" else name: [line.get(name) for line in shown] for name in names}
     table = table_of([rows[n] for n in chosen], _PAIRS)
-    return Result(table, title, [*notes, *sieve.notes()], pa.table(columns))
+    return Result(table, _head_says(store, model, where), [*notes, *sieve.notes()], pa.table(columns))
+
+
+def _head_says(store: Store, model: Model, where: Address) -> str:
+    """What stands above the pairs of a head."""
+    place = where.stack, where.layer
+    group = model.layout.heads(place).group
+    sharing = "" if group == 1 else f", sharing key/value head {int(where.head or 0) // group}"
+    by, reads = read_by(other_space(model, "attn_query", place)), reads_of_head(store, model, where)
+    lines = [
+        f"{where}: QK pairs are query → key, VO pairs read → written{sharing}",
+        by and f"queries, keys and what VO reads: {by}",
+        reads and f"reads {', '.join(f'{kind} {mean:.4g}' for kind, mean in reads.items())}: {READS}",
+    ]
+    return "\n".join(line for line in lines if line)
 
 
 def _of_same_word(pairs: list[dict[str, Any]]) -> list[str]:

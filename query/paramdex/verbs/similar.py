@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache, partial
+
 import numpy as np
 
 from paramdex.result import Result
@@ -13,7 +15,7 @@ from paramdex.store.token_filter import TokenFilter
 from paramdex.verbs.hits import hits_in_model, listed
 from paramdex.verbs.similar_heads import similar_heads
 from paramdex_schemas import Address, AddressError
-from paramdex_schemas.isometry import Array, times_vector
+from paramdex_schemas.isometry import Array
 
 
 def similar(
@@ -68,30 +70,36 @@ def hits_of_parameter(store: Store, where: Address, k: int, scope: Scope, side: 
     """
     own, kind = store.models[where.model], str(where.kind)
     own_id = own.param_id(where)
-    (vector,) = store.vectors.index(own.name, kind).reconstruct_n(own_id - own.first(kind), 1)
+    row = own_id - own.first(kind)
+    (piece,) = store.vectors.pieces(own, kind, (row, row + 1))
+    (vector,) = piece.stored()
     hits: list[Hit] = []
     notes: list[str] = []
     models = [model for model in scope.models if scope.kinds(model)]
     for both in compared(store, own, models, notes, strict=scope.named):
-        other, into = both.right.model, both.left.into
+        other = both.right.model
         if other.vocabulary == own.vocabulary:
-            query = vector.astype(np.float64) if into is None else times_vector(into, vector)
+            query = partial(store.vectors.moved, vector, own, piece.space, other)
             found = hits_in_model(store, other, query, k + 1, scope, side)
             hits += [hit for hit in found if hit[1] != own_id]
         else:
-            hits += _across(vector, both, k, scope, side)
+            hits += _across(vector, piece.space, both, k, scope, side)
     return strongest_hits(hits, k, side), notes
 
 
-def _across(vector: Array, both: Common, k: int, scope: Scope, side: str) -> list[Hit]:
-    """As ``hits_in_model``, for a vector of the left model among those of the right one, of another vocabulary."""
-    query, model = both.left.moved(vector.astype(np.float64)[None])[0], both.right.model
+def _across(vector: Array, space: str, both: Common, k: int, scope: Scope, side: str) -> list[Hit]:
+    """As ``hits_in_model``, for a vector in a space of the left model among those of the right one, of another
+    vocabulary.
+    """
+    query = cache(lambda into: both.moved(vector.astype(np.float64)[None], space, [into])[0])
+    model, signs = both.right.model, signs_of(side)
     hits: list[Hit] = []
     for kind in scope.kinds(model):
         for span in scope.rows(model, kind):
-            scores = both.right.similarities(kind, query, span)
-            strength = np.max([sign * scores for sign in signs_of(side)], axis=0)
-            best = np.lexsort((np.arange(len(scores)), -strength))[:k]
-            first = model.first(kind) + span[0]
-            hits += [(float(scores[row]), first + int(row)) for row in best]
+            for piece in both.right.vectors.pieces(model, kind, span):
+                scores = both.right.similarities(kind, piece, query(piece.space))
+                strength = np.max([sign * scores for sign in signs], axis=0)
+                best = np.lexsort((np.arange(len(scores)), -strength))[:k]
+                first = model.first(kind) + piece.start
+                hits += [(float(scores[row]), first + int(row)) for row in best]
     return strongest_hits(hits, k, side)

@@ -1,9 +1,10 @@
 """``similar`` for heads: the cosine of two heads' matrices over all pairs of tokens, exactly, from small products.
 
-A head's matrix is M = Ec P^T Q Ec^T (V x V) for its factors P, Q (d_head x d): W_Q and W_K for QK, W_V and W_O for VO.
-With the coordinates p = R P^T and q = R Q^T of both (r x d_head), R^T R = Ec^T Ec,
+A head's matrix is M = Xc P^T Q Yc^T (V x V) for its factors P, Q (d_head x d): W_Q and W_K for QK, W_V and W_O for VO.
+X and Y are the spaces that score them, in which they have the coordinates p = R P^T and q = S Q^T (r x d_head and s x
+d_head), R^T R = Xc^T Xc and S^T S = Yc^T Yc. With the transfers T and U from the one head's spaces to the other's,
 
-    <M1, M2> = tr(M1^T M2) = the sum of the entries of (p1^T p2) * (q1^T q2), d_head x d_head each,
+    <M1, M2> = tr(M1^T M2) = the sum of the entries of (p1^T T^T p2) * (q1^T U^T q2), d_head x d_head each,
 
 and the cosine is <M1, M2> / (||M1|| ||M2||). As in all similarities, the means over the tokens of either side are
 subtracted first. The softmax of attention ignores a mean over the keys anyway.
@@ -11,6 +12,7 @@ subtracted first. The softmax of attention ignores a mean over the keys anyway.
 
 from __future__ import annotations
 
+from functools import cache
 from itertools import groupby, islice
 from typing import Any
 
@@ -94,16 +96,23 @@ def similar_heads(
 
 def head_cosines(store: Store, both: Common, where: Address, matrix: str) -> Array:
     """The cosine (n_heads, float64) of a matrix of the left model's head with that of every head of the right model."""
-    p, q = (_factor(store, both.left, kind, (where.stack, where.layer))[where.head or 0] for kind in MATRICES[matrix])
+    place, kinds, half = (where.stack, where.layer), MATRICES[matrix], both.right
+    own = {kind: _factor(store, both.left, kind, place)[where.head or 0] for kind in kinds}
+    p, q = own.values()
     norm = float(np.sqrt(((p @ p.T) * (q @ q.T)).sum()))
-    if both.left.into is not None:
-        p, q = p @ both.left.into.T, q @ both.left.into.T
-    half = both.right
-    key = (half.model.name, matrix, None if half.root is None else half.other.name)
+
+    @cache
+    def moved(kind: str, into: str) -> Array:
+        T = both.transfer(both.left.model.layout.space(kind, place), into)
+        found: Array = own[kind] if T is None else own[kind] @ T.T
+        return found
+
+    key = (half.model.name, matrix, None if half.shared is None else half.other.name)
     known = half.vectors.head_norms.get(key)
     inner, norms = [np.empty(0)], [np.empty(0)]
-    for place in half.model.layout.attention_places:
-        P, Q = (_factor(store, half, kind, place) for kind in MATRICES[matrix])
+    for there in half.model.layout.attention_places:
+        P, Q = (_factor(store, half, kind, there) for kind in kinds)
+        p, q = (moved(kind, half.model.layout.space(kind, there)) for kind in kinds)
         inner.append((_products(P, p) * _products(Q, q)).sum(axis=(1, 2)))
         if known is None:
             norms.append(np.sqrt(((P @ P.transpose(0, 2, 1)) * (Q @ Q.transpose(0, 2, 1))).sum(axis=(1, 2))))
@@ -126,9 +135,9 @@ def _factor(store: Store, half: Half, kind: str, place: Place) -> Array:
     Those of small models are kept, because every head that somebody looks at needs them again.
     """
     known = half.vectors.head_coordinates
-    key = (half.model.name, kind, place, None if half.root is None else half.other.name)
+    key = (half.model.name, kind, place, None if half.shared is None else half.other.name)
     if key not in known:
-        rows = half.own(coordinates(store, half.model, kind, place)[0])
+        rows = half.own(coordinates(store, half.model, kind, place)[0], half.model.layout.space(kind, place))
         if rows.size + sum(each.size for each in known.values()) > _KEPT:
             return _by_head(rows, half.model, kind, place)
         known[key] = rows

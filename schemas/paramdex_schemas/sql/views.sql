@@ -40,9 +40,17 @@ JOIN store.tokens AS t ON t.vocabulary = m.vocabulary AND t.token_id = e.token_i
 CREATE VIEW parameters AS
 SELECT
     p.param_id, p.address, m.model, p.stack, p.layer, p.kind, p.head, p.kv_head, p.expert, p.idx,
-    p.space, p.norm, p.mean, p.std, p.projected_norm, p.embedding_std, p.reads
+    p.norm, p.mean, p.std, p.projected_norm, p.space, p.embedding_std, p.reads
 FROM store.parameters AS p
 JOIN store.models AS m USING (model_id);
+
+-- How well what a layer reads is read: the mean ``reads`` of its ``n`` vectors of a kind that have one.
+CREATE VIEW readings AS
+SELECT m.model, p.stack, p.layer, p.kind, count(*) AS n, avg(p.reads) AS reads
+FROM store.parameters AS p
+JOIN store.models AS m USING (model_id)
+WHERE p.reads IS NOT NULL
+GROUP BY ALL;
 
 -- The strongest tokens of every parameter, both sides.
 CREATE VIEW parameter_tokens AS
@@ -59,8 +67,8 @@ JOIN store.tokens AS v ON v.vocabulary = m.vocabulary AND v.token_id = t.token_i
 -- scored by the model's own embedding.
 CREATE VIEW heads AS
 SELECT
-    h.head_id, h.address, m.model, h.stack, h.layer, h.head, h.kv_head, h.space,
-    h.qk_norm, h.vo_norm, h.qk_mean, h.qk_std, h.vo_mean, h.vo_std
+    h.head_id, h.address, m.model, h.stack, h.layer, h.head, h.kv_head,
+    h.qk_norm, h.vo_norm, h.qk_mean, h.qk_std, h.vo_mean, h.vo_std, h.space
 FROM store.heads AS h
 JOIN store.models AS m USING (model_id);
 

@@ -6,7 +6,7 @@ Rows of small integers make every product exact in float32, so that ties are tie
 from __future__ import annotations
 
 import sys
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +17,31 @@ from hypothesis import strategies as st
 
 import oracle
 from paramdex_builder.files.vectors import open_rows, write_flat_index
-from paramdex_builder.relate.relations import Layers, Nearest, Relations, feature_blocks, relate
+from paramdex_builder.relate.relations import (
+    Layers,
+    Move,
+    Nearest,
+    Relations,
+    Segment,
+    feature_blocks,
+    relate,
+    restricted_blocks,
+)
 from paramdex_schemas import isometry
 
 CPU = torch.device("cpu")
 BLOCKS = [1, 4 * 32 * 32, 4 * 64 * 64, 4 * 160 * 160, None]
 """Bytes of a block: 32, 64 and 160 rows a side (the least is 32), and the default."""
+
+
+def whole(rows: np.ndarray) -> list[Segment]:
+    """Rows that all lie in one space."""
+    return [Segment(rows, 0, "output")]
+
+
+def by(move: np.ndarray) -> Move:
+    """The way from the one space to the other."""
+    return lambda *_: move
 
 
 def nearest(S: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -71,8 +90,55 @@ def test_exactly_as_by_brute_force(data: st.DataObject, r: int, s: int, k: int, 
     a, b = data.draw(integer_rows(r)), data.draw(integer_rows(s))
     move = np.random.default_rng(r + s).integers(-2, 3, (s, r)).astype(np.float64)
     layers_a, layers_b = data.draw(some_layers(len(a))), data.draw(some_layers(len(b)))
-    found = relate(a, b, move, k, layers_a, layers_b, CPU, block_bytes=block_bytes)
+    found = relate(whole(a), whole(b), by(move), k, layers_a, layers_b, CPU, block_bytes=block_bytes)
     same_as_brute_force(found, (a @ move.T) @ b.T, k, layers_a, layers_b)
+
+
+@st.composite
+def segments(draw: st.DrawFn, widths: dict[str, int]) -> list[Segment]:
+    """Rows in some of the spaces, of such widths, in any order of their ids; none may be there."""
+    found, first = [], 0
+    for space in draw(st.lists(st.sampled_from(sorted(widths)), min_size=1, max_size=4)):
+        rows = draw(integer_rows(widths[space]))[draw(st.integers(0, 2)) :]
+        found.append(Segment(rows, first, space))
+        first += len(rows)
+    return draw(st.permutations(found))
+
+
+@given(st.data(), st.integers(1, 200), st.sampled_from(BLOCKS))
+def test_rows_of_several_spaces_exactly_as_by_brute_force(data: st.DataObject, k: int, block_bytes: int | None) -> None:
+    """Whatever spaces there are on either side, as if all rows were in one: neighbors, ties, layers, progress."""
+    widths_a, widths_b = {"output": 3, "reading": 4}, {"input": 2, "output": 0, "reading": 4}
+    draw = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    ways = {
+        (x, y): draw.integers(-2, 3, (s, r)).astype(np.float64)
+        for x, r in widths_a.items()
+        for y, s in widths_b.items()
+    }
+    a, b = data.draw(segments(widths_a)), data.draw(segments(widths_b))
+    n, m = (max(segment.end for segment in side) for side in (a, b))
+    layers_a, layers_b = data.draw(some_layers(n)), data.draw(some_layers(m))
+    told: list[int] = []
+    move = lambda x, y: ways[x, y]  # noqa: E731
+    found = relate(a, b, move, k, layers_a, layers_b, CPU, told.append, block_bytes)
+    S = np.zeros((n, m))
+    for x, y in product(a, b):
+        S[x.first : x.end, y.first : y.end] = x.rows @ ways[x.space, y.space].T @ y.rows.T
+    same_as_brute_force(found, S, k, layers_a, layers_b)
+    assert sum(told) == (n if m else 0)
+
+
+@given(st.integers(1, 90), st.integers(0, 90), st.integers(1, 9), st.integers(0, 2**32 - 1), st.sampled_from(BLOCKS))
+def test_one_space_cut_in_two_is_that_space(n: int, cut: int, k: int, seed: int, block_bytes: int | None) -> None:
+    draw = np.random.default_rng(seed)
+    a, b = (isometry.normalize(draw.normal(size=(90, 6))).astype(np.float32) for _ in "ab")
+    T, layers = np.linalg.qr(draw.normal(size=(6, 6)))[0], [(0, 40), (40, 90)]
+    parts = [[Segment(rows[:at], 0, "output"), Segment(rows[at:], at, "output")] for rows, at in ((a, n), (b, cut))]
+    one = relate(whole(a), whole(b), by(T), k, layers, layers, CPU, block_bytes=block_bytes)
+    two = relate(*parts, by(T), k, layers, layers, CPU, block_bytes=block_bytes)
+    for x, y in ((one.of_a, two.of_a), (one.of_b, two.of_b)):
+        np.testing.assert_allclose(x.scores, y.scores, atol=1e-6)
+    np.testing.assert_allclose(one.layers, two.layers, atol=1e-7)
 
 
 @given(st.integers(1, 120), st.integers(1, 120), st.integers(1, 9), st.integers(0, 2**32 - 1), st.sampled_from(BLOCKS))
@@ -83,7 +149,7 @@ def test_correlations_as_in_float64(n: int, m: int, k: int, seed: int, block_byt
     b = isometry.normalize(draw.normal(size=(m, 5))).astype(np.float32)
     T = np.linalg.qr(draw.normal(size=(6, 6)))[0][:5]
     layers_a, layers_b = [(0, n // 3), (n // 3, n)], [(0, m)]
-    found = relate(a, b, T, k, layers_a, layers_b, CPU, block_bytes=block_bytes)
+    found = relate(whole(a), whole(b), by(T), k, layers_a, layers_b, CPU, block_bytes=block_bytes)
     S = a.astype(np.float64) @ T.T @ b.T.astype(np.float64)
     for side, truth in ((found.of_a, S), (found.of_b, S.T)):
         np.testing.assert_allclose(side.scores, nearest(truth, k)[1], atol=1e-6)
@@ -110,7 +176,7 @@ def test_where_all_tie_the_first_are_the_nearest(k: int, block_bytes: int | None
     for value in (1.0, 0.0):
         a, b = np.full((90, 1), value, np.float32), -np.ones((300, 1), np.float32)
         b[100:, 0] *= 1 if value else -1
-        found = relate(a, b, None, k, [], [], CPU, block_bytes=block_bytes)
+        found = relate(whole(a), whole(b), None, k, [], [], CPU, block_bytes=block_bytes)
         np.testing.assert_array_equal(found.of_a.ids, first)
         np.testing.assert_array_equal(found.of_b.ids, np.tile(np.arange(min(k, 90)), (300, 1)))
         assert (found.of_a.scores == -value).all()
@@ -122,14 +188,14 @@ def test_a_tie_at_the_last_place_goes_to_the_smaller_id(block_bytes: int | None)
     """The runner-up lies in every block; only its first places count, even when the best comes last."""
     b = np.full((200, 1), 1.0, np.float32)
     b[::3], b[199] = 2.0, 5.0
-    found = relate(np.ones((1, 1), np.float32), b, None, 4, [], [], CPU, block_bytes=block_bytes)
+    found = relate(whole(np.ones((1, 1), np.float32)), whole(b), None, 4, [], [], CPU, block_bytes=block_bytes)
     assert found.of_a.ids.tolist() == [[199, 0, 3, 6]]
     assert found.of_a.scores.tolist() == [[5.0, 2.0, 2.0, 2.0]]
 
 
 def test_small_example() -> None:
     a, b = np.array([[1.0, 0], [0, -1]], np.float32), np.array([[0, 1.0], [1, 0], [1, 0]], np.float32)
-    found = relate(a, b, None, 2, [(0, 2)], [(0, 1), (1, 3)], CPU)
+    found = relate(whole(a), whole(b), None, 2, [(0, 2)], [(0, 1), (1, 3)], CPU)
     assert found.of_a.ids.tolist() == [[1, 2], [1, 2]]
     assert found.of_a.scores.tolist() == [[1, 1], [0, 0]]
     assert found.of_b.ids.tolist() == [[0, 1], [0, 1], [0, 1]]
@@ -141,24 +207,26 @@ def test_small_example() -> None:
 def test_extreme_similarities_keep_their_order() -> None:
     """Negative, tiny, subnormal and huge numbers."""
     b = np.array([[-3e38], [1e-45], [-1e-45], [0], [3e38], [-1e-30], [1e-30], [-1]], np.float32)
-    found = relate(np.ones((1, 1), np.float32), b, None, 8, [], [], CPU)
+    found = relate(whole(np.ones((1, 1), np.float32)), whole(b), None, 8, [], [], CPU)
     assert found.of_a.ids.tolist() == [[4, 6, 1, 3, 2, 5, 7, 0]]
     np.testing.assert_array_equal(found.of_a.scores, b[found.of_a.ids, 0])
 
 
 def test_no_neighbors_and_no_layers() -> None:
     rows = np.eye(5, dtype=np.float32)
-    found = relate(rows, rows[:3], None, 0, [(0, 5)], [(0, 2), (2, 3)], CPU)
+    found = relate(whole(rows), whole(rows[:3]), None, 0, [(0, 5)], [(0, 2), (2, 3)], CPU)
     assert found.of_a.ids.shape == found.of_a.scores.shape == (5, 0)
     assert found.of_b.ids.shape == found.of_b.scores.shape == (3, 0)
     np.testing.assert_allclose(found.layers, [[0.2, 0.2]], rtol=1e-15)
     for layers in (([], [(0, 3)]), ([(0, 5)], []), ([], [])):
-        assert relate(rows, rows[:3], None, 1, *layers, CPU).layers is None
+        assert relate(whole(rows), whole(rows[:3]), None, 1, *layers, CPU).layers is None
 
 
 @pytest.mark.parametrize(("n", "m"), [(0, 3), (3, 0), (0, 0)])
 def test_no_rows(n: int, m: int) -> None:
-    found = relate(np.ones((n, 2), np.float32), np.ones((m, 2), np.float32), None, 4, [(0, n)], [(0, m)], CPU)
+    found = relate(
+        whole(np.ones((n, 2), np.float32)), whole(np.ones((m, 2), np.float32)), None, 4, [(0, n)], [(0, m)], CPU
+    )
     assert found.of_a.ids.shape == (n, min(4, m))
     assert found.of_b.ids.shape == (m, min(4, n))
     np.testing.assert_array_equal(found.layers, [[0.0]])
@@ -168,7 +236,7 @@ def test_no_rows(n: int, m: int) -> None:
 def test_progress_counts_the_rows_of_a(data: st.DataObject, block_bytes: int) -> None:
     a, b = data.draw(integer_rows(2)), data.draw(integer_rows(2))
     told: list[int] = []
-    relate(a, b, None, 1, [], [], CPU, told.append, block_bytes)
+    relate(whole(a), whole(b), None, 1, [], [], CPU, told.append, block_bytes)
     assert sum(told) == len(a)
     assert all(told)
 
@@ -180,7 +248,7 @@ def test_rows_straight_from_vector_files(tmp_path: Path) -> None:
         write_flat_index(tmp_path / name, 3, [part])
     a, b = (open_rows(tmp_path / name) for name in "ab")
     layers_a, layers_b = [(0, 50), (50, 150)], [(0, 70)]
-    found = relate(a, b, None, 6, layers_a, layers_b, CPU, block_bytes=4096)
+    found = relate(whole(a), whole(b), None, 6, layers_a, layers_b, CPU, block_bytes=4096)
     same_as_brute_force(found, rows[0] @ rows[1].T, 6, layers_a, layers_b)
 
 
@@ -196,8 +264,26 @@ def test_feature_rows_of_coordinates(n: int, d: int, seed: int) -> None:
     assert found.dtype == np.float32
     if d > 1:  # the one feature of a row is its mean
         np.testing.assert_allclose(found, expected, atol=1e-6)
-        scores = relate(found, found, None, 0, [(0, n)], [(0, n)], CPU).layers
+        scores = relate(whole(found), whole(found), None, 0, [(0, n)], [(0, n)], CPU).layers
         np.testing.assert_allclose(scores, isometry.layer_scores([expected], [expected]), atol=1e-6)
+
+
+@given(st.integers(1, 90), st.integers(9, 20), st.integers(0, 2**32 - 1))
+def test_rows_on_some_of_the_tokens(n: int, V: int, seed: int) -> None:
+    """As of scores of those tokens alone, centred and normalized; zero where these are all equal."""
+    draw = np.random.default_rng(seed)
+    E, some = draw.normal(size=(V + 4, 3)), slice(0, V)
+    E[some, 0] = 0.5
+    W = draw.normal(size=(n, 3))
+    W[0] = [1, 0, 0]
+    centred = [rows - rows.mean(0) for rows in (E, E[some])]
+    roots = [isometry.gram_root(rows.T @ rows, len(rows)) for rows in centred]
+    rows = isometry.normalize(W @ roots[0].root.T).astype(np.float32)
+    found = np.concatenate(list(restricted_blocks(rows, isometry.restriction(roots[1], roots[0]), CPU)))
+    assert found.dtype == np.float32
+    expected = isometry.normalize(W @ centred[1].T, 1e-6)
+    basis = centred[1] @ roots[1].inverse
+    np.testing.assert_allclose(found @ basis.T, expected, atol=1e-4)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the unit of the largest memory differs")
@@ -207,7 +293,7 @@ def test_memory_is_bounded_by_the_block() -> None:
 
     rows = np.random.default_rng(0).normal(size=(6000, 8)).astype(np.float32)
     small = rows[:1000]
-    relate(small, small, None, 5, [(0, 1000)], [(0, 1000)], CPU, block_bytes=1 << 20)
+    relate(whole(small), whole(small), None, 5, [(0, 1000)], [(0, 1000)], CPU, block_bytes=1 << 20)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    relate(rows, rows, None, 5, [(0, 6000)], [(0, 6000)], CPU, block_bytes=1 << 20)
+    relate(whole(rows), whole(rows), None, 5, [(0, 6000)], [(0, 6000)], CPU, block_bytes=1 << 20)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 30_000

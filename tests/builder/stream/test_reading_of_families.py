@@ -166,9 +166,7 @@ def test_what_is_effective_is_what_a_token_alone_does(name: str, tmp_path: Path)
     given = given_to_modules(runner, alone)
     run = next(run for run in readers(checkpoint) if run.kind == "attn_query")
     rows = checkpoint.rows(run)
-    (x,) = [
-        x for module, x in given.items() if any(holds(p.detach(), rows) for p in module.parameters(recurse=False))
-    ]
+    (x,) = [x for module, x in given.items() if any(holds(p.detach(), rows) for p in module.parameters(recurse=False))]
     scores = reading.Z.double() @ reading.pulled(checkpoint, run, rows).T
     read = torch.from_numpy(x) @ rows.double().T
     assert (scores - scores.mean(0)).numpy() == pytest.approx((read - read.mean(0)).numpy(), abs=2e-3)

@@ -158,7 +158,7 @@ def test_a_transfer_does_not_depend_on_how_much_of_a_root_is_read_at_a_time(
     monkeypatch.setattr(import_module("paramdex_builder.relate.transfers"), "_ROOT_ROWS", 5)
     atlas = build([str(model_folders[name]) for name in ("gpt2-a", "gpt2-wide")], tmp_path / "x.atlas", SMALL_OPTIONS)
     found, expected = (
-        load_file(atlas_files.model_folder(each, "gpt2-wide") / atlas_files.TRANSFER)["gpt2-a"]
+        load_file(atlas_files.model_folder(each, "gpt2-wide") / atlas_files.TRANSFER)["gpt2-a/output/output"]
         for each in (atlas, small_atlas)
     )
     assert found.shape[1] > 5

@@ -14,6 +14,7 @@ from paramdex.store.described import pairs_of, same_word_counts
 from paramdex.store.filters import ALL, Sieve
 from paramdex.store.head_matrices import displacements, rows_of_heads
 from paramdex.store.moments import numbers
+from paramdex.store.reading import SAYS, other_space, reads_of_head
 from paramdex.web.cards.choices import PairChoice, searched
 from paramdex.web.cards.lookups import Items, rows, standing, too_many_heads
 from paramdex.web.cards.shapes import Cell, Shape, Side, Standing, Token
@@ -72,6 +73,12 @@ class HeadCard(Shape):
     """The other heads that share its keys and values (grouped-query attention)."""
     qk_norm: float
     vo_norm: float
+    space: str
+    """What the scores of its queries, keys and values belong to."""
+    space_says: str | None
+    """What that means, where it is not the model's main space."""
+    reads: dict[str, float]
+    """Kind -> the mean correlation of what its vectors read with their scores of the token, on held-out text."""
     standing: dict[str, Standing]
     choice: PairChoice
     same_word: dict[str, tuple[int, int]]
@@ -96,7 +103,8 @@ def head_card(atlas: Atlas, where: Address, choice: PairChoice | None = None, k:
     choice = choice or PairChoice()
     model = atlas.models[where.model]
     head_id = model.head_id(where)
-    run = model.layout.heads((where.stack, where.layer))
+    place = where.stack, where.layer
+    run = model.layout.heads(place)
     at = int(where.head or 0)
     layer = rows_of_heads(atlas, model).slice(head_id - at - model.first_head_id, run.n_owners)
     (own,) = layer.slice(at, 1).to_pylist()
@@ -111,6 +119,9 @@ def head_card(atlas: Atlas, where: Address, choice: PairChoice | None = None, k:
         sharing=[str(replace(where, head=h)) for h in shared],
         qk_norm=short(own["qk_norm"]),
         vo_norm=short(own["vo_norm"]),
+        space=model.layout.space("attn_query", place),
+        space_says=SAYS.get(other_space(model, "attn_query", place) or ""),
+        reads={kind: short(mean) for kind, mean in reads_of_head(atlas, model, where).items()},
         standing={matrix: standing(layer[f"{matrix.lower()}_norm"].to_numpy(), at) for matrix in MATRICES},
         choice=choice,
         same_word=same_word_counts(pairs.select(["matrix", "is_top", "rank", "same_word"]).to_pylist()),

@@ -10,6 +10,7 @@ from paramdex.result import Result
 from paramdex.store.database import named_query
 from paramdex.store.head_matrices import rows_of_heads
 from paramdex.store.moments import numbers
+from paramdex.store.reading import reads_of_layers
 from paramdex.web.cards.shapes import Cell, Shape
 from paramdex.web.cards.sources import public_source
 from paramdex_schemas import Address, QueryError, atlas_files
@@ -43,6 +44,9 @@ class ModelSummary(Shape):
     embedding: str
     tied: bool
     fold_norm: bool
+    reading: str
+    reading_text: str | None
+    reading_tokens: int | None
     rotary_left_out: bool
     dtype: str
     vocabulary: str
@@ -80,6 +84,15 @@ class Grid(Shape):
     """The ends of the colours: a value beyond one has the colour at that end."""
 
 
+class Reads(Shape):
+    """How well the vectors of a kind tell what they read, in each layer that is known: the mean correlation of what is
+    read with the score of the token, on held-out text.
+    """
+
+    kind: str
+    layers: dict[str, float]
+
+
 class ModelCard(Shape):
     """A model, or one place of it: a stack, a layer or an expert."""
 
@@ -91,6 +104,7 @@ class ModelCard(Shape):
     """How many parameters each kind has."""
     places: list[str]
     """The addresses of its layers."""
+    reads: list[Reads]
     grids: list[Grid]
 
 
@@ -149,8 +163,21 @@ def model_card(
         summary=summary,
         kinds=kinds,
         grids=grids,
+        reads=_reads(atlas, model, places) if where.expert is None else [],
         places=[f"{model.name}/{place_name(place)}" for place in places],
     )
+
+
+def _reads(atlas: Atlas, model: Model, places: list[Place]) -> list[Reads]:
+    """What is known of some places of a model; kinds of which nothing is known are left out."""
+    found = [
+        Reads(
+            kind=each.kind,
+            layers={place_name(place): short(each.means[place]) for place in places if place in each.means},
+        )
+        for each in reads_of_layers(atlas).get(model.name, [])
+    ]
+    return [each for each in found if each.layers]
 
 
 def _chosen(column: str, columns: list[str]) -> str:

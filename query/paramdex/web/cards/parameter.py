@@ -10,6 +10,7 @@ from paramdex.plain import short
 from paramdex.store.common_space import shared_note
 from paramdex.store.moments import numbers
 from paramdex.store.nearest import Hit
+from paramdex.store.reading import SAYS, other_space
 from paramdex.store.related import related_on
 from paramdex.store.scope import Scope
 from paramdex.verbs.similar import hits_of_parameter
@@ -57,6 +58,12 @@ class ParameterCard(Shape):
     projected_norm: float
     mean: float
     std: float
+    space: str
+    """What its scores belong to."""
+    space_says: str | None
+    """What that means, where it is not the model's main space."""
+    reads: float | None
+    """The correlation of what it reads with its score of the token, on held-out text."""
     vocabulary_size: int
     standing: Standing
     choice: TokenChoice
@@ -81,19 +88,20 @@ def parameter_card(atlas: Atlas, where: Address, choice: TokenChoice | None = No
     choice = choice or TokenChoice()
     model, kind = atlas.models[where.model], KINDS[str(where.kind)]
     own_id = model.param_id(where)
-    ((address, norm, projected, mean, std),) = rows(
+    ((address, norm, projected, mean, std, reads),) = rows(
         atlas,
-        "SELECT address, norm, projected_norm, mean, std FROM store.parameters WHERE param_id = ?",
+        "SELECT address, norm, projected_norm, mean, std, reads FROM store.parameters WHERE param_id = ?",
         [own_id],
     )
     own = Address.parse(address)
+    place = own.stack, own.layer
     sides: dict[str, list[Scored]] = {"top": [], "bottom": []}
     shown = atlas.show(address, k, filter=choice.filter())
     for row in shown.to_rows():
         sides[row["side"]].append(Scored(**{name: row[name] for name in Scored.model_fields}))
     others = [other for other in atlas.models.values() if other is not model]
     related = [other for other in others if related_on(atlas.database, model, other) is not None]
-    layer = model.ids(kind.name, (own.stack, own.layer))
+    layer = model.ids(kind.name, place)
     first, end = model.ids(kind.name)
     beside = [str(model.address(i)) if first <= i < end else None for i in (own_id - 1, own_id + 1)]
     partners, nearest = _partners(model, own), _nearest(atlas, model, own, own_id)
@@ -109,6 +117,9 @@ def parameter_card(atlas: Atlas, where: Address, choice: TokenChoice | None = No
         projected_norm=short(projected),
         mean=short(mean),
         std=short(std),
+        space=model.layout.space(kind.name, place),
+        space_says=SAYS.get(other_space(model, kind.name, place) or ""),
+        reads=None if reads is None else short(reads),
         vocabulary_size=model.vocabulary_size,
         standing=standing(numbers(atlas.database, model, "norm", layer), own_id - layer[0]),
         top=sides["top"],

@@ -13,6 +13,7 @@ from fastapi import Request
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from paramdex import Atlas, __version__
+from paramdex.store.reading import READS, text_name
 from paramdex.web.html import drawing
 from paramdex_schemas import KINDS, Address, AddressError
 
@@ -44,6 +45,7 @@ class Pages:
             "ask_for": drawing.ask_for,
             "number": drawing.number,
             "href": drawing.href,
+            "text_name": text_name,
             "says": lambda kind: KINDS[kind].says if kind in KINDS else "",
         }
         chip = self._environment.get_template("_chip.html").module.chip  # type: ignore[attr-defined]  # a macro
@@ -51,6 +53,7 @@ class Pages:
             "atlas_name": atlas.path.name,
             "models": list(atlas.models),
             "version": __version__,
+            "reads_says": READS,
             "asset": assets(),
             "chip": lru_cache(1 << 14)(chip),  # a page has hundreds, many of them the same
             "chip_once": chip,  # a token with its score is not met again: not worth caching

@@ -1,0 +1,78 @@
+"""By what the vectors of a model are scored: which space each of them belongs to, and what is scored there.
+
+What writes is scored by the model's own embedding. What reads in layer 0 sees the input embedding. From layer 1 on a
+reader is pulled back and scored by Z (``stream.reading``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from paramdex_builder.project.space import Space
+from paramdex_builder.read.weights import Weights
+from paramdex_builder.stream.reading import Reading, run_name
+from paramdex_schemas import KINDS, Layout, Run
+from paramdex_schemas.layout import Place
+
+
+def scored_layout(layout: Layout, main: str, reading: str, *, tied: bool) -> Layout:
+    """A layout whose runs say in which space they are scored. ``main`` is the model's own embedding, output or input;
+    ``tied`` says that there is no other one.
+    """
+    if reading == "embedding":
+        return Layout(tuple(replace(run, space=main) for run in layout.runs))
+
+    def space(run: Run) -> str:
+        if run.layer is None or KINDS[run.kind].role == "writes":
+            return main
+        return "reading" if run.layer else main if tied else "input"
+
+    return Layout(tuple(replace(run, space=space(run)) for run in layout.runs))
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """The spaces of a model by name, its own embedding first, and how its readers are pulled back."""
+
+    layout: Layout
+    weights: Weights
+    spaces: dict[str, Space]
+    reading: Reading | None = None
+
+    @property
+    def main(self) -> Space:
+        return next(iter(self.spaces.values()))
+
+    def space(self, run: Run) -> Space:
+        return self.spaces[run.space]
+
+    def rows(self, run: Run, own: torch.Tensor, owners: range | None = None) -> torch.Tensor:
+        """What is scored (n x d) of the vectors ``own`` of a run, or of some of its ``owners``: the vectors themselves,
+        or what they are pulled back to.
+        """
+        if self.reading is None or run.space != "reading":
+            return own
+        return self._pulled(run, self.weights.plain().rows(run, owners))
+
+    def head_rows(self, kind: str, place: Place) -> list[torch.Tensor]:
+        """As ``rows``, for each term of the vectors of a kind that are one factor of the heads' matrices."""
+        run = next(run for run in self.layout.of(kind) if run.place == place)
+        if self.reading is None or run.space != "reading":
+            return self.weights.head_rows(kind, place)
+        return [self._pulled(run, rows) for rows in self.weights.plain().head_rows(kind, place)]
+
+    def head_space(self, kind: str, place: Place) -> Space:
+        return self.spaces[self.layout.space(kind, place)]
+
+    def reads(self, run: Run, owners: range) -> torch.Tensor | None:
+        """``Reading.reads`` of the vectors of some owners of a run; None where nothing is known."""
+        found = None if self.reading is None else self.reading.reads.get(run_name(run))
+        if found is None or run.space != "reading":
+            return None
+        return found[owners.start * run.size : owners.stop * run.size]
+
+    def _pulled(self, run: Run, rows: torch.Tensor) -> torch.Tensor:
+        assert self.reading is not None
+        return self.reading.pulled(self.weights.runs, run, rows)

@@ -1,0 +1,96 @@
+"""How vectors are read: what each space is, in words, and how well its scores tell what a vector reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from paramdex.store.store import Store
+from paramdex_schemas import KINDS, MATRICES, Address
+from paramdex_schemas.layout import Place, place_name
+from paramdex_schemas.model import Model
+
+SAYS = {
+    "output": "the output embedding",
+    "input": "the input embedding",
+    "reading": "what layer 0 makes of each token",
+}
+"""A space -> what a row of it stands for."""
+READS = "correlation of what is read with the score of the token, on held-out text"
+"""What ``reads`` of a parameter means."""
+_OF_HEADS = [kind for kinds in MATRICES.values() for kind in kinds if KINDS[kind].role == "reads"]
+
+
+def other_space(model: Model, kind: str, place: Place) -> str | None:
+    """The space that scores the vectors of a kind in a place; None where it is the model's main space."""
+    space = model.layout.space(kind, place)
+    return None if space == model.embedding else space
+
+
+def read_by(space: str | None) -> str | None:
+    """What people are told of the space that scores a vector; None where ``other_space`` gives none.
+
+    >>> read_by("input")
+    'read by the input embedding (space input)'
+    """
+    return None if space is None else f"read by {SAYS[space]} (space {space})"
+
+
+def text_name(text: str) -> str:
+    """What a text is called that layers were fitted on, without its checksum.
+
+    >>> text_name("its own"), text_name("wiki.txt, SHA-256 9f86d0")
+    ('its own', 'wiki.txt')
+    """
+    return text.rpartition(", SHA-256 ")[0] or text
+
+
+@dataclass(frozen=True)
+class KindReads:
+    """The mean ``reads`` of the vectors of a kind in each place that has some."""
+
+    kind: str
+    means: dict[Place, float]
+
+    @property
+    def layers(self) -> str:
+        """The places in few words.
+
+        >>> KindReads("ff_key", {(None, layer): 0.5 for layer in (1, 2, 3)}).layers
+        'L1 to L3'
+        """
+        numbers, names = [place[1] for place in self.means], list(map(place_name, self.means))
+        first = numbers[0] or 0
+        joined = len(names) > 2 and numbers == list(range(first, first + len(names)))
+        return f"{names[0]} to {names[-1]}" if joined else ", ".join(names)
+
+    @property
+    def values(self) -> str:
+        """The means, layer by layer."""
+        return " ".join(f"{mean:.2f}" for mean in self.means.values())
+
+
+def reads_of_layers(store: Store) -> dict[str, list[KindReads]]:
+    """Model -> what is known of its kinds; a model of which nothing is known is left out."""
+    table = store.database.kept("SELECT model, stack, layer, kind, reads FROM readings ORDER BY stack, layer")
+    found: dict[str, dict[str, dict[Place, float]]] = {}
+    for model, stack, layer, kind, mean in zip(*(column.to_pylist() for column in table.columns), strict=True):
+        found.setdefault(model, {}).setdefault(kind, {})[stack, layer] = mean
+    return {
+        model: [KindReads(kind, found[model][kind]) for kind in KINDS if kind in found[model]]
+        for model in store.models
+        if model in found
+    }
+
+
+def reads_of_head(store: Store, model: Model, where: Address) -> dict[str, float]:
+    """Kind -> the mean ``reads`` of a head's vectors of it, those included that it shares with other heads."""
+    found = {}
+    for kind in _OF_HEADS:
+        run = next(run for run in model.layout.of(kind) if run.place == (where.stack, where.layer))
+        first = model.param_id(replace(where, kind=kind, idx=0))
+        ((mean,),) = store.database.rows(
+            "SELECT avg(reads) FROM store.parameters WHERE param_id BETWEEN ? AND ?", [first, first + run.size - 1]
+        )
+        if mean is not None:
+            found[kind] = mean
+    return found
