@@ -111,9 +111,9 @@ def run_name(run: Run) -> str:
 def reading_of(
     asked: str, checkpoint: Checkpoint, text: str | PathLike[str] | None = None, progress: Progress | None = None
 ) -> str:
-    """The reading that ``asked`` (expected, effective, embedding or auto) means for a model. With auto it is expected for a causal
-    one, and for others where there is a ``text`` to fit it on; embedding else, and ``progress`` is told why where
-    that is for something that the model lacks.
+    """The reading that ``asked`` (expected, effective, embedding or auto) means for a model. With auto it is expected
+    for a causal one, and for others where there is a ``text`` to fit it on; else embedding, and ``progress`` is told
+    why, where that is for something that the model lacks.
 
     Raises BuildError where the one that was asked for cannot be had.
     """
@@ -198,9 +198,9 @@ def reading_held(weights: Weights, V: int) -> int:
     """The bytes of memory, roughly, that ``make_reading`` takes at most: the whole model in float32; Z twice; and the
     larger of what is held while texts are written and while maps are made.
 
-    Writing holds for each thread the keys and values of a batch of texts, and its chances of each token. Making maps holds the states of a part of
-    the texts for each thread, and for each of at most two places of a layer, before attention and before the
-    feed-forward, a map (d x d float32) and two sums (d x d float64 each).
+    Writing holds for each thread the keys and values of a batch of texts, and its chances of each token. Making maps
+    holds for each thread the states of a part of the texts, and for each of at most two places of a layer, before
+    attention and before the feed-forward, a map (d x d float32) and two sums (d x d float64 each).
     """
     checkpoint, d = weights.runs, weights.d_model
     sizes = checkpoint.names.first_sizes
