@@ -53,10 +53,20 @@ def obstacle(checkpoint: Checkpoint, how: str, has_text: bool) -> Obstacle | Non
         return None
     if not is_causal(checkpoint):
         return Obstacle("it is no causal model, and writes no text", _TEXT, expected=True)
-    _, which, tied = checkpoint.embeddings.choose("output")
-    if which != "output" and not tied:
-        return Obstacle("it was saved without its head, and writes no text", _TEXT)
+    if not _has_head(checkpoint):
+        return Obstacle("its weights have no head by transformers' name, and so it writes no text", _TEXT)
     return None
+
+
+def _has_head(checkpoint: Checkpoint) -> bool:
+    """Whether transformers finds the head of a causal model: as the input embedding, or by a name that it knows."""
+    embeddings = checkpoint.embeddings
+    try:
+        name, which, _ = embeddings.choose("output")
+    except CheckpointError:  # which tensor it is cannot be told
+        return False
+    known = any(f".{name}".endswith(f".{each}") for each in checkpoint.family.output_embeddings)
+    return embeddings.tied or (which == "output" and known)
 
 
 def _without_module(checkpoint: Checkpoint) -> str | None:

@@ -13,7 +13,7 @@ import models
 from paramdex_builder import Progress
 from paramdex_builder.read.checkpoint import Checkpoint
 from paramdex_builder.stream.reading import make_reading, reading_held, reading_of
-from paramdex_schemas import BuildError, CheckpointError, FamilyError, ParamdexError
+from paramdex_schemas import BuildError, CheckpointError, FamilyError
 
 
 class Told(Progress):
@@ -22,6 +22,13 @@ class Told(Progress):
 
     def say(self, line: str) -> None:
         self.lines.append(line)
+
+
+def rename(folder: Path, old: str, new: str) -> None:
+    """Give a tensor of a saved model another name."""
+    tensors = load_file(folder / "model.safetensors")
+    tensors[new] = tensors.pop(old)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
 
 
 def said_with_auto(checkpoint: Checkpoint) -> str:
@@ -54,10 +61,14 @@ def test_a_type_that_no_family_lists(tmp_path: Path) -> None:
         reading_of("effective", checkpoint)
 
 
-def test_a_model_without_its_head(tmp_path: Path) -> None:
-    folder = models.save_word_model(tmp_path / "m", 0, lambda rows: models.llama(rows, cls="LlamaModel"))
+@pytest.mark.parametrize("cls", ["LlamaModel", "LlamaForCausalLM"])
+def test_a_model_without_its_head(cls: str, tmp_path: Path) -> None:
+    """Or with it under a name that transformers does not look for."""
+    folder = models.save_word_model(tmp_path / "m", 0, lambda rows: models.llama(rows, cls=cls))
+    if cls == "LlamaForCausalLM":
+        rename(folder, "lm_head.weight", "output.weight")
     checkpoint = Checkpoint.open(str(folder))
-    why = "it was saved without its head, and writes no text"
+    why = "its weights have no head by transformers' name, and so it writes no text"
     assert said_with_auto(checkpoint).endswith(f"because {why}")
     with pytest.raises(BuildError, match=f"{why}; give some with --text FILE, or build it with"):
         reading_of("expected", checkpoint)
@@ -77,10 +88,10 @@ def test_readers_without_a_module(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
 def test_weights_that_transformers_does_not_take(tmp_path: Path) -> None:
     folder = models.save_word_model(tmp_path / "m", 0, models.llama)
-    tensors = load_file(folder / "model.safetensors")
-    tensors["output.weight"] = tensors.pop("lm_head.weight")
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ParamdexError, match="embedding"):
+    rename(folder, "model.norm.weight", "model.nrm.weight")
+    with pytest.raises(
+        CheckpointError, match=r"does not find model\.norm\.weight in its weights; .* --reading embedding"
+    ):
         make_reading(Checkpoint.open(str(folder)), "expected", 60, None, Progress())
 
 
