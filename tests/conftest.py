@@ -69,11 +69,13 @@ def small_atlas(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[st
     return root / "small.atlas"
 
 
-@pytest.fixture(autouse=True)
-def read_by_the_embedding(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True, scope="session")
+def read_by_the_embedding() -> Iterator[None]:
     """Builds that are not told how to read do it by the embedding, which takes no running of models."""
     auto = plan.reading_of
-    monkeypatch.setattr(plan, "reading_of", lambda asked, *rest: auto(asked.replace("auto", "embedding"), *rest))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan, "reading_of", lambda asked, *rest: auto(asked.replace("auto", "embedding"), *rest))
+        yield
 
 
 @pytest.fixture(scope="session")

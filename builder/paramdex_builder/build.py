@@ -75,11 +75,20 @@ def build(
         with _reading():
             opened = {name: _open(source, options) for name, source in named.items()}
             models = [plan_model(name, weights, options, progress) for name, weights in opened.items()]
-        least = {each.name: memory_needed(each.weights, len(each.vocabulary), each.stored, device) for each in models}
+        least = {
+            each.name: memory_needed(each.weights, each.layout, len(each.vocabulary), each.stored, device)
+            for each in models
+        }
         most = max(least, key=lambda name: least[name])
         allowed = memory.allowed(options.memory, least[most], most)
-        new = [each.weights for each in models if each.name not in present]
-        check_space(place, [disk_needed(weights, options.top_k, options.pair_k) for weights in new])
+        new = [each for each in models if each.name not in present]
+        check_space(
+            place,
+            [
+                disk_needed(each.weights, each.layout, len(each.vocabulary), options.top_k, options.pair_k)
+                for each in new
+            ],
+        )
         with staging_folder(place, atlas) as staging:
             present = _present(atlas)  # another build may have ended since
             for each in models:

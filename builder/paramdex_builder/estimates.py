@@ -14,8 +14,9 @@ from paramdex_builder.project.parameter_rows import parameters_held
 from paramdex_builder.project.pieces import pieces
 from paramdex_builder.project.tokens import projection_held, projection_shared
 from paramdex_builder.read.weights import Weights
+from paramdex_builder.stream.reading import reading_held
 from paramdex_builder.work.memory import LEAST_FOR_DUCKDB
-from paramdex_schemas import vector_files
+from paramdex_schemas import Layout, vector_files
 
 _LIBRARIES = 576 << 20
 """Bytes of memory for the libraries, and for what is small."""
@@ -23,14 +24,18 @@ _BLOCKS = 4 << 20
 """Bytes that a model takes in the database however small it is: each column of a table begins in a block of its own."""
 
 
-def memory_needed(weights: Weights, V: int, stored: torch.dtype, device: torch.device) -> int:
+def memory_needed(weights: Weights, layout: Layout, V: int, stored: torch.dtype, device: torch.device) -> int:
     """The bytes of memory, roughly, that a build of a model needs: its embedding (V x d, held in the dtype ``stored``),
-    the root of its Gram matrix, and what the largest step adds: reading, projecting, pairing, sorting, or relating.
+    the root of its Gram matrix, the same of the other spaces that its ``layout`` names, and what the largest step adds:
+    reading, running the model, projecting, pairing, sorting, or relating.
 
     What a GPU holds is not counted.
     """
-    layout, d, n_terms = weights.layout, weights.d_model, weights.n_terms
+    d, n_terms = weights.d_model, weights.n_terms
     root = 8 * d * d
+    others = {"input": stored.itemsize * V * d + root, "reading": 4 * V * d + root}
+    beside = sum(size for space, size in others.items() if space in layout.spaces[1:])
+    running = reading_held(weights, V) if "reading" in layout.spaces else 0
     projecting = parameters_held([piece for kind in layout.kinds for piece in pieces(layout, kind)], d, n_terms)
     places = layout.attention_places
     vectors = [sum(len(range(*layout.places(kind).get(place, (0, 0)))) for kind in ATTENTION) for place in places]
@@ -41,21 +46,37 @@ def memory_needed(weights: Weights, V: int, stored: torch.dtype, device: torch.d
     embedding, sorting = stored.itemsize * V * d, LEAST_FOR_DUCKDB
     reading = embedding  # the file, mapped, beside what is copied from it
     relating = 4 * root  # to another model as wide, whatever the spaces: two roots, an inverse and their product
-    return _LIBRARIES + embedding + root + max(reading, projecting, pairing, sorting, relating)
+    return _LIBRARIES + embedding + root + max(reading, running, beside + max(projecting, pairing, sorting, relating))
 
 
-def disk_needed(weights: Weights, top_k: int, pair_k: int) -> int:
+def disk_needed(weights: Weights, layout: Layout, V: int, top_k: int, pair_k: int) -> int:
     """The bytes on the disk, roughly, that a model takes while it is built, staging included.
 
     A posting is there three times: in staging, in the database, and in the database's log or what it wrote before.
     Vectors are there twice: in staging and in their index. A large kind has codes too: one byte per number and four per
     row.
     """
-    layout, d = weights.layout, weights.d_model
+    d = weights.d_model
     postings = layout.n_parameters * 2 * top_k
-    vectors = layout.n_parameters * d * 4
-    rows = [layout.blocks[kind].n_rows for kind in layout.kinds]
+    rows = _vector_files(layout)
+    vectors = sum(rows) * d * 4
     codes = sum(n * (d + 4) + d * d * 4 for n in rows if n * d * 4 >= vector_files.CODED_BYTES)
     pairs = layout.n_heads * 8 * pair_k
     embedding = weights.n_bytes // 2
-    return _BLOCKS + 36 * postings + 2 * vectors + codes + 60 * pairs + embedding
+    return _BLOCKS + 36 * postings + 2 * vectors + codes + 60 * pairs + embedding + _of_reading(layout, V, d)
+
+
+def _vector_files(layout: Layout) -> list[int]:
+    """The rows of every file of vectors: all of a kind by the embedding, and those that are scored elsewhere."""
+    main = layout.spaces[:1]
+    elsewhere = [part for kind in layout.kinds for part in layout.parts(kind) if part.space not in main]
+    return [layout.blocks[kind].n_rows for kind in layout.kinds] + [part.end - part.start for part in elsewhere]
+
+
+def _of_reading(layout: Layout, V: int, d: int) -> int:
+    """The bytes of what comes of running a model, in staging and in the atlas: a row for each token, and two maps for
+    each layer, before attention and before the feed-forward.
+    """
+    if "reading" not in layout.spaces:
+        return 0
+    return 8 * d * (V + 2 * layout.n_layers() * d)

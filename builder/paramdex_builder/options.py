@@ -56,6 +56,8 @@ class Options:
         check_choices(self)
         check_reading(self.reading)
         text = None if self.text is None else given_path(self.text, "the text", BuildError)
+        if text is not None and self.reading not in ("auto", "expected"):
+            raise BuildError(f"a text is for the reading expected; {self.reading} is fitted on none: leave it out")
         if self.memory is not None:
             memory.size_of(self.memory)
         return replace(self, base=None if self.base is None else source_text(self.base), text=text, **whole)

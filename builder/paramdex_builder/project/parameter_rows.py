@@ -75,9 +75,11 @@ def parameter_rows(rows: torch.Tensor, piece: Piece, scoring: Scoring, top_k: in
 
 def parameters_held(some: Sequence[Piece], d: int, n_terms: int) -> int:
     """The most bytes, roughly, that one of ``some`` pieces takes: its weights, its coordinates and what is made of them
-    in float32, in float64 where it is pulled back; or the weights of two models and their difference in float64.
+    in float32; or the weights of two models and their difference in float64. Where it is pulled back, that and its
+    coordinates come on top.
     """
-    return 24 * n_terms * d * max((piece.n_rows for piece in some), default=0)
+    pulled = [12 * (piece.run.space == "reading") for piece in some]
+    return max(((12 * n_terms + more) * d * piece.n_rows for piece, more in zip(some, pulled, strict=True)), default=0)
 
 
 def _tokens(rows: torch.Tensor, space: Space, k: int) -> dict[str, Tokens]:

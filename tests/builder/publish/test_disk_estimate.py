@@ -12,6 +12,7 @@ from conftest import SMALL_OPTIONS
 
 from paramdex_builder import Options, build
 from paramdex_builder.estimates import disk_needed
+from paramdex_builder.project.scoring import scored_layout
 from paramdex_builder.publish import place
 from paramdex_builder.read.checkpoint import Checkpoint
 from paramdex_schemas import BuildError, atlas_files, vector_files
@@ -20,7 +21,9 @@ Usage = namedtuple("Usage", "total used free")  # noqa: PYI024
 
 
 def estimate(model: Path, options: Options = SMALL_OPTIONS) -> int:
-    return disk_needed(Checkpoint.open(str(model)), options.top_k, options.pair_k)
+    checkpoint = Checkpoint.open(str(model))
+    layout = scored_layout(checkpoint.layout, "output", options.reading.replace("auto", "embedding"), tied=True)
+    return disk_needed(checkpoint, layout, len(checkpoint.embedding()[0]), options.top_k, options.pair_k)
 
 
 def test_codes_of_large_kinds_are_counted(word_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

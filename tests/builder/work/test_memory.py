@@ -77,7 +77,7 @@ def model(d: int, d_ff: int, d_head: int, n_terms: int = 1) -> Any:
 
 
 def needed(of: Any, V: int, stored: torch.dtype = torch.float32, device: torch.device = CPU) -> int:
-    return estimates.memory_needed(of, V, stored, device)
+    return estimates.memory_needed(of, of.layout, V, stored, device)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
