@@ -32,7 +32,7 @@ class Options:
     reading: str = "auto"
     """how what reads in the layers from 1 on is read: by what its layer is expected to see of each token (expected), by
     what layer 0 makes of it (effective), or by the embedding as in layer 0 (embedding); auto is expected for causal
-    models that can be run, else embedding"""
+    models that can be run, and for others that can be where there is a text, else embedding"""
     text: str | PathLike[str] | None = None
     """a file of text to find out what layers see; without one a causal model writes it itself"""
     device: str = "auto"

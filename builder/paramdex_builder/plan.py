@@ -9,7 +9,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from paramdex_builder.options import Options
 from paramdex_builder.project.finite import check_lengths
 from paramdex_builder.project.scoring import scored_layout
 from paramdex_builder.read.hub import own_name
+from paramdex_builder.read.source import read_named_words
 from paramdex_builder.read.vocabulary import Vocabulary, read_vocabulary
 from paramdex_builder.read.weights import Weights
 from paramdex_builder.stream.reading import reading_of
@@ -25,9 +25,7 @@ from paramdex_builder.work.arguments import source_text
 from paramdex_builder.work.progress import Progress
 from paramdex_schemas import FORMAT_VERSION, BuildError, Layout
 from paramdex_schemas.addresses import MODEL_NAME
-from paramdex_schemas.atlas_files import sha256
 from paramdex_schemas.errors import quoted
-from paramdex_schemas.foreign import reason
 
 
 @dataclass(frozen=True)
@@ -105,7 +103,7 @@ def plan_model(name: str, weights: Weights, options: Options, progress: Progress
         progress.say(f"{name}: left out {n} added tokens, because the embedding has no rows for them: {some}")
     with progress.step(f"{name}: checking weights", len(weights.layout.runs)) as advance:
         weights.check_layers(advance)
-    reading = reading_of(options.reading, weights.runs)
+    reading = reading_of(options.reading, weights.runs, options.text, progress)
     left_out = [f"{part} ({n} tensors)" for part, n in weights.left_out().items()]
     if left_out:
         family = weights.family.name
@@ -136,13 +134,7 @@ def _text_of(reading: str, options: Options) -> str | None:
     """What maps are fitted on. Raises BuildError where a text that was given cannot be read."""
     if reading != "expected":
         return None
-    if options.text is None:
-        return "its own"
-    path = Path(options.text)
-    try:
-        return f"{path.name}, SHA-256 {sha256(path)}"
-    except OSError as error:
-        raise BuildError(f"{path} cannot be read ({reason(error)})") from error
+    return "its own" if options.text is None else read_named_words(options.text)[1]
 
 
 def named_sources(sources: Sequence[str], base: str | PathLike[str] | None = None) -> dict[str, str]:

@@ -49,8 +49,7 @@ def write_tensors(path: Path, tensors: dict[str, Blocks]) -> None:
         file.write(len(text).to_bytes(8, "little") + text)
         for each in tensors.values():
             little = np.dtype(each.dtype).newbyteorder("<")
-            for part in each.parts:
-                file.write(np.ascontiguousarray(part, little).data)
+            file.writelines(np.ascontiguousarray(part, little).data for part in each.parts)  # and none is kept
 
 
 def write_space(path: Path, space: Space) -> None:

@@ -12,9 +12,9 @@ import torch
 
 from paramdex_builder.measure import measures
 from paramdex_builder.measure.measures import KEPT, Measured
-from paramdex_builder.measure.reads import Reading, readings, vectors_of
+from paramdex_builder.measure.reads import Way, vectors_of, ways_to_read
 from paramdex_builder.read.checkpoint import Checkpoint
-from paramdex_builder.read.source import read_text
+from paramdex_builder.read.source import read_words
 from paramdex_builder.read.tokenizer import special_ids
 from paramdex_builder.read.vocabulary import read_vocabulary
 from paramdex_builder.stream import own_text
@@ -23,7 +23,6 @@ from paramdex_builder.stream.space import READERS, taken, taps
 from paramdex_builder.work.arguments import check_choices, given, source_text
 from paramdex_builder.work.progress import Progress
 from paramdex_schemas import BuildError, FamilyError
-from paramdex_schemas.arguments import given_path
 from paramdex_schemas.checks import check_text, whole_number
 from paramdex_schemas.errors import quoted
 
@@ -130,7 +129,7 @@ def evaluate(
     seen = _look(runner, text, options, generator, progress)
     plain = Checkpoint.open(source) if options.fold_norm else checkpoint
     run = _Run(checkpoint, plain, E, seen, options, generator)
-    ways = readings(runner, plain, E, author, options.texts, options.seed, progress)
+    ways = ways_to_read(runner, plain, E, author, options.texts, options.seed, progress)
     rows = _Rows({"model": source, "fold_norm": options.fold_norm, "space": which}, options.draws)
     # What the model itself reads out of a state is E norm(h), whatever is folded into the parameters.
     scoring = plain.embedding(options.space)[0][: len(vocabulary)].float()
@@ -221,7 +220,7 @@ def _measure_pairs(run: _Run, layer: int, rows: _Rows) -> None:
         rows.add("pairs", f"{left}, {right}", layer, options.pair_k, "shuffled", overlap, len(chosen))
 
 
-def _measure_reads(run: _Run, layer: int, ways: list[Reading], rows: _Rows) -> None:
+def _measure_reads(run: _Run, layer: int, ways: list[Way], rows: _Rows) -> None:
     """Add the measures ``reads`` and ``hits`` of one layer, for every reading."""
     options, seen = run.options, run.seen
     generator = torch.Generator().manual_seed(options.seed)
@@ -231,17 +230,17 @@ def _measure_reads(run: _Run, layer: int, ways: list[Reading], rows: _Rows) -> N
             continue
         active = states @ vectors.T
         some = torch.randperm(len(vectors), generator=generator)[: measures.PARAMETERS]
-        for reading in ways:
-            scored = reading.scored(kind, layer)
+        for way in ways:
+            scored = way.scored(kind, layer)
             if scored is None:
                 continue
             table, read = scored
             scores = table[seen.tokens] @ read.T
             found = measures.correlation(active, scores, options.draws, generator)
-            rows.add("reads", kind, layer, None, "shuffled", found, len(states), reading.name)
+            rows.add("reads", kind, layer, None, "shuffled", found, len(states), way.name)
             least = measures.least_of_top(read[some], table)
             found = measures.hits(active[:, some], scores[:, some], least, options.draws, generator)
-            rows.add("hits", kind, layer, None, "shuffled", found, len(states), reading.name)
+            rows.add("hits", kind, layer, None, "shuffled", found, len(states), way.name)
 
 
 def _look(runner: Runner, text: str, options: EvaluateOptions, generator: torch.Generator, progress: Progress) -> Seen:
@@ -282,7 +281,7 @@ def _look(runner: Runner, text: str, options: EvaluateOptions, generator: torch.
             for layer, state in enumerate(before[1:]):
                 states[layer].append(state[keep])
             for found, kept in ((given, coefficients), (read, inputs)):
-                for key, value in found.items():
+                for key, value in found.given.items():
                     kept.setdefault(key, []).append(value.reshape(*batch.ids.shape, -1)[keep])
             advance(len(batch))
     seen = Seen(
@@ -320,12 +319,3 @@ def _vectors(
     if any(rows is not None for rows in written):
         yield "ff_value", some(torch.cat([rows for rows in written if rows is not None]))
     yield "states", some(torch.cat(seen.states))
-
-
-def read_words(path: str | PathLike[str]) -> str:
-    """A text to run a model on, as ``read_text``. Raises BuildError where it cannot be read or is empty."""
-    path = given_path(path, "the text", BuildError)
-    text = read_text(path)
-    if not text.strip():
-        raise BuildError(f"{path} is empty; give a text of some hundred words or more")
-    return text

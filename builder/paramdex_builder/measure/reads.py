@@ -9,26 +9,31 @@ from typing import Any
 import torch
 
 from paramdex_builder.read.checkpoint import Checkpoint
-from paramdex_builder.stream import own_text
 from paramdex_builder.stream.forward import Runner
-from paramdex_builder.stream.space import alone, fitted, normalized
+from paramdex_builder.stream.reading import Reading, fitted
+from paramdex_builder.stream.space import alone
+from paramdex_builder.stream.texts import own
 from paramdex_builder.work.progress import Progress
+from paramdex_schemas import Run
 
-_LENGTH = 128
-"""The tokens of a text that a model writes itself."""
+
+def run_of(checkpoint: Checkpoint, kind: str, layer: int) -> Run | None:
+    """The run of a kind in a layer; None where there is none, or where experts hold its vectors."""
+    runs = (run for run in checkpoint.layout.of(kind) if run.place == (None, layer) and run.owner != "expert")
+    return next(runs, None)
 
 
 def vectors_of(checkpoint: Checkpoint, kind: str, layer: int) -> torch.Tensor | None:
-    """The vectors of a kind in a layer (n x d), those of key/value heads once for each query head; None where there
-    are none, or where experts hold them.
+    """The vectors of a kind in a layer (n x d), those of key/value heads once for each query head; None where
+    ``run_of`` is.
     """
-    for run in checkpoint.layout.of(kind):
-        if run.place == (None, layer) and run.owner != "expert":
-            rows = checkpoint.rows(run).float()
-            if run.owner == "kv_head" and run.group > 1:
-                rows = rows.view(run.n_owners, run.size, -1).repeat_interleave(run.group, dim=0).flatten(0, 1)
-            return rows
-    return None
+    run = run_of(checkpoint, kind, layer)
+    if run is None:
+        return None
+    rows = checkpoint.rows(run).float()
+    if run.owner == "kv_head" and run.group > 1:
+        rows = rows.view(run.n_owners, run.size, -1).repeat_interleave(run.group, dim=0).flatten(0, 1)
+    return rows
 
 
 Scored = tuple[torch.Tensor, torch.Tensor]
@@ -36,47 +41,37 @@ Scored = tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Reading:
+class Way:
     """A way to read: for a kind and layer, what its scores are products of; None where its vectors lie elsewhere."""
 
     name: str
     scored: Callable[[str, int], Scored | None]
 
 
-def readings(
+def ways_to_read(
     runner: Runner, plain: Checkpoint, E: torch.Tensor, author: Any, n_texts: int, seed: int, progress: Progress
-) -> list[Reading]:
+) -> list[Way]:
     """The ways to read a model: by the embedding; from layer 1 on by what layer 0 makes of a token; and by what each
     layer sees of that, where there is an ``author``, the causal language model, to write ``n_texts`` to fit it on.
 
     Layer 0 is always read by the embedding E (V x d). ``plain`` is the checkpoint with no norms folded.
     """
-    checkpoint = runner.checkpoint
-    Z = normalized(alone(runner, len(E)), checkpoint.family.norm)
+    Z = alone(runner, len(E), progress)
 
-    def embedding(kind: str, layer: int) -> Scored | None:
-        rows = vectors_of(checkpoint, kind, layer)
+    def by_embedding(kind: str, layer: int) -> Scored | None:
+        rows = vectors_of(runner.checkpoint, kind, layer)
         return None if rows is None else (E, rows)
 
-    def effective(kind: str, layer: int) -> Scored | None:
-        rows = vectors_of(plain, kind, layer)
-        if rows is None or layer == 0:
-            return embedding(kind, layer)
-        return Z, plain.fold(rows, plain.norms.beside(kind, (None, layer)), "reads")
+    def by(reading: Reading) -> Way:
+        def scored(kind: str, layer: int) -> Scored | None:
+            run, rows = run_of(plain, kind, layer), vectors_of(plain, kind, layer)
+            if run is None or rows is None or layer == 0:
+                return by_embedding(kind, layer)
+            return Z, reading.pulled(plain, run, rows).float()
 
-    found = [Reading("embedding", embedding), Reading("effective", effective)]
+        return Way(reading.how, scored)
+
+    found = [Way("embedding", by_embedding), by(Reading("effective", Z))]
     if author is not None:
-        begin = runner.tokenizer.bos_token_id
-        first = begin if begin is not None and begin < len(E) else None
-        length = min(_LENGTH, runner.longest)
-        texts = own_text.write(author, first, len(E), n_texts, length, seed, progress)
-        maps = {(kind, layer): A for kinds, layer, A, _ in fitted(runner, Z, texts, 1, progress) for kind in kinds}
-
-        def by_map(kind: str, layer: int) -> Scored | None:
-            rows = vectors_of(plain, kind, layer)
-            if rows is None or layer == 0:
-                return embedding(kind, layer)
-            return Z, rows @ maps[kind, layer].T
-
-        found.append(Reading("expected", by_map))
+        found.append(by(fitted(runner, Z, own(runner, author, len(E), n_texts, seed, progress), progress)))
     return found

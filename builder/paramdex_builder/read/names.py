@@ -121,9 +121,9 @@ class Names:
         return names
 
     def module(self, kind: str, layer: int) -> str | None:
-        """Below its layer, the module whose weights hold a kind's vectors; None where experts hold them."""
-        for owner in (None, "head", "kv_head"):
+        """Below its layer, the module whose weights hold a kind's vectors; None where each expert has some."""
+        for owner in (None, "head", "kv_head", "expert"):
             spec = self.specs.get((kind, (None, layer), owner))
-            if spec is not None:
+            if spec is not None and not spec.per_expert:
                 return spec.tensor.removesuffix(".weight")
         return None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import lzma
 import re
+from os import PathLike
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,11 +15,14 @@ from paramdex_builder.read.contents import in_place_of_a_folder, without_config
 from paramdex_builder.read.family import shown
 from paramdex_builder.read.hub import ADAPTER_CONFIG, Origin, on_hub
 from paramdex_schemas import BuildError, CheckpointError, FamilyError
+from paramdex_schemas.arguments import given_path
 from paramdex_schemas.foreign import all_of, read_bytes, read_json, reading
 
 _TOKENIZER = re.compile(
     r"(tokenizer|vocab)[^/]*|merges\.txt|(special_tokens_map|added_tokens|tekken)\.json|[^/]+\.model"
 )
+_DIGITS = 12
+"""Hexadecimal digits of a text's SHA-256 that are kept."""
 
 
 def locate(source: str) -> Origin:
@@ -102,9 +107,28 @@ def untyped_config(data: dict[str, Any]) -> SimpleNamespace:
 
 def read_text(path: Path) -> str:
     """A text file of the user's, plain or compressed with xz. Raises BuildError where it cannot be read as text."""
+    return _text(path)[0]
+
+
+def read_words(path: str | PathLike[str]) -> str:
+    """A text to run a model on, as ``read_text``. Raises BuildError where it cannot be read or is empty."""
+    return read_named_words(path)[0]
+
+
+def read_named_words(path: str | PathLike[str]) -> tuple[str, str]:
+    """As ``read_words``, and what tells this text from others: the file's name and how its SHA-256 begins."""
+    path = given_path(path, "the text", BuildError)
+    text, raw = _text(path)
+    if not text.strip():
+        raise BuildError(f"{path} is empty; give a text of some hundred words or more")
+    return text, f"{path.name}, SHA-256 {hashlib.sha256(raw).hexdigest()[:_DIGITS]}"
+
+
+def _text(path: Path) -> tuple[str, bytes]:
+    """What a text file says, and the bytes of the file, which is read once: it may be a pipe."""
     with reading(path, BuildError, "cannot be read as text"):
-        raw = read_bytes(path)
+        raw = said = read_bytes(path)
         if path.suffix == ".xz":
             with lzma.open(io.BytesIO(raw)) as file:
-                raw = all_of(file.read)
-        return raw.decode("utf-8-sig")
+                said = all_of(file.read)
+        return said.decode("utf-8-sig"), raw

@@ -66,17 +66,21 @@ def _comparable(
     segments = side.segments(kind)
     if other.shared is None:
         return segments
-    which = "earlier" if side is other else "later"
+    file, which = mine.folder / atlas_files.shared_space(other.name), "earlier" if side is other else "later"
     found = []
     for number, (rows, first, space) in enumerate(segments):
-        with safe_open(mine.folder / atlas_files.shared_space(other.name), framework="np") as file:
-            some = isometry.Root(file.get_tensor(f"{which}/{space}"))
-        move = isometry.restriction(some, side.root(space))
-        del some
-        path = scratch / f"{which}-{number}.faiss"
+        path, move = scratch / f"{which}-{number}.faiss", _restriction(side, space, file, which)
         write_flat_index(path, len(move), restricted_blocks(rows, move, device))
+        del move  # before the next is made
         found.append(Segment(open_rows(path), first, space))
     return found
+
+
+def _restriction(side: Related, space: str, file: Path, which: str) -> np.ndarray:
+    """M from the coordinates of a space to those on shared tokens, whose roots are in ``file``."""
+    with safe_open(file, framework="np") as opened:
+        some = isometry.Root(opened.get_tensor(f"{which}/{space}"))
+    return isometry.restriction(some, side.root(space))
 
 
 def _scratch(mine: Related) -> TemporaryDirectory[str]:

@@ -61,13 +61,9 @@ class Runner:
 
         Raises CheckpointError where transformers cannot load it, FamilyError where it is not a single stack of blocks.
         """
-        names = checkpoint.names.blocks()
+        checkpoint.names.blocks()  # before it is loaded
         model = load(checkpoint) if model is None else model
-        modules = dict(model.named_modules())
-        starts = [name.removesuffix(names[0]) for name in modules if f".{name}".endswith(f".{names[0]}")]
-        if len(starts) != 1 or any(starts[0] + name not in modules for name in names):
-            raise FamilyError(f"{checkpoint.source}: transformers' model has no blocks {names[0]} to {names[-1]}")
-        blocks = [modules[starts[0] + name] for name in names]
+        blocks = blocks_of(checkpoint, model)
         return cls(checkpoint, model.eval(), blocks, load_tokenizer(checkpoint.source, checkpoint.folder))
 
     @property
@@ -178,6 +174,16 @@ class Runner:
         with watched(self.blocks) as seen:
             self.run(batch)
         return seen
+
+
+def blocks_of(checkpoint: Checkpoint, model: Any) -> list[torch.nn.Module]:
+    """The blocks of transformers' model of a checkpoint. Raises FamilyError where it is not a single stack of them."""
+    names = checkpoint.names.blocks()
+    modules = dict(model.named_modules())
+    starts = [name.removesuffix(names[0]) for name in modules if f".{name}".endswith(f".{names[0]}")]
+    if len(starts) != 1 or any(starts[0] + name not in modules for name in names):
+        raise FamilyError(f"{checkpoint.source}: transformers' model has no blocks {names[0]} to {names[-1]}")
+    return [modules[starts[0] + name] for name in names]
 
 
 @contextmanager

@@ -6,8 +6,9 @@ vector r whose scores are Z r. How well that says what w reads is measured on te
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from os import PathLike
 from pathlib import Path
 
 import torch
@@ -15,15 +16,18 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from paramdex_builder.read.checkpoint import Checkpoint
+from paramdex_builder.read.source import read_named_words
 from paramdex_builder.read.weights import Weights
 from paramdex_builder.stream import own_text
 from paramdex_builder.stream.forward import Runner
-from paramdex_builder.stream.space import alone, fitted, normalized
+from paramdex_builder.stream.maps import PART, Group, HeldOut, maps, summed
+from paramdex_builder.stream.possible import EMBEDDING, obstacle
+from paramdex_builder.stream.space import alone
+from paramdex_builder.stream.texts import FITTED, HELD_OUT, LENGTH, Texts, own, windows
 from paramdex_builder.work.progress import Progress
-from paramdex_schemas import KINDS, BuildError, FamilyError, Run
+from paramdex_builder.work.workers import one_thread_each
+from paramdex_schemas import KINDS, BuildError, CheckpointError, FamilyError, Run
 
-TEXTS, HELD_OUT, LENGTH = 96, 12, 128
-"""Texts that a model writes: those that maps are fitted on, those that they are measured on, and the tokens of each."""
 _READ_AS = {"attn_query_bias": "attn_key", "attn_key_bias": "attn_query"}
 """A bias carried through a head's other side reads what that side reads."""
 
@@ -55,12 +59,24 @@ class Reading:
 
     def map(self, run: Run) -> torch.Tensor:
         """A of a run. Raises FamilyError where nothing that reads the state is known there."""
-        kind = _READ_AS.get(run.kind, run.kind)
-        for name, found in self.maps.items():
+        name = self.name(run)
+        if name is None:
+            raise FamilyError(
+                f"what {run.kind} of layer {run.layer} reads is not known; build with --reading effective"
+            )
+        return self.maps[name]
+
+    def name(self, run: Run) -> str | None:
+        """The name of the map of a run; None where there is none."""
+        return self._by_place.get((_READ_AS.get(run.kind, run.kind), run.layer))
+
+    @cached_property
+    def _by_place(self) -> dict[tuple[str, int | None], str]:
+        found: dict[tuple[str, int | None], str] = {}
+        for name in self.maps:
             kinds, _, layer = name.partition("/")
-            if layer == str(run.layer) and ("router" if run.owner == "expert" else kind) in kinds.split("+"):
-                return found
-        raise FamilyError(f"what {run.kind} of layer {run.layer} reads is not known; build with --reading effective")
+            found |= dict.fromkeys(((kind, int(layer)) for kind in kinds.split("+")), name)
+        return found
 
     def save(self, path: Path) -> None:
         """Write all but the text; ``load`` reads it. Raises OSError."""
@@ -92,51 +108,105 @@ def run_name(run: Run) -> str:
     return "/".join(part for part in (run.kind, str(run.layer), run.owner if run.owner == "expert" else None) if part)
 
 
-def reading_of(asked: str, checkpoint: Checkpoint) -> str:
-    """The reading that ``auto`` means for a model: expected for a causal one, embedding else. Raises BuildError where
-    the one that was asked for cannot be.
+def reading_of(
+    asked: str, checkpoint: Checkpoint, text: str | PathLike[str] | None = None, progress: Progress | None = None
+) -> str:
+    """The reading that ``asked`` (expected, effective, embedding or auto) means for a model. With auto it is expected
+    for a causal one, and for others where there is a ``text`` to fit it on; else embedding, and ``progress`` is told
+    why, where that is for something that the model lacks.
+
+    Raises BuildError where the one that was asked for cannot be had.
     """
-    stacks = bool(checkpoint.layout.stacks)
-    if asked == "auto":
-        return "expected" if own_text.is_causal(checkpoint) and not stacks else "embedding"
-    if asked != "embedding" and stacks:
-        raise BuildError(f"{checkpoint.source}: an encoder-decoder is read with --reading embedding, not {asked}")
-    return asked
+    if asked == "embedding":
+        return asked
+    how = "expected" if asked == "auto" else asked
+    missing = obstacle(checkpoint, how, text is not None)
+    if missing is None:
+        return how
+    if asked != "auto":
+        raise BuildError(f"{checkpoint.source}: {missing.why}; {missing.instead}")
+    if progress is not None and not missing.expected:
+        progress.say(f"{checkpoint.source}: its readers are read by its embedding, because {missing.why}")
+    return "embedding"
 
 
 def make_reading(weights: Weights, how: str, V: int, text: Path | None, progress: Progress) -> Reading:
-    """The reading ``how`` (expected or effective) of a model whose vocabulary has V items, by running it.
+    """The reading ``how`` (expected or effective) of a model whose vocabulary has V items, by running it, over a file
+    of ``text`` where that is given. It is the same from any number of threads.
 
-    Raises CheckpointError, FamilyError or BuildError where that cannot be.
+    ``reading_held`` says how much memory that takes. Raises CheckpointError, FamilyError or BuildError where the model
+    cannot be run, or the text cannot be read or is too short.
     """
     checkpoint = weights.runs
-    author = own_text.writer(checkpoint)
-    runner = Runner.open(checkpoint, None if author is None else author.base_model)
-    Z = normalized(alone(runner, V), checkpoint.family.norm)
+    missing = obstacle(checkpoint, how, text is not None)
+    if missing is not None:
+        raise BuildError(f"{checkpoint.source}: {missing.why}; {missing.instead}")
+    named = read_named_words(text) if how == "expected" and text is not None else None
+    writes = how == "expected" and named is None
+    try:
+        author = own_text.opened(checkpoint) if writes else None
+        runner = Runner.open(checkpoint, None if author is None else author.base_model)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; {EMBEDDING}") from error
+    Z = alone(runner, V, progress)
+    if not Z.isfinite().all():
+        raise CheckpointError(f"{checkpoint.source}: layer 0 makes NaN or infinite values of some tokens; {EMBEDDING}")
     if how == "effective":
         return Reading(how, Z)
-    if author is None:
-        raise BuildError(f"{checkpoint.source} cannot write text; give some with --text FILE, or --reading effective")
-    begin = runner.tokenizer.bos_token_id
-    first = begin if begin is not None and begin < V else None
-    length = min(LENGTH, runner.longest)
-    texts = own_text.write(author, first, V, TEXTS + HELD_OUT, length, 0, progress)
-    maps, reads = {}, {}
-    for kinds, layer, A, held in fitted(runner, Z, texts, HELD_OUT, progress):
-        if layer:
-            maps[f"{'+'.join(kinds)}/{layer}"] = A
-            found = Reading(how, Z, {f"{'+'.join(kinds)}/{layer}": A})
-            for run in _read_there(weights, found, layer):
-                reads[run_name(run)] = held.correlations(weights.rows(run), A)
-    return Reading(how, Z, maps, reads, "its own", TEXTS * length)
+    n = FITTED + HELD_OUT
+    texts = own(runner, author, V, n, 0, progress) if named is None else windows(runner, *named, n, 0)
+    del author
+    found = fitted(runner, Z, texts[:FITTED], progress)
+    reads = _held_out(weights.plain(), runner, found, texts[FITTED:], progress)
+    return replace(found, reads=reads)
 
 
-def _read_there(weights: Weights, reading: Reading, layer: int) -> Iterator[Run]:
-    """The runs of readers of a layer that a reading has a map for."""
-    for run in weights.layout.runs:
-        if run.layer == layer and KINDS[run.kind].role == "reads":
-            try:
-                reading.map(run)
-            except FamilyError:
-                continue
-            yield run
+def fitted(runner: Runner, Z: torch.Tensor, texts: Texts, progress: Progress) -> Reading:
+    """The expected reading with maps fitted on texts, not measured yet. Raises CheckpointError."""
+    sums = summed(runner, Z, texts, "fitting what layers read", progress, squares=False)
+    found = {_name(group): A for group, A in maps(sums, progress)}
+    return Reading("expected", Z, found, {}, texts.called, texts.n_tokens)
+
+
+def _name(group: Group) -> str:
+    """The name of a map: the kinds that share it, and their layer."""
+    return f"{'+'.join(kind for kind, _ in group)}/{group[0][1]}"
+
+
+def _held_out(
+    weights: Weights, runner: Runner, reading: Reading, texts: Texts, progress: Progress
+) -> dict[str, torch.Tensor]:
+    """Name of a run -> the correlations of its vectors (see ``Reading.reads``) on texts that the fit never saw."""
+    sums = summed(runner, reading.Z, texts, "measuring what layers read", progress, squares=True)
+    readers = [run for run in weights.layout.runs if KINDS[run.kind].role == "reads" and run.layer]
+    of_map = {name: [run for run in readers if reading.name(run) == name] for name in reading.maps}
+
+    def measured(group: Group) -> dict[str, torch.Tensor]:
+        name = _name(group)
+        held = HeldOut.of(sums, group, reading.maps[name])
+        return {run_name(run): held.correlations(weights.rows(run)) for run in of_map[name]}
+
+    with progress.step("measuring readers", len(sums.zx)) as advance:
+        found: dict[str, torch.Tensor] = {}
+        for some in one_thread_each(measured, sums.zx):
+            found |= some
+            advance(1)
+    return found
+
+
+def reading_held(weights: Weights, V: int) -> int:
+    """The bytes of memory, roughly, that ``make_reading`` takes at most: the whole model in float32; Z twice; and the
+    larger of what is held while texts are written and while maps are made.
+
+    Writing holds for each thread the keys and values of a batch of texts, and its chances of each token. Making maps
+    holds for each thread the states of a part of the texts, and for each of at most two places of a layer, before
+    attention and before the feed-forward, a map (d x d float32) and two sums (d x d float64 each).
+    """
+    checkpoint, d = weights.runs, weights.d_model
+    sizes = checkpoint.names.first_sizes
+    n_layers, threads = sizes["n_layers"], torch.get_num_threads()
+    model = 4 * checkpoint.n_bytes // (4 if checkpoint.dtype() == "float32" else 2)
+    cached = 2 * n_layers * sizes["n_kv_heads"] * sizes["d_head"]
+    writing = threads * own_text.BATCH * (4 * LENGTH * cached + 16 * V)
+    fitting = 2 * n_layers * d * (20 * d + 4 * threads * PART * LENGTH)
+    return model + 8 * V * d + max(writing, fitting)

@@ -6,7 +6,7 @@ With pairs (x, y) in rows of X (n x p) and Y (n x q), less their means Xc and Yc
 
 That is the least of |Yc - Xc B|^2 + lambda |B - P|^2 (Hoerl and Kennard 1970, whose P is 0): least squares that pays
 for leaving the prior P. lambda is a fraction of the mean of Xc^T Xc's diagonal, so that it means the same at any scale
-and for any number of pairs. Nothing is kept of the pairs but sums, and sums over parts of a text add up.
+and for any number of pairs. Nothing is kept of the pairs but sums in float64, to which each part of a text is added.
 """
 
 from __future__ import annotations
@@ -15,10 +15,13 @@ from dataclasses import dataclass
 
 import torch
 
+_ROUNDED = 1e-12
+"""A variance that is this small a part of a mean square is what rounding leaves of 0."""
 
-@dataclass(frozen=True)
+
+@dataclass
 class Given:
-    """Sums over the vectors x that are known: how many, sum of x (p), of x x^T (p x p). In float64."""
+    """Sums over the vectors x that are known: how many, sum of x (p), of x x^T (p x p)."""
 
     n: int
     x: torch.Tensor
@@ -27,20 +30,26 @@ class Given:
     @classmethod
     def of(cls, X: torch.Tensor) -> Given:
         """Of vectors in rows (n x p)."""
-        X = X.double()
-        return cls(len(X), X.sum(0), X.T @ X)
+        p = X.shape[1]
+        sums = cls(0, torch.zeros(p, dtype=torch.float64), torch.zeros(p, p, dtype=torch.float64))
+        sums.add(X)
+        return sums
 
-    def __add__(self, other: Given) -> Given:
-        return Given(self.n + other.n, self.x + other.x, self.xx + other.xx)
+    def add(self, X: torch.Tensor) -> None:
+        """Add vectors in rows (n x p)."""
+        X = X.double()
+        self.n += len(X)
+        self.x += X.sum(0)
+        self.xx.addmm_(X.T, X)
 
     def covariance(self) -> torch.Tensor:
         """Xc^T Xc (p x p)."""
         return self.xx - torch.outer(self.x, self.x) / self.n
 
 
-@dataclass(frozen=True)
+@dataclass
 class Wanted:
-    """Sums over the vectors y that are to be guessed: of y (q), of x y^T (p x q). In float64."""
+    """Sums over the vectors y that are to be guessed: of y (q), of x y^T (p x q)."""
 
     y: torch.Tensor
     xy: torch.Tensor
@@ -48,23 +57,32 @@ class Wanted:
     @classmethod
     def of(cls, X: torch.Tensor, Y: torch.Tensor) -> Wanted:
         """Of pairs in rows (n x p and n x q)."""
-        Y = Y.double()
-        return cls(Y.sum(0), X.double().T @ Y)
+        p, q = X.shape[1], Y.shape[1]
+        sums = cls(torch.zeros(q, dtype=torch.float64), torch.zeros(p, q, dtype=torch.float64))
+        sums.add(X, Y)
+        return sums
 
-    def __add__(self, other: Wanted) -> Wanted:
-        return Wanted(self.y + other.y, self.xy + other.xy)
+    def add(self, X: torch.Tensor, Y: torch.Tensor) -> None:
+        """Add pairs in rows (n x p and n x q)."""
+        Y = Y.double()
+        self.y += Y.sum(0)
+        self.xy.addmm_(X.double().T, Y)
+
+    def covariance(self, given: Given) -> torch.Tensor:
+        """Xc^T Yc (p x q)."""
+        return self.xy - torch.outer(given.x, self.y) / given.n
 
 
 def fit(given: Given, wanted: Wanted, fraction: float, *, diagonal: bool = False) -> torch.Tensor:
     """B (p x q, float64). ``fraction`` gives lambda; the prior P is 0, or with ``diagonal`` (p = q) the least squares
-    of each number of y on the same number of x.
+    of each number of y on the same number of x. Where x never varies, B is 0.
     """
-    covariance = given.covariance()
-    wants = wanted.xy - torch.outer(given.x, wanted.y) / given.n
+    covariance, wants = given.covariance(), wanted.covariance(given)
     spread = covariance.diagonal()
-    paid = fraction * spread.mean()
+    paid = fraction * float(spread.mean()) or 1.0
     left = covariance + paid * torch.eye(len(covariance), dtype=covariance.dtype)
     if diagonal:
-        wants = wants + paid * torch.diag(wants.diagonal() / spread.clamp_min(torch.finfo(spread.dtype).tiny))
+        varies = spread > _ROUNDED * given.xx.diagonal()
+        wants = wants + paid * torch.diag(torch.where(varies, wants.diagonal() / spread, 0))
     found: torch.Tensor = torch.linalg.solve(left, wants)
     return found

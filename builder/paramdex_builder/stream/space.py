@@ -14,57 +14,61 @@ at a token t of some text. z_t^T B is the best linear guess of x from the curren
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
 
 from paramdex_builder.read.family import Norm
 from paramdex_builder.stream.forward import Batch, Runner
-from paramdex_builder.stream.ridge import Given, Wanted, fit
 from paramdex_builder.work.progress import Progress
+from paramdex_builder.work.workers import one_thread_each, stop_if_unwanted
+from paramdex_schemas import KINDS
 
 READERS = ("ff_key", "ff_gate", "attn_query", "attn_key", "attn_value", "router")
-RIDGE = 0.1
-"""The share of the mean variance of z that the regression pays for leaving the diagonal map. Correlations on text of
-another domain, fitted on 12,288 tokens: for gates of SmolLM2-135M it is the best of 0.01, 0.03, 0.1 and 0.3 in layers 1
-and 10; for ff_key of tiny-a 0.003 is better by 0.02 or less.
-"""
 Place = tuple[str, int]
 """A kind and a layer."""
 _TOKENS = 2048
 """How many tokens are run alone at a time."""
-_TEXTS = 16
 
 
 class _Stop(Exception):  # noqa: N818  # it is no error
     """Ends a forward pass once what was asked for is there."""
 
 
-@torch.no_grad()
-def alone(runner: Runner, n_tokens: int) -> torch.Tensor:
-    """The state (n_tokens x d) that leaves the first layer for each token that is read alone."""
-    found: list[torch.Tensor] = []
+def alone(runner: Runner, n_tokens: int, progress: Progress) -> torch.Tensor:
+    """Z (n_tokens x d): the normalized state that leaves the first layer for each token that is read alone."""
     before, after = runner.around
+    norm, kept = runner.checkpoint.family.norm, _Kept()
 
     def keep(_: object, __: object, output: torch.Tensor | tuple[torch.Tensor, ...]) -> None:
-        found.append((output[0] if isinstance(output, (tuple, list)) else output)[:, len(before)])
+        kept.states = output[0] if isinstance(output, (tuple, list)) else output
         raise _Stop
 
+    def of(tokens: torch.Tensor) -> torch.Tensor:
+        stop_if_unwanted()
+        sides = (torch.tensor([side], dtype=torch.int64).expand(len(tokens), -1) for side in (before, after))
+        ids = torch.cat([next(sides), tokens, next(sides)], dim=1)
+        with suppress(_Stop):
+            runner.run(Batch(ids, torch.ones_like(ids)))
+        return normalized(kept.states[:, len(before)], norm)
+
+    parts = torch.split(torch.arange(n_tokens)[:, None], _TOKENS)
     hook = runner.blocks[0].register_forward_hook(keep)
+    Z: torch.Tensor | None = None
     try:
-        for tokens in torch.split(torch.arange(n_tokens)[:, None], _TOKENS):
-            sides = (torch.tensor([side], dtype=torch.int64).expand(len(tokens), -1) for side in (before, after))
-            ids = torch.cat([next(sides), tokens, next(sides)], dim=1)
-            try:
-                runner.run(Batch(ids, torch.ones_like(ids)))
-            except _Stop:
-                continue
+        with progress.step("what layer 0 makes of each token", n_tokens) as advance:
+            done = 0
+            for rows in one_thread_each(of, parts):
+                Z = rows.new_empty(n_tokens, rows.shape[1]) if Z is None else Z
+                Z[done : done + len(rows)] = rows
+                done += len(rows)
+                advance(len(rows))
     finally:
         hook.remove()
-    return torch.cat(found)
+    return torch.zeros(0, 0) if Z is None else Z
 
 
 def normalized(states: torch.Tensor, norm: Norm) -> torch.Tensor:
@@ -77,99 +81,61 @@ def normalized(states: torch.Tensor, norm: Norm) -> torch.Tensor:
 
 
 def taps(runner: Runner, kinds: Iterable[str]) -> dict[Place, torch.nn.Module]:
-    """(kind, layer) -> the module that holds a kind's vectors, where the layer has one: experts have none. One that
-    reads is given the state that it reads; one that writes, the coefficients of its vectors.
+    """(kind, layer) -> the module that holds a kind's vectors, where the layer has one. One that reads is given the
+    state that it reads; one that writes, the coefficients of its vectors. Experts share a module that is given the
+    coefficients of all; what they read is given to the router, which stands for them.
     """
     found = {}
+    names = runner.checkpoint.names
     for layer, block in enumerate(runner.blocks):
         modules = dict(block.named_modules())
         for kind in kinds:
-            name = runner.checkpoint.names.module(kind, layer)
-            if name in modules:
-                found[kind, layer] = modules[name]
+            module = _module(modules, names.module(kind, layer))
+            if module is None and (kind, (None, layer), "expert") in names.specs and KINDS[kind].role == "reads":
+                module = _module(modules, names.module("router", layer))
+            if module is not None:
+                found[kind, layer] = module
     return found
 
 
-@contextmanager
-def taken(modules: dict[Place, torch.nn.Module]) -> Iterator[dict[Place, torch.Tensor]]:
-    """While it is open, what each module was last given. Modules that were given one tensor share it."""
-    given: dict[Place, torch.Tensor] = {}
+def _module(modules: dict[str, torch.nn.Module], name: str | None) -> torch.nn.Module | None:
+    """The module of this name in a block; or, as transformers may call a part of a block otherwise than a checkpoint
+    does, the only one whose name ends so.
+    """
+    if name is None or name in modules:
+        return None if name is None else modules[name]
+    last = name.rpartition(".")[2]
+    ending = [module for path, module in modules.items() if path.rpartition(".")[2] == last]
+    return ending[0] if len(ending) == 1 else None
 
-    def keeper(place: Place) -> Callable[[Any, tuple[Any, ...]], None]:
-        def keep(_: Any, args: tuple[Any, ...]) -> None:
-            given[place] = args[0].detach()
+
+class _Kept(threading.local):
+    """What a hook keeps, in each thread for itself."""
+
+    states: torch.Tensor
+
+
+class Taken(threading.local):
+    """What modules were last given, in each thread for itself. Modules that were given one tensor share it."""
+
+    def __init__(self) -> None:
+        self.given: dict[Place, torch.Tensor] = {}
+
+
+@contextmanager
+def taken(modules: dict[Place, torch.nn.Module]) -> Iterator[Taken]:
+    """While it is open, what each module is given is kept, whichever thread runs the model."""
+    kept = Taken()
+
+    def keeper(place: Place) -> Callable[[Any, tuple[Any, ...], dict[str, Any]], None]:
+        def keep(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            kept.given[place] = (args[0] if args else next(iter(kwargs.values()))).detach()
 
         return keep
 
-    hooks = [module.register_forward_pre_hook(keeper(place)) for place, module in modules.items()]
+    hooks = [module.register_forward_pre_hook(keeper(place), with_kwargs=True) for place, module in modules.items()]
     try:
-        yield given
+        yield kept
     finally:
         for hook in hooks:
             hook.remove()
-
-
-@dataclass
-class HeldOut:
-    """Sums over text that a fit never saw, of the states x that are read at a place and the rows z of Z."""
-
-    given: Given
-    wanted: Wanted
-    xx: torch.Tensor
-    """of x x^T (d x d)"""
-
-    def correlations(self, rows: torch.Tensor, A: torch.Tensor) -> torch.Tensor:
-        """Of each of ``rows`` w (n x d), the Pearson correlation (n, float32) of <x, w> and <z, A w>; NaN where either
-        does not vary.
-        """
-        w, n = rows.double(), self.given.n
-        r = w @ A.double().T
-        zx = self.wanted.xy - torch.outer(self.given.x, self.wanted.y) / n
-        xx = self.xx - torch.outer(self.wanted.y, self.wanted.y) / n
-        along = ((r @ zx) * w).sum(1)
-        sizes = ((r @ self.given.covariance()) * r).sum(1) * ((w @ xx) * w).sum(1)
-        return torch.where(sizes > 0, along / sizes.clamp_min(0).sqrt(), torch.nan).clamp(-1, 1).float()
-
-
-Fitted = tuple[tuple[str, ...], int, torch.Tensor, HeldOut]
-"""Kinds that read one state, their layer, the map A = B (d x d, float32), and what it is measured on."""
-
-
-def fitted(runner: Runner, Z: torch.Tensor, texts: torch.Tensor, n_held: int, progress: Progress) -> Iterator[Fitted]:
-    """What guesses what each layer's readers read from the current token's row of Z, over ``texts`` (n x length ids)
-    without the last ``n_held``.
-
-    The prior is a diagonal map: what a norm's gains alone would do.
-    """
-    modules = taps(runner, READERS)
-    known: dict[bool, Given] = {}
-    sums: dict[tuple[Place, ...], dict[bool, Wanted]] = {}
-    squares: dict[tuple[Place, ...], torch.Tensor] = {}
-    first_held = len(texts) - n_held
-    parts = [*torch.split(texts[:first_held], _TEXTS), *torch.split(texts[first_held:], _TEXTS)]
-    with progress.step("fitting what layers read", len(texts)) as advance:
-        for number, ids in enumerate(parts):
-            is_held = number * _TEXTS >= first_held
-            with taken(modules) as given:
-                runner.run(Batch(ids, torch.ones_like(ids)))
-            z = Z[ids.flatten()]
-            known[is_held] = known[is_held] + Given.of(z) if is_held in known else Given.of(z)
-            for places, states in _shared(given).items():
-                x = states.reshape(len(z), -1)
-                own = sums.setdefault(places, {})
-                own[is_held] = own[is_held] + Wanted.of(z, x) if is_held in own else Wanted.of(z, x)
-                if is_held:
-                    squares[places] = squares.get(places, 0) + x.double().T @ x.double()
-            advance(len(ids))
-    for places, found in sums.items():
-        A = fit(known[False], found[False], RIDGE, diagonal=True).float()
-        kinds = tuple(kind for kind, _ in places)
-        yield kinds, places[0][1], A, HeldOut(known[True], found[True], squares[places])
-
-
-def _shared(given: dict[Place, torch.Tensor]) -> dict[tuple[Place, ...], torch.Tensor]:
-    """The states that were read, each once, by the places of a layer that read it."""
-    places: dict[tuple[int, int], list[Place]] = {}
-    for place, states in given.items():
-        places.setdefault((place[1], states.data_ptr()), []).append(place)
-    return {tuple(some): given[some[0]] for some in places.values()}

@@ -46,13 +46,31 @@ class Workers:
         if n == 1:
             yield from map(function, items)
             return
-        stopped = threading.Event()
-        pool = ThreadPoolExecutor(n, initializer=lambda: setattr(_own, "stopped", stopped))
-        # Not threadpoolctl: it limits the pools of other libraries, but leaves the number that PyTorch goes by.
-        torch.set_num_threads(threads // n)
-        try:
-            yield from pool.map(function, items)
-        finally:
-            stopped.set()
-            pool.shutdown(cancel_futures=True)
-            torch.set_num_threads(threads)
+        yield from _pooled(function, items, n, threads // n)
+
+
+def one_thread_each(function: Callable[[Item], Done], items: Iterable[Item]) -> Iterator[Done]:
+    """The function of each item, in order, as many at a time as PyTorch has threads. Each call has one of them, as it
+    would if there were no more: sums that many threads share out are rounded otherwise, so that results would depend
+    on how many there are.
+    """
+    yield from _pooled(function, items, torch.get_num_threads(), 1)
+
+
+def _pooled(function: Callable[[Item], Done], items: Iterable[Item], n: int, threads_each: int) -> Iterator[Done]:
+    """The function of each item, in order, ``n`` at a time. What a call raises is raised here, the others given up."""
+    threads, stopped = torch.get_num_threads(), threading.Event()
+
+    def begin() -> None:
+        _own.stopped = stopped
+        torch.set_num_threads(threads_each)  # a thread of Python's has a number of its own for some libraries
+
+    pool = ThreadPoolExecutor(n, initializer=begin)
+    # Not threadpoolctl: it limits the pools of other libraries, but leaves the number that PyTorch goes by.
+    torch.set_num_threads(threads_each)
+    try:
+        yield from pool.map(function, items)
+    finally:
+        stopped.set()
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)

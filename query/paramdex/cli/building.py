@@ -162,7 +162,7 @@ def evaluate(source: str, text: str, plot: str | None, output: str, **options: A
     with needing_builder("evaluating"):
         from paramdex_builder import EvaluateOptions, TerminalProgress
         from paramdex_builder import evaluate as run
-        from paramdex_builder.measure.evaluate import read_words
+        from paramdex_builder.read.source import read_words
 
         raise_again()
         table = run(source, read_words(text), EvaluateOptions(**options), TerminalProgress())

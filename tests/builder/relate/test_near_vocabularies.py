@@ -6,6 +6,7 @@ and pruned (2 fewer, in another order); far has half of the words.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -86,6 +87,19 @@ def built(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) ->
     said = Said()
     sources = [str(folder) for folder in folders.values()]
     return build(sources, tmp_path_factory.mktemp("atlas") / "near.atlas", OPTIONS, said), said.lines
+
+
+@pytest.fixture(scope="module")
+def near(
+    built: tuple[Path, list[str]], folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """Atlases of those that are near, by how layers are read."""
+    sources = [str(folder) for name, folder in folders.items() if name != "far"]
+    options = replace(OPTIONS, reading="effective")
+    return {
+        "embedding": built[0],
+        "effective": build(sources, tmp_path_factory.mktemp("atlas") / "read.atlas", options),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -183,11 +197,12 @@ def test_layers_align_on_the_shared_tokens(
         np.testing.assert_allclose(features, raw, atol=1e-6)
 
 
+@pytest.mark.parametrize("reading", ["embedding", "effective"])
 @pytest.mark.parametrize(("a", "b"), [("base", "tuned"), ("pruned", "middle")])
 def test_what_is_kept_is_what_is_said_without_it(
-    built: tuple[Path, list[str]], a: str, b: str, monkeypatch: pytest.MonkeyPatch
+    near: dict[str, Path], reading: str, a: str, b: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same answers where all is worked out when it is asked."""
+    """The same answers where all is worked out when it is asked, whatever spaces there are."""
     address = f"{a}/L0/ff_key/3"
     questions = {
         "align": lambda atlas: atlas.align(a, b).to_rows(),
@@ -195,11 +210,11 @@ def test_what_is_kept_is_what_is_said_without_it(
         "similar": lambda atlas: atlas.similar(address, 40, model=b).to_rows(),
         "heads": lambda atlas: atlas.similar(f"{a}/L1/H2", 8, model=b).to_rows(),
     }
-    with paramdex.open(built[0]) as atlas:
+    with paramdex.open(near[reading]) as atlas:
         kept = {name: ask(atlas) for name, ask in questions.items()}
     monkeypatch.setattr("paramdex.store.common_space.related_on", lambda *_: None)
     monkeypatch.setattr("paramdex.verbs.align.related_on", lambda *_: None)
-    with paramdex.open(built[0]) as atlas:
+    with paramdex.open(near[reading]) as atlas:
         for name, ask in questions.items():
             asked = ask(atlas)
             assert len(asked) == len(kept[name]) > 0

@@ -1,8 +1,7 @@
-"""Relations of models that are read by what layer 0 makes of each token, against float64 from the models themselves.
+"""Relations of models whose layers are read in spaces of their own, against float64 on all scores.
 
-Every vector has its V scores here, in its own space: by the output embedding what writes, by the input embedding what
-reads in layer 0, and by the normalized states that leave layer 0 what reads above, with its norm's gain. What an atlas
-keeps is the correlation of such scores.
+Every vector has its V scores here, in its own space (see ``reading_oracle``). What an atlas keeps is the correlation of
+such scores, whatever spaces they are in, between models that are read in one way or in several.
 """
 
 from __future__ import annotations
@@ -16,25 +15,23 @@ from typing import Any
 import duckdb
 import numpy as np
 import pytest
-import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
 
 import models
 import oracle
 from paramdex_builder import Options, build
-from paramdex_schemas import KINDS, atlas_files
-from query_helpers import Everything
+from paramdex_schemas import atlas_files
+from query_helpers import Everything, everything
+from reading_oracle import everything_read
 
 K = 3
-ERROR = 1e-5
-"""States are computed in float32, and similarities of nearly equal scores are lost with them."""
+ERROR = 2e-6
 MODELS: dict[str, tuple[str, int, Callable[[int], Any]]] = {
     "paper": ("embedding", 60, partial(models.gpt2, layers=3)),
     "gpt": ("effective", 60, partial(models.gpt2, layers=3)),
-    "wide": ("effective", 60, partial(models.gpt2, width=32)),
+    "wide": ("expected", 60, partial(models.gpt2, width=32)),
     "llama": ("effective", 60, partial(models.llama, num_hidden_layers=3)),
-    "tuned": ("effective", 64, models.llama),
+    "tuned": ("expected", 64, models.llama),
 }
 """Name -> reading, words, and shape; the last has four words that the others do not have."""
 SPACES = {
@@ -44,11 +41,6 @@ SPACES = {
     "llama": ["output", "input", "reading"],
     "tuned": ["output", "input", "reading"],
 }
-NORMS = {
-    "gpt2": ("transformer.h.{}.ln_1.weight", "transformer.h.{}.ln_2.weight"),
-    "llama": ("model.layers.{}.input_layernorm.weight", "model.layers.{}.post_attention_layernorm.weight"),
-}
-"""Gains before attention and before the feed-forward layer."""
 
 
 @pytest.fixture(scope="module")
@@ -69,35 +61,14 @@ def atlas(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture(scope="module")
-def wholes(folders: dict[str, Path]) -> dict[str, Everything]:
-    return {name: whole(name, folder, MODELS[name][0]) for name, folder in folders.items()}
-
-
-def whole(name: str, folder: Path, reading: str) -> Everything:
-    """Every parameter of a model, with its scores in its own space."""
-    truth = oracle.read(folder)
-    kinds, layers, heads, indexes, vectors = zip(*truth.parameters(), strict=True)
-    places = [*zip(kinds, layers, heads, indexes, strict=True)]
-    addresses = [oracle.address(name, *place) for place in places]
-    model = AutoModelForCausalLM.from_pretrained(folder).double().eval()
-    tokens = torch.arange(len(truth.E))[:, None]
-    with torch.no_grad():
-        Z = model(tokens, output_hidden_states=True).hidden_states[1][:, 0].numpy()
-    family = model.config.model_type
-    if family == "gpt2":
-        Z = Z - Z.mean(1, keepdims=True)
-    Z = Z / np.sqrt((Z**2).mean(1, keepdims=True))
-    tensors = load_file(folder / "model.safetensors")
-    first = model.get_input_embeddings().weight.detach().numpy()
-    scores = []
-    for (kind, layer, *_), vector in zip(places, vectors, strict=True):
-        reads = KINDS[kind].role == "reads" and reading != "embedding"
-        if reads and layer:
-            gain = tensors[NORMS[family][kind.startswith("ff_")].format(layer)].double().numpy()
-            scores.append(Z @ (gain * vector))
-        else:
-            scores.append((first if reads else truth.E) @ vector)
-    return Everything(name, addresses, list(kinds), list(layers), np.array(scores))
+def wholes(folders: dict[str, Path], atlas: Path) -> dict[str, Everything]:
+    truths = {name: oracle.read(folder) for name, folder in folders.items()}
+    return {
+        name: everything(name, truth)
+        if MODELS[name][0] == "embedding"
+        else everything_read(name, truth, folders[name], atlas)
+        for name, truth in truths.items()
+    }
 
 
 def of_both(wholes: dict[str, Everything], a: str, b: str) -> tuple[np.ndarray, np.ndarray]:

@@ -37,7 +37,8 @@ def test_sums_of_parts_give_the_regression(
     parts = [(x, y) for x, y in parts if len(x)]
     known, wanted = Given.of(parts[0][0]), Wanted.of(*parts[0])
     for x, y in parts[1:]:
-        known, wanted = known + Given.of(x), wanted + Wanted.of(x, y)
+        known.add(x)
+        wanted.add(x, y)
     found = fit(known, wanted, fraction, diagonal=diagonal).numpy()
     expected = by_least_squares(X, Y, fraction, diagonal=diagonal)
     assert found == pytest.approx(expected, abs=1e-7 * max(1, np.abs(expected).max()))
@@ -51,3 +52,13 @@ def test_a_large_price_leaves_the_prior() -> None:
     assert torch.allclose(loose, torch.diag(scale).double() + torch.eye(4).roll(-1, dims=0).double(), atol=1e-6)
     assert torch.allclose(tight, torch.diag(tight.diagonal()), atol=1e-6)
     assert torch.allclose(tight.diagonal(), scale.double(), atol=0.2)
+
+
+def test_what_never_varies_says_nothing() -> None:
+    draw = torch.Generator().manual_seed(0)
+    X = torch.randn(500, 4, generator=draw)
+    X[:, 2] = 0.1
+    Y = torch.randn(500, 4, generator=draw) + X
+    found = fit(Given.of(X), Wanted.of(X, Y), 0.1, diagonal=True)
+    assert float(found[2].abs().max()) < 1e-10
+    assert not fit(Given.of(X * 0), Wanted.of(X * 0, Y), 0.1, diagonal=True).any()
