@@ -111,7 +111,8 @@ def test_readings_are_means_by_kind_and_layer(reading_atlas: Atlas) -> None:
         assert row["reads"] == pytest.approx(np.mean(values), abs=1e-6)
 
 
-def test_info_says_how_models_are_read(reading_atlas: Atlas) -> None:
+def test_info_says_how_models_are_read(reading_atlas: Atlas, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")  # lines are not wrapped
     found = reading_atlas.info()
     assert {row["model"]: row["reading"] for row in found} == READINGS
     for row in found:
