@@ -263,8 +263,9 @@ def test_what_a_process_had_open_is_closed_when_it_dies_between_questions(crew: 
         process.process.kill()
         process.process.wait()
         assert await crew.ask(of) is not process
-        assert process.process.stdin is not None and process.process.stdin.closed
-        assert process.process.stdout is not None and process.process.stdout.closed
+        for stream in (process.process.stdin, process.process.stdout):
+            assert stream is not None
+            assert stream.closed
 
     asyncio.run(run())
 
