@@ -75,17 +75,15 @@ def test_heads(pages: TestClient, reading_atlas: Atlas, address: str, space: str
 
 def test_models_and_layers(pages: TestClient, reading_atlas: Atlas) -> None:
     card = ModelCard.model_validate(data(pages, "/gpt2-wide.json"))
-    assert (card.summary.reading, card.summary.reading_text, card.summary.reading_tokens) == (
-        "expected",
-        "its own",
-        3072,
-    )
+    (row,) = reading_atlas.sql("SELECT reading, reading_text, reading_tokens FROM models WHERE model = 'gpt2-wide'")
+    summary = card.summary
+    assert (summary.reading, summary.reading_text, summary.reading_tokens) == tuple(row.values())
     means = reading_atlas.sql("SELECT kind, layer, reads FROM readings WHERE model = 'gpt2-wide'").to_rows()
     expected = {(row["kind"], f"L{row['layer']}"): pytest.approx(row["reads"], rel=1e-6) for row in means}
     assert {(each.kind, layer): mean for each in card.reads for layer, mean in each.layers.items()} == expected
     text = page(pages, "/gpt2-wide").text
-    told = "What its layers from L1 on read is scored by what they see of a token (reading expected), fitted on 3,072 "
-    assert f"{told}tokens of text that it wrote itself." in text
+    told = "What its layers from L1 on read is scored by what they see of a token (reading expected), fitted on "
+    assert f"{told}{summary.reading_tokens:,} tokens of text that it wrote itself." in text
     assert "How well it is read" in text
     of_one = ModelCard.model_validate(data(pages, "/gpt2-wide/L2.json"))
     assert {tuple(each.layers) for each in of_one.reads} == {("L2",)}

@@ -70,8 +70,8 @@ def build_atlas(sources: Sequence[str], output: str, options: Mapping[str, Any])
     type=click.Choice(["auto", "expected", "effective", "embedding"]),
     default="auto",
     help="what scores what layers from 1 on read: what they see of a token (expected, fitted on text), what layer 0 "
-    "makes of it (effective, weights alone), or the embedding  [default: auto, expected for causal models that can be "
-    "run, else embedding]",
+    "makes of it (effective, weights alone), or the embedding  [default: auto, expected for causal models, or with "
+    "--text, where they can be run, else embedding]",
 )
 @click.option(
     "--text", type=FilePath(), help="fit that on this text, plain or .xz  [default: on what the model writes itself]"

@@ -108,7 +108,8 @@ def test_rows_of_a_matrix_are_what_each_is_alone(reading_atlas: Atlas, draw: ran
         assert (row["top"], row["nearest"], row["similarity"]) == (tokens, first["address"], first["similarity"])
 
 
-def test_it_says_by_what_it_is_read(reading_atlas: Atlas) -> None:
+def test_it_says_by_what_it_is_read(reading_atlas: Atlas, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")  # lines are not wrapped
     w = np.arange(32.0)
     lines = str(reading_atlas.lens(w, "gpt2-wide", 3, reads="l2.FF")).splitlines()
     assert lines[0] == "the vector: a vector of gpt2-wide, reading at L2.ff"

@@ -133,6 +133,7 @@ class Crew:
             if self._closed:
                 raise EndingError
             if before is not None:
+                before.end()  # it died between two questions, so nobody has closed its streams
                 self._processes.discard(before)
             process = self._start()
             self._processes.add(process)
