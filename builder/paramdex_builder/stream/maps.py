@@ -21,9 +21,9 @@ from paramdex_builder.work.workers import one_thread_each, stop_if_unwanted
 from paramdex_schemas import CheckpointError
 
 RIDGE = 0.1
-"""The share of the mean variance of z that the regression pays for leaving the diagonal map. Correlations on text of
-another domain, fitted on 12,288 tokens: for gates of SmolLM2-135M it is the best of 0.01, 0.03, 0.1 and 0.3 in layers 1
-and 10; for ff_key of tiny-a 0.003 is better by 0.02 or less.
+"""The share of the mean variance of z that the regression pays for leaving the diagonal map. Of 0.003 to 3, fitted on
+96 texts that the model wrote, it gives the highest mean correlation on film reviews, Shakespeare and Wikipedia for
+SmolLM2-135M (layers 1, 10, 20 and 29: 0.618; 0.613 with 0.01, 0.607 with 1). tiny-a has 0.700, and 0.709 with 0.003.
 """
 PART = 8
 """How many texts are run together."""

@@ -8,7 +8,7 @@ from concurrent.futures import CancelledError
 import pytest
 import torch
 
-from paramdex_builder.work.workers import Workers, stop_if_unwanted
+from paramdex_builder.work.workers import Workers, one_thread_each, stop_if_unwanted
 
 CPU = torch.device("cpu")
 MANY = Workers(CPU, 1 << 30)
@@ -31,6 +31,20 @@ def test_results_come_in_order_from_threads_of_their_own() -> None:
         return n, torch.get_num_threads()
 
     assert list(MANY.map(work, range(6), 1 << 20)) == [(n, 1) for n in range(6)]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_one_thread_each_however_many_there_are(threads: int) -> None:
+    torch.set_num_threads(threads)
+    met = threading.Barrier(threads, timeout=60)
+
+    def work(n: int) -> tuple[int, int]:
+        met.wait()  # not passed before all are at work
+        return n, torch.get_num_threads()
+
+    assert list(one_thread_each(work, range(6))) == [(n, 1) for n in range(6)]
+    assert torch.get_num_threads() == threads
+    torch.set_num_threads(2)
 
 
 @pytest.mark.parametrize("workers", [Workers(CPU), Workers(CPU, (1 << 20) - 1), Workers(torch.device("meta"), 1 << 30)])
