@@ -70,13 +70,17 @@ class KindReads:
 
 
 def reads_of_layers(store: Store) -> dict[str, list[KindReads]]:
-    """Model -> what is known of its kinds; a model of which nothing is known is left out."""
+    """Model -> what is known of its kinds of weights; a model of which nothing is known is left out."""
     table = store.database.kept("SELECT model, stack, layer, kind, reads FROM readings ORDER BY stack, layer")
     found: dict[str, dict[str, dict[Place, float]]] = {}
     for model, stack, layer, kind, mean in zip(*(column.to_pylist() for column in table.columns), strict=True):
         found.setdefault(model, {}).setdefault(kind, {})[stack, layer] = mean
     return {
-        model: [KindReads(kind, found[model][kind]) for kind in KINDS if kind in found[model]]
+        model: [
+            KindReads(kind, found[model][kind])
+            for kind in KINDS
+            if kind in found[model] and KINDS[kind].form == "weight"
+        ]
         for model in store.models
         if model in found
     }
