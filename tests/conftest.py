@@ -36,6 +36,7 @@ settings.register_profile("paramdex", deadline=None, max_examples=40, print_blob
 settings.load_profile("paramdex")
 
 ROOT = Path(__file__).parents[1]
+AUTO = plan.reading_of
 SMALL_OPTIONS = Options(top_k=12, pair_k=30, neighbor_k=4, device="cpu", reading="embedding")
 
 
@@ -72,9 +73,8 @@ def small_atlas(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[st
 @pytest.fixture(autouse=True, scope="session")
 def read_by_the_embedding() -> Iterator[None]:
     """Builds that are not told how to read do it by the embedding, which takes no running of models."""
-    auto = plan.reading_of
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plan, "reading_of", lambda asked, *rest: auto(asked.replace("auto", "embedding"), *rest))
+        patch.setattr(plan, "reading_of", lambda asked, *rest: AUTO(asked.replace("auto", "embedding"), *rest))
         yield
 
 
@@ -102,8 +102,13 @@ def word_model(tmp_path: Path) -> Path:
 def demo_atlas(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The atlas of ``paramdex demo``: the committed models and all-MiniLM-L6-v2. Read-only by agreement."""
     sources = demo_sources(ROOT / "data" / "models")
-    root = _shared(tmp_path_factory, "demo", lambda part: build(sources, part / "demo.atlas"))
-    return root / "demo.atlas"
+
+    def make(part: Path) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(plan, "reading_of", AUTO)  # as whoever runs the command has it
+            build(sources, part / "demo.atlas")
+
+    return _shared(tmp_path_factory, "demo", make) / "demo.atlas"
 
 
 @pytest.fixture

@@ -28,32 +28,41 @@ _READ_AS = {"attn_query_bias": "attn_key", "attn_key_bias": "attn_query"}
 """Kinds that read what another kind reads."""
 
 
-def everything_read(model: str, truth: oracle.Truth, folder: Path, atlas: Path) -> Everything:
-    """Every parameter of a model of the atlas folder ``atlas``, each with its scores in its own space.
+class Scored:
+    """What scores the vectors of a model of the atlas folder ``atlas``, whose own folder is ``folder``.
 
     Writers, and what belongs to no layer, are scored by the model's own embedding, readers of layer 0 by the input
-    embedding, those of later layers by Z after they were pulled back.
+    embedding, those of later layers by Z after they were pulled back; where there is no Z, all by the model's own.
     """
-    found, files = everything(model, truth), atlas / "models" / model
-    tensors = {name: value.double().numpy() for name, value in load_file(folder / "model.safetensors").items()}
-    maps = load_arrays(files / "maps.safetensors") if (files / "maps.safetensors").exists() else None
-    Z = load_arrays(files / "reading.safetensors")["embedding"].astype(np.float64)
-    entering = next(
-        tensors[name] for name in ("transformer.wte.weight", "model.embed_tokens.weight") if name in tensors
-    )
-    scores = found.scores.copy()
-    for i, (kind, layer, _, _, vector) in enumerate(truth.parameters()):
-        if kind not in READERS:
-            continue
+
+    def __init__(self, model: str, truth: oracle.Truth, folder: Path, atlas: Path) -> None:
+        files = atlas / "models" / model
+        self.E = truth.E
+        self.tensors = {name: each.double().numpy() for name, each in load_file(folder / "model.safetensors").items()}
+        self.maps = load_arrays(files / "maps.safetensors") if (files / "maps.safetensors").exists() else None
+        Z = files / "reading.safetensors"
+        self.Z = load_arrays(Z)["embedding"].astype(np.float64) if Z.exists() else None
+
+    def scores(self, kind: str, layer: int | None, rows: np.ndarray) -> np.ndarray:
+        """The V scores of vectors of a kind and layer (V x n, of n x d; V, of d)."""
+        if kind not in READERS or self.Z is None:
+            return self.E @ rows.T
         if layer == 0:
-            scores[i] = entering[: len(truth.E)] @ vector
-        elif maps is None:
-            folded = _gains(tensors, kind, layer) * vector
-            is_layer_norm = "transformer.wte.weight" in tensors
-            scores[i] = Z @ (folded - folded.mean() if is_layer_norm else folded)
-        else:
-            scores[i] = Z @ (_map(maps, kind, layer) @ vector)
-    return replace(found, scores=scores)
+            names = ("transformer.wte.weight", "model.embed_tokens.weight")
+            entering = next(self.tensors[name] for name in names if name in self.tensors)
+            return entering[: len(self.E)] @ rows.T
+        if self.maps is not None:
+            return self.Z @ (rows @ _map(self.maps, kind, layer).T).T
+        folded = _gains(self.tensors, kind, layer) * rows
+        is_layer_norm = "transformer.wte.weight" in self.tensors
+        return self.Z @ (folded - folded.mean(-1, keepdims=True) if is_layer_norm else folded).T
+
+
+def everything_read(model: str, truth: oracle.Truth, folder: Path, atlas: Path) -> Everything:
+    """Every parameter of a model of the atlas folder ``atlas``, each with its scores in its own space."""
+    found, scored = everything(model, truth), Scored(model, truth, folder, atlas)
+    scores = [scored.scores(kind, layer, vector) for kind, layer, _, _, vector in truth.parameters()]
+    return replace(found, scores=np.array(scores))
 
 
 def _gains(tensors: dict[str, np.ndarray], kind: str, layer: int | None) -> np.ndarray:

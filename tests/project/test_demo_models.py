@@ -13,6 +13,8 @@ import pytest
 import oracle
 import paramdex
 from paramdex.tour import demo_sources
+from paramdex_schemas import MATRICES
+from reading_oracle import Scored
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = {name: Path(folder) for name, _, folder in (s.partition("=") for s in demo_sources(ROOT / "data" / "models"))}
@@ -44,14 +46,16 @@ def test_layers_of_seeds_match_in_embedding_space_but_not_in_raw_weights(atlas: 
 
 
 @pytest.mark.parametrize("model", ["tiny-wide", "minilm"])
-def test_tokens_and_moments_are_exact(atlas: paramdex.Atlas, model: str, draw: random.Random) -> None:
+def test_tokens_and_moments_are_exact(atlas: paramdex.Atlas, demo_atlas: Path, model: str, draw: random.Random) -> None:
     truth = oracle.read(FOLDERS[model])
+    scored = Scored(model, truth, FOLDERS[model], demo_atlas)
     rows = atlas.sql("SELECT * FROM parameters WHERE model = ?", [model]).to_rows()
     kinds: dict[str, list[dict]] = {}
     for row in rows:
         kinds.setdefault(row["kind"], []).append(row)
     for row in draw.sample(rows, 60) + [draw.choice(own) for own in kinds.values()]:
-        scores = truth.scores(truth.vector(row["kind"], row["layer"], row["head"], row["idx"]))
+        vector = truth.vector(row["kind"], row["layer"], row["head"], row["idx"])
+        scores = scored.scores(row["kind"], row["layer"], vector)
         np.testing.assert_allclose([row["mean"], row["std"]], [scores.mean(), scores.std()], rtol=1e-5, atol=1e-9)
         card = atlas.show(row["address"], 50)
         for side in ("top", "bottom"):
@@ -61,11 +65,17 @@ def test_tokens_and_moments_are_exact(atlas: paramdex.Atlas, model: str, draw: r
             oracle.assert_strongest(found, scores[[token["token_id"] for token in shown]], scores, side)
 
 
-@pytest.mark.parametrize(("model", "matrix"), [("tiny-wide", "QK"), ("minilm", "QK"), ("minilm", "VO")])
-def test_pairs_are_exact(atlas: paramdex.Atlas, model: str, matrix: str, draw: random.Random) -> None:
+@pytest.mark.parametrize(
+    ("model", "matrix"), [("tiny-wide", "QK"), ("tiny-wide", "VO"), ("minilm", "QK"), ("minilm", "VO")]
+)
+def test_pairs_are_exact(atlas: paramdex.Atlas, demo_atlas: Path, model: str, matrix: str, draw: random.Random) -> None:
     truth = oracle.read(FOLDERS[model])
+    scored = Scored(model, truth, FOLDERS[model], demo_atlas)
     layer, head = draw.randrange(truth.n_layers), draw.randrange(truth.n_heads)
-    left, right = (truth.E @ factor for factor in truth.head(matrix, layer, head))
+    left, right = (
+        scored.scores(kind, layer, factor.T)
+        for kind, factor in zip(MATRICES[matrix], truth.head(matrix, layer, head), strict=True)
+    )
     for side in ("top", "bottom"):
         pairs = atlas.sql(
             "SELECT source_id, target_id, score, rank, rank_distinct FROM head_pairs "

@@ -48,7 +48,7 @@ class Batch:
 
 @dataclass
 class Runner:
-    """A model of transformers on the CPU in float32, its blocks first to last, and its tokenizer."""
+    """A model of transformers on the CPU, its blocks first to last, and its tokenizer."""
 
     checkpoint: Checkpoint
     model: Any
@@ -56,13 +56,13 @@ class Runner:
     tokenizer: Any
 
     @classmethod
-    def open(cls, checkpoint: Checkpoint, model: Any = None) -> Runner:
-        """Run an opened checkpoint; or ``model``, which has its architecture.
+    def open(cls, checkpoint: Checkpoint, model: Any = None, dtype: torch.dtype = torch.float32) -> Runner:
+        """Run an opened checkpoint, in ``dtype``; or ``model``, which has its architecture.
 
         Raises CheckpointError where transformers cannot load it, FamilyError where it is not a single stack of blocks.
         """
         checkpoint.names.blocks()  # before it is loaded
-        model = load(checkpoint) if model is None else model
+        model = load(checkpoint, dtype=dtype) if model is None else model
         blocks = blocks_of(checkpoint, model)
         return cls(checkpoint, model.eval(), blocks, load_tokenizer(checkpoint.source, checkpoint.folder))
 
@@ -245,8 +245,8 @@ def _leaving(output: Any) -> torch.Tensor:
     return state.detach()
 
 
-def load(checkpoint: Checkpoint, auto: str = "AutoModel") -> Any:
-    """The model of an opened checkpoint as one of transformers' auto classes gives it, in float32.
+def load(checkpoint: Checkpoint, auto: str = "AutoModel", dtype: torch.dtype = torch.float32) -> Any:
+    """The model of an opened checkpoint as one of transformers' auto classes gives it, in float32 or float64.
 
     Raises CheckpointError where transformers cannot load it, or would read other tensors.
     """
@@ -258,7 +258,7 @@ def load(checkpoint: Checkpoint, auto: str = "AutoModel") -> Any:
     with reading(checkpoint.source, CheckpointError, "cannot be loaded by transformers"), quiet():
         cls = getattr(transformers, auto)
         model, info = cls.from_pretrained(
-            checkpoint.folder, config=config, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
+            checkpoint.folder, config=config, dtype=dtype, trust_remote_code=False, output_loading_info=True
         )
     # transformers draws what it does not find at random. A pooler may be missing: without a head nothing reads it.
     drawn = {name for name in info["missing_keys"] if auto != "AutoModel" or not _POOLER.search(name)}

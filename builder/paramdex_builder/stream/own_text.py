@@ -40,9 +40,9 @@ def writer(checkpoint: Checkpoint) -> Any:
         return None
 
 
-def opened(checkpoint: Checkpoint) -> Any:
+def opened(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> Any:
     """The causal language model of a checkpoint. Raises CheckpointError where transformers cannot load it."""
-    return load(checkpoint, "AutoModelForCausalLM").eval()
+    return load(checkpoint, "AutoModelForCausalLM", dtype).eval()
 
 
 def write(

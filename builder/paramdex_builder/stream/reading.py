@@ -28,6 +28,10 @@ from paramdex_builder.work.progress import Progress
 from paramdex_builder.work.workers import one_thread_each
 from paramdex_schemas import KINDS, BuildError, CheckpointError, FamilyError, Run
 
+PRECISE = 1 << 25
+"""A model of so many numbers at most is run in float64. In float32 two sorts of processors round otherwise, and write
+other texts sooner or later.
+"""
 _READ_AS = {"attn_query_bias": "attn_key", "attn_key_bias": "attn_query"}
 """A bias carried through a head's other side reads what that side reads."""
 
@@ -132,7 +136,8 @@ def reading_of(
 
 def make_reading(weights: Weights, how: str, V: int, text: Path | None, progress: Progress) -> Reading:
     """The reading ``how`` (expected or effective) of a model whose vocabulary has V items, by running it, over a file
-    of ``text`` where that is given. It is the same from any number of threads.
+    of ``text`` where that is given. It is the same from any number of threads. A small model is run in float64, so that
+    it is the same on every sort of processor, too, where the model's own code stays in that.
 
     ``reading_held`` says how much memory that takes. Raises CheckpointError, FamilyError or BuildError where the model
     cannot be run, or the text cannot be read or is too short.
@@ -143,9 +148,10 @@ def make_reading(weights: Weights, how: str, V: int, text: Path | None, progress
         raise BuildError(f"{checkpoint.source}: {missing.why}; {missing.instead}")
     named = read_named_words(text) if how == "expected" and text is not None else None
     writes = how == "expected" and named is None
+    dtype = _precision(checkpoint)
     try:
-        author = own_text.opened(checkpoint) if writes else None
-        runner = Runner.open(checkpoint, None if author is None else author.base_model)
+        author = own_text.opened(checkpoint, dtype) if writes else None
+        runner = Runner.open(checkpoint, None if author is None else author.base_model, dtype)
     except CheckpointError as error:
         raise CheckpointError(f"{error}; {EMBEDDING}") from error
     Z = alone(runner, V, progress)
@@ -194,6 +200,17 @@ def _held_out(
     return found
 
 
+def _precision(checkpoint: Checkpoint) -> torch.dtype:
+    """What a model is run in. PyTorch's products of experts are in float32 at most."""
+    small = _n_numbers(checkpoint) <= PRECISE and all(run.owner != "expert" for run in checkpoint.layout.runs)
+    return torch.float64 if small else torch.float32
+
+
+def _n_numbers(checkpoint: Checkpoint) -> int:
+    """About how many numbers a checkpoint's weights are."""
+    return checkpoint.n_bytes // (4 if checkpoint.dtype() == "float32" else 2)
+
+
 def reading_held(weights: Weights, V: int) -> int:
     """The bytes of memory, roughly, that ``make_reading`` takes at most: the whole model in float32; Z twice; and the
     larger of what is held while texts are written and while maps are made.
@@ -205,7 +222,7 @@ def reading_held(weights: Weights, V: int) -> int:
     checkpoint, d = weights.runs, weights.d_model
     sizes = checkpoint.names.first_sizes
     n_layers, threads = sizes["n_layers"], torch.get_num_threads()
-    model = 4 * checkpoint.n_bytes // (4 if checkpoint.dtype() == "float32" else 2)
+    model = _n_numbers(checkpoint) * _precision(checkpoint).itemsize
     cached = 2 * n_layers * sizes["n_kv_heads"] * sizes["d_head"]
     writing = threads * own_text.BATCH * (4 * LENGTH * cached + 16 * V)
     fitting = 2 * n_layers * d * (20 * d + 4 * threads * PART * LENGTH)

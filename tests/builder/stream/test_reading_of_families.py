@@ -111,7 +111,7 @@ def check_maps(checkpoint: Checkpoint, runner: Runner, reading: Reading, texts: 
         x = given[of[0]]
         A = reading.map(run).double().numpy()
         wanted = ridge(z[:n], x[:n]).astype(np.float64)
-        assert np.abs(A - wanted).max() < 1e-6 * np.abs(wanted).max(), run
+        assert np.abs(A - wanted).max() < 3e-6 * np.abs(wanted).max(), run  # of states in float32
         rows = checkpoint.rows(run).double().numpy()
         pulled = reading.pulled(checkpoint, run, torch.from_numpy(rows)).numpy()
         assert pulled == pytest.approx(rows @ A.T, rel=1e-12, abs=1e-12)
