@@ -148,7 +148,7 @@ def make_reading(weights: Weights, how: str, V: int, text: Path | None, progress
         raise BuildError(f"{checkpoint.source}: {missing.why}; {missing.instead}")
     named = read_named_words(text) if how == "expected" and text is not None else None
     writes = how == "expected" and named is None
-    dtype = _precision(checkpoint)
+    dtype = precision(checkpoint)
     try:
         author = own_text.opened(checkpoint, dtype) if writes else None
         runner = Runner.open(checkpoint, None if author is None else author.base_model, dtype)
@@ -200,7 +200,7 @@ def _held_out(
     return found
 
 
-def _precision(checkpoint: Checkpoint) -> torch.dtype:
+def precision(checkpoint: Checkpoint) -> torch.dtype:
     """What a model is run in. PyTorch's products of experts are in float32 at most."""
     small = _n_numbers(checkpoint) <= PRECISE and all(run.owner != "expert" for run in checkpoint.layout.runs)
     return torch.float64 if small else torch.float32
@@ -222,7 +222,7 @@ def reading_held(weights: Weights, V: int) -> int:
     checkpoint, d = weights.runs, weights.d_model
     sizes = checkpoint.names.first_sizes
     n_layers, threads = sizes["n_layers"], torch.get_num_threads()
-    model = _n_numbers(checkpoint) * _precision(checkpoint).itemsize
+    model = _n_numbers(checkpoint) * precision(checkpoint).itemsize
     cached = 2 * n_layers * sizes["n_kv_heads"] * sizes["d_head"]
     writing = threads * own_text.BATCH * (4 * LENGTH * cached + 16 * V)
     fitting = 2 * n_layers * d * (20 * d + 4 * threads * PART * LENGTH)

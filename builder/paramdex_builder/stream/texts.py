@@ -22,8 +22,9 @@ _STRETCH, _MOST = 1 << 14, 64
 
 @dataclass(frozen=True)
 class Texts:
-    """Texts of one length (``ids``, n x length). Of each, the first ``before`` tokens and the last ``after`` are
-    special ones that stand around any text; they are read, but not counted.
+    """Texts of one length (``ids``, n x length). Of each, the first ``before`` tokens and the last ``after`` are read,
+    but not counted: special tokens that stand around any text; and in any case the first, which causal models make
+    something else of than of any token with others before it.
     """
 
     ids: torch.Tensor
@@ -54,7 +55,7 @@ def own(runner: Runner, author: Any, n_tokens: int, n: int, seed: int, progress:
     begin = runner.tokenizer.bos_token_id
     first = begin if begin is not None and begin < n_tokens else None
     ids = own_text.write(author, first, n_tokens, n, min(LENGTH, runner.longest), seed, progress)
-    return Texts(ids, int(first is not None), 0, "its own")
+    return Texts(ids, 1, 0, "its own")
 
 
 def windows(runner: Runner, words: str, called: str, n: int, seed: int) -> Texts:
@@ -64,7 +65,7 @@ def windows(runner: Runner, words: str, called: str, n: int, seed: int) -> Texts
     Raises BuildError where it has fewer, CheckpointError where the tokenizer cannot read it.
     """
     length = min(LENGTH, runner.longest)
-    before, after = map(len, runner.around)
+    before, after = max(1, len(runner.around[0])), len(runner.around[1])
     if length <= before + after:
         raise BuildError(f"{runner.checkpoint.source} reads {length} tokens at a time, too few to learn from a text")
     generator = torch.Generator().manual_seed(seed)

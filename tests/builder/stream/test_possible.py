@@ -97,9 +97,7 @@ def test_weights_that_transformers_does_not_take(tmp_path: Path) -> None:
 
 def test_states_that_are_not_finite(word_model: Path) -> None:
     tensors = load_file(word_model / "model.safetensors")
-    for name, tensor in tensors.items():
-        if "ln" not in name:
-            tensors[name] = tensor * 1e30
+    tensors["transformer.h.0.mlp.c_fc.weight"][0, 0] = torch.nan
     save_file(tensors, word_model / "model.safetensors", {"format": "pt"})
     for how in ("effective", "expected"):
         with pytest.raises(CheckpointError, match=r"NaN or infinite.*--reading embedding"):

@@ -18,7 +18,7 @@ from paramdex_builder.read.checkpoint import Checkpoint
 from paramdex_builder.stream import own_text
 from paramdex_builder.stream.forward import Batch, Runner
 from paramdex_builder.stream.maps import PART, RIDGE
-from paramdex_builder.stream.reading import Reading, make_reading, reading_of, run_name
+from paramdex_builder.stream.reading import Reading, make_reading, precision, reading_of, run_name
 from paramdex_builder.stream.texts import FITTED, HELD_OUT, Texts, own, windows
 from paramdex_schemas import KINDS, BuildError, Run
 
@@ -111,7 +111,7 @@ def check_maps(checkpoint: Checkpoint, runner: Runner, reading: Reading, texts: 
         x = given[of[0]]
         A = reading.map(run).double().numpy()
         wanted = ridge(z[:n], x[:n]).astype(np.float64)
-        assert np.abs(A - wanted).max() < 3e-6 * np.abs(wanted).max(), run  # of states in float32
+        assert np.abs(A - wanted).max() < 1e-6 * np.abs(wanted).max(), run
         rows = checkpoint.rows(run).double().numpy()
         pulled = reading.pulled(checkpoint, run, torch.from_numpy(rows)).numpy()
         assert pulled == pytest.approx(rows @ A.T, rel=1e-12, abs=1e-12)
@@ -133,8 +133,9 @@ def test_what_is_expected_is_what_regression_says(name: str, tmp_path: Path) -> 
             reading_of("expected", checkpoint)
     assert reading_of("expected", checkpoint, text) == reading_of("auto", checkpoint, text) == "expected"
     reading = make_reading(checkpoint, "expected", V, text, Progress())
-    author = own_text.writer(checkpoint)
-    runner = Runner.open(checkpoint, None if author is None else author.base_model)
+    dtype = precision(checkpoint)
+    author = None if text else own_text.opened(checkpoint, dtype)
+    runner = Runner.open(checkpoint, None if author is None else author.base_model, dtype)
     n = FITTED + HELD_OUT
     texts = windows(runner, words(), "", n, 0) if text else own(runner, author, V, n, 0, Progress())
     check_states_alone(folder, checkpoint, reading.Z)
