@@ -19,13 +19,15 @@ PLAN = Plan(
     embedding="output",
     tied=True,
     fold_norm=False,
+    reading="expected",
+    reading_text="its own",
     top_k=5,
     pair_k=6,
     neighbor_k=7,
     directions_k=8,
-    format=5,
+    format=6,
 )
-FINGERPRINT = "fa6b5ac9790fca2c69a17a718df73d7fa8f057e9abfb1023a87ed0ccd6ba5763"
+FINGERPRINT = "464382d3be95fb37e77fc2bbf7e061cf2b6f546c681207a363423796d69b2ede"
 
 
 def test_the_fingerprint_stays() -> None:

@@ -23,7 +23,7 @@ from paramdex_builder.publish import publish
 from paramdex_builder.read.checkpoint import Checkpoint
 from paramdex_builder.read.vocabulary import read_vocabulary
 
-OPTIONS = Options(top_k=6, pair_k=8, neighbor_k=3, device="cpu")
+OPTIONS = Options(top_k=6, pair_k=8, neighbor_k=3, device="cpu", reading="embedding")
 
 
 def die() -> None:

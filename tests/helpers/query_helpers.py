@@ -23,11 +23,11 @@ VIEWS = {
     "tokens": "vocabulary token_id token text is_special is_byte is_added is_ascii is_alnum is_word_start "
     "is_undertrained",
     "token_embeddings": "model vocabulary token_id token text norm undertrained is_undertrained",
-    "parameters": "param_id address model stack layer kind head kv_head expert idx space norm mean std projected_norm "
+    "parameters": "param_id address model stack layer kind head kv_head expert idx norm mean std projected_norm space "
     "embedding_std reads",
     "readings": "model stack layer kind n reads",
     "parameter_tokens": "param_id address model stack layer kind head expert idx side rank token_id token text score",
-    "heads": "head_id address model stack layer head kv_head space qk_norm vo_norm",
+    "heads": "head_id address model stack layer head kv_head qk_norm vo_norm space",
     "head_pairs": "head_id address model stack layer head matrix side rank rank_distinct same_word source_id source "
     "target_id target score",
     "head_directions": "head_id address model stack layer head matrix direction singular_value share",

@@ -14,6 +14,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from paramdex_builder import Options, Progress, build
 from paramdex_builder.files.units import Units
 from paramdex_schemas import BuildError
 
+build_module = import_module("paramdex_builder.build")  # the package's own name for it is the function
 HELPERS = Path(__file__).parents[2] / "helpers"
 
 Runner = Callable[..., dict[str, Any]]
@@ -174,6 +177,43 @@ def test_killed_again_and_again(run: Runner, folders: list[Path], whole: dict[st
     assert statuses[-1] == 0
     assert 8 <= len(statuses) <= 14
     assert content(atlas) == whole
+
+
+def test_what_comes_of_running_a_model_is_not_made_again(
+    folders: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A build that ends while it projects goes on with the spaces and maps that it has."""
+    options = replace(OPTIONS, reading="expected")
+    build([str(folders[0])], tmp_path / "whole.atlas", options)
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(build_module, "parameter_rows", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            build([str(folders[0])], tmp_path / "x.atlas", options)
+    kept = staging(tmp_path / "x.atlas") / "first" / "reading.safetensors"
+    assert kept.is_file()
+    with monkeypatch.context() as patch:
+        patch.setattr(build_module, "make_reading", interrupted)
+        build([str(folders[0])], tmp_path / "x.atlas", options)
+    assert content(tmp_path / "x.atlas") == content(tmp_path / "whole.atlas")
+
+
+def test_a_damaged_reading_is_made_again(tmp_path: Path) -> None:
+    units, written = Units(tmp_path / "units", {}), []
+
+    def write(path: Path) -> None:
+        written.append(path)
+        path.write_bytes(b"what was made")
+
+    file = units.file("reading.safetensors", write)
+    assert units.file("reading.safetensors", write) == file
+    assert len(written) == 1
+    file.write_bytes(b"what was bent")
+    assert units.file("reading.safetensors", write).read_bytes() == b"what was made"
+    assert len(written) == 2
 
 
 @pytest.mark.waits
