@@ -41,7 +41,7 @@ from paramdex_builder.work import memory
 from paramdex_builder.work.arguments import given, source_texts
 from paramdex_builder.work.progress import Progress
 from paramdex_builder.work.workers import Workers
-from paramdex_schemas import FORMAT_VERSION, AtlasError, BuildError, CheckpointError, atlas_files
+from paramdex_schemas import FORMAT_VERSION, AtlasError, BuildError, CheckpointError, ParamdexError, atlas_files
 from paramdex_schemas.arguments import given_path
 from paramdex_schemas.foreign import reason
 from paramdex_schemas.layout import Place
@@ -162,14 +162,14 @@ def _reading() -> Iterator[None]:
 def _unchanged(weights: Weights, units: Path) -> Iterator[None]:
     """Guards the reading of weights whose checksum is known, since files are opened anew for every tensor. Raises
     CheckpointError if a file has changed meanwhile, whatever else went wrong. Then, and where anything else is wrong
-    with the model's numbers, the folder ``units`` is removed.
+    with what was given, the model's numbers or a text, the folder ``units`` is removed.
     """
     try:
         try:
             yield
         finally:
             weights.check_unchanged()
-    except CheckpointError:
+    except ParamdexError:
         shutil.rmtree(units, ignore_errors=True)
         raise
 

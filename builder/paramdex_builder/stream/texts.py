@@ -73,7 +73,8 @@ def windows(runner: Runner, words: str, called: str, n: int, seed: int) -> Texts
     found = runner.encode(_stretches(words, generator), **options)
     whole = [each for each in found if len(each) == length]
     if len(whole) < n:
-        there, wanted = (some * (length - before - after) for some in (len(whole), n))
+        there = sum(max(0, len(each) - before - after) for each in found)
+        wanted = n * (length - before - after)
         raise BuildError(
             f"the text {called} is too short: it has about {there:,} tokens of {runner.checkpoint.source}, and "
             f"{wanted:,} are needed; give a longer one"

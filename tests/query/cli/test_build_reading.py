@@ -53,3 +53,12 @@ def test_another_reading_is_refused_and_help_says_what_each_is() -> None:
     assert "'paper' is not one of 'auto', 'expected', 'effective', 'embedding'" in refused.output
     shown = " ".join(run("build", "--help").output.split())
     assert "what they see of a token (expected, fitted on text), what layer 0 makes of it (effective, weights" in shown
+
+
+def test_a_text_that_is_too_short_leaves_nothing_behind(word_model: Path, tmp_path: Path) -> None:
+    text = tmp_path / "short.txt"
+    text.write_text("a few words")
+    before = sorted(tmp_path.iterdir())
+    found = run("build", word_model, "-o", tmp_path / "x.atlas", *FEW, "--reading", "expected", "--text", text)
+    assert "is too short" in str(found.exception)
+    assert sorted(tmp_path.iterdir()) == before
