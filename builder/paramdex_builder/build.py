@@ -220,7 +220,7 @@ def _scoring(planned: Planned, options: Options, units: Units, workers: Workers,
     text = None if options.text is None else Path(options.text)
 
     def write(path: Path) -> None:
-        make_reading(weights.plain(), plan.reading, V, text, progress).save(path)
+        make_reading(weights, plan.reading, V, text, progress).save(path)
 
     reading = Reading.load(units.file("reading.safetensors", write))
     spaces["reading"] = space(reading.Z, "what layer 0 makes of tokens")

@@ -19,6 +19,7 @@ DuckDB checks its own blocks when it reads them; the other files have their SHA-
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -58,6 +59,25 @@ def transfer(source: str, into: str, model: str | None = None) -> str:
     ('tiny-a/output/reading', 'output/reading')
     """
     return "/".join((source, into) if model is None else (model, source, into))
+
+
+def map_name(kinds: Iterable[str], layer: int) -> str:
+    """The name of the tensor in ``MAPS`` that the kinds of a layer share that read one state.
+
+    >>> map_name(["ff_key", "ff_gate"], 3)
+    'ff_key+ff_gate/3'
+    """
+    return f"{'+'.join(kinds)}/{layer}"
+
+
+def maps_by_place(names: Iterable[str]) -> dict[tuple[str, int], str]:
+    """(kind, layer) -> the name of its map, of all names of maps.
+
+    >>> maps_by_place(["ff_key+ff_gate/3"])
+    {('ff_key', 3): 'ff_key+ff_gate/3', ('ff_gate', 3): 'ff_key+ff_gate/3'}
+    """
+    split = [(name, *name.split("/")) for name in names]
+    return {(kind, int(layer)): name for name, kinds, layer in split for kind in kinds.split("+")}
 
 
 def shared_space(earlier: str) -> str:

@@ -134,8 +134,7 @@ class _Vectors:
     @classmethod
     def of(cls, scoring: Scoring, kind: str, run: Run) -> _Vectors:
         own = scoring.weights.head_rows(kind, run.place)
-        space = scoring.head_space(kind, run.place)
-        return cls(own, scoring.head_rows(kind, run.place) if space is not scoring.main else own, space)
+        return cls(own, scoring.head_rows(kind, run.place, own), scoring.head_space(kind, run.place))
 
     def owner(self, terms: list[torch.Tensor], number: int, size: int) -> torch.Tensor:
         """Of some terms, the vectors of one owner of ``size`` each, all terms one after the other."""

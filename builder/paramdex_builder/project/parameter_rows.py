@@ -38,10 +38,11 @@ Coordinates = dict[str, np.ndarray]
 def parameter_rows(rows: torch.Tensor, piece: Piece, scoring: Scoring, top_k: int) -> tuple[pa.Table, Coordinates]:
     """The table rows and the coordinates of the vectors ``rows`` (n x d) of a piece."""
     run, main, space = piece.run, scoring.main, scoring.space(piece.run)
-    rows = rows.to(main.embedding.device)
+    here = main.embedding.device
+    scored = scoring.rows(run, rows, piece.owners).to(here)
+    rows = rows.to(here)
     own = main.describe(rows)
     kept = {vector_files.stem(run.kind): own.coordinates.cpu().numpy()}
-    scored = scoring.rows(run, rows, piece.owners).to(rows.device)
     tokens = _tokens(scored, space, top_k)
     found = own if space is main else space.describe(scored)
     if space is not main:

@@ -54,14 +54,17 @@ class Scoring:
         """
         if self.reading is None or run.space != "reading":
             return own
-        return self._pulled(run, self.weights.plain().rows(run, owners))
+        plain = self.weights.plain()
+        return self._pulled(run, own if plain is self.weights else plain.rows(run, owners))
 
-    def head_rows(self, kind: str, place: Place) -> list[torch.Tensor]:
+    def head_rows(self, kind: str, place: Place, own: list[torch.Tensor]) -> list[torch.Tensor]:
         """As ``rows``, for each term of the vectors of a kind that are one factor of the heads' matrices."""
         run = next(run for run in self.layout.of(kind) if run.place == place)
         if self.reading is None or run.space != "reading":
-            return self.weights.head_rows(kind, place)
-        return [self._pulled(run, rows) for rows in self.weights.plain().head_rows(kind, place)]
+            return own
+        plain = self.weights.plain()
+        terms = own if plain is self.weights else plain.head_rows(kind, place)
+        return [self._pulled(run, rows) for rows in terms]
 
     def head_space(self, kind: str, place: Place) -> Space:
         return self.spaces[self.layout.space(kind, place)]

@@ -132,7 +132,7 @@ class Displacement:
 
     def plain(self) -> Displacement:
         """The same with no norms folded."""
-        return Displacement(self.tuned.plain(), self.base.plain())
+        return Displacement(self.tuned.plain(), self.base.plain()) if self.base.fold_norm else self
 
     def rows(self, run: Run, owners: range | None = None) -> torch.Tensor:
         """How far each vector of a run moved (n x d_model, float64)."""

@@ -26,7 +26,7 @@ from paramdex_builder.stream.space import alone
 from paramdex_builder.stream.texts import FITTED, HELD_OUT, LENGTH, Texts, own, windows
 from paramdex_builder.work.progress import Progress
 from paramdex_builder.work.workers import one_thread_each
-from paramdex_schemas import KINDS, BuildError, CheckpointError, FamilyError, Run
+from paramdex_schemas import KINDS, BuildError, CheckpointError, FamilyError, Run, atlas_files
 
 PRECISE = 1 << 25
 """A model of so many numbers at most is run in float64. In float32 two sorts of processors round otherwise, and write
@@ -72,15 +72,11 @@ class Reading:
 
     def name(self, run: Run) -> str | None:
         """The name of the map of a run; None where there is none."""
-        return self._by_place.get((_READ_AS.get(run.kind, run.kind), run.layer))
+        return None if run.layer is None else self._by_place.get((_READ_AS.get(run.kind, run.kind), run.layer))
 
     @cached_property
-    def _by_place(self) -> dict[tuple[str, int | None], str]:
-        found: dict[tuple[str, int | None], str] = {}
-        for name in self.maps:
-            kinds, _, layer = name.partition("/")
-            found |= dict.fromkeys(((kind, int(layer)) for kind in kinds.split("+")), name)
-        return found
+    def _by_place(self) -> dict[tuple[str, int], str]:
+        return atlas_files.maps_by_place(self.maps)
 
     def save(self, path: Path) -> None:
         """Write all but the text; ``load`` reads it. Raises OSError."""
@@ -176,7 +172,7 @@ def fitted(runner: Runner, Z: torch.Tensor, texts: Texts, progress: Progress) ->
 
 def _name(group: Group) -> str:
     """The name of a map: the kinds that share it, and their layer."""
-    return f"{'+'.join(kind for kind, _ in group)}/{group[0][1]}"
+    return atlas_files.map_name((kind for kind, _ in group), group[0][1])
 
 
 def _held_out(

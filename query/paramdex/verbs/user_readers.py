@@ -89,9 +89,9 @@ def meant(store: Store, model: Model, reads: object) -> Meant:
 def _map(store: Store, model: Model, kinds: list[str], layer: int) -> Array:
     """The map of those of some kinds that a layer has. Raises QueryError where none was fitted."""
     with safe_open(store.vectors.file(model.name, atlas_files.MAPS), framework="np") as file:
-        for name in file.keys():  # noqa: SIM118  # no mapping
-            of, _, number = name.partition("/")
-            if number == str(layer) and set(of.split("+")) & set(kinds):
-                found: Array = file.get_tensor(name).astype(np.float64)
-                return found
+        by_place = atlas_files.maps_by_place(file.keys())
+        name = next((by_place[kind, layer] for kind in kinds if (kind, layer) in by_place), None)
+        if name is not None:
+            found: Array = file.get_tensor(name).astype(np.float64)
+            return found
     raise QueryError(f"{model.name} has no map for {' and '.join(kinds)} in layer {layer}; ask without reads")
