@@ -71,6 +71,11 @@ def wholes(folders: dict[str, Path], atlas: Path) -> dict[str, Everything]:
     }
 
 
+def asked(atlas: Path, sql: str, values: list[str]) -> list[tuple]:
+    with duckdb.connect(str(atlas_files.database(atlas)), read_only=True) as db:
+        return db.execute(sql, values).fetchall()
+
+
 def of_both(wholes: dict[str, Everything], a: str, b: str) -> tuple[np.ndarray, np.ndarray]:
     """Scores of two models: of all tokens, or of the words that both have."""
     x, y = wholes[a].scores, wholes[b].scores
@@ -83,12 +88,12 @@ def test_neighbors_are_the_nearest_by_scores_in_their_own_spaces(
     atlas: Path, wholes: dict[str, Everything], a: str, b: str
 ) -> None:
     S = oracle.pearson(*of_both(wholes, a, b))
-    with duckdb.connect(str(atlas_files.database(atlas)), read_only=True) as db:
-        rows = db.execute(
-            "SELECT address, rank, neighbor, similarity FROM neighbors JOIN parameters USING (param_id, address) "
-            "WHERE model = ? AND neighbor_model = ? ORDER BY param_id, rank",
-            [a, b],
-        ).fetchall()
+    rows = asked(
+        atlas,
+        "SELECT address, rank, neighbor, similarity FROM neighbors JOIN parameters USING (param_id, address) "
+        "WHERE model = ? AND neighbor_model = ? ORDER BY param_id, rank",
+        [a, b],
+    )
     own, theirs = wholes[a], wholes[b]
     number = {address: i for i, address in enumerate(theirs.addresses)}
     stored: dict[str, list[tuple[int, str, float]]] = {}
@@ -115,12 +120,11 @@ def test_layers_align_by_scores_in_their_own_spaces(
 ) -> None:
     """And by raw weights as ever, whatever space scores them."""
     S = np.abs(oracle.pearson(*of_both(wholes, a, b)))
-    with duckdb.connect(str(atlas_files.database(atlas)), read_only=True) as db:
-        rows = db.execute(
-            "SELECT kind, layer_a, layer_b, score, feature_score FROM layer_alignments "
-            "WHERE model_a = ? AND model_b = ?",
-            [a, b],
-        ).fetchall()
+    rows = asked(
+        atlas,
+        "SELECT kind, layer_a, layer_b, score, feature_score FROM layer_alignments WHERE model_a = ? AND model_b = ?",
+        [a, b],
+    )
     own, theirs = wholes[a], wholes[b]
     kinds = {kind for kind in own.kinds if kind in theirs.kinds and kind in oracle.WEIGHTS}
     assert {row[0] for row in rows} == kinds
