@@ -88,7 +88,7 @@ def add_model(atlas: Path, name: str, n_layers: int, size: int, width: int, top_
         units.write_coordinates("ff_value", piece.number, normalize(rows).astype(np.float32))
         units.write("ff_value", piece.number, rows_of(piece, top_k, draw), ["ff_value"])
     E = torch.randn(V, width, generator=torch.Generator().manual_seed(size)).half().float()
-    space = Space(E, E.double().mean(0), Root(np.eye(width)), 1.0)
+    space = Space(E, E.double().mean(0), 1.0, Root(np.eye(width)))
     words = vocabulary(name)
     row = dict.fromkeys(("source", "family", "model_type", "dtype"), "made-up")
     row |= {"embedding": "output", "reading": "embedding"}

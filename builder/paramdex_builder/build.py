@@ -22,6 +22,7 @@ from paramdex_builder.plan import Planned, named_sources, plan_model
 from paramdex_builder.project.block import forget
 from paramdex_builder.project.finite import check_table
 from paramdex_builder.project.head_rows import Kept, head_rows
+from paramdex_builder.project.lists import Unusual
 from paramdex_builder.project.pair_scan import Words
 from paramdex_builder.project.pairs import same_words
 from paramdex_builder.project.parameter_rows import parameter_rows, parameters_held
@@ -29,6 +30,7 @@ from paramdex_builder.project.pieces import Piece, pieces
 from paramdex_builder.project.scoring import Scoring
 from paramdex_builder.project.space import Space, make_space, pick_device, space_work
 from paramdex_builder.project.tokens import projection_held
+from paramdex_builder.project.usual import LEAST, Moments, Usual, merged, moments
 from paramdex_builder.publish.database import database
 from paramdex_builder.publish.place import check_space, check_writable, find_place, staging_folder
 from paramdex_builder.publish.publish import publish
@@ -39,9 +41,17 @@ from paramdex_builder.read.weights import Weights
 from paramdex_builder.stream.reading import Reading, make_reading
 from paramdex_builder.work import memory
 from paramdex_builder.work.arguments import given, source_texts
-from paramdex_builder.work.progress import Progress
+from paramdex_builder.work.progress import Advance, Progress
 from paramdex_builder.work.workers import Workers
-from paramdex_schemas import FORMAT_VERSION, AtlasError, BuildError, CheckpointError, ParamdexError, atlas_files
+from paramdex_schemas import (
+    FORMAT_VERSION,
+    AtlasError,
+    BuildError,
+    CheckpointError,
+    ParamdexError,
+    atlas_files,
+    vector_files,
+)
 from paramdex_schemas.arguments import given_path
 from paramdex_schemas.foreign import reason
 from paramdex_schemas.layout import Place
@@ -228,14 +238,37 @@ def _scoring(planned: Planned, options: Options, units: Units, workers: Workers,
 
 
 def _project_parameters(planned: Planned, scoring: Scoring, units: Units, workers: Workers, progress: Progress) -> None:
-    """Make the units of parameters that are not there yet."""
-    weights, layout, top_k = planned.weights, planned.layout, planned.plan.top_k
+    """Make the units of parameters that are not there yet, those of one kind and space after the other."""
+    layout = planned.layout
+    every = [piece for kind in layout.kinds for piece in pieces(layout, kind)]
+    groups: dict[tuple[str, str], list[Piece]] = {}
+    for piece in every:
+        groups.setdefault((piece.run.kind, piece.run.space), []).append(piece)
+    with progress.step(f"{planned.name}: projecting parameters", layout.n_parameters) as advance:
+        for some in groups.values():
+            _project_group(planned, scoring, some, units, workers, advance)
 
-    def project(piece: Piece) -> int:
+
+def _project_group(
+    planned: Planned, scoring: Scoring, some: list[Piece], units: Units, workers: Workers, advance: Advance
+) -> None:
+    """Make the units of all pieces of a kind that one space scores."""
+    weights, top_k = planned.weights, planned.plan.top_k
+    done = [units.has(piece.run.kind, piece.number) for piece in some]
+    if all(done):
+        advance(sum(piece.n_rows for piece in some))
+        return
+    each_held = parameters_held(some, weights.d_model, weights.n_terms) + projection_held(scoring.main.size)
+    unusual = _unusual(scoring, some, units, workers, each_held)
+
+    def project(item: tuple[Piece, bool]) -> int:
+        piece, is_done = item
         kind, number = piece.run.kind, piece.number
-        if not units.has(kind, number):
+        if not is_done:
             # The rows get no name, so that they are freed before their coordinates are written.
-            table, coordinates = parameter_rows(weights.rows(piece.run, piece.owners), piece, scoring, top_k)
+            own = weights.rows(piece.run, piece.owners)
+            table, coordinates = parameter_rows(own, piece, scoring, unusual, top_k)
+            del own
             for stem, rows in coordinates.items():
                 units.write_coordinates(stem, number, rows)
             _keep(units, weights.source, kind, number, table, piece.run.place, list(coordinates))
@@ -243,11 +276,29 @@ def _project_parameters(planned: Planned, scoring: Scoring, units: Units, worker
             memory.release()
         return piece.n_rows
 
-    every = [piece for kind in layout.kinds for piece in pieces(layout, kind)]
-    each_held = parameters_held(every, weights.d_model, weights.n_terms) + projection_held(scoring.main.size)
-    with progress.step(f"{planned.name}: projecting parameters", layout.n_parameters) as advance:
-        for n_rows in workers.map(project, every, each_held):
-            advance(n_rows)
+    for n_rows in workers.map(project, zip(some, done, strict=True), each_held):
+        advance(n_rows)
+    if unusual is not None:
+        forget(unusual.rows)
+
+
+def _unusual(scoring: Scoring, some: list[Piece], units: Units, workers: Workers, held: int) -> Unusual | None:
+    """What is usual for all pieces of a kind that one space scores, a unit of its own; None where they are too few."""
+    run = some[0].run
+    if sum(piece.n_rows for piece in some) < LEAST:
+        return None
+    space = scoring.space(run)
+
+    def of_piece(piece: Piece) -> Moments:
+        own = scoring.weights.rows(piece.run, piece.owners)
+        return moments(scoring.rows(piece.run, own, piece.owners).to(space.device))
+
+    def write(path: Path) -> None:
+        Usual.of(space, merged(workers.map(of_piece, some, held))).save(path)
+
+    stem = vector_files.stem(run.kind, run.space)
+    usual = Usual.load(units.file(f"{stem}.usual.safetensors", write), space.device)
+    return Unusual(usual, usual.rows(space))
 
 
 def _pair_tokens(

@@ -41,7 +41,7 @@ def memory_needed(weights: Weights, layout: Layout, V: int, stored: torch.dtype,
     vectors = [sum(len(range(*layout.places(kind).get(place, (0, 0)))) for kind in ATTENTION) for place in places]
     pairing = 4 * n_terms**2 * d * max(vectors, default=0)  # float64 for each of two terms
     if device.type == "cpu":
-        projecting += projection_shared(V, d, stored, engine_of(device)) + projection_held(V)
+        projecting += 2 * projection_shared(V, d, stored, engine_of(device)) + projection_held(V)  # two rankings
         pairing += max((matrix_held(V, layout.heads(place).size * n_terms) for place in places), default=0)
     embedding, sorting = stored.itemsize * V * d, LEAST_FOR_DUCKDB
     reading = embedding  # the file, mapped, beside what is copied from it
@@ -52,7 +52,8 @@ def memory_needed(weights: Weights, layout: Layout, V: int, stored: torch.dtype,
 def disk_needed(weights: Weights, layout: Layout, V: int, top_k: int, pair_k: int) -> int:
     """The bytes on the disk, roughly, that a model takes while it is built, staging included.
 
-    A posting is there three times: in staging, in the database, and in the database's log or what it wrote before.
+    A posting is there three times: in staging, in the database, and in the database's log or what it wrote before. Two
+    rankings share the most of theirs.
     Vectors are there twice: in staging and in their index. A large kind has codes too: one byte per number and four per
     row.
     """
@@ -63,7 +64,7 @@ def disk_needed(weights: Weights, layout: Layout, V: int, top_k: int, pair_k: in
     codes = sum(n * (d + 4) + d * d * 4 for n in rows if n * d * 4 >= vector_files.CODED_BYTES)
     pairs = layout.n_heads * 8 * pair_k
     embedding = weights.n_bytes // 2
-    return _BLOCKS + 36 * postings + 2 * vectors + codes + 60 * pairs + embedding + _of_reading(layout, V, d)
+    return _BLOCKS + 70 * postings + 2 * vectors + codes + 60 * pairs + embedding + _of_reading(layout, V, d)
 
 
 def _vector_files(layout: Layout) -> list[int]:

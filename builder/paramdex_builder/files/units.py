@@ -74,8 +74,12 @@ class Units:
             table = table.replace_schema_metadata(digests)
         write_whole(path, lambda part: pq.write_table(table, part, write_page_checksum=True))
 
+    def rows(self, name: str, number: int) -> Path:
+        """The Parquet file of a unit's rows."""
+        return self._path(name, number, "parquet")
+
     def read(self, name: str, number: int) -> pa.Table:
-        return pq.read_table(self._path(name, number, "parquet"), page_checksum_verification=True)
+        return pq.read_table(self.rows(name, number), page_checksum_verification=True)
 
     def file(self, name: str, write: Callable[[Path], object]) -> Path:
         """The path of a finished file of the model's own, written where it is missing or damaged."""

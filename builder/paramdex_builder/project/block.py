@@ -1,7 +1,7 @@
-"""A block of parameters against E: which tokens may be among the strongest of a row, and the scores of those.
+"""A block of parameters against the rows of tokens: which may be among the strongest of a row, and the scores of those.
 
-``tokens`` explains why nothing is missed. ``Screen`` is E in low precision, made once per model and engine. ``Block``
-is some rows W, with the bounds of what low precision says of them.
+``tokens`` explains why nothing is missed. ``Screen`` is those rows in low precision, made once per model and engine.
+``Block`` is some vectors W, with the bounds of what low precision says of them.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from collections.abc import MutableMapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from paramdex_builder.project.arithmetic import (
     LARGEST,
@@ -26,8 +26,8 @@ from paramdex_builder.project.arithmetic import (
     gamma64,
     kth_largest,
 )
-from paramdex_builder.project.engines import Engine
-from paramdex_builder.project.space import Space
+from paramdex_builder.project.engines import Engine, SelectingEngine
+from paramdex_builder.project.space import TokenRows
 
 GROUPS = (64, 32, 16, 8, 4, 2, 1)
 """Sizes of groups of tokens. The first is taken of which there are at least 4 k groups."""
@@ -78,7 +78,7 @@ def rank(scores: torch.Tensor, ids: torch.Tensor, k: int) -> Tokens:
 
 @dataclass
 class Screen:
-    """E as it is screened: ``rows`` e' = (e - c) / size in low precision, packed, with rows of 0 to fill up groups."""
+    """Rows as they are screened: ``rows`` e' = (e - c) / size in low precision, packed, filled up with rows of 0."""
 
     rows: torch.Tensor
     norms: torch.Tensor
@@ -88,14 +88,14 @@ class Screen:
     size: float
     engine: Engine
     vectors: torch.Tensor
-    """E (V x d), in float64 where that is not much."""
-    root: torch.Tensor
-    """R / (size sqrt(V)) (r x d), in low precision: it says how far t is spread."""
+    """The embedding (V x d), in float64 where that is not much."""
+    root: torch.Tensor | None
+    """R / (size sqrt(V)) (r x d), in low precision: it says how far t is spread. Only engines that select need it."""
     deviations: dict[int, float]
     """k -> the number of deviations beyond which almost all rows have k tokens (``gpu_tokens``)."""
 
     @classmethod
-    def of(cls, space: Space, engine: Engine) -> Screen:
+    def of(cls, space: TokenRows, engine: Engine) -> Screen:
         E = space.embedding
         size = space.longest + float(space.means.norm())
         groups, one_group = -(-len(E) // max(GROUPS)), torch.zeros(max(GROUPS), E.shape[1], device=E.device)
@@ -105,33 +105,36 @@ class Screen:
         step = -(-_CHUNK // max(GROUPS)) * max(GROUPS)
         for start in range(0, len(E), step):
             part = slice(start, min(start + step, len(E)))
-            centred = (E[part].double() - space.means) / (size or 1)
+            centred = (space[part] - space.means) / (size or 1)
             low = engine.operand(centred)
             rounded, packed = engine.values(low, E.shape[1]), engine.packed(low)
             rows[start : start + len(packed)] = packed
             norms[part], errors[part] = rounded.norm(dim=1), (centred - rounded).norm(dim=1)
         vectors = E.double() if doubled(E.numel(), E.dtype, engine) else E
-        root = torch.from_numpy(space.root.root / ((size or 1) * len(E) ** 0.5)).to(E.device, engine.score_dtype)
+        root = None
+        if isinstance(engine, SelectingEngine):
+            spread = space.spread().root / ((size or 1) * len(E) ** 0.5)
+            root = torch.from_numpy(spread).to(E.device, engine.score_dtype)
         return cls(rows, norms, errors, size, engine, vectors, root, {})
 
 
-_screens: MutableMapping[torch.Tensor, Screen] = WeakTensorKeyDictionary()
-"""The screen of every embedding in use: many blocks of rows share one."""
+_screens: MutableMapping[TokenRows, Screen] = WeakKeyDictionary()
+"""The screen of all rows of tokens in use: many blocks of vectors share one."""
 _making = threading.Lock()
 
 
-def screen_of(space: Space, engine: Engine) -> Screen:
-    """The screen of a space, made where the last one was of another engine. Threads may ask at once."""
+def screen_of(space: TokenRows, engine: Engine) -> Screen:
+    """The screen of some rows, made where the last one was of another engine. Threads may ask at once."""
     with _making:
-        found = _screens.get(space.embedding)
+        found = _screens.get(space)
         if found is None or found.engine != engine:
-            found = _screens[space.embedding] = Screen.of(space, engine)
+            found = _screens[space] = Screen.of(space, engine)
         return found
 
 
-def forget(space: Space) -> None:
-    """Free what the projection to a space keeps from one block of rows to the next."""
-    _screens.pop(space.embedding, None)
+def forget(space: TokenRows) -> None:
+    """Free what the scoring by some rows keeps from one block of vectors to the next."""
+    _screens.pop(space, None)
 
 
 class Candidates(NamedTuple):
@@ -148,8 +151,8 @@ class Candidates(NamedTuple):
 class Block:
     """A block of rows W (n x d, float64), and how well their scores are known."""
 
-    def __init__(self, W: torch.Tensor, space: Space, screen: Screen) -> None:
-        self.W, self.E, self.screen = W, space.embedding, screen
+    def __init__(self, W: torch.Tensor, space: TokenRows, screen: Screen) -> None:
+        self.W, self.E, self.factors, self.screen = W, space.embedding, space.factors, screen
         self.bits = Bits(screen.engine.score_dtype)
         tile = _TILE_BYTES // (len(W) * screen.engine.score_dtype.itemsize) // max(GROUPS) * max(GROUPS)
         self.tile = max(tile, *GROUPS) if W.device.type == "cpu" else len(screen.rows)
@@ -233,10 +236,19 @@ class Block:
 
     def scores(self, row: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
         """The stored scores (N, float32) of pairs of a row and a token."""
-        scores = self.screen.engine.dots(self.W, self.screen.vectors, row, token)
-        stored, unsure = as_stored(scores, self.noise[row])
+        scores = self._scaled(self.screen.engine.dots(self.W, self.screen.vectors, row, token), token)
+        stored, unsure = as_stored(scores, self._noise(row, scores))
         stored[unsure] = self._settled(row[unsure], token[unsure])
         return stored
+
+    def _scaled(self, products: torch.Tensor, token: torch.Tensor | slice) -> torch.Tensor:
+        """Scores from products <w, e> (... x n, float64), with the factors of ``token`` (n)."""
+        return products if self.factors is None else products * self.factors[token]
+
+    def _noise(self, row: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """How far ``scores`` in float64, of the vectors ``row``, can be from what ``_settled`` rounds to float32."""
+        noise: torch.Tensor = self.noise[row]
+        return noise if self.factors is None else noise + 2.0**-51 * scores.abs()  # both products with f are rounded
 
     def ranked(self, row: torch.Tensor, token: torch.Tensor, scores: torch.Tensor, k: int) -> Tokens:
         """The k tokens of largest score (N, float32) of each row. Rows with fewer have anything in the other places."""
@@ -251,8 +263,9 @@ class Block:
 
     def whole(self, rows: torch.Tensor, k: int, sign: int) -> Tokens:
         """The k strongest of all tokens for each of ``rows``, with sign times their stored scores."""
-        scores = torch.cat([self.W[rows] @ chunk.double().T for chunk in torch.split(self.E, _CHUNK)], 1)
-        stored, unsure = as_stored(scores, self.noise[rows, None])
+        products = torch.cat([self.W[rows] @ chunk.double().T for chunk in torch.split(self.E, _CHUNK)], 1)
+        scores = self._scaled(products, slice(None))
+        stored, unsure = as_stored(scores, self._noise(rows[:, None], scores))
         V = len(self.E)
         stored.view(-1)[unsure] = self._settled(rows[unsure // V], unsure % V)
         return rank(stored * sign, torch.arange(V, device=rows.device).expand_as(stored), k)
@@ -260,4 +273,4 @@ class Block:
     def _settled(self, row: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
         """The stored scores of pairs of a row and a token."""
         parts = zip(torch.split(row, _CHUNK), torch.split(token, _CHUNK), strict=True)
-        return torch.cat([dot(self.W[r], self.E[t].double()).float() for r, t in parts])
+        return torch.cat([self._scaled(dot(self.W[r], self.E[t].double()), t).float() for r, t in parts])

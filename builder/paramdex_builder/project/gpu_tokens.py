@@ -44,6 +44,7 @@ def candidates(engine: SelectingEngine, block: Block, k: int, room: int) -> tupl
 
 def _deviation(block: Block) -> torch.Tensor:
     """About the standard deviation of every row's t (n, float32)."""
+    assert block.screen.root is not None
     found: torch.Tensor = (block.low @ block.screen.root.T).float().norm(dim=1)
     return found
 

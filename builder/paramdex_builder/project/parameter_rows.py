@@ -12,11 +12,9 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from paramdex_builder.project.block import Tokens
+from paramdex_builder.project.lists import SIDES, Lists, Unusual, lists
 from paramdex_builder.project.pieces import Piece
 from paramdex_builder.project.scoring import Scoring
-from paramdex_builder.project.space import Space
-from paramdex_builder.project.tokens import strongest_tokens
 from paramdex_schemas import vector_files
 
 PARAMETERS = pa.schema(
@@ -25,8 +23,9 @@ PARAMETERS = pa.schema(
         ("kv_head", pa.int16()), ("expert", pa.int16()), ("idx", pa.int32()), ("space", pa.string()),
         ("norm", pa.float32()), ("mean", pa.float32()), ("std", pa.float32()), ("projected_norm", pa.float32()),
         ("embedding_std", pa.float32()), ("reads", pa.float32()),
-        ("top_tokens", pa.list_(pa.int32())), ("top_scores", pa.list_(pa.float32())),
-        ("bottom_tokens", pa.list_(pa.int32())), ("bottom_scores", pa.list_(pa.float32())),
+        *((f"{side}_{name}", pa.list_(kind)) for side in SIDES for name, kind in
+          (("tokens", pa.int32()), ("scores", pa.float32()), ("token_z", pa.float32()),
+           ("ranks_token_z", pa.int16()))),
     ]
 )  # fmt: skip
 
@@ -35,15 +34,17 @@ Coordinates = dict[str, np.ndarray]
 """Stem of a file -> normalized coordinates (n x r, float32): by the model's embedding, and where rows are scored."""
 
 
-def parameter_rows(rows: torch.Tensor, piece: Piece, scoring: Scoring, top_k: int) -> tuple[pa.Table, Coordinates]:
-    """The table rows and the coordinates of the vectors ``rows`` (n x d) of a piece."""
+def parameter_rows(
+    rows: torch.Tensor, piece: Piece, scoring: Scoring, unusual: Unusual | None, top_k: int
+) -> tuple[pa.Table, Coordinates]:
+    """The table rows and the coordinates of the vectors ``rows`` (n x d) of a piece; ``unusual`` is of its kind."""
     run, main, space = piece.run, scoring.main, scoring.space(piece.run)
     here = main.embedding.device
     scored = scoring.rows(run, rows, piece.owners).to(here)
     rows = rows.to(here)
     own = main.describe(rows)
     kept = {vector_files.stem(run.kind): own.coordinates.cpu().numpy()}
-    tokens = _tokens(scored, space, top_k)
+    strongest = lists(scored, space, unusual, top_k)
     found = own if space is main else space.describe(scored)
     if space is not main:
         kept[vector_files.stem(run.kind, run.space)] = found.coordinates.cpu().numpy()
@@ -66,9 +67,11 @@ def parameter_rows(rows: torch.Tensor, piece: Piece, scoring: Scoring, top_k: in
         "embedding_std": own.std.float().cpu().numpy(),
         "reads": pa.nulls(len(rows)) if reads is None else pa.array(reads.numpy(), from_pandas=True),  # NaN is null
     }
-    for side, strongest in tokens.items():
-        columns[f"{side}_tokens"] = _lists(strongest.ids.int())
-        columns[f"{side}_scores"] = _lists(strongest.scores)
+    for side, own_lists in strongest.items():
+        columns[f"{side}_tokens"] = _ragged(own_lists, own_lists.ids.int())
+        columns[f"{side}_scores"] = _ragged(own_lists, own_lists.scores)
+        columns[f"{side}_token_z"] = _ragged(own_lists, own_lists.token_z)
+        columns[f"{side}_ranks_token_z"] = _ragged(own_lists, own_lists.ranks_token_z)
     arrays = [_array(columns[field.name], field.type) for field in PARAMETERS]
     table = pa.table(arrays, schema=PARAMETERS)
     return table, kept
@@ -76,35 +79,22 @@ def parameter_rows(rows: torch.Tensor, piece: Piece, scoring: Scoring, top_k: in
 
 def parameters_held(some: Sequence[Piece], d: int, n_terms: int) -> int:
     """The most bytes, roughly, that one of ``some`` pieces takes: its weights, its coordinates and what is made of them
-    in float32; or the weights of two models and their difference in float64. Where it is pulled back, that and its
-    coordinates come on top.
+    in float32; or the weights of two models and their difference in float64. What is unusual of it comes on top, in
+    float64, and where it is pulled back, that and its coordinates.
     """
-    pulled = [12 * (piece.run.space == "reading") for piece in some]
+    pulled = [8 + 12 * (piece.run.space == "reading") for piece in some]
     return max(((12 * n_terms + more) * d * piece.n_rows for piece, more in zip(some, pulled, strict=True)), default=0)
-
-
-def _tokens(rows: torch.Tensor, space: Space, k: int) -> dict[str, Tokens]:
-    """As ``strongest_tokens``. Rows of zeros, as what training did not move, get the first tokens, with score 0."""
-    moved = rows.any(dim=1)
-    if moved.all():
-        return strongest_tokens(rows, space, k)
-    k = min(k, space.size)
-    found = strongest_tokens(rows[moved], space, k) if moved.any() else {}
-    sides = {}
-    for side in ("top", "bottom"):
-        ids = torch.arange(k, device=rows.device).repeat(len(rows), 1)
-        scores = torch.zeros(ids.shape, device=rows.device)
-        if side in found:
-            ids[moved], scores[moved] = found[side].ids, found[side].scores
-        sides[side] = Tokens(ids, scores)
-    return sides
 
 
 def _array(values: Any, kind: pa.DataType) -> pa.Array:
     return values.cast(kind) if isinstance(values, pa.Array) else pa.array(values, kind)
 
 
-def _lists(values: torch.Tensor) -> pa.ListArray:
-    """A matrix (n x k) as n lists of k."""
-    n, k = values.shape
-    return pa.ListArray.from_arrays(np.arange(0, n * k + 1, k, dtype=np.int32), values.cpu().numpy().ravel())
+def _ragged(side: Lists, values: torch.Tensor | None) -> pa.Array:
+    """Values of the tokens of one side as a list for each parameter; NULL where there are none."""
+    if values is None:
+        return pa.nulls(len(side.counts))
+    ends = np.concatenate([[0], side.counts.cpu().numpy().cumsum()]).astype(np.int32)
+    found = values.cpu().numpy()
+    # rank 0 says that the token is in no list by token_z
+    return pa.ListArray.from_arrays(ends, pa.array(found, mask=found == 0 if found.dtype == np.int16 else None))

@@ -1,9 +1,11 @@
-"""The embedding space of a model on a device: E, its column means, the root of its Gram matrix, and coordinates."""
+"""The spaces of a model on a device: the rows that score, their column means, the root of their Gram matrix, and
+coordinates.
+"""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -19,22 +21,48 @@ _CHUNK = 2048
 _DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]+)?")
 
 
-@dataclass
-class Space:
-    """E (V x d, on the device, float32 or what it is stored in), its column means (d, float64) and the root of its
-    centred Gram matrix.
+@dataclass(eq=False)
+class TokenRows:
+    """What vectors are scored by: a row x_t for every token, that of an ``embedding`` E (V x d, on the device, float32
+    or what it is stored in), or f_t e_t where there are ``factors`` f (V, float64).
     """
 
     embedding: torch.Tensor
     means: torch.Tensor
-    root: isometry.Root
-
+    """Of the columns (d, float64)."""
     longest: float
-    """Norm of the longest row of E."""
+    """Norm of the longest row."""
+    factors: torch.Tensor | None = field(default=None, kw_only=True)
 
     @property
     def size(self) -> int:
         return self.embedding.shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        return self.embedding.device
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, part: slice) -> torch.Tensor:
+        """Some of the rows (n x d, float64)."""
+        rows = self.embedding[part].double()
+        return rows if self.factors is None else rows * self.factors[part, None]
+
+    def spread(self) -> isometry.Root:
+        """R with ||R w|| / sqrt(V) the standard deviation of all scores of w."""
+        return isometry.gram_root(centred_gram(self, self.means, self, self.means), self.size)
+
+
+@dataclass(eq=False)
+class Space(TokenRows):
+    """The rows that a kind of vectors is scored by and compared in, with the root of their centred Gram matrix."""
+
+    root: isometry.Root
+
+    def spread(self) -> isometry.Root:
+        return self.root
 
     def coordinates(self, rows: torch.Tensor) -> torch.Tensor:
         """R w of every row w of ``rows`` (n x d): n x r, float64."""
@@ -82,9 +110,19 @@ def make_space(embedding: torch.Tensor, device: torch.device, advance: Advance =
     gram = centred_gram(E, means, E, means, advance)
     root = isometry.gram_root(gram, len(E))
     advance(_decomposing(E.shape[1]))
-    chunks = torch.split(E, _CHUNK)
-    longest = max(float(torch.linalg.vector_norm(chunk.double(), dim=1).max()) for chunk in chunks)
-    return Space(E, means, root, longest)
+    return Space(E, means, longest_row(TokenRows(E, means, 0.0)), root)
+
+
+def scaled(rows: TokenRows, factors: torch.Tensor) -> TokenRows:
+    """The rows f_t x_t of the ``embedding`` of some rows, for factors f (V, float64)."""
+    found = TokenRows(rows.embedding, rows.means, 0.0, factors=factors)
+    return replace(found, means=column_means(found), longest=longest_row(found))
+
+
+def longest_row(rows: TokenRows) -> float:
+    """The norm of the longest row."""
+    starts = range(0, len(rows), _CHUNK)
+    return max(float(torch.linalg.vector_norm(rows[start : start + _CHUNK], dim=1).max()) for start in starts)
 
 
 def space_work(V: int, d: int) -> int:

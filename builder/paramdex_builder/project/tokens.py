@@ -1,7 +1,8 @@
 """Projection: the strongest tokens of every parameter, both sides, exact.
 
 This is the logit lens on weights: a parameter w scores every token by E w. A stored score is the float64 value of that,
-rounded to float32. Tokens are ordered by (stored score, token id).
+rounded to float32. Tokens are ordered by (stored score, token id). Where tokens have factors f_t, the score is f_t <e,
+w>, one product more in float64; in what follows e stands for f_t e.
 
 **Screened.** One product in low precision gives all V scores of a row w, within a bound (see ``engines``). Subtracting
 one vector c from every row of E shifts all scores of w by one number and keeps their order. With c the column means,
@@ -44,7 +45,7 @@ from paramdex_builder.project.block import (
 )
 from paramdex_builder.project.engines import Engine, SelectingEngine, engine_of, full_float32
 from paramdex_builder.project.gpu_tokens import candidates
-from paramdex_builder.project.space import Space
+from paramdex_builder.project.space import TokenRows
 from paramdex_builder.work.workers import stop_if_unwanted
 
 _BLOCK_ROWS, _BLOCK_BYTES = (256, 512), 32 << 20
@@ -59,11 +60,12 @@ _SELECTED_ROWS, _SELECTED_BYTES = (256, 1024), 256 << 20
 """Least and most rows of which a GPU selects tokens at a time, and the bytes of their scores."""
 
 
-def strongest_tokens(rows: torch.Tensor, space: Space, k: int, engine: Engine | None = None) -> dict[str, Tokens]:
+def strongest_tokens(rows: torch.Tensor, space: TokenRows, k: int, engine: Engine | None = None) -> dict[str, Tokens]:
     """The k strongest tokens of every row (n x d, float32 or float64), as {"top": ..., "bottom": ...}.
 
-    Works on the device of E. Each side is ordered strongest first, and has all V tokens where V < k. The result is the
-    same on every device and with every ``engine``; without one, the fastest for the device is taken.
+    ``space`` has the rows that score, those of E or f_t e_t; all is done on its device. Each side is ordered strongest
+    first, and has all V tokens where V < k. The result is the same on every device and with every ``engine``; without
+    one, the fastest for the device is taken.
     """
     E = space.embedding
     n, k = len(rows), min(k, len(E))
@@ -83,6 +85,19 @@ def strongest_tokens(rows: torch.Tensor, space: Space, k: int, engine: Engine | 
         for side, sign, own in zip(sides, (1, -1), found, strict=True):
             side.ids[here], side.scores[here] = own.ids, own.scores * sign + 0.0  # + 0.0: -0.0 is 0.0
     return {"top": sides[0], "bottom": sides[1]}
+
+
+def token_scores(rows: torch.Tensor, space: TokenRows, ids: torch.Tensor, engine: Engine | None = None) -> torch.Tensor:
+    """The stored scores (n x m, float32) of some tokens ``ids`` (n x m, int64) of every row (n x d)."""
+    engine = engine or engine_of(space.device)
+    screen, m = screen_of(space, engine), ids.shape[1]
+    found = torch.empty(ids.shape, device=space.device)
+    for start in range(0, len(rows), _SCORED_ROWS):
+        here = slice(start, start + _SCORED_ROWS)
+        block = Block(rows[here].to(space.device).double(), space, screen)
+        row = torch.arange(len(block.W), device=space.device).repeat_interleave(m)
+        found[here] = block.scores(row, ids[here].flatten()).view(-1, m)
+    return found + 0.0  # -0.0 is 0.0
 
 
 def projection_held(V: int) -> int:
@@ -119,7 +134,7 @@ def _selected_rows(k: int) -> int:
     return max(least, min(most, _SELECTED_BYTES // (32 * few_tokens(0, k))))
 
 
-def _screened(W: torch.Tensor, space: Space, screen: Screen, k: int, buffer: torch.Tensor) -> list[Tokens]:
+def _screened(W: torch.Tensor, space: TokenRows, screen: Screen, k: int, buffer: torch.Tensor) -> list[Tokens]:
     """The k strongest of some rows (n x d, float64), top and bottom, with sign times their scores.
 
     Rows are screened one block at a time, and the candidates of several blocks are scored together. ``buffer`` has room
@@ -170,7 +185,7 @@ def _scored(block: Block, left: Sequence[Candidates], k: int) -> list[Tokens]:
     return sides
 
 
-def _selected(engine: SelectingEngine, W: torch.Tensor, space: Space, screen: Screen, k: int) -> list[Tokens]:
+def _selected(engine: SelectingEngine, W: torch.Tensor, space: TokenRows, screen: Screen, k: int) -> list[Tokens]:
     """As ``_screened``, with an engine that keeps only the scores of few tokens; rows with many go to ``_screened``."""
     block = Block(W, space, screen)
     left = candidates(engine, block, k, 2 * few_tokens(0, k))

@@ -104,14 +104,16 @@ def insert(connection: duckdb.DuckDBPyConnection, sql: str, given: pa.Table, val
 
 
 def insert_parameters(connection: duckdb.DuckDBPyConnection, model: FinishedModel, progress: Progress) -> None:
-    """Insert the rows of ``parameters``, in order of param_id, and their ``postings``, in order of token."""
+    """Insert the rows of ``parameters``, in order of param_id, and their ``postings``, in order of token. Ranks by
+    token_z are in the units alone: the lists of ``parameters`` need none to be put in order.
+    """
     sql = """
         INSERT INTO store.parameters BY NAME
         SELECT
             m.first_param_id + g.row AS param_id,
             m.model || coalesce('/' || g.stack, '') || coalesce('/L' || g.layer, '') || coalesce('/H' || g.head, '')
                 || coalesce('/E' || g.expert, '') || '/' || $kind || '/' || g.idx AS address,
-            m.model_id, $kind AS kind, g.* EXCLUDE (row)
+            m.model_id, $kind AS kind, g.* EXCLUDE (row, top_ranks_token_z, bottom_ranks_token_z)
         FROM given AS g, store.models AS m
         WHERE m.model = $model
     """
@@ -121,21 +123,27 @@ def insert_parameters(connection: duckdb.DuckDBPyConnection, model: FinishedMode
             for piece in pieces(layout, kind):
                 insert(connection, sql, model.units.read(kind, piece.number), {"kind": kind, "model": model.name})
                 advance(piece.n_rows)
+    files = [str(model.units.rows(kind, piece.number)) for kind in layout.kinds for piece in pieces(layout, kind)]
     connection.execute(
         """
         INSERT INTO store.postings
         WITH lists AS (
-            SELECT param_id, unnest([true, false]) AS is_top,
-                   unnest([top_tokens, bottom_tokens]) AS tokens, unnest([top_scores, bottom_scores]) AS scores
-            FROM store.parameters JOIN store.models USING (model_id)
-            WHERE model = ?
+            SELECT row, unnest([true, false]) AS is_top, unnest([top_tokens, bottom_tokens]) AS tokens,
+                   unnest([top_scores, bottom_scores]) AS scores, unnest([top_token_z, bottom_token_z]) AS token_z,
+                   unnest([top_ranks_token_z, bottom_ranks_token_z]) AS ranks_token_z
+            FROM read_parquet($files)
+        ), entries AS (
+            SELECT row, is_top, unnest(tokens) AS token_id, unnest(scores) AS score, unnest(token_z) AS token_z,
+                   unnest(range(1, len(tokens) + 1)) AS place, unnest(ranks_token_z) AS rank_token_z
+            FROM lists
         )
-        SELECT unnest(tokens) AS token_id, is_top, unnest(scores) AS score,
-               unnest(range(1, len(tokens) + 1)) AS rank, param_id
-        FROM lists
+        SELECT e.token_id, e.is_top, e.score, e.token_z, CASE WHEN e.place <= m.top_k THEN e.place END AS rank,
+               e.rank_token_z, m.first_param_id + e.row AS param_id
+        FROM entries AS e, store.models AS m
+        WHERE m.model = $model
         ORDER BY token_id, is_top, abs(score) DESC, param_id
         """,
-        [model.name],
+        {"files": files, "model": model.name},
     )
 
 

@@ -104,7 +104,9 @@ CREATE TABLE store.token_embeddings (
     is_undertrained BOOLEAN NOT NULL
 );
 
--- One row per parameter, by param_id; the lists hold its strongest tokens, strongest first, for look-ups by parameter.
+-- One row per parameter, by param_id; the lists hold its strongest tokens, for look-ups by parameter. In order of (score,
+-- token_id), strongest first, they begin with models.top_k tokens by score; the rest is among as many by token_z, which
+-- is NULL where the kind has too few vectors in its space to say what is usual for a token.
 CREATE TABLE store.parameters (
     param_id BIGINT NOT NULL,
     address VARCHAR NOT NULL,
@@ -125,18 +127,23 @@ CREATE TABLE store.parameters (
     reads FLOAT,
     top_tokens INTEGER[] NOT NULL,
     top_scores FLOAT[] NOT NULL,
+    top_token_z FLOAT[],
     bottom_tokens INTEGER[] NOT NULL,
-    bottom_scores FLOAT[] NOT NULL
+    bottom_scores FLOAT[] NOT NULL,
+    bottom_token_z FLOAT[]
 );
 
 CREATE UNIQUE INDEX parameters_by_id ON store.parameters (param_id);
 
--- One row per parameter, side and rank, in the order (token_id, side, score) within a model, for look-ups by token.
+-- One row per parameter, side and token of its lists, in the order (token_id, side, score) within a model, for look-ups
+-- by token. ``rank`` is by score and ``rank_token_z`` by token_z; NULL where the token is not in that list.
 CREATE TABLE store.postings (
     token_id INTEGER NOT NULL,
     is_top BOOLEAN NOT NULL,
     score FLOAT NOT NULL,
-    rank SMALLINT NOT NULL,
+    token_z FLOAT,
+    rank SMALLINT,
+    rank_token_z SMALLINT,
     param_id BIGINT NOT NULL
 );
 

@@ -52,12 +52,14 @@ JOIN store.models AS m USING (model_id)
 WHERE p.reads IS NOT NULL
 GROUP BY ALL;
 
--- The strongest tokens of every parameter, both sides.
+-- The strongest tokens of every parameter, both sides. ``token_z`` is how many standard deviations the score lies from
+-- the mean of the token's scores over all vectors of the kind that its space scores. ``rank`` is by score and
+-- ``rank_token_z`` by that, NULL where the token is not among the strongest so.
 CREATE VIEW parameter_tokens AS
 SELECT
     t.param_id, p.address, m.model, p.stack, p.layer, p.kind, p.head, p.expert, p.idx,
     CASE WHEN t.is_top THEN 'top' ELSE 'bottom' END AS side,
-    t.rank, t.token_id, v.token, v.text, t.score
+    t.rank, t.token_id, v.token, v.text, t.score, t.token_z, t.rank_token_z
 FROM store.postings AS t
 JOIN store.parameters AS p USING (param_id)
 JOIN store.models AS m USING (model_id)

@@ -21,7 +21,7 @@ def space(E: torch.Tensor, rank: int) -> Space:
     draw = np.random.default_rng(0)
     d = E.shape[1]
     root = draw.normal(size=(d, rank)).T  # in another order than it is written
-    return Space(E, torch.from_numpy(draw.normal(size=d)), Root(root), 1.0)
+    return Space(E, torch.from_numpy(draw.normal(size=d)), 1.0, Root(root))
 
 
 def assert_written(path: Path, one: Space, dtype: torch.dtype) -> None:
