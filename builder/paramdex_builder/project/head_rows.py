@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -204,7 +203,7 @@ def _matrix(
     lists = Ranked(A, B, strongest_pairs(A, B, words, kept.pairs))
     unusual = None
     if matrix in usual:
-        A, B = usual[matrix].factors(A, B, math.hypot(mean, std))
+        A, B = usual[matrix].factors(A, B, Q.double() @ right.space.means)
         unusual = Ranked(A, B, strongest_pairs(A, B, words, kept.pairs))
     return _Matrix(
         {f"{name}_norm": frobenius(*own), f"{name}_mean": mean, f"{name}_std": std},

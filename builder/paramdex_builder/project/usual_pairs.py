@@ -1,7 +1,9 @@
 """What is usual for the two tokens of a pair: how large their scores are over all heads of a model.
 
 As in lists of parameters, few tokens crowd the pairs of most heads. Let S_h be the V x V scores of the n heads of a
-model (QK or VO), divided by their root mean square, so that every head counts the same. Then
+model (QK or VO), each row less its mean over the targets: both matrices feed a softmax over targets, which ignores what
+all targets of a source have in common (in some heads that is larger than all differences). Every head counts the same,
+so S_h is divided by its root mean square. Then
 
     alpha_s^2 = mean over h and t of S_h(s, t)^2,     beta_t^2 = mean over h and s of S_h(s, t)^2
 
@@ -10,11 +12,11 @@ are what is usual for a source and for a target; the mean of either over all tok
     token_z = S_h(s, t) / (alpha_s beta_t)
 
 Its rows and columns are those of S_h times one number each, so the strongest pairs by it are found as those by score
-are (``pairs``). No mean is taken off: a token whose scores lean to one side leans there in what the head does, too.
+are (``pairs``). No mean over heads is taken off: that would not leave a matrix of low rank to scan.
 
-With S_h = X P^T Q Y^T, X and Y the rows of tokens on both sides and G their uncentred Gram matrices over V:
+With S_h = X P^T Q Y'^T, X the rows of sources, Y' those of targets less their mean, G_X = X^T X / V and G_Y' alike:
 
-    alpha_s^2 = x_s^T M x_s,   M = mean over h of P^T (Q G_Y Q^T) P / tr(P G_X P^T Q G_Y Q^T)
+    alpha_s^2 = x_s^T M x_s,   M = mean over h of P^T (Q G_Y' Q^T) P / tr(P G_X P^T Q G_Y' Q^T)
 """
 
 from __future__ import annotations
@@ -36,8 +38,8 @@ _CHUNK = 2048
 
 
 class Squares(NamedTuple):
-    """Of some heads: how many there are, and space -> the sums of P^T (Q G_Y Q^T) P of its rows (d x d, float64), of
-    sources and of targets, each head's divided by the mean square of its scores.
+    """Of some heads: how many there are, and space -> the sums of M of its rows (d x d, float64), of sources and of
+    targets.
     """
 
     n: int
@@ -45,16 +47,17 @@ class Squares(NamedTuple):
     target: dict[Space, torch.Tensor]
 
 
-def uncentred(space: Space) -> torch.Tensor:
-    """X^T X / V (d x d, float64) of the rows of a space."""
+def grams(space: Space) -> tuple[torch.Tensor, torch.Tensor]:
+    """X^T X / V and X'^T X' / V (d x d, float64) of the rows X of a space, and of X' less their mean."""
     root = torch.from_numpy(space.root.root).to(space.device)
-    return root.T @ root / space.size + torch.outer(space.means, space.means)
+    centred = root.T @ root / space.size
+    return centred + torch.outer(space.means, space.means), centred
 
 
 def squares_of(P: torch.Tensor, Q: torch.Tensor, left: Space, right: Space) -> Squares:
-    """Those of one head with the scores X P^T Q Y^T (P, Q: m x d); of none, where all scores are 0."""
+    """Those of one head with the scores X P^T Q Y^T (P, Q: m x d); of none, where no scores of a source differ."""
     P, Q = P.double(), Q.double()
-    of_target, of_source = Q @ uncentred(right) @ Q.T, P @ uncentred(left) @ P.T
+    of_target, of_source = Q @ grams(right)[1] @ Q.T, P @ grams(left)[0] @ P.T
     mean_square = float((of_target * of_source).sum())
     if not mean_square > 0:
         return Squares(0, {}, {})
@@ -86,12 +89,14 @@ class UsualPairs:
         """None where there are too few heads."""
         if found.n < LEAST:
             return None
-        return cls(*(_root_mean_squares(side, found.n) for side in found[1:]))
+        return cls(_usual(found.source, found.n, centre=False), _usual(found.target, found.n, centre=True))
 
-    def factors(self, A: torch.Tensor, B: torch.Tensor, rms: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """A', B' (V x m, float64) with A' B'^T = token_z of a head with the scores A B^T and their root mean square."""
+    def factors(self, A: torch.Tensor, B: torch.Tensor, mean: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """A', B' (V x m, float64) with A' B'^T = token_z of a head with the scores A B^T; ``mean`` (m) is that of B."""
+        B = B - mean
+        mean_square = float(((A.T @ A) * (B.T @ B)).sum()) / len(A) / len(B)
         alpha, beta = (torch.where(each > 0, 1 / each, 0.0)[:, None] for each in (self.alpha, self.beta))
-        return A * alpha / (rms or 1), B * beta
+        return A * alpha / (max(mean_square, 0.0) ** 0.5 or 1), B * beta
 
 
 def save_usual(path: Path, usual: Mapping[str, UsualPairs | None]) -> None:
@@ -109,17 +114,18 @@ def load_usual(path: Path, device: torch.device) -> dict[str, UsualPairs]:
     return {matrix: UsualPairs(found[f"{matrix}/alpha"], found[f"{matrix}/beta"]) for matrix in matrices}
 
 
-def _root_mean_squares(side: dict[Space, torch.Tensor], n: int) -> torch.Tensor:
+def _usual(side: dict[Space, torch.Tensor], n: int, *, centre: bool) -> torch.Tensor:
     """sqrt(sum over the spaces of x_t^T M x_t / n) of every token (V). What rounding may leave of 0 is 0."""
-    total: torch.Tensor = sum(_squares(space, M / n) for space, M in side.items())  # type: ignore[assignment]
+    total: torch.Tensor = sum(_squares(space, M / n, centre=centre) for space, M in side.items())  # type: ignore[assignment]
     return total.sqrt()
 
 
-def _squares(space: Space, M: torch.Tensor) -> torch.Tensor:
-    """x_t^T M x_t of every row of a space (V)."""
+def _squares(space: Space, M: torch.Tensor, *, centre: bool) -> torch.Tensor:
+    """x_t^T M x_t of every row of a space (V), less the mean of all rows where it is to ``centre``."""
     rounding, parts = 4 * gamma64(len(M)) * float(M.norm()), []
     for start in range(0, len(space), _CHUNK):
-        rows = space[start : start + _CHUNK]
+        whole = space[start : start + _CHUNK]
+        rows = whole - space.means if centre else whole
         square = ((rows @ M) * rows).sum(1)
-        parts.append(square.where(square > rounding * (rows * rows).sum(1), 0.0))
+        parts.append(square.where(square > rounding * (whole * whole).sum(1), 0.0))
     return torch.cat(parts)

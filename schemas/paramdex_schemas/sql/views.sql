@@ -80,8 +80,9 @@ SELECT
 FROM store.heads AS h
 JOIN store.models AS m USING (model_id);
 
--- The strongest token pairs of every head's two matrices, both sides. ``token_z`` is the score beside what is usual: in
--- root mean squares of the head's scores, of the source's and of the target's over all heads of the model. ``rank`` and
+-- The strongest token pairs of every head's two matrices, both sides. ``token_z`` is the score, less the mean over all
+-- targets of the source, beside what is usual: in root mean squares of the head's, and of the source's and the target's
+-- over all heads of the model. ``rank`` and
 -- ``rank_distinct`` are by score, the others by that; NULL where the pair is not among the strongest so.
 CREATE VIEW head_pairs AS
 SELECT

@@ -17,11 +17,11 @@ from paramdex_builder.project.usual_pairs import (
     LEAST,
     Squares,
     UsualPairs,
+    grams,
     load_usual,
     save_usual,
     squares_of,
     summed,
-    uncentred,
 )
 
 CPU = torch.device("cpu")
@@ -30,7 +30,7 @@ SEEDS = st.integers(0, 2**32 - 1)
 
 def brute_force(heads: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
     """alpha and beta of heads (X, P, Q, Y) from all their scores."""
-    every = [X @ P.T @ Q @ Y.T for X, P, Q, Y in heads]
+    every = [X @ P.T @ Q @ (Y - Y.mean(0)).T for X, P, Q, Y in heads]
     squares = np.mean([S**2 / (S**2).mean() for S in every if S.any()], axis=0)
     return np.sqrt(squares.mean(1)), np.sqrt(squares.mean(0))
 
@@ -66,14 +66,16 @@ def test_too_few_heads_and_tokens_without_scores() -> None:
     found = UsualPairs.of(summed([one] * LEAST))
     assert found is not None
     assert (found.alpha == 0).nonzero().tolist() == [[7]]
-    A, B = found.factors(E.double() @ P.T, E.double() @ Q.T, 1.0)
+    A, B = found.factors(E.double() @ P.T, E.double() @ Q.T, Q @ space.means)
     assert not A[7].any()
-    assert not B[7].any()
+    assert float((A @ B.T).square().mean()) > 0.1
 
 
-def test_uncentred_gram_matrix() -> None:
+def test_gram_matrices() -> None:
     E = torch.from_numpy(np.random.default_rng(1).normal(size=(50, 6)) + 2).float()
-    np.testing.assert_allclose(uncentred(make_space(E, CPU)), E.double().T @ E.double() / 50, rtol=1e-12, atol=1e-12)
+    whole, centred = grams(make_space(E, CPU))
+    np.testing.assert_allclose(whole, E.double().T @ E.double() / 50, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(centred, np.cov(E.double().numpy().T, bias=True), rtol=1e-10, atol=1e-12)
 
 
 def test_saved_and_loaded(tmp_path: Path) -> None:
@@ -85,6 +87,18 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
     assert torch.equal(found["VO"].beta, usual.beta)
 
 
+def test_token_z_of_a_head() -> None:
+    """S less the mean of each row, over its root mean square, alpha and beta."""
+    draw = np.random.default_rng(7)
+    A, B = draw.normal(size=(2, 30, 3)) + 2
+    usual = UsualPairs(*(torch.from_numpy(draw.uniform(0.2, 3, 30)) for _ in range(2)))
+    found = usual.factors(*(torch.from_numpy(each) for each in (A, B, B.mean(0))))
+    S = A @ B.T
+    S -= S.mean(1, keepdims=True)
+    expected = S / np.sqrt((S**2).mean()) / np.outer(usual.alpha, usual.beta)
+    np.testing.assert_allclose(found[0] @ found[1].T, expected, rtol=1e-9, atol=1e-12)
+
+
 @given(st.integers(2, 40), st.integers(1, 60), st.booleans(), SEEDS)
 def test_rows_are_those_of_both_rankings(V: int, k: int, coarse: bool, seed: int) -> None:
     """Every pair of either list once; both numbers are what their own scores round to; ranks count from 1."""
@@ -94,7 +108,7 @@ def test_rows_are_those_of_both_rankings(V: int, k: int, coarse: bool, seed: int
         A, B = (2 * A).round() / 2, (2 * B).round() / 2
     words = same_words(draw.integers(0, max(1, V - 2), V), CPU)
     usual = UsualPairs(*(torch.from_numpy(draw.uniform(0.2, 3, V)) for _ in range(2)))
-    scaled = usual.factors(A, B, 1.7)
+    scaled = usual.factors(A, B, B.mean(0))
     rankings = [Ranked(*each, strongest_pairs(*each, words, k)) for each in ((A, B), scaled)]
     S, Z = ((a[:, None] * b[None]).sum(2).float().numpy() + 0.0 for a, b in ((A, B), scaled))
     different = words.number.numpy()[:, None] != words.number.numpy()[None]

@@ -108,7 +108,8 @@ def test_pairs(
 ) -> None:
     """token_z and both lists by it, of all pairs and of different words, from all scores of all heads."""
     every = matrices(truths[model], reading_wholes[model], matrix)
-    relative = {address: S / np.sqrt((S**2).mean()) for address, S in every.items()}
+    centred = {address: S - S.mean(1, keepdims=True) for address, S in every.items()}
+    relative = {address: S / np.sqrt((S**2).mean()) for address, S in centred.items()}
     squares = np.mean([S**2 for S in relative.values()], axis=0)
     usual = np.sqrt(squares.mean(1))[:, None] * np.sqrt(squares.mean(0))
     for address, S in relative.items():
