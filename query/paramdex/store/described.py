@@ -48,7 +48,7 @@ def by_tokens(store: Store, param_ids: list[int], sieve: Sieve, n: int = SHOWN_T
 
 def strongest(store: Store, param_ids: list[int], sieve: Sieve, n: int = SHOWN_TOKENS) -> dict[int, Strongest]:
     """param_id -> as many of its strongest tokens as a filter may need to let ``n`` pass; for ``passing``."""
-    return Postings(store.database).parameters(param_ids, ALL if sieve else n)
+    return Postings(store, sieve.ranking).parameters(param_ids, ALL if sieve else n)
 
 
 def passing(store: Store, found: Mapping[int, Strongest], sieve: Sieve, n: int = SHOWN_TOKENS) -> dict[int, ByTokens]:
