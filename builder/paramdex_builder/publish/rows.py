@@ -145,6 +145,27 @@ def insert_parameters(connection: duckdb.DuckDBPyConnection, model: FinishedMode
         """,
         {"files": files, "model": model.name},
     )
+    _count_hubs(connection, model.name)
+
+
+def _count_hubs(connection: duckdb.DuckDBPyConnection, model: str) -> None:
+    """Set in how many lists every token of a model is among the ten strongest."""
+    connection.execute(
+        """
+        UPDATE store.token_embeddings AS e SET in_top_10 = n.by_score, in_top_10_token_z = n.by_token_z
+        FROM (
+            SELECT m.model_id, p.token_id, count(*) FILTER (p.rank <= 10) AS by_score,
+                   count(*) FILTER (p.rank_token_z <= 10) AS by_token_z
+            FROM store.postings AS p
+            JOIN store.models AS m
+                ON p.param_id >= m.first_param_id AND p.param_id < m.first_param_id + m.n_parameters
+            WHERE m.model = ? AND (p.rank <= 10 OR p.rank_token_z <= 10)
+            GROUP BY ALL
+        ) AS n
+        WHERE e.model_id = n.model_id AND e.token_id = n.token_id
+        """,
+        [model],
+    )
 
 
 def insert_heads(connection: duckdb.DuckDBPyConnection, model: FinishedModel) -> None:

@@ -95,13 +95,16 @@ CREATE TABLE store.tokens (
     is_undertrained BOOLEAN NOT NULL
 );
 
--- One row per model and item of its vocabulary: what the row of the model's embedding says of it.
+-- One row per model and item of its vocabulary: what the row of the model's embedding says of it, and in how many lists
+-- of its parameters it is among the ten strongest, by score and by token_z, both sides.
 CREATE TABLE store.token_embeddings (
     model_id INTEGER NOT NULL,
     token_id INTEGER NOT NULL,
     norm FLOAT NOT NULL,
     undertrained FLOAT,
-    is_undertrained BOOLEAN NOT NULL
+    is_undertrained BOOLEAN NOT NULL,
+    in_top_10 INTEGER NOT NULL DEFAULT 0,
+    in_top_10_token_z INTEGER NOT NULL DEFAULT 0
 );
 
 -- One row per parameter, by param_id; the lists hold its strongest tokens, for look-ups by parameter. In order of (score,

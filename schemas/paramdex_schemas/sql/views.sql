@@ -27,8 +27,11 @@ FROM store.tokens;
 
 -- The rows of the models' embeddings. ``undertrained`` is the cosine, from -1 to 1, with the direction in which rows
 -- point that the training text hardly used, NULL where the model has none such; from 0.7 on the item is under-trained.
+-- ``in_top_10`` tells how much of a hub an item is: among the ten strongest of how many lists of parameters it is, both
+-- sides, by score; ``in_top_10_token_z`` by token_z.
 CREATE VIEW token_embeddings AS
-SELECT m.model, m.vocabulary, e.token_id, t.token, t.text, e.norm, e.undertrained, e.is_undertrained
+SELECT m.model, m.vocabulary, e.token_id, t.token, t.text, e.norm, e.undertrained, e.is_undertrained, e.in_top_10,
+    e.in_top_10_token_z
 FROM store.token_embeddings AS e
 JOIN store.models AS m USING (model_id)
 JOIN store.tokens AS t ON t.vocabulary = m.vocabulary AND t.token_id = e.token_id;
