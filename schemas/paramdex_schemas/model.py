@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from paramdex_schemas.addresses import Address
 from paramdex_schemas.layout import Layout, Place, Run
@@ -17,6 +17,7 @@ Ranking = Literal["score", "token_z"]
 """What the strongest tokens of a parameter, and the strongest pairs of a head, are the strongest by: the score, or how
 unusual the score is for its token (see the view ``parameter_tokens``).
 """
+RANKINGS: tuple[Ranking, ...] = get_args(Ranking)
 Span = tuple[int, int]
 """A contiguous part of a numbering: [first, end)."""
 _MODELS = (

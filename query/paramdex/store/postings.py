@@ -137,7 +137,7 @@ class Postings:
         parameters [first, end) of ``models``.
 
         ``rank`` is the best rank of any wanted token. A word counts by its item of the best rank. ``z`` and ``token_z``
-        are towards the side.
+        are towards the side, ``strength`` is the one that ranks.
         """
         hits = [self._hits(token_id, models, spans) for token_id in wanted.ids]
         numbers = {word: number for number, word in enumerate(dict.fromkeys(wanted.words))}
@@ -151,7 +151,7 @@ class Postings:
             z = np.where(std > 0, np.where(is_top, score - mean, mean - score) / std, np.float32(np.nan))
         token_z = np.where(is_top, token_z, -token_z)
 
-        # One key per side of a parameter (top first) and word; of a word's items the best rank and the largest z's count.
+        # One key per side of a parameter (top first) and word; of a word's items the best rank and largest z's count.
         keys = (2 * param_ids + ~is_top) * len(numbers) + words
         order = np.argsort(keys, kind="stable")
         keys = keys[order]
@@ -169,8 +169,9 @@ class Postings:
         strength = np.where(by_z[begin], token_z, z)
         chosen = np.lexsort((sides, np.where(np.isnan(strength), np.inf, -strength), -n_words))[:k]
         rows = []
-        columns = (each[chosen].tolist() for each in (sides, n_words, z, token_z, begin))
-        for side, n, mean_z, mean_token_z, start in zip(*columns, strict=True):
+        found = {"z": z, "token_z": token_z, "strength": strength}
+        columns = (each[chosen].tolist() for each in (sides, n_words, begin, *found.values()))
+        for side, n, start, *values in zip(*columns, strict=True):
             by_rank = sorted(items[start : start + n].tolist())
             rows.append(
                 {
@@ -178,9 +179,8 @@ class Postings:
                     "side": "bottom" if side & 1 else "top",
                     "words": n,
                     "rank": by_rank[0] >> 32,
-                    "z": None if math.isnan(mean_z) else mean_z,
-                    "token_z": None if math.isnan(mean_token_z) else mean_token_z,
                     "ids": [item & 0xFFFF_FFFF for item in by_rank],
+                    **{name: None if math.isnan(v) else v for name, v in zip(found, values, strict=True)},
                 }
             )
         return rows

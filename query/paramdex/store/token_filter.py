@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from os import PathLike
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from paramdex_schemas import QueryError
 from paramdex_schemas.errors import quoted
-from paramdex_schemas.model import Ranking
+from paramdex_schemas.model import RANKINGS, Ranking
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class TokenFilter:
         default=None,
         metadata=_rule(
             help="what is strongest by score, or by how unusual the score is for the token  [default: the model's own]",
-            choices=get_args(Ranking),
+            choices=RANKINGS,
         ),
     )
 
@@ -137,8 +137,6 @@ class TokenFilter:
 
 RULES: dict[str, Rule] = {each.name: each.metadata["rule"] for each in fields(TokenFilter)}
 """Field -> its rule, in the order in which a reader meets them."""
-RANKINGS = RULES["by"].choices
-"""What lists can be ranked by."""
 FLAGS = [each.name for each in fields(TokenFilter) if each.default is False]
 """The fields that are on or off."""
 TOKEN_RULES = {name: rule for name, rule in RULES.items() if rule.table is not None}
