@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -27,6 +29,7 @@ from paramdex_builder.project.pair_scan import Words
 from paramdex_builder.project.pairs import same_words
 from paramdex_builder.project.parameter_rows import parameter_rows, parameters_held
 from paramdex_builder.project.pieces import Piece, pieces
+from paramdex_builder.project.readable import Readable, by_chance
 from paramdex_builder.project.scoring import Scoring
 from paramdex_builder.project.space import Space, make_space, pick_device, space_work
 from paramdex_builder.project.tokens import projection_held
@@ -259,7 +262,7 @@ def _project_group(
         advance(sum(piece.n_rows for piece in some))
         return
     each_held = parameters_held(some, weights.d_model, weights.n_terms) + projection_held(scoring.main.size)
-    unusual = _unusual(scoring, some, units, workers, each_held)
+    unusual = _unusual(scoring, some, top_k, units, partial(workers.map, held=each_held))
 
     def project(item: tuple[Piece, bool]) -> int:
         piece, is_done = item
@@ -282,23 +285,27 @@ def _project_group(
         forget(unusual.rows)
 
 
-def _unusual(scoring: Scoring, some: list[Piece], units: Units, workers: Workers, held: int) -> Unusual | None:
+def _unusual(
+    scoring: Scoring, some: list[Piece], top_k: int, units: Units, each: Callable[..., Iterator[Moments]]
+) -> Unusual | None:
     """What is usual for all pieces of a kind that one space scores, a unit of its own; None where they are too few."""
     run = some[0].run
     if sum(piece.n_rows for piece in some) < LEAST:
         return None
-    space = scoring.space(run)
+    space, alike = scoring.space(run), scoring.spaces.get("reading", scoring.main)
 
     def of_piece(piece: Piece) -> Moments:
         own = scoring.weights.rows(piece.run, piece.owners)
         return moments(scoring.rows(piece.run, own, piece.owners).to(space.device))
 
     def write(path: Path) -> None:
-        Usual.of(space, merged(workers.map(of_piece, some, held))).save(path)
+        found = merged(each(of_piece, some))
+        usual = Usual.of(space, found)
+        replace(usual, chance=by_chance(found, usual.rows(space), alike, top_k)).save(path)
 
     stem = vector_files.stem(run.kind, run.space)
     usual = Usual.load(units.file(f"{stem}.usual.safetensors", write), space.device)
-    return Unusual(usual, usual.rows(space))
+    return Unusual(usual, usual.rows(space), Readable(alike, *usual.chance))
 
 
 def _pair_tokens(

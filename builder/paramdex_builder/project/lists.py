@@ -8,11 +8,12 @@ most negative.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from paramdex_builder.project.block import Tokens
+from paramdex_builder.project.readable import Readable
 from paramdex_builder.project.space import TokenRows
 from paramdex_builder.project.tokens import strongest_tokens, token_scores
 from paramdex_builder.project.usual import Usual
@@ -22,10 +23,13 @@ SIDES = {"top": 1, "bottom": -1}
 
 @dataclass(frozen=True)
 class Unusual:
-    """What the strongest tokens by token_z are found with: what is usual for a kind, and its rows x_t / sigma_t."""
+    """What the strongest tokens by token_z are found and judged with: what is usual for a kind, its rows x_t / sigma_t,
+    and how readable lists are.
+    """
 
     usual: Usual
     rows: TokenRows
+    readable: Readable
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,8 @@ class Lists:
     """float32; None where nothing is usual for the kind"""
     ranks_token_z: torch.Tensor | None
     """int16, from 1 on; 0 for a token that is not among the k by token_z"""
+    readable: torch.Tensor | None
+    """Of each parameter's list by token_z (n, float32)."""
 
 
 def lists(rows: torch.Tensor, space: TokenRows, unusual: Unusual | None, k: int) -> dict[str, Lists]:
@@ -55,14 +61,14 @@ def lists(rows: torch.Tensor, space: TokenRows, unusual: Unusual | None, k: int)
         first, others = by_score[side], by_z[side]
         z = token_scores(beyond, unusual.rows, first.ids)
         scores = token_scores(rows, space, others.ids)
-        found[side] = _union(first, z, others, scores, sign)
+        found[side] = replace(_union(first, z, others, scores, sign), readable=unusual.readable(others.ids))
     return found
 
 
 def _by_score(found: Tokens) -> Lists:
     n, k = found.ids.shape
     counts = torch.full((n,), k, device=found.ids.device)
-    return Lists(counts, found.ids.flatten(), found.scores.flatten(), None, None)
+    return Lists(counts, found.ids.flatten(), found.scores.flatten(), None, None, None)
 
 
 def _union(first: Tokens, z: torch.Tensor, others: Tokens, scores: torch.Tensor, sign: int) -> Lists:
@@ -88,6 +94,7 @@ def _union(first: Tokens, z: torch.Tensor, others: Tokens, scores: torch.Tensor,
         both(first.scores, scores),
         both(z, others.scores),
         both(ranks, numbers),
+        None,
     )
 
 

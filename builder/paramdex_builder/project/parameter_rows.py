@@ -23,6 +23,7 @@ PARAMETERS = pa.schema(
         ("kv_head", pa.int16()), ("expert", pa.int16()), ("idx", pa.int32()), ("space", pa.string()),
         ("norm", pa.float32()), ("mean", pa.float32()), ("std", pa.float32()), ("projected_norm", pa.float32()),
         ("embedding_std", pa.float32()), ("reads", pa.float32()),
+        *((f"{side}_readable", pa.float32()) for side in SIDES),
         *((f"{side}_{name}", pa.list_(kind)) for side in SIDES for name, kind in
           (("tokens", pa.int32()), ("scores", pa.float32()), ("token_z", pa.float32()),
            ("ranks_token_z", pa.int16()))),
@@ -65,9 +66,10 @@ def parameter_rows(
         "std": found.std.float().cpu().numpy(),
         "projected_norm": projected.float().cpu().numpy(),
         "embedding_std": own.std.float().cpu().numpy(),
-        "reads": pa.nulls(len(rows)) if reads is None else pa.array(reads.numpy(), from_pandas=True),  # NaN is null
+        "reads": _known(reads, len(rows)),
     }
     for side, own_lists in strongest.items():
+        columns[f"{side}_readable"] = _known(own_lists.readable, len(rows))
         columns[f"{side}_tokens"] = _ragged(own_lists, own_lists.ids.int())
         columns[f"{side}_scores"] = _ragged(own_lists, own_lists.scores)
         columns[f"{side}_token_z"] = _ragged(own_lists, own_lists.token_z)
@@ -88,6 +90,11 @@ def parameters_held(some: Sequence[Piece], d: int, n_terms: int) -> int:
 
 def _array(values: Any, kind: pa.DataType) -> pa.Array:
     return values.cast(kind) if isinstance(values, pa.Array) else pa.array(values, kind)
+
+
+def _known(values: torch.Tensor | None, n: int) -> pa.Array:
+    """n numbers; NULL for NaN, and where there are none."""
+    return pa.nulls(n) if values is None else pa.array(values.cpu().numpy(), from_pandas=True)
 
 
 def _ragged(side: Lists, values: torch.Tensor | None) -> pa.Array:

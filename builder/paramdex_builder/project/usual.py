@@ -12,6 +12,7 @@ in r, with one factor for each token, so the strongest tokens by it are found as
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,11 +63,12 @@ def merged(parts: Iterable[Moments]) -> Moments:
 @dataclass(frozen=True)
 class Usual:
     """The mean of the vectors of a kind (d, float64), and the deviation of every token's scores over them (V, float32);
-    0 for a token whose scores do not vary.
+    0 for a token whose scores do not vary. ``chance`` is what ``readable.by_chance`` gives of the kind.
     """
 
     mean: torch.Tensor
     deviations: torch.Tensor
+    chance: tuple[float, float] = (math.nan, math.nan)
 
     @classmethod
     def of(cls, space: TokenRows, found: Moments) -> Usual:
@@ -91,9 +93,11 @@ class Usual:
         return rows.double() - self.mean
 
     def save(self, path: Path) -> None:
-        save_file({"mean": self.mean.cpu(), "deviations": self.deviations.cpu()}, path)
+        chance = torch.tensor(self.chance, dtype=torch.float64)
+        save_file({"mean": self.mean.cpu(), "deviations": self.deviations.cpu(), "chance": chance}, path)
 
     @classmethod
     def load(cls, path: Path, device: torch.device) -> Usual:
         found = load_file(path, str(device))
-        return cls(found["mean"], found["deviations"])
+        mean, deviation = found["chance"].tolist()
+        return cls(found["mean"], found["deviations"], (mean, deviation))

@@ -128,6 +128,8 @@ CREATE TABLE store.parameters (
     projected_norm FLOAT NOT NULL,
     embedding_std FLOAT NOT NULL,
     reads FLOAT,
+    top_readable FLOAT,
+    bottom_readable FLOAT,
     top_tokens INTEGER[] NOT NULL,
     top_scores FLOAT[] NOT NULL,
     top_token_z FLOAT[],

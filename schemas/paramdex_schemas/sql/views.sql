@@ -40,10 +40,13 @@ JOIN store.tokens AS t ON t.vocabulary = m.vocabulary AND t.token_id = e.token_i
 -- the input embedding, or, for what reads in layers 1 and up, ``reading``: what layer 0 makes of each token. ``mean``,
 -- ``std`` and ``projected_norm`` are of the scores there, ``embedding_std`` is of those by the model's own embedding.
 -- ``reads`` is the correlation, over text that the fit never saw, of what the vector reads with its score of the token.
+-- ``top_readable`` and ``bottom_readable`` are how much more alike the 20 strongest tokens by token_z are, to the model's
+-- own layer 0, than those of vectors by chance, in standard deviations of theirs; ``readable`` is the larger of them.
 CREATE VIEW parameters AS
 SELECT
     p.param_id, p.address, m.model, p.stack, p.layer, p.kind, p.head, p.kv_head, p.expert, p.idx,
-    p.norm, p.mean, p.std, p.projected_norm, p.space, p.embedding_std, p.reads
+    p.norm, p.mean, p.std, p.projected_norm, p.space, p.embedding_std, p.reads,
+    greatest(p.top_readable, p.bottom_readable) AS readable, p.top_readable, p.bottom_readable
 FROM store.parameters AS p
 JOIN store.models AS m USING (model_id);
 

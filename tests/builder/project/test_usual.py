@@ -14,6 +14,7 @@ from cpu_engines import ENGINES
 from paramdex_builder.project.arithmetic import dot
 from paramdex_builder.project.block import Tokens, rank
 from paramdex_builder.project.lists import Lists, Unusual, lists
+from paramdex_builder.project.readable import Readable, by_chance, coherence
 from paramdex_builder.project.space import make_space, scaled
 from paramdex_builder.project.tokens import strongest_tokens, token_scores
 from paramdex_builder.project.usual import Usual, merged, moments
@@ -132,9 +133,10 @@ def test_lists_are_those_of_both_rankings(V: int, d: int, k: int, coarse: bool, 
     every = torch.arange(V).expand(60, -1)
     scores = token_scores(rows, space, every).numpy()
     z = token_scores(usual.unusual(rows), usual.rows(space), every).numpy()
-    found = lists(rows, space, Unusual(usual, usual.rows(space)), k)
+    found = lists(rows, space, Unusual(usual, usual.rows(space), Readable(space, 0.0, 1.0)), k)
     k = min(k, V)
     for side, sign in (("top", 1), ("bottom", -1)):
+        assert found[side].readable is not None
         for i, (ids, own, own_z, ranks) in enumerate(cut(found[side], 60)):
             by_score = np.lexsort((np.arange(V), -sign * scores[i]))[:k]
             by_z = np.lexsort((np.arange(V), -sign * z[i]))[:k]
@@ -159,3 +161,49 @@ def test_lists_where_nothing_is_usual() -> None:
         assert one.ranks_token_z is None
         assert one.counts.tolist() == [5] * 4
         assert torch.equal(Tokens(one.ids.view(4, 5), one.scores.view(4, 5)).ids, plain[side].ids)
+
+
+def mean_cosine(rows: np.ndarray, ids: np.ndarray) -> float:
+    u = rows - rows.mean(0)
+    u = u / np.linalg.norm(u, axis=1, keepdims=True)
+    G = u[ids] @ u[ids].T
+    return float(G[~np.eye(len(ids), dtype=bool)].mean())
+
+
+@given(st.integers(3, 60), st.integers(2, 8), st.integers(2, 30), SEEDS)
+def test_coherence_is_the_mean_cosine(V: int, d: int, k: int, seed: int) -> None:
+    E = drawn(seed, V, d)
+    ids = torch.from_numpy(np.random.default_rng(seed).permuted(np.tile(np.arange(V), (150, 1)), axis=1)[:, :k])
+    found = coherence(ids, make_space(E, CPU))
+    np.testing.assert_allclose(found, [mean_cosine(E.double().numpy(), each) for each in ids.numpy()], atol=1e-12)
+
+
+def test_readable_is_in_deviations_of_lists_by_chance() -> None:
+    """Vectors that are random themselves are as readable as chance; one that lists a cluster of rows is more so."""
+    E = drawn(0, 400, 16)
+    E[:25] = drawn(1, 1, 16) * 3 + 0.05 * E[:25]
+    rows = drawn(2, 600, 16)
+    rows[0] = E[:25].mean(0)
+    space, found = make_space(E, CPU), moments(rows)
+    usual = Usual.of(space, found)
+    chance = by_chance(found, usual.rows(space), space, 50)
+    side = lists(rows, space, Unusual(usual, usual.rows(space), Readable(space, *chance)), 50)["top"]
+    assert side.readable is not None
+    assert side.readable[0] > 4
+    assert abs(float(side.readable[1:].mean())) < 0.2
+    assert abs(float(side.readable[1:].std()) - 1) < 0.4  # what is near the cluster is far out
+    i = 3
+    ids = cut(side, 600)[i]
+    strongest = ids[0][np.argsort(-ids[2], kind="stable")][:20]
+    expected = (mean_cosine(E.double().numpy(), strongest) - chance[0]) / chance[1]
+    assert float(side.readable[i]) == pytest.approx(expected, rel=1e-6)
+
+
+def test_nothing_is_readable_in_lists_of_one_token() -> None:
+    E, rows = drawn(0, 30, 3), drawn(1, 60, 3)
+    space, found = make_space(E, CPU), moments(rows)
+    usual = Usual.of(space, found)
+    chance = by_chance(found, usual.rows(space), space, 1)
+    side = lists(rows, space, Unusual(usual, usual.rows(space), Readable(space, *chance)), 1)["top"]
+    assert side.readable is not None
+    assert side.readable.isnan().all()

@@ -106,15 +106,15 @@ def test_tokens_of_parameters(
     stored: dict[tuple[str, str], list[tuple[int, int, float]]] = {}
     for address, side, *entry in db.execute(
         "SELECT address, side, rank, token_id, score FROM parameter_tokens "
-        "WHERE list_contains(?, address) ORDER BY ALL",
+        "WHERE list_contains(?, address) AND rank IS NOT NULL ORDER BY ALL",
         [addresses],
     ).fetchall():
         stored.setdefault((address, side), []).append(tuple(entry))
     lists = {
         address: {"top": top, "bottom": bottom}
         for address, *top, bottom_tokens, bottom_scores in db.execute(
-            "SELECT address, top_tokens, top_scores, bottom_tokens, bottom_scores FROM store.parameters "
-            "WHERE list_contains(?, address)",
+            "SELECT address, top_tokens[:12], top_scores[:12], bottom_tokens[:12], bottom_scores[:12] "
+            "FROM store.parameters WHERE list_contains(?, address)",
             [addresses],
         ).fetchall()
         for bottom in [[bottom_tokens, bottom_scores]]
