@@ -23,7 +23,7 @@ from paramdex_builder.options import Options
 from paramdex_builder.plan import Planned, named_sources, plan_model
 from paramdex_builder.project.block import forget
 from paramdex_builder.project.finite import check_table
-from paramdex_builder.project.head_rows import Kept, head_rows
+from paramdex_builder.project.head_rows import Kept, head_rows, head_squares, squares_held
 from paramdex_builder.project.lists import Unusual
 from paramdex_builder.project.pair_scan import Words
 from paramdex_builder.project.pairs import same_words
@@ -34,6 +34,7 @@ from paramdex_builder.project.scoring import Scoring
 from paramdex_builder.project.space import Space, make_space, pick_device, space_work
 from paramdex_builder.project.tokens import projection_held
 from paramdex_builder.project.usual import LEAST, Moments, Usual, merged, moments
+from paramdex_builder.project.usual_pairs import Squares, UsualPairs, load_usual, save_usual, summed
 from paramdex_builder.publish.database import database
 from paramdex_builder.publish.place import check_space, check_writable, find_place, staging_folder
 from paramdex_builder.publish.publish import publish
@@ -48,10 +49,12 @@ from paramdex_builder.work.progress import Advance, Progress
 from paramdex_builder.work.workers import Workers
 from paramdex_schemas import (
     FORMAT_VERSION,
+    MATRICES,
     AtlasError,
     BuildError,
     CheckpointError,
     ParamdexError,
+    Run,
     atlas_files,
     vector_files,
 )
@@ -313,18 +316,41 @@ def _pair_tokens(
 ) -> None:
     """Make the units of heads, their pairs and their directions that are not there yet."""
     weights, layout = planned.weights, planned.layout
-    first, kept = 0, Kept(planned.plan.pair_k, planned.plan.directions_k)
+    kept = Kept(planned.plan.pair_k, planned.plan.directions_k)
+    runs = [layout.heads(place) for place in layout.attention_places]
+    done = [units.has("heads", number) for number in range(len(runs))]
+    usual = {} if all(done) else _usual_pairs(scoring, runs, units, workers, progress)
+    first = 0
     with progress.step(f"{planned.name}: pairing tokens", 2 * layout.n_heads) as advance:
-        for number, place in enumerate(layout.attention_places):
-            run = layout.heads(place)
-            if units.has("heads", number):
+        for number, run in enumerate(runs):
+            if done[number]:
                 advance(2 * run.n_owners)
             else:
-                heads, pairs, directions = head_rows(run, first, scoring, words, kept, workers, advance)
-                _keep(units, weights.source, "pairs", number, pairs, place)
-                _keep(units, weights.source, "directions", number, directions, place)
-                _keep(units, weights.source, "heads", number, heads, place)  # last: it says that the place is done
+                heads, pairs, directions = head_rows(run, first, scoring, usual, words, kept, workers, advance)
+                _keep(units, weights.source, "pairs", number, pairs, run.place)
+                _keep(units, weights.source, "directions", number, directions, run.place)
+                _keep(units, weights.source, "heads", number, heads, run.place)  # last: it says that the place is done
             first += run.n_owners
+
+
+def _usual_pairs(
+    scoring: Scoring, runs: list[Run], units: Units, workers: Workers, progress: Progress
+) -> dict[str, UsualPairs]:
+    """Matrix -> what is usual for pairs, all in a unit of its own; without a matrix that has too few heads."""
+
+    def of_place(run: Run) -> dict[str, Squares]:
+        return head_squares(run, scoring)
+
+    def write(path: Path) -> None:
+        every: list[dict[str, Squares]] = []
+        with progress.step("measuring what is usual for pairs", len(runs)) as advance:
+            for found in workers.map(of_place, runs, squares_held(scoring, runs)):
+                every.append(found)
+                advance(1)
+        usual = {matrix: UsualPairs.of(summed(found[matrix] for found in every)) for matrix in MATRICES}
+        save_usual(path, usual)
+
+    return load_usual(units.file("pairs.usual.safetensors", write), scoring.main.device)
 
 
 def _keep(

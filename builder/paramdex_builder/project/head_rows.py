@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import torch
 
 from paramdex_builder.project.directions import Direction, Factor, directions
+from paramdex_builder.project.pair_rows import Ranked, pair_rows
 from paramdex_builder.project.pairs import (
-    HeadPairs,
     Words,
     balanced,
     factors,
@@ -25,6 +26,7 @@ from paramdex_builder.project.pairs import (
 )
 from paramdex_builder.project.scoring import Scoring
 from paramdex_builder.project.space import Space
+from paramdex_builder.project.usual_pairs import Squares, UsualPairs, squares_of, summed
 from paramdex_builder.work.workers import Workers
 from paramdex_schemas import MATRICES, Run
 
@@ -37,19 +39,6 @@ HEADS = pa.schema(
         ("kv_head", pa.int16()),
         ("space", pa.string()),
         *((f"{matrix}_{number}", pa.float32()) for matrix in ("qk", "vo") for number in ("norm", "mean", "std")),
-    ]
-)
-PAIRS = pa.schema(
-    [
-        ("row", pa.int64()),
-        ("matrix", pa.string()),
-        ("is_top", pa.bool_()),
-        ("rank", pa.int16()),
-        ("rank_distinct", pa.int16()),
-        ("same_word", pa.bool_()),
-        ("source_id", pa.int32()),
-        ("target_id", pa.int32()),
-        ("score", pa.float32()),
     ]
 )
 DIRECTIONS = pa.schema(
@@ -73,7 +62,7 @@ ATTENTION = tuple(kind for factors in MATRICES.values() for kind in factors)
 
 @dataclass(frozen=True)
 class Kept:
-    """How much is kept of a matrix: pairs per side and list, and directions."""
+    """How much is kept of a matrix: pairs per side and list, and directions. Pairs are listed by two rankings."""
 
     pairs: int
     directions: int
@@ -92,22 +81,23 @@ def head_rows(
     run: Run,
     first: int,
     scoring: Scoring,
+    usual: Mapping[str, UsualPairs],
     words: Words,
     kept: Kept,
     workers: Workers,
     advance: Callable[[int], None],
 ) -> tuple[pa.Table, pa.Table, pa.Table]:
     """The rows of ``heads``, ``pairs`` and ``directions`` of one place. ``run`` is its run of attn_query, ``first`` the
-    number of its first head.
+    number of its first head, ``usual`` is by matrix.
     """
-    vectors = {kind: _Vectors.of(scoring, kind, run) for kind in ATTENTION}
+    vectors = _Place.of(scoring, run)
     heads: list[dict[str, Any]] = [
         {"row": first + head, "stack": run.stack, "layer": run.layer, "head": head, "kv_head": head // run.group}
         | {"space": run.space}
         for head in range(run.n_owners)
     ]
     every = list(product(range(run.n_owners), MATRICES))
-    work = partial(_matrix, vectors, run, first, words, kept)
+    work = partial(_matrix, vectors, first, usual, words, kept)
     each_held = matrix_held(scoring.main.size, run.size * scoring.weights.n_terms)
     pairs, found_directions = [], [DIRECTIONS.empty_table()]
     for (head, _), found in zip(every, workers.map(work, every, each_held), strict=True):
@@ -118,9 +108,28 @@ def head_rows(
     return pa.Table.from_pylist(heads, schema=HEADS), pa.concat_tables(pairs), pa.concat_tables(found_directions)
 
 
+def head_squares(run: Run, scoring: Scoring) -> dict[str, Squares]:
+    """Matrix -> the squares of the scores of the heads of one place, for what is usual. ``run`` is as above."""
+    vectors = _Place.of(scoring, run)
+    found: dict[str, Squares] = {}
+    for matrix in MATRICES:
+        left, right = vectors.sides(matrix)
+        every = (vectors.factors(head, matrix).scored for head in range(run.n_owners))
+        found[matrix] = summed(squares_of(P, Q, left.space, right.space) for P, Q in every)
+    return found
+
+
+def squares_held(scoring: Scoring, runs: Sequence[Run]) -> int:
+    """About how many bytes ``head_squares`` of one place takes: its vectors, and two sums for each matrix."""
+    d, n_terms = scoring.weights.d_model, scoring.weights.n_terms
+    return 32 * d * (d + 4 * n_terms**2 * max((run.n_owners * run.size for run in runs), default=0))
+
+
 def matrix_held(V: int, m: int) -> int:
-    """About how many bytes a matrix of m terms takes: E P^T and E Q^T, in float64 and as screened, and tiles."""
-    return 40 * V * m + (32 << 20)
+    """About how many bytes a matrix of m terms takes: E P^T and E Q^T, in float64, for either ranking and as screened,
+    and tiles.
+    """
+    return 56 * V * m + (32 << 20)
 
 
 @dataclass(frozen=True)
@@ -142,25 +151,49 @@ class _Vectors:
         return rows.to(self.space.embedding.device)
 
 
+class _Factors(NamedTuple):
+    """P and Q of a matrix P^T Q (m x d each): of what is scored, and of the model's own vectors."""
+
+    scored: tuple[torch.Tensor, torch.Tensor]
+    own: tuple[torch.Tensor, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class _Place:
+    """The vectors of all heads of one place, by kind."""
+
+    run: Run
+    vectors: dict[str, _Vectors]
+
+    @classmethod
+    def of(cls, scoring: Scoring, run: Run) -> _Place:
+        return cls(run, {kind: _Vectors.of(scoring, kind, run) for kind in ATTENTION})
+
+    def sides(self, matrix: str) -> tuple[_Vectors, _Vectors]:
+        left, right = (self.vectors[kind] for kind in MATRICES[matrix])
+        return left, right
+
+    def factors(self, head: int, matrix: str) -> _Factors:
+        """Those of a head, by its number within the place."""
+        run, (left, right) = self.run, self.sides(matrix)
+        shared = [head // run.group if kind in ("attn_key", "attn_value") else head for kind in MATRICES[matrix]]
+
+        def both(of_left: list[torch.Tensor], of_right: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+            P, Q = left.owner(of_left, shared[0], run.size), right.owner(of_right, shared[1], run.size)
+            return of_rank(*balanced(P, Q)) if len(of_left) > 1 else (P, Q)
+
+        scored = both(left.scored, right.scored)
+        is_own = left.scored is left.own and right.scored is right.own
+        return _Factors(scored, scored if is_own else both(left.own, right.own))
+
+
 def _matrix(
-    vectors: dict[str, _Vectors],
-    run: Run,
-    first: int,
-    words: Words,
-    kept: Kept,
-    of: tuple[int, str],
+    place: _Place, first: int, usual: Mapping[str, UsualPairs], words: Words, kept: Kept, of: tuple[int, str]
 ) -> _Matrix:
     """What is kept of one matrix, ``of`` a head (within its place) and by name."""
     head, matrix = of
-    left, right = (vectors[kind] for kind in MATRICES[matrix])
-    shared = [head // run.group if kind in ("attn_key", "attn_value") else head for kind in MATRICES[matrix]]
-
-    def both(of_left: list[torch.Tensor], of_right: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        P, Q = left.owner(of_left, shared[0], run.size), right.owner(of_right, shared[1], run.size)
-        return of_rank(*balanced(P, Q)) if len(of_left) > 1 else (P, Q)
-
-    P, Q = both(left.scored, right.scored)
-    own = (P, Q) if left.scored is left.own and right.scored is right.own else both(left.own, right.own)
+    left, right = place.sides(matrix)
+    (P, Q), own = place.factors(head, matrix)
     if left.space is right.space:
         A, B = factors(left.space.embedding, [P, Q])
     else:
@@ -168,12 +201,14 @@ def _matrix(
     mean, std = pair_moments(A, B)
     name = matrix.lower()
     sides = Factor(P, left.space, A), Factor(Q, right.space, B)
+    lists = Ranked(A, B, strongest_pairs(A, B, words, kept.pairs))
+    unusual = None
+    if matrix in usual:
+        A, B = usual[matrix].factors(A, B, math.hypot(mean, std))
+        unusual = Ranked(A, B, strongest_pairs(A, B, words, kept.pairs))
     return _Matrix(
         {f"{name}_norm": frobenius(*own), f"{name}_mean": mean, f"{name}_std": std},
-        [
-            _pair_rows(found, words, first + head, matrix, is_top=side == "top")
-            for side, found in strongest_pairs(A, B, words, kept.pairs).items()
-        ],
+        [pair_rows(lists, unusual, words, first + head, matrix, side) for side in ("top", "bottom")],
         list(_direction_rows(directions(*sides, kept.directions), first + head, matrix)),
     )
 
@@ -195,27 +230,3 @@ def _direction_rows(found: list[Direction], row: int, matrix: str) -> Iterator[p
                 "score": scores,
             }
             yield pa.table([pa.array(columns[f.name], f.type) for f in DIRECTIONS], schema=DIRECTIONS)
-
-
-def _pair_rows(found: HeadPairs, words: Words, row: int, matrix: str, *, is_top: bool) -> pa.Table:
-    """The rows of one side: every pair of the two lists once, with its rank in each."""
-    ranks: dict[tuple[int, int], list[Any]] = {}
-    for place, pairs in enumerate((found.all, found.distinct)):
-        entries = zip(pairs.source.tolist(), pairs.target.tolist(), pairs.score.tolist(), strict=True)
-        for nth, (source_id, target_id, score) in enumerate(entries, start=1):
-            ranks.setdefault((source_id, target_id), [None, None, score])[place] = nth
-    source = np.array([pair[0] for pair in ranks], dtype=np.int32)
-    target = np.array([pair[1] for pair in ranks], dtype=np.int32)
-    number = words.number.cpu().numpy()
-    columns = {
-        "row": np.full(len(ranks), row),
-        "matrix": [matrix] * len(ranks),
-        "is_top": np.full(len(ranks), is_top),
-        "rank": [entry[0] for entry in ranks.values()],
-        "rank_distinct": [entry[1] for entry in ranks.values()],
-        "same_word": number[source] == number[target],
-        "source_id": source,
-        "target_id": target,
-        "score": np.array([entry[2] for entry in ranks.values()], dtype=np.float32),
-    }
-    return pa.table([pa.array(columns[field.name], field.type) for field in PAIRS], schema=PAIRS)

@@ -170,7 +170,8 @@ CREATE TABLE store.heads (
     vo_std FLOAT NOT NULL
 );
 
--- One row per head's token pair, by head_id, matrix and side.
+-- One row per head's token pair, by head_id, matrix and side: of the strongest by score, of all and of different words,
+-- and by token_z, which is NULL where the model has too few heads; a rank is NULL where the pair is not in that list.
 CREATE TABLE store.pairs (
     head_id BIGINT NOT NULL,
     matrix VARCHAR NOT NULL,
@@ -180,7 +181,10 @@ CREATE TABLE store.pairs (
     same_word BOOLEAN NOT NULL,
     source_id INTEGER NOT NULL,
     target_id INTEGER NOT NULL,
-    score FLOAT NOT NULL
+    score FLOAT NOT NULL,
+    token_z FLOAT,
+    rank_token_z SMALLINT,
+    rank_distinct_token_z SMALLINT
 );
 
 -- One row per singular direction of a head's matrix, by head_id, matrix and direction (1 has the largest value).

@@ -80,13 +80,16 @@ SELECT
 FROM store.heads AS h
 JOIN store.models AS m USING (model_id);
 
--- The strongest token pairs of every head's two matrices, both sides.
+-- The strongest token pairs of every head's two matrices, both sides. ``token_z`` is the score beside what is usual: in
+-- root mean squares of the head's scores, of the source's and of the target's over all heads of the model. ``rank`` and
+-- ``rank_distinct`` are by score, the others by that; NULL where the pair is not among the strongest so.
 CREATE VIEW head_pairs AS
 SELECT
     r.head_id, h.address, m.model, h.stack, h.layer, h.head, r.matrix,
     CASE WHEN r.is_top THEN 'top' ELSE 'bottom' END AS side,
     r.rank, r.rank_distinct, r.same_word,
-    r.source_id, s.text AS source, r.target_id, g.text AS target, r.score
+    r.source_id, s.text AS source, r.target_id, g.text AS target, r.score,
+    r.token_z, r.rank_token_z, r.rank_distinct_token_z
 FROM store.pairs AS r
 JOIN store.heads AS h USING (head_id)
 JOIN store.models AS m USING (model_id)

@@ -11,10 +11,12 @@ import pytest
 
 import oracle
 from paramdex_builder.project.usual import LEAST
+from paramdex_builder.project.usual_pairs import LEAST as LEAST_HEADS
 from query_helpers import Everything
 
 MODELS = ["gpt2-a", "gpt2-wide", "llama-gqa"]
-K = 12
+K, PAIR_K = 12, 30
+FACTORS = {"QK": ("attn_query", "attn_key"), "VO": ("attn_value", "attn_output")}
 
 
 @pytest.fixture(scope="module")
@@ -77,3 +79,59 @@ def test_lists_postings_and_hubs(
         "SELECT in_top_10, in_top_10_token_z FROM token_embeddings WHERE model = ? ORDER BY token_id", [model]
     ).fetchall()
     np.testing.assert_array_equal(np.array(hubs).T, counts)
+
+
+def matrices(truth: oracle.Truth, whole: Everything, matrix: str) -> dict[str, np.ndarray]:
+    """Address -> the V x V scores of every head."""
+    found = {}
+    rows = dict(zip(whole.addresses, whole.scores, strict=True))
+    group = truth.n_heads // truth.n_kv_heads
+    for layer in range(truth.n_layers):
+        for head in range(truth.n_heads):
+            sides = []
+            for kind in FACTORS[matrix]:
+                owner = head // group * group if kind in oracle.SHARED else head
+                start = f"{whole.model}/L{layer}/H{owner}/{kind}/"
+                sides.append(np.array([own for address, own in rows.items() if address.startswith(start)]))
+            found[f"{whole.model}/L{layer}/H{head}"] = sides[0].T @ sides[1]
+    return found
+
+
+@pytest.mark.parametrize("matrix", ["QK", "VO"])
+@pytest.mark.parametrize("model", MODELS)
+def test_pairs(
+    database: duckdb.DuckDBPyConnection,
+    truths: dict[str, oracle.Truth],
+    reading_wholes: dict[str, Everything],
+    model: str,
+    matrix: str,
+) -> None:
+    """token_z and both lists by it, of all pairs and of different words, from all scores of all heads."""
+    every = matrices(truths[model], reading_wholes[model], matrix)
+    relative = {address: S / np.sqrt((S**2).mean()) for address, S in every.items()}
+    squares = np.mean([S**2 for S in relative.values()], axis=0)
+    usual = np.sqrt(squares.mean(1))[:, None] * np.sqrt(squares.mean(0))
+    for address, S in relative.items():
+        Z = S / usual
+        rows = database.execute(
+            "SELECT side, source_id, target_id, token_z, rank_token_z, rank_distinct_token_z, same_word "
+            "FROM head_pairs WHERE address = ? AND matrix = ?",
+            [address, matrix],
+        ).fetchall()
+        if len(every) < LEAST_HEADS:
+            assert {row[3:6] for row in rows} == {(None, None, None)}
+            continue
+        same = {(source, target) for _, source, target, *_, is_same in rows if is_same}
+        np.testing.assert_allclose([row[3] for row in rows], [Z[row[1], row[2]] for row in rows], rtol=2e-6, atol=1e-7)
+        for side in ("top", "bottom"):
+            for place in (4, 5):
+                own = sorted((row[place], *row[1:4]) for row in rows if row[0] == side and row[place] is not None)
+                assert [entry[0] for entry in own] == list(range(1, PAIR_K + 1))
+                source, target, scores = map(list, list(zip(*own, strict=True))[1:])
+                if place == 4:
+                    at = Z[source, target]
+                    best = np.sort(Z.ravel())[::-1][:PAIR_K] if side == "top" else np.sort(Z.ravel())[:PAIR_K]
+                    np.testing.assert_allclose(at, best, rtol=1e-6, atol=1e-8)
+                    np.testing.assert_allclose(scores, at, rtol=2e-6, atol=1e-7)
+                else:
+                    assert not same & set(zip(source, target, strict=True))

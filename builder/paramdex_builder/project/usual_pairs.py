@@ -1,0 +1,125 @@
+"""What is usual for the two tokens of a pair: how large their scores are over all heads of a model.
+
+As in lists of parameters, few tokens crowd the pairs of most heads. Let S_h be the V x V scores of the n heads of a
+model (QK or VO), divided by their root mean square, so that every head counts the same. Then
+
+    alpha_s^2 = mean over h and t of S_h(s, t)^2,     beta_t^2 = mean over h and s of S_h(s, t)^2
+
+are what is usual for a source and for a target; the mean of either over all tokens is 1. For a pair of head h
+
+    token_z = S_h(s, t) / (alpha_s beta_t)
+
+Its rows and columns are those of S_h times one number each, so the strongest pairs by it are found as those by score
+are (``pairs``). No mean is taken off: a token whose scores lean to one side leans there in what the head does, too.
+
+With S_h = X P^T Q Y^T, X and Y the rows of tokens on both sides and G their uncentred Gram matrices over V:
+
+    alpha_s^2 = x_s^T M x_s,   M = mean over h of P^T (Q G_Y Q^T) P / tr(P G_X P^T Q G_Y Q^T)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from paramdex_builder.project.arithmetic import gamma64
+from paramdex_builder.project.space import Space
+
+LEAST = 8
+"""With fewer heads nothing is usual."""
+_CHUNK = 2048
+
+
+class Squares(NamedTuple):
+    """Of some heads: how many there are, and space -> the sums of P^T (Q G_Y Q^T) P of its rows (d x d, float64), of
+    sources and of targets, each head's divided by the mean square of its scores.
+    """
+
+    n: int
+    source: dict[Space, torch.Tensor]
+    target: dict[Space, torch.Tensor]
+
+
+def uncentred(space: Space) -> torch.Tensor:
+    """X^T X / V (d x d, float64) of the rows of a space."""
+    root = torch.from_numpy(space.root.root).to(space.device)
+    return root.T @ root / space.size + torch.outer(space.means, space.means)
+
+
+def squares_of(P: torch.Tensor, Q: torch.Tensor, left: Space, right: Space) -> Squares:
+    """Those of one head with the scores X P^T Q Y^T (P, Q: m x d); of none, where all scores are 0."""
+    P, Q = P.double(), Q.double()
+    of_target, of_source = Q @ uncentred(right) @ Q.T, P @ uncentred(left) @ P.T
+    mean_square = float((of_target * of_source).sum())
+    if not mean_square > 0:
+        return Squares(0, {}, {})
+    source, target = P.T @ (of_target / mean_square) @ P, Q.T @ (of_source / mean_square) @ Q
+    return Squares(1, {left: source}, {right: target})
+
+
+def summed(parts: Iterable[Squares]) -> Squares:
+    """Those of all heads, added up in their order."""
+    n = 0
+    sides: tuple[dict[Space, torch.Tensor], dict[Space, torch.Tensor]] = ({}, {})
+    for part in parts:
+        n += part.n
+        for side, own in zip(sides, part[1:], strict=True):
+            for space, square in own.items():
+                side[space] = side[space] + square if space in side else square
+    return Squares(n, *sides)
+
+
+@dataclass(frozen=True)
+class UsualPairs:
+    """alpha of the sources and beta of the targets (V each, float64); 0 for a token whose scores are all 0."""
+
+    alpha: torch.Tensor
+    beta: torch.Tensor
+
+    @classmethod
+    def of(cls, found: Squares) -> UsualPairs | None:
+        """None where there are too few heads."""
+        if found.n < LEAST:
+            return None
+        return cls(*(_root_mean_squares(side, found.n) for side in found[1:]))
+
+    def factors(self, A: torch.Tensor, B: torch.Tensor, rms: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """A', B' (V x m, float64) with A' B'^T = token_z of a head with the scores A B^T and their root mean square."""
+        alpha, beta = (torch.where(each > 0, 1 / each, 0.0)[:, None] for each in (self.alpha, self.beta))
+        return A * alpha / (rms or 1), B * beta
+
+
+def save_usual(path: Path, usual: Mapping[str, UsualPairs | None]) -> None:
+    """Write what is usual by matrix, where it is known; ``load_usual`` reads it."""
+    known = {matrix: each for matrix, each in usual.items() if each is not None}
+    save_file(
+        {f"{matrix}/{name}": side.cpu() for matrix, each in known.items() for name, side in vars(each).items()}, path
+    )
+
+
+def load_usual(path: Path, device: torch.device) -> dict[str, UsualPairs]:
+    """Matrix -> what is usual for its pairs."""
+    found = load_file(path, str(device))
+    matrices = dict.fromkeys(name.partition("/")[0] for name in found)
+    return {matrix: UsualPairs(found[f"{matrix}/alpha"], found[f"{matrix}/beta"]) for matrix in matrices}
+
+
+def _root_mean_squares(side: dict[Space, torch.Tensor], n: int) -> torch.Tensor:
+    """sqrt(sum over the spaces of x_t^T M x_t / n) of every token (V). What rounding may leave of 0 is 0."""
+    total: torch.Tensor = sum(_squares(space, M / n) for space, M in side.items())  # type: ignore[assignment]
+    return total.sqrt()
+
+
+def _squares(space: Space, M: torch.Tensor) -> torch.Tensor:
+    """x_t^T M x_t of every row of a space (V)."""
+    rounding, parts = 4 * gamma64(len(M)) * float(M.norm()), []
+    for start in range(0, len(space), _CHUNK):
+        rows = space[start : start + _CHUNK]
+        square = ((rows @ M) * rows).sum(1)
+        parts.append(square.where(square > rounding * (rows * rows).sum(1), 0.0))
+    return torch.cat(parts)
