@@ -34,7 +34,9 @@ COUNTS = {
     "neighbors": 4 * 2 * (576 + 576 + 1152 + 4 * 3 + 4 * 3 + 12 * 3 + 3 * 32) + 2 * (2 * (2 * 2 + 2 * 3) + 3 * (2 + 2)),
     "layer_alignments": 6 * (2 * 2 + 2 * 3 + 2 * 3),
 }
-"""Rows of the shared atlas: parameters of its five models, 12 tokens a side by score, 4 neighbours in each other GPT-2 model."""
+"""Rows of the shared atlas: parameters of its five models, 12 tokens a side by score, 4 neighbours in each other GPT-2
+model.
+"""
 
 
 @pytest.mark.parametrize("view", VIEWS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,8 +11,9 @@ from paramdex import Atlas
 from paramdex.plain import short
 from paramdex.store.described import by_tokens
 from paramdex.store.filters import Sieve
+from paramdex.store.nearest import Hit
 from paramdex.store.token_filter import TokenFilter
-from paramdex.web.cards.shapes import Named, Standing, Token
+from paramdex.web.cards.shapes import Named, Near, Standing, Token
 from paramdex_schemas import Address
 from paramdex_schemas.isometry import Array
 from paramdex_schemas.model import Model, Ranking
@@ -60,6 +61,13 @@ def described(atlas: Atlas, param_ids: Iterable[int], by: Ranking | None) -> dic
         kind = str(Address.parse(each.address).kind)
         found[param_id] = Named(address=each.address, kind=kind, **sides)
     return found
+
+
+def near(hits: Iterable[Hit], named: Mapping[int, Named]) -> list[Near]:
+    """Hits as rows, in their order, each with what ``described`` says of it."""
+    return [
+        Near(**dict(named[i]), rank=n, similarity=short(similarity)) for n, (similarity, i) in enumerate(hits, start=1)
+    ]
 
 
 def standing(values: Array, own: int) -> Standing:

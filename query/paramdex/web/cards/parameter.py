@@ -17,7 +17,7 @@ from paramdex.store.scope import Scope
 from paramdex.verbs.show import show_parameter
 from paramdex.verbs.similar import hits_of_parameter
 from paramdex.web.cards.choices import TokenChoice, ranked
-from paramdex.web.cards.lookups import described, rows, standing
+from paramdex.web.cards.lookups import described, near, rows, standing
 from paramdex.web.cards.shapes import Named, Near, Scored, Shape, Standing
 from paramdex_schemas import KINDS, Address
 from paramdex_schemas.model import Model, Ranking
@@ -135,10 +135,7 @@ def parameter_card(atlas: Atlas, where: Address, choice: TokenChoice | None = No
         nearest=[
             NearIn(
                 model=one.name,
-                rows=[
-                    Near(**dict(named[i]), rank=n, similarity=short(similarity))
-                    for n, (similarity, i) in enumerate(nearest.get(one.name, []), start=1)
-                ],
+                rows=near(nearest.get(one.name, []), named),
                 note=_note(atlas, model, one) if one.name in nearest else f"{one.name} has no {kind.name}",
             )
             for one in [model, *related]

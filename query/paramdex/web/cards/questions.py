@@ -11,11 +11,10 @@ from pydantic import Field
 
 from paramdex import Atlas
 from paramdex.plain import short
-from paramdex.store.nearest import Hit
 from paramdex.store.token_filter import TokenFilter
 from paramdex.text import visible
 from paramdex.web.cards.choices import split_words
-from paramdex.web.cards.lookups import described, too_many_heads
+from paramdex.web.cards.lookups import described, near, too_many_heads
 from paramdex.web.cards.shapes import Named, Near, Shape, Side, Sides
 from paramdex_schemas import KINDS, Address, QueryError, TokenError
 from paramdex_schemas.layout import place_name
@@ -258,8 +257,9 @@ def search(
         {"address": str(where), "kind": where.kind, "side": "top" if similarity > 0 else "bottom"}
         for where, similarity in found
     )
-    near = _near(atlas, [(hit.similarity, hit.param_id) for hit in hits[:k]], by)
-    rows = [NearWords(**dict(one), z=short(hit.z), words=hit.words) for one, hit in zip(near, hits[:k], strict=True)]
+    named = described(atlas, [hit.param_id for hit in hits[:k]], by)
+    those = near([(hit.similarity, hit.param_id) for hit in hits[:k]], named)
+    rows = [NearWords(**dict(one), z=short(hit.z), words=hit.words) for one, hit in zip(those, hits[:k], strict=True)]
     return Searched(q=q, words=words, side=side, rows=rows, facets=facets, counted=len(hits), notes=notes)
 
 
@@ -282,7 +282,7 @@ def similar(
         address=str(where),
         model=model or where.model,
         kind=kind or str(where.kind),
-        rows=_near(atlas, hits, by),
+        rows=near(hits, described(atlas, [i for _, i in hits], by)),
         notes=notes,
     )
 
@@ -308,11 +308,3 @@ def _similar_heads(
         NearHead(pairs=row.pop("top"), **row | {"similarity": short(row["similarity"])}) for row in result.to_rows()
     ]
     return SimilarHeads(address=str(where), model=model, rows=rows, notes=list(result.notes))
-
-
-def _near(atlas: Atlas, hits: list[Hit], by: Ranking | None) -> list[Near]:
-    """Hits as rows, with the strongest tokens of each."""
-    named = described(atlas, [i for _, i in hits], by)
-    return [
-        Near(**dict(named[i]), rank=n, similarity=short(similarity)) for n, (similarity, i) in enumerate(hits, start=1)
-    ]
