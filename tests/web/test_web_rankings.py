@@ -120,7 +120,8 @@ def test_the_form_offers_both(pages: TestClient, address: str) -> None:
 
 @pytest.mark.parametrize(
     "path", [f"/{PARAMETER}", f"/{HEAD}", "/find?q=river", "/search?q=river", "/ask?q=river", "/gpt2-wide",
-             f"/similar?address={PARAMETER}", f"/similar?address={HEAD}", "/align/gpt2-a/gpt2-wide"],
+             f"/similar?address={PARAMETER}", f"/similar?address={HEAD}", "/align/gpt2-a/gpt2-wide",
+             "/align/gpt2-a/gpt2-wide/pairs?kind=ff_key&layer_a=L1&layer_b=L2"],
 )  # fmt: skip
 def test_links_keep_the_choice(pages: TestClient, path: str) -> None:
     """Those to what has lists; a page without a choice has no link with one, but where it is offered."""
