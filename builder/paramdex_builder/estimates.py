@@ -64,7 +64,7 @@ def disk_needed(weights: Weights, layout: Layout, V: int, top_k: int, pair_k: in
     codes = sum(n * (d + 4) + d * d * 4 for n in rows if n * d * 4 >= vector_files.CODED_BYTES)
     pairs = layout.n_heads * 8 * pair_k
     embedding = weights.n_bytes // 2
-    return _BLOCKS + 70 * postings + 2 * vectors + codes + 60 * pairs + embedding + _of_reading(layout, V, d)
+    return _BLOCKS + 70 * postings + 2 * vectors + codes + 100 * pairs + embedding + _of_reading(layout, V, d)
 
 
 def _vector_files(layout: Layout) -> list[int]:

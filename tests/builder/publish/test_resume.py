@@ -304,7 +304,7 @@ def assert_first(atlas: Path, whole: dict[str, Any]) -> None:
     found = content(atlas, "first")
     n_parameters, n_heads = len(found["parameters"]), len(found["heads"])
     assert (n_parameters, n_heads) == (N_PARAMETERS, 4)
-    for name, number in (("parameters", 0), ("postings", 4)):
+    for name, number in (("parameters", 0), ("postings", 6)):
         assert found[name] == [row for row in whole[name] if row[number] < n_parameters]
     for name in ("heads", "pairs", "directions", "direction_tokens"):
         assert found[name] == [row for row in whole[name] if row[0] < n_heads]
