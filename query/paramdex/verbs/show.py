@@ -144,9 +144,8 @@ def show_parameter(store: Store, model: Model, where: Address, k: int, sieve: Si
     numbers = f"norm {found.norm:.4g}; scores over {model.vocabulary_size:,} tokens: {of_scores}"
     space = read_by(other_space(model, str(where.kind), (where.stack, where.layer)))
     reads = None if found.reads is None else f"reads {found.reads:.4g}: {READS}"
-    above = "\n".join(
-        line for line in (title, numbers, space, reads, _ranked_by(by, f"vectors of kind {where.kind}")) if line
-    )
+    ranked_by = _ranked_by(by, f"how unusual the score is for the token, over all vectors of kind {where.kind}")
+    above = "\n".join(line for line in (title, numbers, space, reads, ranked_by) if line)
     notes = _of_ranking(model, sieve, found.has_token_z, str(where.kind))
     notes += _of_fewer(len(found.sides["top"].ids), min(k, model.vocabulary_size), sieve, "tokens", "--top-k")
     return Card(
@@ -158,9 +157,9 @@ def show_parameter(store: Store, model: Model, where: Address, k: int, sieve: Si
     )
 
 
-def _ranked_by(by: Ranking, every: str) -> str | None:
-    """What stands above lists that are not ranked by score; ``every`` names what a score is compared with."""
-    return None if by == "score" else f"ranked by token_z: how unusual the score is for the token, over all {every}"
+def _ranked_by(by: Ranking, token_z: str) -> str | None:
+    """What stands above lists that are not ranked by score; ``token_z`` says what that is of them."""
+    return None if by == "score" else f"ranked by token_z: {token_z}"
 
 
 def _of_ranking(model: Model, sieve: Sieve, has_token_z: bool, what: str) -> list[str]:
@@ -210,7 +209,9 @@ def show_head(store: Store, model: Model, where: Address, k: int, sieve: Sieve, 
     names = ("matrix", "rank", "top", f"top {value}", "bottom", f"bottom {value}")
     columns = {_numbering(ranks) if name == "rank" else name: [line.get(name) for line in shown] for name in names}
     table = table_of([rows[n] for n in chosen], _PAIRS)
-    above = _head_says(store, model, where, _ranked_by(printed, "heads"))
+    above = _head_says(
+        store, model, where, _ranked_by(printed, "the score beside what is usual for the two tokens, over all heads")
+    )
     return Result(table, above, [*notes, *sieve.notes()], pa.table(columns))
 
 
