@@ -35,7 +35,7 @@ __all__ = [
     "TokenError",
 ]
 
-FORMAT_VERSION = 6
+FORMAT_VERSION = 7
 """Raised whenever a name or column of the tables is renamed or dropped, a stored number changes its meaning, or readers
 come to need a column that older atlases lack.
 """

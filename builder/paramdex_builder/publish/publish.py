@@ -7,6 +7,7 @@ cut loses nothing that is published.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -85,6 +86,7 @@ def publish(
         shutil.rmtree(place, ignore_errors=True)  # left by a build killed between these two steps
         place.parent.mkdir(exist_ok=True)
         folder.rename(place)
+        flush(place.parent)  # before the database names what is there
         file.replace(atlas_files.database(atlas))
         shutil.rmtree(work)
     flush(atlas)
@@ -131,15 +133,17 @@ def insert_relations(
 
 
 def flush(path: Path) -> None:
-    """Flush a file or folder to the disk, where the system can."""
-    try:
-        handle = os.open(path, os.O_RDONLY)
-    except OSError:
+    """Flush a file or folder to the disk. Raises OSError, because what is not on the disk is not published; but not
+    where the system or the file system has no such thing.
+    """
+    if path.is_dir() and os.name == "nt":
         return
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
-    except OSError:
-        pass
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
+            raise
     finally:
         os.close(handle)
 

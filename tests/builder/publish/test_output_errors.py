@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+import stat
 import subprocess
 import tempfile
 from importlib import import_module
@@ -119,6 +121,49 @@ def test_space_runs_out_on_the_way(word_model: Path, disk: Path, monkeypatch: py
     with duckdb.connect(str(atlas / "atlas.duckdb"), read_only=True) as connection:
         assert connection.execute("SELECT count(rank) FROM parameter_tokens").fetchall() == [(624 * 6,)]
     assert [path.name for path in disk.iterdir()] == ["x.atlas"]
+
+
+@pytest.mark.parametrize("late", [1, 2, 3, 4, 12])
+def test_an_error_of_fsync_fails_the_build(
+    word_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late: int
+) -> None:
+    """The ``late``-th call from the last one fails, while a second model is added. The same command ends well then."""
+    atlas = tmp_path / "x.atlas"
+    both = [f"first={word_model}", f"second={word_model}"]
+    build(both[:1], atlas, OPTIONS)
+    shutil.copytree(atlas, tmp_path / "copy.atlas")
+    calls, fsync = 0, os.fsync
+
+    def count(handle: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == failing:
+            raise OSError(errno.EIO, "Input/output error")
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", count)
+    failing = 0
+    build(both, tmp_path / "copy.atlas", OPTIONS)
+    failing, calls = calls - late + 1, 0
+    with pytest.raises(BuildError, match=f"^cannot write {atlas}: Input/output error$"):
+        build(both, atlas, OPTIONS)
+    build(both, atlas, OPTIONS)
+    with duckdb.connect(str(atlas / "atlas.duckdb"), read_only=True) as connection:
+        assert connection.execute("SELECT model FROM models ORDER BY model").fetchall() == [("first",), ("second",)]
+    assert sorted(path.name for path in tmp_path.iterdir() if "building" in path.name) == []
+
+
+def test_a_file_system_without_fsync(word_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some have none for folders."""
+    fsync = os.fsync
+
+    def of_files(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", of_files)
+    assert build([str(word_model)], tmp_path / "x.atlas", OPTIONS).is_dir()
 
 
 @pytest.mark.parametrize(
