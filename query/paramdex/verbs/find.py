@@ -65,7 +65,7 @@ def find(store: Store, tokens: str | Iterable[str], k: int, scope: Scope, filter
     for row in rows:  # a parameter's tokens, or the two of each of a head's pairs
         lists = [store.database.texts(row["vocabulary"], ids) for ids in row["lists"]]
         row["tokens"] = [" → ".join(texts) for texts in zip(*lists, strict=True)]
-    return Result(table_of(rows, _FOUND), notes=[*notes, *_of_rankings(scope.models, sieve), *sieve.notes()])
+    return Result(table_of(rows, _FOUND), notes=[*notes, *_of_rankings(store, rows, sieve), *sieve.notes()])
 
 
 def _order(row: dict[str, Any]) -> tuple[float, ...]:
@@ -76,13 +76,14 @@ def _order(row: dict[str, Any]) -> tuple[float, ...]:
     return -row["words"], -row.get("linked", 0), strength, row["id"]
 
 
-def _of_rankings(models: Iterable[Model], sieve: Sieve) -> list[str]:
-    """The note on models that are ranked differently."""
-    names = {by: [model.name for model in models if sieve.ranking(model) == by] for by in RANKINGS}
+def _of_rankings(store: Store, rows: list[dict[str, Any]], sieve: Sieve) -> list[str]:
+    """The note on rows that are ranked differently, each by the ranking of its model."""
+    found = {row["address"].partition("/")[0] for row in rows}
+    names = {by: [n for n, one in store.models.items() if n in found and sieve.ranking(one) == by] for by in RANKINGS}
     if not all(names.values()):
         return []
-    told = [f"{some(own, _NAMED)} by {by}" for by, own in names.items()]
-    return [f"each model is ranked by its own ranking, {' and '.join(told)}; ask for one of the two (by) to have one"]
+    told = "; ".join(f"{some(own, _NAMED)} by {by}" for by, own in names.items())
+    return [f"each model is ranked by its own ranking: {told} (--by ranks all alike)"]
 
 
 def _groups(wanted: list[Wanted], scope: Scope, sieve: Sieve, notes: list[str]) -> Iterator[tuple[Wanted, list[Model]]]:
