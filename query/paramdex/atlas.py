@@ -64,8 +64,12 @@ class Atlas(Store):
         """The k strongest tokens of a parameter on both sides, or the k strongest pairs of a head's matrices QK and VO
         (OV circuit). For a model alone, what the atlas says of it.
 
+        They are the strongest by score or by ``token_z``, how unusual the score is for the token or for the two tokens
+        of the pair: by the model's own ranking, or as ``filter.by`` says (see ``TokenFilter``). A line above the list
+        says so where it is not score.
+
         ``distinct`` leaves out a head's pairs of a word with itself, ``filter`` what does not pass. ``rank`` counts all
-        tokens or pairs; the printed column # counts only those that are shown. Raises AddressError.
+        tokens or pairs of the ranking; the printed column # counts only those that are shown. Raises AddressError.
         """
         return show(self, address, how_many(k), filter, distinct=yes_or_no("distinct", distinct))
 
@@ -83,8 +87,14 @@ class Atlas(Store):
         ``tokens`` is a word or a sequence of words. An item with white space is several words if no vocabulary has it.
 
         ``kind`` is a kind of parameter, QK or VO. ``z`` says how many standard deviations the tokens (or the strongest
-        pair) lie from the mean of all scores of the vector (or matrix), towards the side, averaged over the words. With
-        a ``filter`` only tokens and pairs that pass count. Raises TokenError for a word that no vocabulary has.
+        pair) lie from the mean of all scores of the vector (or matrix), towards the side, averaged over the words.
+        ``token_z`` says the same of the scores of the tokens over all vectors of the kind. With a ``filter`` only
+        tokens and pairs that pass count.
+
+        What counts, and ``rank``, is by each model's own ranking, or as ``filter.by`` says: of rows with equally many
+        words those with the largest z come first where the ranking is by score, otherwise those with the largest
+        token_z. So rows of models whose rankings differ stand in one list; a note names the models. Raises TokenError
+        for a word that no vocabulary has.
         """
         return find(self, tokens, how_many(k), self.scope(model, kind, layer, matrices=True), filter)
 
@@ -108,7 +118,8 @@ class Atlas(Store):
         vocabulary has the most of the words (``words``) come first, as in ``find``.
 
         ``side`` asks for the largest z (top), the most negative (bottom) or the largest in size (both). ``filter``
-        chooses the tokens that describe the parameters. Raises TokenError for a word that no vocabulary has.
+        chooses the tokens that describe the parameters, and by which ranking. Raises TokenError for a word that no
+        vocabulary has.
         """
         return search(self, words, how_many(k), self.scope(model, kind, layer), side, filter)
 
@@ -183,7 +194,8 @@ class Atlas(Store):
         ``vector`` is an array or tensor of any library, a list of numbers or of arrays, or a .npy or .safetensors file
         (``name`` is the tensor's name). ``row`` chooses a row of a matrix. Without it every row of a matrix has one
         line, with five tokens per side and the nearest parameter, whatever k is. ``kind``, ``layer`` and ``side`` are
-        for the parameters, as in ``search``.
+        for the parameters, as in ``search``. The vector's own tokens are the strongest by score, whatever ``filter.by``
+        says of those that describe parameters.
 
         Without ``reads`` the vector is one that is written: a steering vector, a row of an SAE's decoder. ``reads``
         names the place where it reads, ``L3.attn`` or ``L3.ff``: a probe of what enters that attention or feed-forward,
@@ -204,7 +216,8 @@ class Atlas(Store):
         a set of tokens that the head reads (for QK, queries) and a set that it writes (for QK, keys).
 
         Tokens of the top sides belong together, and so do those of the bottom sides. ``share`` (0 to 1) is the part
-        of a direction in the squared Frobenius norm of the matrix, whose rows and columns are centred.
+        of a direction in the squared Frobenius norm of the matrix, whose rows and columns are centred. The tokens are
+        the strongest by score alone.
 
         Raises AddressError or QueryError.
         """
@@ -281,7 +294,8 @@ class Atlas(Store):
         Partners are matched in the layers given, or else in those that align. Kinds that are not weights do not align,
         so they have partners only in the layers given. The result has all rows; the k most similar are printed.
 
-        ``side`` both counts a large negative correlation as near. ``filter`` chooses the tokens that describe them.
+        ``side`` both counts a large negative correlation as near. ``filter`` chooses the tokens that describe them, and
+        by which ranking.
         Raises AddressError or QueryError.
         """
         k, (a, b) = how_many(k), self.scope_of_two("match", model_a, model_b, kind).models

@@ -26,10 +26,11 @@ VIEWS = {
     "parameters": "param_id address model stack layer kind head kv_head expert idx norm mean std projected_norm space "
     "embedding_std reads",
     "readings": "model stack layer kind n reads",
-    "parameter_tokens": "param_id address model stack layer kind head expert idx side rank token_id token text score",
+    "parameter_tokens": "param_id address model stack layer kind head expert idx side rank token_id token text score "
+    "token_z rank_token_z",
     "heads": "head_id address model stack layer head kv_head qk_norm vo_norm space",
     "head_pairs": "head_id address model stack layer head matrix side rank rank_distinct same_word source_id source "
-    "target_id target score",
+    "target_id target score token_z rank_token_z rank_distinct_token_z",
     "head_directions": "head_id address model stack layer head matrix direction singular_value share",
     "head_direction_tokens": "head_id address model stack layer head matrix direction role side rank token_id token "
     "text score",

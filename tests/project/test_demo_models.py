@@ -57,7 +57,7 @@ def test_tokens_and_moments_are_exact(atlas: paramdex.Atlas, demo_atlas: Path, m
         vector = truth.vector(row["kind"], row["layer"], row["head"], row["idx"])
         scores = scored.scores(row["kind"], row["layer"], vector)
         np.testing.assert_allclose([row["mean"], row["std"]], [scores.mean(), scores.std()], rtol=1e-5, atol=1e-9)
-        card = atlas.show(row["address"], 50)
+        card = atlas.show(row["address"], 50, filter=paramdex.TokenFilter(by="score"))
         for side in ("top", "bottom"):
             shown = [token for token in card if token["side"] == side]
             found = np.array([token["score"] for token in shown], np.float32)

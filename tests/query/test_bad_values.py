@@ -109,7 +109,7 @@ def targets(atlas: Atlas, moved: Atlas, folder: Path) -> list[Target]:
         "TokenFilter": (
             lambda **fields: atlas.show(PARAMETER, 2, filter=TokenFilter(**fields)),
             {"ascii": True, "alnum": False, "word_starts": False, "words": ["food"], "no_undertrained": False,
-             "no_identical": False, "no_same_word": False},
+             "no_identical": False, "no_same_word": False, "by": "token_z"},
         ),
         "Result": (Result, {"table": card.table, "title": "x", "notes": ["x"], "shown": card.table}),
         "Result.render": (card.render, {"output": "json"}),

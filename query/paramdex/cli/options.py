@@ -78,21 +78,24 @@ def _filter_option(name: str, rule: Rule) -> Callable[[Callable[..., Any]], Call
     flag, place, shown = f"--{name.replace('_', '-')}", f"filter_{name}", f"show {rule.help}"
     if name in FLAGS:
         return click.option(flag, place, is_flag=True, help=shown)
+    if rule.choices:
+        return click.option(flag, place, type=click.Choice(rule.choices), help=shown)
     return click.option(flag, place, type=FilePath(), metavar="FILE", help=shown)
 
 
-def filtered(*, pairs: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Give a command the options of a filter, with those about pairs where it shows ``pairs``.
+def filtered(*, pairs: bool = False, ranked: bool = True) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a command the options of a filter: those about pairs where it shows ``pairs``, the choice of a ranking where
+    what it shows is ``ranked`` by more than one.
 
-    The command gets them as one argument, ``filter``: a TokenFilter, or None where nothing is to be left out.
+    The command gets them as one argument, ``filter``, a TokenFilter.
     """
-    rules = {name: rule for name, rule in RULES.items() if pairs or not rule.of_pairs}
+    rules = {n: rule for n, rule in RULES.items() if (pairs or not rule.of_pairs) and (ranked or not rule.choices)}
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(command)
         def call(*args: Any, **values: Any) -> Any:
             chosen = TokenFilter(**{name: values.pop(f"filter_{name}") for name in rules})
-            return command(*args, filter=chosen or None, **values)
+            return command(*args, filter=chosen, **values)
 
         decorated: Callable[..., Any] = call
         for name, rule in reversed(rules.items()):

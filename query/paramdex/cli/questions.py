@@ -168,7 +168,7 @@ def lens(atlas: str, vectors: str, model: str, k: int, output: str, **which: Any
     "-k", "--k", "k", type=Whole(1, 10_000), default=4, show_default=True, help="how many directions per matrix"
 )
 @click.option("--matrix", type=click.Choice(["QK", "VO"]), help="only this matrix")
-@filtered()
+@filtered(ranked=False)
 @FORMAT
 def directions(atlas: str, address: str, k: int, matrix: str | None, filter: Any, output: str) -> None:
     """What a head reads, and what it writes in response: the singular directions of its matrices.

@@ -9,11 +9,12 @@ from typing import Any
 import pyarrow as pa
 
 from paramdex.store.filters import ALL, Sieve
+from paramdex.store.pair_postings import ranks_of_pairs
 from paramdex.store.postings import Postings, Strongest
 from paramdex.store.store import Store
 from paramdex.text import arrow
 from paramdex_schemas import MATRICES
-from paramdex_schemas.model import Model
+from paramdex_schemas.model import RANKINGS, Model, Ranking
 
 SHOWN_TOKENS = 5
 """Tokens of a side that describe a parameter in a list."""
@@ -48,7 +49,7 @@ def by_tokens(store: Store, param_ids: list[int], sieve: Sieve, n: int = SHOWN_T
 
 def strongest(store: Store, param_ids: list[int], sieve: Sieve, n: int = SHOWN_TOKENS) -> dict[int, Strongest]:
     """param_id -> as many of its strongest tokens as a filter may need to let ``n`` pass; for ``passing``."""
-    return Postings(store.database).parameters(param_ids, ALL if sieve else n)
+    return Postings(store, sieve.ranking).parameters(param_ids, ALL if sieve else n)
 
 
 def passing(store: Store, found: Mapping[int, Strongest], sieve: Sieve, n: int = SHOWN_TOKENS) -> dict[int, ByTokens]:
@@ -62,12 +63,13 @@ def passing(store: Store, found: Mapping[int, Strongest], sieve: Sieve, n: int =
     return described
 
 
-def pairs_of(store: Store, head_ids: Iterable[int]) -> pa.Table:
-    """All pairs that the atlas keeps of some heads: head_id, matrix, is_top, score, rank, rank_distinct (null for a
-    word with itself), same_word, source_id, target_id.
+def pairs_of(store: Store, head_ids: Iterable[int], by: Ranking) -> pa.Table:
+    """All pairs that the atlas keeps of some heads: head_id, matrix, is_top, score, token_z (null where nothing is
+    usual), same_word, source_id, target_id; and by a ranking rank and rank_distinct, each null where the pair is not in
+    that list.
     """
     return store.database.table(
-        "SELECT head_id, matrix, is_top, score, rank, rank_distinct, same_word, source_id, target_id "
+        f"SELECT head_id, matrix, is_top, score, token_z, {ranks_of_pairs(by)}, same_word, source_id, target_id "
         "FROM store.pairs WHERE head_id IN (SELECT unnest($ids))",
         {"ids": list(head_ids) or [-1]},
     )
@@ -91,14 +93,17 @@ def by_pairs(
     ``asked`` has the model of each head.
     """
     found: dict[tuple[Matrix, str], list[dict[str, int]]] = {(of, side): [] for of in asked for side in sides}
-    for head_id, matrix, is_top, source_id, target_id in store.database.rows(
-        "SELECT head_id, matrix, is_top, source_id, target_id FROM store.pairs "
-        "WHERE head_id IN (SELECT unnest($ids)) AND rank_distinct <= $shown ORDER BY rank_distinct",
-        {"ids": [head_id for head_id, _ in asked] or [-1], "shown": ALL if sieve else n},
-    ):
-        own = found.get(((head_id, matrix), "top" if is_top else "bottom"))
-        if own is not None:
-            own.append({"source_id": source_id, "target_id": target_id})
+    for by in RANKINGS:
+        heads = {head_id for (head_id, _), model in asked.items() if sieve.ranking(model) == by}
+        for head_id, matrix, is_top, source_id, target_id in store.database.rows(
+            "SELECT head_id, matrix, is_top, source_id, target_id "
+            f"FROM (SELECT * REPLACE ({ranks_of_pairs(by)}) FROM store.pairs WHERE head_id IN (SELECT unnest($ids))) "
+            "WHERE rank_distinct <= $shown ORDER BY rank_distinct",
+            {"ids": list(heads) or [-1], "shown": ALL if sieve else n},
+        ):
+            own = found.get(((head_id, matrix), "top" if is_top else "bottom"))
+            if own is not None:
+                own.append({"source_id": source_id, "target_id": target_id})
     described: dict[Matrix, dict[str, list[str]]] = {of: {} for of in asked}
     for (of, side), pairs in found.items():
         model = asked[of]

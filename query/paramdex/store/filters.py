@@ -20,7 +20,7 @@ from paramdex.store.token_filter import TOKEN_RULES, Rule, TokenFilter
 from paramdex.store.words import Wanted, bare, check_words, continuation, is_marked
 from paramdex_schemas import QueryError
 from paramdex_schemas.errors import quoted
-from paramdex_schemas.model import Model
+from paramdex_schemas.model import Model, Ranking
 
 Mask = npt.NDArray[np.bool_]
 ALL = 10_000
@@ -46,6 +46,11 @@ class Sieve:
 
     def __bool__(self) -> bool:
         return bool(self.filter)
+
+    def ranking(self, model: Model) -> Ranking:
+        """By what the lists of a model are ranked: as the filter says, or else by the model's own ranking."""
+        asked = None if self.filter is None else self.filter.by
+        return asked or model.ranking
 
     def mask(self, model: Model) -> Mask | None:
         """Which tokens of a model pass (V); None where all do."""

@@ -1,4 +1,7 @@
-"""Look-ups of heads by token: one query on one table, whose answer is put together here, as in ``postings``."""
+"""Look-ups of heads by token: one query on one table, whose answer is put together here, as in ``postings``.
+
+``store.pairs`` has the pairs of two rankings, as it is with tokens; a look-up takes those of one.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from paramdex.store.postings import edges
 from paramdex.store.store import Store
 from paramdex.store.words import Wanted
 from paramdex_schemas import MATRICES
-from paramdex_schemas.model import Model
+from paramdex_schemas.model import Model, Ranking
 
 _NO_RANK = 2**15 - 1
 _NAMES = list(MATRICES)
@@ -34,32 +37,48 @@ class PairsAsked:
     """Pairs of a token with itself count too."""
     same_word: bool
     """Pairs of one word count too."""
+    by: Ranking
+    """The ranking whose pairs count."""
+
+
+def ranks_of_pairs(by: Ranking) -> str:
+    """SQL for the columns rank and rank_distinct of ``store.pairs`` in a ranking; pairs without a token_z are ranked by
+    score.
+    """
+    if by == "score":
+        return "rank AS rank, rank_distinct AS rank_distinct"
+    names = ("rank", "rank_distinct")
+    return ", ".join(f"CASE WHEN token_z IS NULL THEN {name} ELSE {name}_token_z END AS {name}" for name in names)
 
 
 def holders(
     store: Store, model: Model, wanted: Wanted, asked: PairsAsked, k: int, shown: int = 3
 ) -> list[dict[str, Any]]:
     """The k (head, matrix, side) of a model with the most wanted words in their strongest pairs; among equals those
-    with the most pairs of two wanted words (``linked``), then those with the largest z.
+    with the most pairs of two wanted words (``linked``), then those with the largest z, or token_z where that ranks
+    the pairs. Both are towards the side, and of the pair that has the largest.
 
-    ``lists`` has the source ids and the target ids of the first ``shown`` pairs of each: the linked ones, then by z.
+    ``lists`` has the source ids and the target ids of the first ``shown`` pairs of each: the linked ones, then by the
+    same z.
     """
     of_heads = rows_of_heads(store, model)
     found = _pairs_with(store.database, of_heads, wanted, asked)
     if not len(found.get("score", ())):
         return []
-    z = _z(of_heads, found)
+    z, token_z = _z(of_heads, found), np.where(found["is_top"], found["token_z"], -found["token_z"])
+    strength = z if asked.by == "score" else np.where(np.isnan(token_z), z, token_z)
     words = np.stack([_words(wanted, found[end]) for end in ("source_id", "target_id")])
     linked = (words >= 0).all(axis=0) & (words[0] != words[1])
     lists = 4 * found["head_id"] + 2 * found["is_second"] + ~found["is_top"]
 
-    order = np.lexsort((found["target_id"], found["source_id"], _descending(z), ~linked, lists))
-    lists, z, linked, words = lists[order], z[order], linked[order], words[:, order]
+    order = np.lexsort((found["target_id"], found["source_id"], _descending(strength), ~linked, lists))
+    lists, linked, words = lists[order], linked[order], words[:, order]
     source, target, rank = (found[name][order] for name in ("source_id", "target_id", "rank"))
     edge = edges(lists)
     begin, end = edge[:-1], edge[1:]
     owners = lists[begin]
-    best, largest = np.minimum.reduceat(rank, begin), np.fmax.reduceat(z, begin)
+    best = np.minimum.reduceat(rank, begin)
+    z, token_z, largest = (np.fmax.reduceat(each[order], begin) for each in (z, token_z, strength))
     n_linked = np.add.reduceat(linked.astype(int), begin)
     named = np.unique(np.stack([np.tile(lists, 2), words.ravel()])[:, words.ravel() >= 0], axis=1)
     n_words = np.unique(named[0], return_counts=True)[1]  # every list has a wanted word
@@ -76,7 +95,9 @@ def holders(
                 "words": int(n_words[i]),
                 "linked": int(n_linked[i]),
                 "rank": None if best[i] == _NO_RANK else int(best[i]),
-                "z": None if np.isnan(largest[i]) else float(largest[i]),
+                "z": None if np.isnan(z[i]) else float(z[i]),
+                "token_z": None if np.isnan(token_z[i]) else float(token_z[i]),
+                "strength": None if np.isnan(largest[i]) else float(largest[i]),
                 "lists": [source[first].tolist(), target[first].tolist()],
             }
         )
@@ -90,8 +111,11 @@ def _pairs_with(database: Database, heads: pa.Table, wanted: Wanted, asked: Pair
         return {}
     found = database.arrays(
         "SELECT head_id, matrix = $second AS is_second, is_top, coalesce(rank, $none) AS rank, same_word, "
-        "source_id, target_id, score FROM store.pairs WHERE head_id BETWEEN $first AND $last "
-        "AND (list_contains($ids, source_id) OR list_contains($ids, target_id))",
+        "source_id, target_id, score, coalesce(token_z, 'nan'::FLOAT) AS token_z "
+        f"FROM (SELECT * REPLACE ({ranks_of_pairs(asked.by)}) FROM store.pairs "
+        "WHERE head_id BETWEEN $first AND $last "
+        "AND (list_contains($ids, source_id) OR list_contains($ids, target_id))) "
+        "WHERE rank IS NOT NULL OR rank_distinct IS NOT NULL",
         {
             "second": _NAMES[1],
             "none": _NO_RANK,

@@ -4,11 +4,14 @@ DuckDB takes about as long to plan a query as to read what a look-up needs, so i
 table. ``token_id = ?`` finds the few row groups of ``store.postings`` that have the token, because they are in order of
 token within a model. ``param_id = ?`` uses an index. Several tokens are asked for one by one, because DuckDB skips row
 groups for an equality but not for an ``IN``. Texts are read once per vocabulary, means and deviations once per model.
+
+Lists are ranked by score or by token_z. The tables hold the tokens of both rankings; a look-up takes those of one.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +20,15 @@ import numpy as np
 from paramdex.store.database import Database
 from paramdex.store.moments import moments
 from paramdex.store.nearest import Ids
+from paramdex.store.store import Store
 from paramdex.store.words import Wanted
-from paramdex_schemas.model import Model, Span
+from paramdex_schemas.model import Model, Ranking, Span
+
+SIDES = {"top": 1, "bottom": -1}
+"""Side -> the sign by which its strongest scores are the largest."""
+_LISTS = ", ".join(f"{side}_{column}" for side in SIDES for column in ("tokens", "scores", "token_z"))
+Rankings = Callable[[Model], Ranking]
+"""By what the lists of a model are ranked."""
 
 
 def edges(*columns: Ids) -> Ids:
@@ -35,6 +45,32 @@ def edges(*columns: Ids) -> Ids:
 
 
 @dataclass(frozen=True)
+class Side:
+    """The strongest tokens of a side of a parameter: ``ids`` strongest first by one of two rankings, with the scores.
+
+    ``token_z`` is how many standard deviations each score lies from the mean of its token's scores over all vectors of
+    the kind, in the space that scores the parameter; None where they are too few to say.
+    """
+
+    ids: list[int]
+    scores: list[float]
+    token_z: list[float] | None
+
+    def ranked(self, by: Ranking, sign: int, top_k: int) -> Side:
+        """The ``top_k`` strongest by a ranking, of the tokens that an atlas keeps, which are in order of score and have
+        the strongest by both. What has no token_z is ranked by score.
+        """
+        if by == "score" or self.token_z is None:
+            return self._at(range(min(top_k, len(self.ids))))
+        z, ids = self.token_z, self.ids
+        return self._at(sorted(range(len(ids)), key=lambda i: (-sign * z[i], ids[i]))[:top_k])
+
+    def _at(self, places: Sequence[int]) -> Side:
+        z = None if self.token_z is None else [self.token_z[i] for i in places]
+        return Side([self.ids[i] for i in places], [self.scores[i] for i in places], z)
+
+
+@dataclass(frozen=True)
 class Strongest:
     """The strongest tokens of a parameter, strongest first, by side."""
 
@@ -44,82 +80,98 @@ class Strongest:
 
 @dataclass(frozen=True)
 class ScoredTokens:
-    """A parameter's strongest tokens with their scores, by side, the moments of all its V scores, and where it is known
-    how well they tell what it reads.
+    """A parameter's strongest tokens, by side, the moments of all its V scores, and where it is known how well they
+    tell what it reads.
     """
 
     norm: float
     mean: np.float32
     std: np.float32
     reads: float | None
-    tokens: dict[str, list[int]]
-    scores: dict[str, list[float]]
+    sides: dict[str, Side]
+
+    @property
+    def has_token_z(self) -> bool:
+        return self.sides["top"].token_z is not None
 
 
 @dataclass(frozen=True)
 class Postings:
-    """The look-ups in one atlas."""
+    """The look-ups in one atlas, by the ranking that each model's lists shall have."""
 
-    database: Database
+    store: Store
+    ranking: Rankings
 
-    def parameter(self, param_id: int, k: int) -> ScoredTokens:
-        """A parameter with at most ``k`` tokens per side."""
-        (row,) = self.database.rows(  # whole lists: to plan four slices takes longer than to read them
-            "SELECT norm, mean, std, reads, top_tokens, bottom_tokens, top_scores, bottom_scores FROM store.parameters "
-            "WHERE param_id = ?",
-            [param_id],
+    @property
+    def database(self) -> Database:
+        return self.store.database
+
+    def parameter(self, model: Model, param_id: int) -> ScoredTokens:
+        """A parameter of a model with all tokens that the ranking has."""
+        (row,) = self.database.rows(
+            f"SELECT norm, mean, std, reads, {_LISTS} FROM store.parameters WHERE param_id = ?", [param_id]
         )
-        top, bottom, top_scores, bottom_scores = (values[:k] for values in row[4:])
-        return ScoredTokens(
-            row[0],
-            np.float32(row[1]),
-            np.float32(row[2]),
-            row[3],
-            {"top": top, "bottom": bottom},
-            {"top": top_scores, "bottom": bottom_scores},
-        )
+        return ScoredTokens(row[0], np.float32(row[1]), np.float32(row[2]), row[3], self._sides(model, row[4:]))
 
     def parameters(self, param_ids: list[int], k: int) -> dict[int, Strongest]:
         """param_id -> its strongest tokens, at most ``k`` per side."""
         rows = self.database.rows(
-            "SELECT param_id, address, top_tokens, bottom_tokens FROM store.parameters "
-            "WHERE param_id IN (SELECT unnest(?))",
+            f"SELECT param_id, address, {_LISTS} FROM store.parameters WHERE param_id IN (SELECT unnest(?))",
             [param_ids],
         )
-        return {i: Strongest(address, {"top": top[:k], "bottom": bottom[:k]}) for i, address, top, bottom in rows}
+        found = {}
+        for param_id, address, *lists in rows:
+            sides = self._sides(self.store.owner(param_id), lists)
+            found[param_id] = Strongest(address, {side: own.ids[:k] for side, own in sides.items()})
+        return found
+
+    def _sides(self, model: Model, lists: Sequence[Any]) -> dict[str, Side]:
+        """Both sides of a parameter from the columns _LISTS, ranked."""
+        by, n = self.ranking(model), len(lists) // 2
+        both = zip(SIDES.items(), (lists[:n], lists[n:]), strict=True)
+        return {side: Side(*own).ranked(by, sign, model.top_k) for (side, sign), own in both}
 
     def holders(self, wanted: Wanted, models: list[Model], spans: list[Span], k: int) -> list[dict[str, Any]]:
         """The k sides of parameters within ``spans`` that have the most wanted words among their strongest tokens;
-        among equals those with the largest mean z first. ``spans`` are parameters [first, end) of ``models``.
+        among equals those with the largest mean z first, or token_z where that ranks their tokens. ``spans`` are
+        parameters [first, end) of ``models``.
 
-        ``rank`` is the best rank of any wanted token. A word counts by its item of the best rank.
+        ``rank`` is the best rank of any wanted token. A word counts by its item of the best rank. ``z`` and ``token_z``
+        are towards the side, ``strength`` is the one that ranks.
         """
-        hits = [self._hits(token_id, spans) for token_id in wanted.ids]
+        hits = [self._hits(token_id, models, spans) for token_id in wanted.ids]
         numbers = {word: number for number, word in enumerate(dict.fromkeys(wanted.words))}
         words = np.repeat([numbers[word] for word in wanted.words], [len(hit[0]) for hit in hits])
         tokens = np.repeat(wanted.ids, [len(hit[0]) for hit in hits])
-        param_ids, is_top, rank, score = (np.concatenate(column) for column in zip(*hits, strict=True))
+        param_ids, is_top, rank, score, token_z, by_z = (np.concatenate(each) for each in zip(*hits, strict=True))
         if not len(param_ids):
             return []
         mean, std = self._moments_of(param_ids, models)
         with np.errstate(divide="ignore", invalid="ignore"):
             z = np.where(std > 0, np.where(is_top, score - mean, mean - score) / std, np.float32(np.nan))
+        token_z = np.where(is_top, token_z, -token_z)
 
-        # One key per side of a parameter (top first) and word; of a word's items the best rank and the largest z count.
+        # One key per side of a parameter (top first) and word; of a word's items the best rank and largest z's count.
         keys = (2 * param_ids + ~is_top) * len(numbers) + words
         order = np.argsort(keys, kind="stable")
         keys = keys[order]
         first = edges(keys)[:-1]
-        owners, z = keys[first] // len(numbers), np.fmax.reduceat(z[order], first)
+        owners, by_z = keys[first] // len(numbers), by_z[order][first]
+        z, token_z = (np.fmax.reduceat(each[order], first) for each in (z, token_z))
         items = np.minimum.reduceat((rank.astype(np.int64) << 32 | tokens)[order], first)
 
         edge = edges(owners)
         begin, n_words = edge[:-1], edge[1:] - edge[:-1]
         sides = owners[begin]
-        mean_z = (np.add.reduceat(z.astype(np.float64), begin) / n_words).astype(np.float32)
-        chosen = np.lexsort((sides, np.where(np.isnan(mean_z), np.inf, -mean_z), -n_words))[:k]
+        z, token_z = (
+            (np.add.reduceat(each.astype(np.float64), begin) / n_words).astype(np.float32) for each in (z, token_z)
+        )
+        strength = np.where(by_z[begin], token_z, z)
+        chosen = np.lexsort((sides, np.where(np.isnan(strength), np.inf, -strength), -n_words))[:k]
         rows = []
-        for side, n, z, start in zip(*(each[chosen].tolist() for each in (sides, n_words, mean_z, begin)), strict=True):
+        found = {"z": z, "token_z": token_z, "strength": strength}
+        columns = (each[chosen].tolist() for each in (sides, n_words, begin, *found.values()))
+        for side, n, start, *values in zip(*columns, strict=True):
             by_rank = sorted(items[start : start + n].tolist())
             rows.append(
                 {
@@ -127,26 +179,32 @@ class Postings:
                     "side": "bottom" if side & 1 else "top",
                     "words": n,
                     "rank": by_rank[0] >> 32,
-                    "z": None if math.isnan(z) else z,
                     "ids": [item & 0xFFFF_FFFF for item in by_rank],
+                    **{name: None if math.isnan(v) else v for name, v in zip(found, values, strict=True)},
                 }
             )
         return rows
 
-    def _hits(self, token_id: int, spans: list[Span]) -> tuple[np.ndarray, ...]:
-        """param_id, is_top, rank and score of a token's postings within ``spans``.
+    def _hits(self, token_id: int, models: list[Model], spans: list[Span]) -> tuple[np.ndarray, ...]:
+        """param_id, is_top, rank, score, token_z (NaN where there is none) and whether that ranks it, of a token's
+        postings within ``spans``.
 
         Models lie one after the other, so a query between the ends of all spans skips the row groups of other models.
         """
         found = self.database.arrays(
-            "SELECT param_id, is_top, rank, score FROM store.postings WHERE token_id = ? AND param_id BETWEEN ? AND ?",
+            "SELECT param_id, is_top, score, coalesce(token_z, 'nan'::FLOAT) AS token_z, coalesce(rank, 0) AS rank, "
+            "coalesce(rank_token_z, 0) AS rank_token_z FROM store.postings "
+            "WHERE token_id = ? AND param_id BETWEEN ? AND ?",
             [token_id, min(first for first, _ in spans), max(end for _, end in spans) - 1],
         )
-        param_id, is_top, rank, score = (found[name] for name in ("param_id", "is_top", "rank", "score"))
-        if len(spans) == 1:
-            return param_id, is_top, rank, score
-        inside = np.logical_or.reduce([(param_id >= first) & (param_id < end) for first, end in spans])
-        return param_id[inside], is_top[inside], rank[inside], score[inside]
+        param_id = found["param_id"]
+        by_z = ~np.isnan(found["token_z"]) & _within(param_id, [m.span for m in models if self.ranking(m) == "token_z"])
+        rank = np.where(by_z, found["rank_token_z"], found["rank"])
+        counts = rank > 0
+        if len(spans) > 1:
+            counts &= _within(param_id, spans)
+        columns = (param_id, found["is_top"], rank, found["score"], found["token_z"], by_z)
+        return tuple(column[counts] for column in columns)
 
     def _moments_of(self, param_ids: Ids, models: list[Model]) -> tuple[np.ndarray, np.ndarray]:
         """mean and std (float32) of the scores of each of ``param_ids``."""
@@ -158,3 +216,11 @@ class Postings:
             for to, column in zip((mean, std), moments(self.database, model), strict=True):
                 to[inside] = column[at]
         return mean, std
+
+
+def _within(ids: Ids, spans: list[Span]) -> np.ndarray:
+    """Which of ``ids`` lie in one of the spans (n, bool)."""
+    found = np.zeros(len(ids), bool)
+    for first, end in spans:
+        found |= (ids >= first) & (ids < end)
+    return found

@@ -14,6 +14,8 @@ from os import PathLike
 from typing import Any, Literal
 
 from paramdex_schemas import QueryError
+from paramdex_schemas.errors import quoted
+from paramdex_schemas.model import RANKINGS, Ranking
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class Rule:
     """What a vocabulary leaves unsaid if none of its tokens passes; there the rule leaves out nothing."""
     of_pairs: bool = False
     """Whether the rule is about pairs of tokens, rather than single tokens."""
+    choices: tuple[str, ...] = ()
+    """The values of an option that leaves nothing out, but says by what the strongest are."""
 
 
 def _rule(**values: Any) -> dict[str, Rule]:
@@ -40,11 +44,16 @@ def _rule(**values: Any) -> dict[str, Rule]:
 
 @dataclass(frozen=True)
 class TokenFilter:
-    """Which tokens, and which pairs of tokens, are shown: those that every field that is set lets pass.
+    """Which tokens, and which pairs of tokens, are shown: those that every field that is set lets pass, the strongest
+    ``by`` one of two rankings.
 
     ``words`` is a file with one word per line, or a sequence of words. Each is read as a word of ``find`` is, but is
     one word whatever white space it has. ``no_undertrained`` leaves out tokens that the model's training text hardly
     used (the table ``token_embeddings``). A pair passes where both of its tokens do.
+
+    ``by`` is score or token_z: how many standard deviations the score lies from the mean of the token's own scores over
+    all vectors of the kind. None is each model's own: score where it was built with ``--reading embedding``, otherwise
+    token_z. What has no token_z is ranked by score.
     """
 
     ascii: bool = field(
@@ -83,6 +92,13 @@ class TokenFilter:
     no_same_word: bool = field(
         default=False, metadata=_rule(help="no pairs that differ only in case or space", of_pairs=True)
     )
+    by: Ranking | None = field(
+        default=None,
+        metadata=_rule(
+            help="what is strongest by score, or by how unusual the score is for the token  [default: the model's own]",
+            choices=RANKINGS,
+        ),
+    )
 
     def __post_init__(self) -> None:
         """Raises QueryError or TokenError for a field of another type."""
@@ -90,6 +106,8 @@ class TokenFilter:
 
         for name in FLAGS:
             object.__setattr__(self, name, yes_or_no(name, getattr(self, name)))
+        if self.by is not None and not (isinstance(self.by, str) and self.by in RANKINGS):
+            raise QueryError(f"by is {' or '.join(RANKINGS)}, not {quoted(self.by)}")
         if self.words is not None and not isinstance(self.words, (str, PathLike)):
             from paramdex.store.words import words_of  # here, as it loads DuckDB
 
@@ -97,7 +115,7 @@ class TokenFilter:
 
     def __bool__(self) -> bool:
         """Whether anything is left out."""
-        return self != TokenFilter()
+        return any(getattr(self, each.name) != each.default for each in fields(self) if not RULES[each.name].choices)
 
     @cached_property
     def word_list(self) -> list[str] | None:

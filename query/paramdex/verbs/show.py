@@ -14,7 +14,7 @@ from paramdex.picture import any_glyphs, figure_class
 from paramdex.result import Drawn, Result, table_of
 from paramdex.store.described import pairs_of, same_word_counts
 from paramdex.store.filters import ALL, Sieve
-from paramdex.store.postings import Postings
+from paramdex.store.postings import SIDES, Postings
 from paramdex.store.reading import READS, other_space, read_by, reads_of_head
 from paramdex.store.store import Store
 from paramdex.store.token_filter import TokenFilter
@@ -22,7 +22,7 @@ from paramdex.text import arrow, visible
 from paramdex.verbs.info import info_of
 from paramdex_schemas import KINDS, MATRICES, Address, AddressError, QueryError
 from paramdex_schemas.isometry import Array
-from paramdex_schemas.model import Model
+from paramdex_schemas.model import Model, Ranking
 
 _TOKENS = pa.schema(
     [
@@ -33,6 +33,7 @@ _TOKENS = pa.schema(
         ("text", pa.string()),
         ("score", pa.float32()),
         ("z", pa.float32()),
+        ("token_z", pa.float32()),
     ]
 )
 
@@ -48,6 +49,7 @@ _PAIRS = pa.schema(
         ("target_id", pa.int32()),
         ("target", pa.string()),
         ("score", pa.float32()),
+        ("token_z", pa.float32()),
     ]
 )
 
@@ -58,6 +60,7 @@ class Card(Drawn):
     their embeddings differ most.
     """
 
+    ranked_by: Ranking = "score"
     places: Callable[[], Array] = field(default=lambda: np.zeros((0, 2)), repr=False, compare=False)
     """Returns the place of each row's token in that plane (rows x 2)."""
 
@@ -67,13 +70,14 @@ class Card(Drawn):
 
     @property
     def _printed(self) -> pa.Table:
-        """The two sides next to each other."""
+        """The two sides next to each other, with the scores and what they are ranked by, or else z."""
         n_top = self.table["side"].to_pylist().count("top")
         sides = [self.table.slice(0, n_top), self.table.slice(n_top)]
         n = max(map(len, sides))
         shown: dict[str, Any] = {_numbering(rows["rank"].to_pylist() for rows in sides): range(1, n + 1)}
-        for side, rows in zip(("top", "bottom"), sides, strict=True):
-            for name, column in ((side, "text"), (f"{side} score", "score"), (f"{side} z", "z")):
+        z = "z" if self.ranked_by == "score" else "token_z"
+        for side, rows in zip(SIDES, sides, strict=True):
+            for name, column in ((side, "text"), (f"{side} score", "score"), (f"{side} {z.replace('_', ' ')}", z)):
                 shown[name] = pa.array(rows[column].to_pylist() + [None] * (n - len(rows)), rows[column].type)
         return pa.table(shown)
 
@@ -121,30 +125,48 @@ def show(store: Store, address: str | Address, k: int, filter: TokenFilter | Non
 def show_parameter(store: Store, model: Model, where: Address, k: int, sieve: Sieve) -> Card:
     """The k strongest tokens of a parameter on each side that pass the sieve."""
     param_id = model.param_id(where)
-    found = Postings(store.database).parameter(param_id, ALL if sieve else k)
+    found = Postings(store, sieve.ranking).parameter(model, param_id)
+    by = sieve.ranking(model) if found.has_token_z else "score"
     columns = {name: store.database.tokens(model.vocabulary, name) for name in ("token", "text")}
-    rows = [(side, i) for side in ("top", "bottom") for i in sieve.tokens(model, found.tokens[side], k)]
-    ids = [found.tokens[side][i] for side, i in rows]
-    scores = [found.scores[side][i] for side, i in rows]
-    z = ((np.array(scores, np.float32) - found.mean) / found.std).tolist() if found.std > 0 else [None] * len(rows)
-    lines = [
-        {"side": side, "rank": i + 1, "token_id": token_id, "score": score, "z": each}
-        | {name: column[token_id].as_py() for name, column in columns.items()}  # take() would import pyarrow.compute
-        for (side, i), token_id, score, each in zip(rows, ids, scores, z, strict=True)
-    ]
+    lines: list[dict[str, Any]] = []
+    for side, own in found.sides.items():
+        for i in sieve.tokens(model, own.ids, k):
+            token_z = None if own.token_z is None else own.token_z[i]
+            line = {"side": side, "rank": i + 1, "token_id": own.ids[i], "score": own.scores[i], "token_z": token_z}
+            line |= {name: column[own.ids[i]].as_py() for name, column in columns.items()}  # take() imports much
+            lines.append(line)
+    if found.std > 0:
+        z = (np.array([line["score"] for line in lines], np.float32) - found.mean) / found.std
+        for line, each in zip(lines, z.tolist(), strict=True):
+            line["z"] = each
     title = f"{model.address(param_id)}: {KINDS[str(where.kind)].says}"
     of_scores = f"mean {found.mean:.4g}, std {found.std:.4g}"
     numbers = f"norm {found.norm:.4g}; scores over {model.vocabulary_size:,} tokens: {of_scores}"
-    by = read_by(other_space(model, str(where.kind), (where.stack, where.layer)))
+    space = read_by(other_space(model, str(where.kind), (where.stack, where.layer)))
     reads = None if found.reads is None else f"reads {found.reads:.4g}: {READS}"
-    above = "\n".join(line for line in (title, numbers, by, reads) if line)
-    notes = _of_fewer(len(found.tokens["top"]), min(k, model.vocabulary_size), sieve, "tokens", "--top-k")
+    ranked_by = _ranked_by(by, f"how unusual the score is for the token, over all vectors of kind {where.kind}")
+    above = "\n".join(line for line in (title, numbers, space, reads, ranked_by) if line)
+    notes = _of_ranking(model, sieve, found.has_token_z, str(where.kind))
+    notes += _of_fewer(len(found.sides["top"].ids), min(k, model.vocabulary_size), sieve, "tokens", "--top-k")
     return Card(
         table_of(lines, _TOKENS),
         above,
         [*notes, *sieve.notes()],
-        places=lambda: token_plane(store.vectors.space(model.name).rows(ids)),
+        ranked_by=by,
+        places=lambda: token_plane(store.vectors.space(model.name).rows([line["token_id"] for line in lines])),
     )
+
+
+def _ranked_by(by: Ranking, token_z: str) -> str | None:
+    """What stands above lists that are not ranked by score; ``token_z`` says what that is of them."""
+    return None if by == "score" else f"ranked by token_z: {token_z}"
+
+
+def _of_ranking(model: Model, sieve: Sieve, has_token_z: bool, what: str) -> list[str]:
+    """The note on lists that were asked for by token_z and have none."""
+    if has_token_z or sieve.filter is None or sieve.filter.by != "token_z":
+        return []
+    return [f"ranked by score, because {model.name} has too few {what} to say what is usual for a token"]
 
 
 def _of_fewer(n: int, k: int, sieve: Sieve, what: str, option: str) -> list[str]:
@@ -157,13 +179,17 @@ def _of_fewer(n: int, k: int, sieve: Sieve, what: str, option: str) -> list[str]
 def show_head(store: Store, model: Model, where: Address, k: int, sieve: Sieve, *, distinct: bool) -> Result:
     """The k strongest pairs of a head's QK and VO that pass the sieve; ``distinct`` ones are of two words."""
     rank, most = "rank_distinct" if distinct else "rank", ALL if sieve else k
-    every = pairs_of(store, [model.head_id(where)]).to_pylist()
+    by = sieve.ranking(model)
+    every = pairs_of(store, [model.head_id(where)], by).to_pylist()
+    has_token_z = any(row["token_z"] is not None for row in every)
+    printed: Ranking = "token_z" if has_token_z and by == "token_z" else "score"
     rows = [row for row in every if row[rank] is not None and row[rank] <= most]
     rows.sort(key=lambda row: (row["matrix"], not row["is_top"], row[rank]))
     for end in ("source", "target"):
         texts = store.database.texts(model.vocabulary, (row[f"{end}_id"] for row in rows))
         for row, text in zip(rows, texts, strict=True):
             row |= {end: text, "side": "top" if row["is_top"] else "bottom"}
+    value = printed.replace("_", " ")
     shown: list[dict[str, Any]] = []
     chosen: list[int] = []
     ranks: list[list[int]] = []
@@ -175,17 +201,21 @@ def show_head(store: Store, model: Model, where: Address, k: int, sieve: Sieve, 
             chosen += numbers
             ranks.append([rows[n]["rank"] for n in numbers])
             for line, row in zip(lines, (rows[n] for n in numbers), strict=False):
-                line |= {side: arrow(row["source"], row["target"]), f"{side} score": row["score"]}
+                line |= {side: arrow(row["source"], row["target"]), f"{side} {value}": row[printed]}
         shown += [line for line in lines if len(line) > 2]
     longest = max((line["rank"] for line in shown), default=0)
-    notes = [*_of_same_word(every), *_of_fewer(longest, min(k, model.vocabulary_size), sieve, "pairs", "--pair-k")]
-    names = ("matrix", "rank", "top", "top score", "bottom", "bottom score")
+    notes = [*_of_ranking(model, sieve, has_token_z or not every, "heads"), *_of_same_word(every)]
+    notes += _of_fewer(longest, min(k, model.vocabulary_size), sieve, "pairs", "--pair-k")
+    names = ("matrix", "rank", "top", f"top {value}", "bottom", f"bottom {value}")
     columns = {_numbering(ranks) if name == "rank" else name: [line.get(name) for line in shown] for name in names}
     table = table_of([rows[n] for n in chosen], _PAIRS)
-    return Result(table, _head_says(store, model, where), [*notes, *sieve.notes()], pa.table(columns))
+    above = _head_says(
+        store, model, where, _ranked_by(printed, "the score beside what is usual for the two tokens, over all heads")
+    )
+    return Result(table, above, [*notes, *sieve.notes()], pa.table(columns))
 
 
-def _head_says(store: Store, model: Model, where: Address) -> str:
+def _head_says(store: Store, model: Model, where: Address, ranked_by: str | None) -> str:
     """What stands above the pairs of a head."""
     place = where.stack, where.layer
     group = model.layout.heads(place).group
@@ -195,6 +225,7 @@ def _head_says(store: Store, model: Model, where: Address) -> str:
         f"{where}: QK pairs are query → key, VO pairs read → written{sharing}",
         by and f"queries, keys and what VO reads: {by}",
         reads and f"reads {', '.join(f'{kind} {mean:.4g}' for kind, mean in reads.items())}: {READS}",
+        ranked_by,
     ]
     return "\n".join(line for line in lines if line)
 

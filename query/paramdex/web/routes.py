@@ -15,7 +15,7 @@ from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 
 from paramdex.web.cards import questions
-from paramdex.web.cards.choices import PairChoice
+from paramdex.web.cards.choices import By, PairChoice
 from paramdex.web.cards.comparison import Comparison, LayerPairs, comparison, layer_pairs
 from paramdex.web.cards.head import HeadCard, head_card
 from paramdex.web.cards.model import Home, ModelCard, home, model_card
@@ -78,9 +78,10 @@ class Answers:
         kind: KindName = None,
         layer: LayerNumber = None,
         side: Side | None = None,
+        by: By = None,
     ) -> Found:
         """Parameters and heads that have these words among their strongest tokens"""
-        return await self._lookups.ask(questions.find, q, k, model=model, kind=kind, layer=layer, side=side)
+        return await self._lookups.ask(questions.find, q, k, model=model, kind=kind, layer=layer, side=side, by=by)
 
     async def search(
         self,
@@ -90,16 +91,23 @@ class Answers:
         kind: KindName = None,
         layer: LayerNumber = None,
         side: Sides = "top",
+        by: By = None,
     ) -> Searched:
         """Parameters nearest to these words, ranked by z"""
-        return await self._lookups.ask(questions.search, q, k, model=model, kind=kind, layer=layer, side=side)
+        return await self._lookups.ask(questions.search, q, k, model=model, kind=kind, layer=layer, side=side, by=by)
 
     async def similar(
-        self, address: AddressQuery, k: K = 5, model: ModelName = None, kind: KindName = None, side: Sides = "top"
+        self,
+        address: AddressQuery,
+        k: K = 5,
+        model: ModelName = None,
+        kind: KindName = None,
+        side: Sides = "top",
+        by: By = None,
     ) -> Similar | SimilarHeads:
         """Parameters nearest to a parameter, or heads nearest to a head"""
         questions.check_heads(self._pool.atlas, address, model)  # quick: refused before it queues
-        return await self._lookups.ask(questions.similar, address, k, model=model, kind=kind, side=side)
+        return await self._lookups.ask(questions.similar, address, k, model=model, kind=kind, side=side, by=by)
 
     async def align(self, a: str, b: str, kind: KindName = None) -> Comparison:
         """How alike the layers of two models are"""
@@ -113,9 +121,10 @@ class Answers:
         layer_a: PlaceQuery,
         layer_b: PlaceQuery,
         k: K = 20,
+        by: By = None,
     ) -> LayerPairs:
         """The most similar pairs of two layers"""
-        return await self._lookups.ask(layer_pairs, a, b, kind, (layer_a, layer_b), k)
+        return await self._lookups.ask(layer_pairs, a, b, kind, (layer_a, layer_b), k, by)
 
     def thing(
         self,
@@ -190,10 +199,12 @@ def _add_search_box(routes: APIRouter, pages: Pages, answers: Answers) -> None:
     """The search box: an address redirects to its page; words show both searches side by side."""
 
     @routes.get("/ask", include_in_schema=False)
-    async def ask(request: Request, meant: Annotated[Understood, Depends(answers.understood)]) -> Response:
+    async def ask(
+        request: Request, meant: Annotated[Understood, Depends(answers.understood)], by: By = None
+    ) -> Response:
         if meant.address is not None:
-            return RedirectResponse(f"/{meant.address}?asked=address", 303)
-        both = {"found": await answers.find(meant.q, 6), "searched": await answers.search(meant.q, 6)}
+            return RedirectResponse(f"/{meant.address}?asked=address" + (f"&by={by}" if by else ""), 303)
+        both = {"found": await answers.find(meant.q, 6, by=by), "searched": await answers.search(meant.q, 6, by=by)}
         return HTMLResponse(await run_in_threadpool(pages.render, "ask.html", request, meant=meant, **both))
 
     @routes.get("/ask.json", response_model=Understood, responses=PROBLEMS, summary=answers.understood.__doc__)

@@ -31,7 +31,8 @@ def test_tokens_are_those_of_the_embedding(
     for idx in range(5):
         scores = E @ truth.vector("ff_value", 1, None, idx)
         tokens = atlas.sql(
-            "SELECT token_id, score FROM parameter_tokens WHERE address = ? AND side = 'top' ORDER BY rank",
+            "SELECT token_id, score FROM parameter_tokens "
+            "WHERE address = ? AND side = 'top' AND rank > 0 ORDER BY rank",
             [f"m/L1/ff_value/{idx}"],
         ).to_arrow()
         found = tokens["score"].to_numpy()

@@ -96,7 +96,8 @@ def test_every_vector_is_the_float64_difference(
     model = f"{name}-tuned-minus-{name}"
     rows = atlas.sql("SELECT * FROM parameters WHERE model = ? ORDER BY param_id", [model]).to_rows()
     tokens: dict[tuple[str, str], list[tuple[int, float]]] = {}
-    for row in atlas.sql("SELECT * FROM parameter_tokens WHERE model = ? ORDER BY rank", [model]).to_rows():
+    listed = "SELECT * FROM parameter_tokens WHERE model = ? AND rank > 0 ORDER BY rank"
+    for row in atlas.sql(listed, [model]).to_rows():
         tokens.setdefault((row["address"], row["side"]), []).append((row["token_id"], row["score"]))
     n_moved = 0
     for row, (kind, layer, head, idx, vector) in zip(rows, difference(tuned, base).parameters(), strict=True):

@@ -102,7 +102,8 @@ def test_search_and_similar_describe_by_what_passes(atlas: Atlas, model: str, ru
         for row in result.to_rows():
             for side in ("top", "bottom"):
                 kept = atlas.sql(
-                    "SELECT token_id, text FROM parameter_tokens WHERE address = ? AND side = ? ORDER BY rank",
+                    "SELECT token_id, text FROM parameter_tokens WHERE address = ? AND side = ? AND rank IS NOT NULL "
+                    "ORDER BY rank",
                     [row["address"], side],
                 ).to_rows()
                 assert row[side] == [each["text"] for each in kept if each["token_id"] in left][:5]
@@ -123,14 +124,16 @@ def test_find_counts_only_what_passes(atlas: Atlas, db: duckdb.DuckDBPyConnectio
         marks = ", ".join("?" * len(wanted))
         rows = db.execute(
             "SELECT address, side, min(rank) FROM parameter_tokens "
-            f"WHERE model = ? AND token_id IN ({marks}) GROUP BY ALL",
+            f"WHERE model = ? AND token_id IN ({marks}) AND rank IS NOT NULL GROUP BY ALL",
             [model, *wanted],
         ).fetchall()
         assert len(rows) < 500
         assert {key: row["rank"] for key, row in found.items()} == {(a, s): rank for a, s, rank in rows}
         assert all(set(row["tokens"]) <= set(wanted.values()) for row in found.values())
         pairs = db.execute(
-            "SELECT DISTINCT address, matrix, side, source_id, target_id FROM head_pairs WHERE model = ?", [model]
+            "SELECT DISTINCT address, matrix, side, source_id, target_id FROM head_pairs "
+            "WHERE model = ? AND coalesce(rank, rank_distinct) IS NOT NULL",
+            [model],
         ).fetchall()
         good = {(a, m, s) for a, m, s, i, j in pairs if i in left and j in left and (i in wanted or j in wanted)}
         heads = {(r["address"], r["kind"], r["side"]) for r in result.to_rows() if r["kind"] in ("QK", "VO")}
@@ -148,7 +151,8 @@ def test_find_without_pairs_of_one_word(atlas: Atlas, db: duckdb.DuckDBPyConnect
         ids = [i for (i,) in db.execute("SELECT token_id FROM tokens JOIN models USING (vocabulary) "
                "WHERE model = ? AND lower(trim(text)) = 'bread'", [model]).fetchall()]  # fmt: skip
         expected = db.execute(
-            "SELECT DISTINCT address, side FROM head_pairs WHERE model = ? AND matrix = 'VO' AND NOT same_word AND "
+            "SELECT DISTINCT address, side FROM head_pairs "
+            "WHERE model = ? AND matrix = 'VO' AND NOT same_word AND rank_distinct IS NOT NULL AND "
             "(list_contains($2, source_id) OR list_contains($2, target_id))".replace("?", "$1"),
             [model, ids],
         ).fetchall()

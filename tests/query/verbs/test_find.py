@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 
 import duckdb
 import pytest
 
-from paramdex import AddressError, Atlas, QueryError, TokenError
+from paramdex import AddressError, Atlas, QueryError, TokenError, TokenFilter
+from paramdex_schemas.model import Ranking
 from query_helpers import GPT2, MODELS, ids_of_words
 
 
@@ -16,56 +18,97 @@ def wanted(db: duckdb.DuckDBPyConnection, words: list[str]) -> dict[str, dict[in
     return {model: {i: word for word, ids in ids_of_words(db, model, words).items() for i in ids} for model in MODELS}
 
 
+def of_ranking(column: str, by: str) -> str:
+    """SQL for a column of ranks in a ranking; what has no token_z is ranked by score."""
+    return column if by == "score" else f"if(token_z IS NULL, {column}, {column}_token_z)"
+
+
 def parameters(
-    db: duckdb.DuckDBPyConnection, words: list[str], models: list[str], kind: str | None, layer: int | None
+    db: duckdb.DuckDBPyConnection, words: list[str], models: list[str], kind: str | None, layer: int | None, by: str
 ) -> list[dict]:
-    """Every parameter and side that has one of the words: most words first, then the largest mean z."""
+    """Every parameter and side that has one of the words in its list of a ranking: most words first, then the largest
+    mean z, or token_z where that ranks it.
+    """
     token_words = wanted(db, words)
-    hits: dict[tuple, list[tuple]] = defaultdict(list)
-    for model, address, each, at, side, rank, token_id, text, score, mean, std in db.execute(
-        "SELECT t.model, t.address, t.kind, t.layer, t.side, t.rank, t.token_id, t.text, t.score, p.mean, p.std "
-        "FROM parameter_tokens AS t JOIN parameters AS p USING (param_id) ORDER BY t.param_id, t.side DESC, t.rank"
+    hits: dict[tuple, list[dict]] = defaultdict(list)
+    for model, address, each, at, side, place, token_id, text, score, token_z, mean, std in db.execute(
+        f"SELECT t.model, t.address, t.kind, t.layer, t.side, {of_ranking('rank', by)} AS place, "
+        "t.token_id, t.text, t.score, t.token_z, p.mean, p.std "
+        "FROM parameter_tokens AS t JOIN parameters AS p USING (param_id) WHERE place IS NOT NULL "
+        "ORDER BY t.param_id, t.side DESC, place"
     ).fetchall():
         if model in models and kind in (None, each) and layer in (None, at) and token_id in token_words[model]:
-            hits[address, each, side].append((token_words[model][token_id], rank, abs((score - mean) / std), text))
+            sign = 1 if side == "top" else -1
+            hits[address, each, side].append(
+                {
+                    "word": token_words[model][token_id],
+                    "rank": place,
+                    "z": sign * (score - mean) / std,
+                    "token_z": None if token_z is None else sign * token_z,
+                    "text": text,
+                }
+            )
     rows = []
     for (address, each, side), found in hits.items():
-        z = {word: max(hit[2] for hit in found if hit[0] == word) for word, *_ in found}
-        tokens = {}
-        for word, _, _, text in found:  # by rank: the first is a word's strongest
-            tokens.setdefault(word, text)
-        rows.append(
-            {"address": address, "kind": each, "side": side, "words": len(z), "rank": found[0][1],
-             "z": sum(z.values()) / len(z), "tokens": list(tokens.values())}
-        )  # fmt: skip
-    return sorted(rows, key=lambda row: (-row["words"], -row["z"]))
+        of_words = [[hit for hit in found if hit["word"] == word] for word in dict.fromkeys(h["word"] for h in found)]
+        row = {"address": address, "kind": each, "side": side, "words": len(of_words), "rank": found[0]["rank"]}
+        for name in ("z", "token_z"):
+            known = found[0][name] is not None
+            row[name] = sum(max(hit[name] for hit in own) for own in of_words) / len(of_words) if known else None
+        rows.append(row | {"tokens": [own[0]["text"] for own in of_words]})  # by rank: the first is a word's strongest
+    return sorted(rows, key=lambda row: (-row["words"], -strength(row, by)))
+
+
+def strength(row: dict, by: str) -> float:
+    """What a row or a pair is ranked by."""
+    return row["z"] if by == "score" or row["token_z"] is None else row["token_z"]
 
 
 def heads(
-    db: duckdb.DuckDBPyConnection, words: list[str], models: list[str], kind: str | None, layer: int | None
+    db: duckdb.DuckDBPyConnection, words: list[str], models: list[str], kind: str | None, layer: int | None, by: str
 ) -> list[dict]:
-    """Every head, matrix and side with a pair of one of the words: most words, then pairs of two of them, then z."""
+    """Every head, matrix and side with a pair of one of the words in its lists of a ranking: most words, then pairs of
+    two of them, then z, or token_z where that ranks it.
+    """
     token_words = wanted(db, words)
     hits: dict[tuple, list[dict]] = defaultdict(list)
-    for model, address, at, matrix, side, rank, source_id, source, target_id, target, score, mean, std in db.execute(
-        "SELECT r.model, r.address, r.layer, matrix, side, rank, source_id, source, "
-        "target_id, target, score, if(matrix = 'QK', qk_mean, vo_mean), if(matrix = 'QK', qk_std, vo_std) "
-        "FROM head_pairs AS r JOIN heads USING (head_id)"
+    for (
+        model,
+        address,
+        at,
+        matrix,
+        side,
+        place,
+        source_id,
+        source,
+        target_id,
+        target,
+        score,
+        token_z,
+        mean,
+        std,
+    ) in db.execute(
+        f"SELECT r.model, r.address, r.layer, matrix, side, {of_ranking('rank', by)} AS place, source_id, source, "
+        "target_id, target, score, token_z, if(matrix = 'QK', qk_mean, vo_mean), if(matrix = 'QK', qk_std, vo_std) "
+        "FROM head_pairs AS r JOIN heads USING (head_id) "
+        f"WHERE coalesce({of_ranking('rank', by)}, {of_ranking('rank_distinct', by)}) IS NOT NULL"
     ).fetchall():
         pair = [token_words[model].get(source_id), token_words[model].get(target_id)]
         if model in models and kind in (None, matrix) and layer in (None, at) and pair != [None, None]:
+            sign = 1 if side == "top" else -1
             hits[address, matrix, side].append(
                 {
                     "words": {word for word in pair if word},
                     "linked": None not in pair and pair[0] != pair[1],
-                    "rank": rank,
-                    "z": abs((score - mean) / std),
+                    "rank": place,
+                    "z": sign * (score - mean) / std,
+                    "token_z": None if token_z is None else sign * token_z,
                     "text": f"{source} → {target}",
                 }
             )
     rows = []
     for (address, matrix, side), found in hits.items():
-        first = sorted(found, key=lambda hit: (-hit["linked"], -hit["z"]))[:3]
+        first = sorted(found, key=lambda hit: (-hit["linked"], -strength(hit, by)))[:3]
         rows.append(
             {
                 "address": address,
@@ -74,18 +117,23 @@ def heads(
                 "words": len(set().union(*(hit["words"] for hit in found))),
                 "rank": min((hit["rank"] for hit in found if hit["rank"]), default=None),
                 "z": max(hit["z"] for hit in found),
+                "token_z": max((hit["token_z"] for hit in found if hit["token_z"] is not None), default=None),
                 "tokens": [hit["text"] for hit in first],
                 "linked": sum(hit["linked"] for hit in found),
             }
         )
-    rows.sort(key=lambda row: (-row["words"], -row["linked"], -row["z"]))
+    rows.sort(key=lambda row: (-row["words"], -row["linked"], -strength(row, by)))
     return [{name: value for name, value in row.items() if name != "linked"} for row in rows]
 
 
 def assert_rows(found: list[dict], expected: list[dict]) -> None:
     """The same rows in the same order; z to float32 rounding."""
-    assert [{**row, "z": None} for row in found] == [{**row, "z": None} for row in expected]
-    assert [row["z"] for row in found] == pytest.approx([row["z"] for row in expected], rel=1e-5)
+    assert [{**row, "z": None, "token_z": None} for row in found] == [
+        {**row, "z": None, "token_z": None} for row in expected
+    ]
+    for name in ("z", "token_z"):
+        numbers = [[math.nan if row[name] is None else row[name] for row in rows] for rows in (found, expected)]
+        assert numbers[0] == pytest.approx(numbers[1], rel=1e-5, abs=1e-5, nan_ok=True)
 
 
 @pytest.mark.parametrize(
@@ -107,21 +155,25 @@ def assert_rows(found: list[dict], expected: list[dict]) -> None:
         (["seven", "eight"], {"layer": 0, "model": "gpt2-b"}),
     ],
 )
-def test_agrees_with_brute_force(atlas: Atlas, db: duckdb.DuckDBPyConnection, words: list[str], options: dict) -> None:
+@pytest.mark.parametrize("by", ["score", "token_z"])
+def test_agrees_with_brute_force(
+    atlas: Atlas, db: duckdb.DuckDBPyConnection, words: list[str], options: dict, by: Ranking
+) -> None:
     model, kind, layer = (options.get(name) for name in ("model", "kind", "layer"))
     models = MODELS if model is None else [model]
     expected = []
     if kind not in ("QK", "VO"):
-        expected += parameters(db, words, models, kind, layer)[:6]
+        expected += parameters(db, words, models, kind, layer, by)[:6]
     if kind in (None, "QK", "VO"):
-        expected += heads(db, words, models, kind, layer)[:6]
+        expected += heads(db, words, models, kind, layer, by)[:6]
     assert len(expected) > 3
-    assert_rows(atlas.find(words, k=6, **options).to_rows(), expected)
+    assert_rows(atlas.find(words, k=6, filter=TokenFilter(by=by), **options).to_rows(), expected)
 
 
-def test_gives_all_where_k_is_large(atlas: Atlas, db: duckdb.DuckDBPyConnection) -> None:
-    expected = parameters(db, ["bread"], ["bert"], None, None) + heads(db, ["bread"], ["bert"], None, None)
-    assert_rows(atlas.find("bread", k=10_000, model="bert").to_rows(), expected)
+@pytest.mark.parametrize("by", ["score", "token_z"])
+def test_gives_all_where_k_is_large(atlas: Atlas, db: duckdb.DuckDBPyConnection, by: Ranking) -> None:
+    expected = [row for each in (parameters, heads) for row in each(db, ["bread"], ["bert"], None, None, by)]
+    assert_rows(atlas.find("bread", k=10_000, model="bert", filter=TokenFilter(by=by)).to_rows(), expected)
 
 
 def test_asks_every_vocabulary_at_once(atlas: Atlas) -> None:

@@ -11,10 +11,11 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 
 import oracle
-from paramdex import AddressError, Atlas, QueryError
+from paramdex import AddressError, Atlas, QueryError, TokenFilter
 from paramdex.cli import cli
 from query_helpers import Everything, assert_ranking
 
+BY_SCORE = TokenFilter(by="score")
 PLACES = {"attn": "attn_query", "ff": "ff_key"}
 """A place of a layer -> a kind that reads there, of which the layer has no fewer vectors than they have numbers."""
 SCORED = [("gpt2-wide", layer, place) for layer in range(3) for place in PLACES]
@@ -63,7 +64,7 @@ def test_a_vector_of_the_model_says_what_show_says(
     nearest = rows_of(result, "parameter")[0]
     assert nearest["address"] == address
     assert nearest["similarity"] == pytest.approx(1, abs=1e-6)
-    tokens, shown = rows_of(result, "token"), reading_atlas.show(address, 6).to_rows()
+    tokens, shown = rows_of(result, "token"), reading_atlas.show(address, 6, filter=BY_SCORE).to_rows()
     assert [row["token_id"] for row in tokens] == [row["token_id"] for row in shown]
     np.testing.assert_allclose([row["score"] for row in tokens], [row["score"] for row in shown], rtol=1e-6)
 
@@ -87,7 +88,7 @@ def test_of_an_effective_reading_the_gain_is_the_users(
     w = truths["gpt2-a"].vector("ff_key", 1, None, 8)
     result = reading_atlas.lens(gain * w, "gpt2-a", 5, reads="L1.ff")
     assert rows_of(result, "parameter")[0]["address"] == "gpt2-a/L1/ff_key/8"
-    tokens, shown = rows_of(result, "token"), reading_atlas.show("gpt2-a/L1/ff_key/8", 5).to_rows()
+    tokens, shown = rows_of(result, "token"), reading_atlas.show("gpt2-a/L1/ff_key/8", 5, filter=BY_SCORE).to_rows()
     assert [row["token_id"] for row in tokens] == [row["token_id"] for row in shown]
     note = "no map is kept for the reading effective: the gain of the norm before L1.ff belongs in the vector"
     assert note in result.notes

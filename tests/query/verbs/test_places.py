@@ -291,7 +291,9 @@ def test_find_and_search_in_a_layer_look_into_all_its_stacks_and_experts(
     rows = atlas.search(WORDS, k=10_000, **options).to_rows()
     assert_ranking(rows, {address: correlations[address] for address in addresses}, 10_000)
     listed = {row["address"] for row in atlas.find(WORDS, k=10_000, **options) if row["kind"] not in ("QK", "VO")}
-    having = atlas.sql("SELECT DISTINCT address FROM parameter_tokens WHERE list_contains(?, token_id)", [ids])
+    having = atlas.sql(
+        "SELECT DISTINCT address FROM parameter_tokens WHERE list_contains(?, token_id) AND rank > 0", [ids]
+    )
     assert listed == addresses & {row["address"] for row in having}
 
 

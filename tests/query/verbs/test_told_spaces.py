@@ -9,7 +9,7 @@ import pytest
 
 import models
 import paramdex
-from paramdex import Atlas
+from paramdex import Atlas, TokenFilter
 from paramdex_builder import Options, build
 from query_helpers import Everything
 from reading_oracle import READERS
@@ -17,6 +17,7 @@ from reading_oracle import READERS
 READINGS = {"gpt2-a": "effective", "gpt2-wide": "expected", "llama-gqa": "effective", "bert": "embedding"}
 READING = "read by what layer 0 makes of each token (space reading)"
 READS = "correlation of what is read with the score of the token, on held-out text"
+BY_SCORE = TokenFilter(by="score")
 _OF_HEADS = ("attn_query", "attn_key", "attn_value")
 
 
@@ -43,7 +44,8 @@ def title(result: object) -> list[str]:
 def test_a_parameter_says_by_what_it_is_read(reading_atlas: Atlas, address: str, says: str | None) -> None:
     (reads,) = (row["reads"] for row in reading_atlas.sql("SELECT reads FROM parameters WHERE address = ?", [address]))
     known = [] if reads is None else [f"reads {reads:.4g}: {READS}"]
-    assert title(reading_atlas.show(address, 3))[2:] == [*([says] if says else []), *known]
+    found = title(reading_atlas.show(address, 3, filter=BY_SCORE))[2:]
+    assert found == [*([says] if says else []), *known]
     if says is None or not address.startswith("gpt2-wide/"):
         assert reads is None
     else:
@@ -71,7 +73,7 @@ def test_scores_are_those_of_the_space(reading_atlas: Atlas, reading_wholes: dic
     ],
 )
 def test_a_head_says_by_what_it_is_read(reading_atlas: Atlas, address: str, says: str | None) -> None:
-    lines = title(reading_atlas.show(address, 3))[1:]
+    lines = title(reading_atlas.show(address, 3, filter=BY_SCORE))[1:]
     assert lines[:1] == ([says] if says else [])
     assert lines[1:] == ([] if address != "gpt2-wide/L2/H1" else [f"reads {_means(reading_atlas, address)}: {READS}"])
 
@@ -84,7 +86,9 @@ def test_shared_keys_count_for_every_head_that_has_them(tmp_path: Path) -> None:
         for head in (2, 3):
             means = [_means(atlas, f"llama/L1/H{head}", "attn_query")]
             means += [_means(atlas, "llama/L1/H2", kind) for kind in ("attn_key", "attn_value")]
-            assert title(atlas.show(f"llama/L1/H{head}", 3))[-1] == f"reads {', '.join(means)}: {READS}"
+            assert (
+                title(atlas.show(f"llama/L1/H{head}", 3, filter=BY_SCORE))[-1] == f"reads {', '.join(means)}: {READS}"
+            )
 
 
 def _means(atlas: Atlas, head: str, *kinds: str) -> str:

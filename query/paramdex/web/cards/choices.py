@@ -1,7 +1,8 @@
 """Which tokens and pairs a card shows: the parameters of its URL, as a filter and as SQL.
 
 ``only`` and ``words`` are parameters of their own, as their types are not those of the filter's options; its other
-options are declared in store/token_filter.py. ``contains`` and ``min_z`` are of a head's card alone.
+options are declared in store/token_filter.py. ``contains`` and ``min_z`` are of a head's card alone. ``By`` is a
+parameter of every address that shows lists of tokens or pairs.
 
 FastAPI evaluates annotations, so they are not postponed in this module.
 """
@@ -16,10 +17,16 @@ from pydantic import BeforeValidator
 
 from paramdex import Atlas
 from paramdex.store.filters import Sieve, says
-from paramdex.store.token_filter import TOKEN_RULES, TokenFilter
+from paramdex.store.token_filter import RULES, TOKEN_RULES, TokenFilter
 from paramdex_schemas import QueryError
-from paramdex_schemas.model import Model
+from paramdex_schemas.model import Model, Ranking
 
+By = Annotated[
+    Ranking | None,
+    BeforeValidator(lambda value: value or None),  # a field of a form that was left empty
+    Query(description=RULES["by"].help),
+]
+"""The ranking of what is shown; None is each model's own."""
 _QUOTED = re.compile('"((?:[^"]|"")*)"')
 
 
@@ -70,6 +77,7 @@ class TokenChoice(_Rules):
     only: Annotated[
         str, Query(max_length=2000, description="only these words; double quotes keep the spaces of one")
     ] = ""
+    by: By = None
 
     @property
     def _asked(self) -> dict[str, bool]:
@@ -86,7 +94,7 @@ class TokenChoice(_Rules):
         return any(self._asked.values()) or bool(self.only.strip())
 
     def filter(self) -> TokenFilter:
-        return TokenFilter(words=split_words(self.only) or None, **self._asked)
+        return TokenFilter(words=split_words(self.only) or None, by=self.by, **self._asked)
 
     def passing(self, atlas: Atlas, model: Model) -> list[str]:
         """SQL queries, each for the token_ids that a part of the choice lets pass. None are needed if all pass."""
@@ -105,6 +113,15 @@ class TokenChoice(_Rules):
             ids = [] if mask is None else mask.nonzero()[0].tolist()
             found.append(", ".join(map(str, ids)) or "NULL")
         return found
+
+
+def ranked(by: Ranking, rank: str = "rank") -> tuple[str, str]:
+    """The column of a table that has the ranks of a ranking, and the columns with the numbers that it ranks.
+
+    >>> ranked("score"), ranked("token_z", "rank_distinct")
+    (('rank', 'score'), ('rank_distinct_token_z', 'score, token_z'))
+    """
+    return (rank, "score") if by == "score" else (f"{rank}_{by}", f"score, {by}")
 
 
 @dataclass(frozen=True)
@@ -138,13 +155,13 @@ class PairChoice(TokenChoice):
 
     @property
     def rank(self) -> str:
-        """The column by which pairs are in order."""
+        """The column by which pairs are in order, of those of one ranking."""
         return "rank_distinct" if self.words == "different" else "rank"
 
-    def sql(self, atlas: Atlas, model: Model, address: str, k: int) -> str:
-        """The SQL query for what the card of a head shows."""
-        rank = self.rank
-        query = f"SELECT matrix, side, {rank}, source, target, score\nFROM head_pairs"
+    def sql(self, atlas: Atlas, model: Model, address: str, k: int, ranked_by: Ranking) -> str:
+        """The SQL query for what the card of a head shows, whose pairs are ranked as is said."""
+        rank, score = ranked(ranked_by, self.rank)
+        query = f"SELECT matrix, side, {rank}, source, target, {score}\nFROM head_pairs"
         where = [f"address = '{address}'", f"{rank} IS NOT NULL"]
         if self.words == "tokens":
             where.append("source_id <> target_id")

@@ -16,6 +16,7 @@ from paramdex_schemas import AddressError, QueryError
 from paramdex_schemas.addresses import STACKS
 from paramdex_schemas.checks import suggest
 from paramdex_schemas.layout import Place, place_name
+from paramdex_schemas.model import Ranking
 
 _PLACE = re.compile(rf"(?:({'|'.join(STACKS)})/)?L(\d{{1,9}})")
 
@@ -112,7 +113,9 @@ def _map(kind: str, cells: list[dict[str, Any]]) -> HeatMap:
     )
 
 
-def layer_pairs(atlas: Atlas, a: str, b: str, kind: str, at: tuple[str, str], k: int = 20) -> LayerPairs:
+def layer_pairs(
+    atlas: Atlas, a: str, b: str, kind: str, at: tuple[str, str], k: int = 20, by: Ranking | None = None
+) -> LayerPairs:
     """The k most similar pairs of vectors of a kind, exactly: one from a layer of a, one from a layer of b.
 
     Raises AddressError for a model or layer that does not exist, QueryError for a kind that a model does not have.
@@ -135,7 +138,7 @@ def layer_pairs(atlas: Atlas, a: str, b: str, kind: str, at: tuple[str, str], k:
     hits = nearest_pairs(left, right, k)
     starts = [model.ids(kind, place)[0] for model, place in zip(models, places, strict=True)]
     ids = [(starts[0] + i, starts[1] + j) for _, i, j in hits]
-    named = described(atlas, [each for pair in ids for each in pair])
+    named = described(atlas, [each for pair in ids for each in pair], by)
     return LayerPairs(
         a=f"{a}/{at[0]}",
         b=f"{b}/{at[1]}",

@@ -19,7 +19,7 @@ from paramdex.web.cards.choices import PairChoice, searched
 from paramdex.web.cards.lookups import Items, rows, standing, too_many_heads
 from paramdex.web.cards.shapes import Cell, Shape, Side, Standing, Token
 from paramdex_schemas import KINDS, MATRICES, Address
-from paramdex_schemas.model import Model
+from paramdex_schemas.model import Model, Ranking
 
 _DIRECTIONS, _DIRECTION_TOKENS = 4, 6
 """How many directions of each matrix a card shows, and how many tokens on each side of one."""
@@ -30,6 +30,7 @@ class Pair(Shape):
     target: Token
     score: float
     z: float | None
+    token_z: float | None
     rank: int | None
     rank_distinct: int | None
     same_word: bool
@@ -81,6 +82,10 @@ class HeadCard(Shape):
     """Kind -> the mean correlation of what its vectors read with their scores of the token, on held-out text."""
     standing: dict[str, Standing]
     choice: PairChoice
+    ranked_by: Ranking
+    """By what its lists of pairs are ranked: each pair's ranks are those."""
+    own_ranking: Ranking
+    """By what they are ranked unless the choice says otherwise."""
     same_word: dict[str, tuple[int, int]]
     """Matrix -> how many of its top pairs are a word with itself, and how many top pairs the atlas keeps."""
     lists: list[Pairs]
@@ -109,7 +114,9 @@ def head_card(atlas: Atlas, where: Address, choice: PairChoice | None = None, k:
     layer = rows_of_heads(atlas, model).slice(head_id - at - model.first_head_id, run.n_owners)
     (own,) = layer.slice(at, 1).to_pylist()
     sieve = Sieve(atlas.database, choice.filter())
-    pairs = pairs_of(atlas, [head_id])
+    asked = sieve.ranking(model)
+    pairs = pairs_of(atlas, [head_id], asked)
+    ranked_by: Ranking = asked if pairs["token_z"].null_count < len(pairs) else "score"
     shared = [h for h in range(run.n_owners) if h // run.group == at // run.group and h != at] if run.group > 1 else []
     return HeadCard(
         address=own["address"],
@@ -124,6 +131,8 @@ def head_card(atlas: Atlas, where: Address, choice: PairChoice | None = None, k:
         reads={kind: short(mean) for kind, mean in reads_of_head(atlas, model, where).items()},
         standing={matrix: standing(layer[f"{matrix.lower()}_norm"].to_numpy(), at) for matrix in MATRICES},
         choice=choice,
+        ranked_by=ranked_by,
+        own_ranking=model.ranking,
         same_word=same_word_counts(pairs.select(["matrix", "is_top", "rank", "same_word"]).to_pylist()),
         lists=_lists(atlas, model, pairs, choice, sieve, own, k),
         notes=sieve.notes(),
@@ -132,7 +141,7 @@ def head_card(atlas: Atlas, where: Address, choice: PairChoice | None = None, k:
         vectors=_vectors(atlas, model, where),
         before=str(replace(where, head=at - 1)) if at else None,
         after=str(replace(where, head=at + 1)) if at + 1 < run.n_owners else None,
-        sql=choice.sql(atlas, model, own["address"], k),
+        sql=choice.sql(atlas, model, own["address"], k, ranked_by),
     )
 
 
@@ -163,6 +172,7 @@ def _lists(
                 target=items[row["target_id"]],
                 score=short(row["score"]),
                 z=None if row["z"] is None else short(row["z"]),
+                token_z=None if row["token_z"] is None else short(row["token_z"]),
                 **{name: row[name] for name in ("rank", "rank_distinct", "same_word")},
             )
             for row in (asked[place] for place in sieve.pairs(model, asked, k))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,10 +11,12 @@ from paramdex import Atlas
 from paramdex.plain import short
 from paramdex.store.described import by_tokens
 from paramdex.store.filters import Sieve
-from paramdex.web.cards.shapes import Named, Standing, Token
+from paramdex.store.nearest import Hit
+from paramdex.store.token_filter import TokenFilter
+from paramdex.web.cards.shapes import Named, Near, Standing, Token
 from paramdex_schemas import Address
 from paramdex_schemas.isometry import Array
-from paramdex_schemas.model import Model
+from paramdex_schemas.model import Model, Ranking
 
 Row = tuple[Any, ...]
 SHOWN = 6
@@ -46,19 +48,26 @@ class Items(dict[int, Token]):
         return self[token_id]
 
 
-def described(atlas: Atlas, param_ids: Iterable[int]) -> dict[int, Named]:
-    """param_id -> the parameter with its strongest tokens."""
+def described(atlas: Atlas, param_ids: Iterable[int], by: Ranking | None) -> dict[int, Named]:
+    """param_id -> the parameter with its strongest tokens by a ranking, or by its model's own."""
     asked = list(dict.fromkeys(param_ids))
     if not asked:
         return {}
     found = {}
     items: dict[str, Items] = {}
-    for param_id, each in by_tokens(atlas, asked, Sieve(atlas.database, None), SHOWN).items():
+    for param_id, each in by_tokens(atlas, asked, Sieve(atlas.database, TokenFilter(by=by)), SHOWN).items():
         of = items.setdefault(each.vocabulary, Items(atlas, each.vocabulary))
         sides = {side: [of[i] for i in ids] for side, ids in each.ids.items()}
         kind = str(Address.parse(each.address).kind)
         found[param_id] = Named(address=each.address, kind=kind, **sides)
     return found
+
+
+def near(hits: Iterable[Hit], named: Mapping[int, Named]) -> list[Near]:
+    """Hits as rows, in their order, each with what ``described`` says of it."""
+    return [
+        Near(**dict(named[i]), rank=n, similarity=short(similarity)) for n, (similarity, i) in enumerate(hits, start=1)
+    ]
 
 
 def standing(values: Array, own: int) -> Standing:

@@ -8,17 +8,19 @@ from typing import Literal
 from paramdex import Atlas
 from paramdex.plain import short
 from paramdex.store.common_space import shared_note
+from paramdex.store.filters import Sieve
 from paramdex.store.moments import numbers
 from paramdex.store.nearest import Hit
 from paramdex.store.reading import SAYS, other_space
 from paramdex.store.related import related_on
 from paramdex.store.scope import Scope
+from paramdex.verbs.show import show_parameter
 from paramdex.verbs.similar import hits_of_parameter
-from paramdex.web.cards.choices import TokenChoice
-from paramdex.web.cards.lookups import described, rows, standing
+from paramdex.web.cards.choices import TokenChoice, ranked
+from paramdex.web.cards.lookups import described, near, rows, standing
 from paramdex.web.cards.shapes import Named, Near, Scored, Shape, Standing
 from paramdex_schemas import KINDS, Address
-from paramdex_schemas.model import Model
+from paramdex_schemas.model import Model, Ranking
 
 _NEURON = ("ff_key", "ff_gate", "ff_value")
 _NAMES = {
@@ -67,6 +69,10 @@ class ParameterCard(Shape):
     vocabulary_size: int
     standing: Standing
     choice: TokenChoice
+    ranked_by: Ranking
+    """By what its lists of tokens are ranked."""
+    own_ranking: Ranking
+    """By what they are ranked unless the choice says otherwise."""
     notes: list[str]
     """What the filters left out, and which of them could not be applied."""
     top: list[Scored]
@@ -96,7 +102,7 @@ def parameter_card(atlas: Atlas, where: Address, choice: TokenChoice | None = No
     own = Address.parse(address)
     place = own.stack, own.layer
     sides: dict[str, list[Scored]] = {"top": [], "bottom": []}
-    shown = atlas.show(address, k, filter=choice.filter())
+    shown = show_parameter(atlas, model, own, k, Sieve(atlas.database, choice.filter()))
     for row in shown.to_rows():
         sides[row["side"]].append(Scored(**{name: row[name] for name in Scored.model_fields}))
     others = [other for other in atlas.models.values() if other is not model]
@@ -105,7 +111,7 @@ def parameter_card(atlas: Atlas, where: Address, choice: TokenChoice | None = No
     first, end = model.ids(kind.name)
     beside = [str(model.address(i)) if first <= i < end else None for i in (own_id - 1, own_id + 1)]
     partners, nearest = _partners(model, own), _nearest(atlas, model, own, own_id)
-    named = described(atlas, [*partners, *(i for hits in nearest.values() for _, i in hits)])
+    named = described(atlas, [*partners, *(i for hits in nearest.values() for _, i in hits)], choice.by)
     return ParameterCard(
         address=address,
         model=model.name,
@@ -129,10 +135,7 @@ def parameter_card(atlas: Atlas, where: Address, choice: TokenChoice | None = No
         nearest=[
             NearIn(
                 model=one.name,
-                rows=[
-                    Near(**dict(named[i]), rank=n, similarity=short(similarity))
-                    for n, (similarity, i) in enumerate(nearest.get(one.name, []), start=1)
-                ],
+                rows=near(nearest.get(one.name, []), named),
                 note=_note(atlas, model, one) if one.name in nearest else f"{one.name} has no {kind.name}",
             )
             for one in [model, *related]
@@ -141,8 +144,10 @@ def parameter_card(atlas: Atlas, where: Address, choice: TokenChoice | None = No
         before=beside[0],
         after=beside[1],
         choice=choice,
+        ranked_by=shown.ranked_by,
+        own_ranking=model.ranking,
         notes=list(shown.notes),
-        sql=_sql(atlas, model, address, choice, k),
+        sql=_sql(atlas, model, address, choice, k, shown.ranked_by),
     )
 
 
@@ -152,12 +157,14 @@ def _note(atlas: Atlas, model: Model, other: Model) -> str | None:
     return None if model.vocabulary == other.vocabulary or n_tokens is None else shared_note(model, other, n_tokens)
 
 
-def _sql(atlas: Atlas, model: Model, address: str, choice: TokenChoice, k: int) -> str:
+def _sql(atlas: Atlas, model: Model, address: str, choice: TokenChoice, k: int, ranked_by: Ranking) -> str:
     """The SQL for the tokens of a card."""
+    rank, score = ranked(ranked_by)
     passing = [f"\n  AND token_id IN ({token_ids})" for token_ids in choice.passing(atlas, model)]
-    query = f"SELECT side, rank, text, score\nFROM parameter_tokens\nWHERE address = '{address}'"
-    place = "\nQUALIFY row_number() OVER (PARTITION BY side ORDER BY rank)" if passing else "\n  AND rank"
-    return f"{query}{''.join(passing)}{place} <= {k}\nORDER BY side DESC, rank"
+    query = f"SELECT side, {rank}, text, {score}\nFROM parameter_tokens\nWHERE address = '{address}'"
+    kept = f"\n  AND {rank} IS NOT NULL\nQUALIFY row_number() OVER (PARTITION BY side ORDER BY {rank})"
+    place = kept if passing else f"\n  AND {rank}"
+    return f"{query}{''.join(passing)}{place} <= {k}\nORDER BY side DESC, {rank}"
 
 
 def sentence(where: Address) -> str:

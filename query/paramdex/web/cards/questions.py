@@ -11,13 +11,14 @@ from pydantic import Field
 
 from paramdex import Atlas
 from paramdex.plain import short
-from paramdex.store.nearest import Hit
+from paramdex.store.token_filter import TokenFilter
 from paramdex.text import visible
 from paramdex.web.cards.choices import split_words
-from paramdex.web.cards.lookups import described, too_many_heads
+from paramdex.web.cards.lookups import described, near, too_many_heads
 from paramdex.web.cards.shapes import Named, Near, Shape, Side, Sides
 from paramdex_schemas import KINDS, Address, QueryError, TokenError
 from paramdex_schemas.layout import place_name
+from paramdex_schemas.model import Ranking
 
 COUNTED = 100
 """How many results the facets are counted over."""
@@ -63,6 +64,7 @@ class FoundParameter(Named):
     words: int
     rank: int
     z: float | None
+    token_z: float | None
     matched: list[str]
 
 
@@ -73,6 +75,7 @@ class FoundHead(Shape):
     words: int
     rank: int | None
     z: float | None
+    token_z: float | None
     pairs: list[str]
 
 
@@ -191,14 +194,15 @@ def find(
     kind: str | None = None,
     layer: int | None = None,
     side: Side | None = None,
+    by: Ranking | None = None,
 ) -> Found:
     """Parameters and heads that have the words among their strongest tokens: k of each."""
     words = split_words(q)
-    result = atlas.find(words, max(k, COUNTED), model=model, kind=kind, layer=layer)
+    result = atlas.find(words, max(k, COUNTED), model=model, kind=kind, layer=layer, filter=TokenFilter(by=by))
     rows = [row for row in result.to_rows() if side in (None, row["side"])]
     parameters = [row for row in rows if row["kind"] in KINDS][:k]
     ids = [atlas.models[where.model].param_id(where) for where in (Address.parse(row["address"]) for row in parameters)]
-    named = described(atlas, ids)
+    named = described(atlas, ids, by)
     return Found(
         q=q,
         words=words,
@@ -209,6 +213,7 @@ def find(
                 words=row["words"],
                 rank=row["rank"],
                 z=row["z"],
+                token_z=row["token_z"],
                 matched=row["tokens"],
             )
             for i, row in zip(ids, parameters, strict=True)
@@ -221,6 +226,7 @@ def find(
                 words=row["words"],
                 rank=row["rank"],
                 z=row["z"],
+                token_z=row["token_z"],
                 pairs=row["tokens"],
             )
             for row in rows
@@ -241,6 +247,7 @@ def search(
     kind: str | None = None,
     layer: int | None = None,
     side: Sides = "top",
+    by: Ranking | None = None,
 ) -> Searched:
     """The k parameters nearest to the words."""
     words = split_words(q)
@@ -250,8 +257,9 @@ def search(
         {"address": str(where), "kind": where.kind, "side": "top" if similarity > 0 else "bottom"}
         for where, similarity in found
     )
-    near = _near(atlas, [(hit.similarity, hit.param_id) for hit in hits[:k]])
-    rows = [NearWords(**dict(one), z=short(hit.z), words=hit.words) for one, hit in zip(near, hits[:k], strict=True)]
+    named = described(atlas, [hit.param_id for hit in hits[:k]], by)
+    those = near([(hit.similarity, hit.param_id) for hit in hits[:k]], named)
+    rows = [NearWords(**dict(one), z=short(hit.z), words=hit.words) for one, hit in zip(those, hits[:k], strict=True)]
     return Searched(q=q, words=words, side=side, rows=rows, facets=facets, counted=len(hits), notes=notes)
 
 
@@ -263,17 +271,18 @@ def similar(
     model: str | None = None,
     kind: str | None = None,
     side: Sides = "top",
+    by: Ranking | None = None,
 ) -> Similar | SimilarHeads:
     """The k parameters nearest to a parameter, or the k heads nearest to a head by each matrix."""
     where = atlas.address(address)
     if where.is_head:
-        return _similar_heads(atlas, where, k, model or where.model, kind, side)
+        return _similar_heads(atlas, where, k, model or where.model, kind, side, by)
     hits, notes = atlas.similar_hits(address, k, model=model, kind=kind, side=side)
     return Similar(
         address=str(where),
         model=model or where.model,
         kind=kind or str(where.kind),
-        rows=_near(atlas, hits),
+        rows=near(hits, described(atlas, [i for _, i in hits], by)),
         notes=notes,
     )
 
@@ -289,19 +298,13 @@ def check_heads(atlas: Atlas, address: str, model: str | None) -> None:
             )
 
 
-def _similar_heads(atlas: Atlas, where: Address, k: int, model: str, kind: str | None, side: str) -> SimilarHeads:
+def _similar_heads(
+    atlas: Atlas, where: Address, k: int, model: str, kind: str | None, side: str, by: Ranking | None
+) -> SimilarHeads:
     """Raises QueryError where a model has too many heads to compare while a reader waits."""
     check_heads(atlas, str(where), model)
-    result = atlas.similar(str(where), k, model=model, kind=kind, side=side)
+    result = atlas.similar(str(where), k, model=model, kind=kind, side=side, filter=TokenFilter(by=by))
     rows = [
         NearHead(pairs=row.pop("top"), **row | {"similarity": short(row["similarity"])}) for row in result.to_rows()
     ]
     return SimilarHeads(address=str(where), model=model, rows=rows, notes=list(result.notes))
-
-
-def _near(atlas: Atlas, hits: list[Hit]) -> list[Near]:
-    """Hits as rows, with the strongest tokens of each."""
-    named = described(atlas, [i for _, i in hits])
-    return [
-        Near(**dict(named[i]), rank=n, similarity=short(similarity)) for n, (similarity, i) in enumerate(hits, start=1)
-    ]

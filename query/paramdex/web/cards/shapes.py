@@ -28,10 +28,13 @@ class Token(Shape):
 
 
 class Scored(Token):
-    """A token with its raw score (its logit, in the logit lens) and z, the standard deviations from the mean score."""
+    """A token with its raw score (its logit, in the logit lens); z, the standard deviations from the mean of the
+    vector's scores; and token_z, those from the mean of the token's.
+    """
 
     score: float
     z: float | None
+    token_z: float | None
 
 
 class Cell(Shape):

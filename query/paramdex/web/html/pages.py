@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from functools import lru_cache
 from hashlib import sha256
 from importlib import resources
@@ -10,12 +11,14 @@ from typing import Any
 from urllib.parse import urlencode
 
 from fastapi import Request
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, pass_context
+from jinja2.runtime import Context
 
 from paramdex import Atlas, __version__
 from paramdex.store.reading import READS, text_name
 from paramdex.web.html import drawing
 from paramdex_schemas import KINDS, Address, AddressError
+from paramdex_schemas.model import RANKINGS
 
 STATIC = "/-/static"
 """Free for files, because no model's name begins with a dash."""
@@ -26,6 +29,23 @@ def assets() -> dict[str, str]:
     """Name -> address of every style sheet, script and picture. A file that changes gets another address."""
     files = (resources.files("paramdex.web") / "static").iterdir()
     return {file.name: f"{STATIC}/{file.name}?v={sha256(file.read_bytes()).hexdigest()[:12]}" for file in files}
+
+
+def _keeping(chip: Callable[..., Any]) -> Callable[..., Any]:
+    """The macro ``chip`` as a function of a token, and of whether it was asked for, that keeps the page's ranking."""
+
+    @pass_context
+    def kept(context: Context, token: Any, hit: bool = False) -> Any:
+        return chip(token, hit, context.get("by"))
+
+    return kept
+
+
+@pass_context
+def _href(context: Context, address: str) -> str:
+    """The link to an address, which keeps the page's ranking."""
+    by = context.get("by")
+    return drawing.href(address) + (f"?by={by}" if by else "")
 
 
 class Pages:
@@ -44,7 +64,7 @@ class Pages:
             "pieces": drawing.pieces,
             "ask_for": drawing.ask_for,
             "number": drawing.number,
-            "href": drawing.href,
+            "href": _href,
             "text_name": text_name,
             "says": lambda kind: KINDS[kind].says if kind in KINDS else "",
         }
@@ -55,8 +75,9 @@ class Pages:
             "version": __version__,
             "reads_says": READS,
             "asset": assets(),
-            "chip": lru_cache(1 << 14)(chip),  # a page has hundreds, many of them the same
-            "chip_once": chip,  # a token with its score is not met again: not worth caching
+            "chip": _keeping(lru_cache(1 << 14)(chip)),  # a page has hundreds, many of them the same
+            "chip_once": _keeping(chip),  # a token with its score is not met again: not worth caching
+            "rankings": RANKINGS,
             "level": drawing.level,
             "draw": drawing.draw,
             "bar": drawing.bar,
@@ -69,6 +90,7 @@ class Pages:
         """A template filled for a request.
 
         In a template, ``here(name=value)`` is the page's own address with a query value changed; None removes it.
+        ``by`` is the ranking that was asked for, if any. Links to other pages keep it: ``kept`` are the query values.
         """
 
         def here(**changes: Any) -> str:
@@ -79,6 +101,8 @@ class Pages:
         query = f"?{request.url.query}" if request.url.query else ""
         path = request.url.path
         values = {"q": request.query_params.get("q", ""), "query": dict(request.query_params)} | values
+        by = next((each for each in RANKINGS if each == request.query_params.get("by")), None)
+        values |= {"by": by, "kept": {"by": by} if by else {}}
         return self._environment.get_template(template).render(
             **values, here=here, path=path, data_url=("/.json" if path == "/" else f"{path}.json") + query
         )
