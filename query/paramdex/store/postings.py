@@ -81,13 +81,14 @@ class Strongest:
 @dataclass(frozen=True)
 class ScoredTokens:
     """A parameter's strongest tokens, by side, the moments of all its V scores, and where it is known how well they
-    tell what it reads.
+    tell what it reads, and how readable each side is.
     """
 
     norm: float
     mean: np.float32
     std: np.float32
     reads: float | None
+    readable: dict[str, float | None]
     sides: dict[str, Side]
 
     @property
@@ -109,9 +110,13 @@ class Postings:
     def parameter(self, model: Model, param_id: int) -> ScoredTokens:
         """A parameter of a model with all tokens that the ranking has."""
         (row,) = self.database.rows(
-            f"SELECT norm, mean, std, reads, {_LISTS} FROM store.parameters WHERE param_id = ?", [param_id]
+            f"SELECT norm, mean, std, reads, top_readable, bottom_readable, {_LISTS} FROM store.parameters "
+            "WHERE param_id = ?",
+            [param_id],
         )
-        return ScoredTokens(row[0], np.float32(row[1]), np.float32(row[2]), row[3], self._sides(model, row[4:]))
+        norm, mean, std, reads, top, bottom, *lists = row
+        readable = {"top": top, "bottom": bottom}
+        return ScoredTokens(norm, np.float32(mean), np.float32(std), reads, readable, self._sides(model, lists))
 
     def parameters(self, param_ids: list[int], k: int) -> dict[int, Strongest]:
         """param_id -> its strongest tokens, at most ``k`` per side."""

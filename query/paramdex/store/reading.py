@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from paramdex.store.store import Store
@@ -17,6 +18,8 @@ SAYS = {
 """A space -> what a row of it stands for."""
 READS = "correlation of what is read with the score of the token, on held-out text"
 """What ``reads`` of a parameter means."""
+READABLE = 2.0
+"""From so many standard deviations on, the tokens of a list have more in common than by chance."""
 _OF_HEADS = [kind for kinds in MATRICES.values() for kind in kinds if KINDS[kind].role == "reads"]
 
 
@@ -33,6 +36,23 @@ def read_by(space: str | None) -> str | None:
     'read by the input embedding (space input)'
     """
     return None if space is None else f"read by {SAYS[space]} (space {space})"
+
+
+def readable_says(readable: Mapping[str, float | None]) -> str | None:
+    """What people are told of the columns ``top_readable`` and ``bottom_readable`` (side -> number); None for NULL.
+
+    >>> readable_says({"top": 4.3123, "bottom": -0.21})
+    'readable: top 4.3, bottom -0.2: what its tokens have in common, in deviations from chance'
+    >>> readable_says({"top": 1.04, "bottom": -0.21})
+    'nothing readable here: its tokens have no more in common than by chance (top 1.0, bottom -0.2)'
+    """
+    known = {side: number for side, number in readable.items() if number is not None}
+    if not known:
+        return None
+    numbers = ", ".join(f"{side} {number:.1f}" for side, number in known.items())
+    if max(known.values()) < READABLE:
+        return f"nothing readable here: its tokens have no more in common than by chance ({numbers})"
+    return f"readable: {numbers}: what its tokens have in common, in deviations from chance"
 
 
 def text_name(text: str) -> str:

@@ -15,7 +15,7 @@ from paramdex.result import Drawn, Result, table_of
 from paramdex.store.described import pairs_of, same_word_counts
 from paramdex.store.filters import ALL, Sieve
 from paramdex.store.postings import SIDES, Postings
-from paramdex.store.reading import READS, other_space, read_by, reads_of_head
+from paramdex.store.reading import READS, other_space, read_by, readable_says, reads_of_head
 from paramdex.store.store import Store
 from paramdex.store.token_filter import TokenFilter
 from paramdex.text import arrow, visible
@@ -145,7 +145,8 @@ def show_parameter(store: Store, model: Model, where: Address, k: int, sieve: Si
     space = read_by(other_space(model, str(where.kind), (where.stack, where.layer)))
     reads = None if found.reads is None else f"reads {found.reads:.4g}: {READS}"
     ranked_by = _ranked_by(by, f"how unusual the score is for the token, over all vectors of kind {where.kind}")
-    above = "\n".join(line for line in (title, numbers, space, reads, ranked_by) if line)
+    lines_above = (title, numbers, space, reads, readable_says(found.readable), ranked_by)
+    above = "\n".join(line for line in lines_above if line)
     notes = _of_ranking(model, sieve, found.has_token_z, str(where.kind))
     notes += _of_fewer(len(found.sides["top"].ids), min(k, model.vocabulary_size), sieve, "tokens", "--top-k")
     return Card(

@@ -11,7 +11,7 @@ from paramdex.store.common_space import shared_note
 from paramdex.store.filters import Sieve
 from paramdex.store.moments import numbers
 from paramdex.store.nearest import Hit
-from paramdex.store.reading import SAYS, other_space
+from paramdex.store.reading import SAYS, other_space, readable_says
 from paramdex.store.related import related_on
 from paramdex.store.scope import Scope
 from paramdex.verbs.show import show_parameter
@@ -66,6 +66,9 @@ class ParameterCard(Shape):
     """What that means, where it is not the model's main space."""
     reads: float | None
     """The correlation of what it reads with its score of the token, on held-out text."""
+    readable: float | None
+    """The larger of ``top_readable`` and ``bottom_readable``."""
+    readable_says: str | None
     vocabulary_size: int
     standing: Standing
     choice: TokenChoice
@@ -94,9 +97,10 @@ def parameter_card(atlas: Atlas, where: Address, choice: TokenChoice | None = No
     choice = choice or TokenChoice()
     model, kind = atlas.models[where.model], KINDS[str(where.kind)]
     own_id = model.param_id(where)
-    ((address, norm, projected, mean, std, reads),) = rows(
+    ((address, norm, projected, mean, std, reads, top, bottom),) = rows(
         atlas,
-        "SELECT address, norm, projected_norm, mean, std, reads FROM store.parameters WHERE param_id = ?",
+        "SELECT address, norm, projected_norm, mean, std, reads, top_readable, bottom_readable "
+        "FROM store.parameters WHERE param_id = ?",
         [own_id],
     )
     own = Address.parse(address)
@@ -126,6 +130,8 @@ def parameter_card(atlas: Atlas, where: Address, choice: TokenChoice | None = No
         space=model.layout.space(kind.name, place),
         space_says=SAYS.get(other_space(model, kind.name, place) or ""),
         reads=None if reads is None else short(reads),
+        readable=max((short(each) for each in (top, bottom) if each is not None), default=None),
+        readable_says=readable_says({"top": top, "bottom": bottom}),
         vocabulary_size=model.vocabulary_size,
         standing=standing(numbers(atlas.database, model, "norm", layer), own_id - layer[0]),
         top=sides["top"],
