@@ -18,8 +18,8 @@ SAYS = {
 """A space -> what a row of it stands for."""
 READS = "correlation of what is read with the score of the token, on held-out text"
 """What ``reads`` of a parameter means."""
-READABLE = 2.0
-"""From so many standard deviations on, the tokens of a list have more in common than by chance."""
+_READABLE, _TELLING = 2.0, 0.5
+"""Where a list has fewer standard deviations in common, and ``reads`` is less, it is said that nothing is readable."""
 _OF_HEADS = [kind for kinds in MATRICES.values() for kind in kinds if KINDS[kind].role == "reads"]
 
 
@@ -38,11 +38,12 @@ def read_by(space: str | None) -> str | None:
     return None if space is None else f"read by {SAYS[space]} (space {space})"
 
 
-def readable_says(readable: Mapping[str, float | None]) -> str | None:
-    """What people are told of the columns ``top_readable`` and ``bottom_readable`` (side -> number); None for NULL.
+def readable_says(readable: Mapping[str, float | None], reads: float | None = None) -> str | None:
+    """What people are told of the columns ``top_readable`` and ``bottom_readable`` (side -> number) beside ``reads``;
+    None where they are NULL.
 
     >>> readable_says({"top": 4.3123, "bottom": -0.21})
-    'readable: top 4.3, bottom -0.2: what its tokens have in common, in deviations from chance'
+    'readable top 4.3, bottom -0.2: what its tokens have in common, in deviations from chance'
     >>> readable_says({"top": 1.04, "bottom": -0.21})
     'nothing readable here: its tokens have no more in common than by chance (top 1.0, bottom -0.2)'
     """
@@ -50,9 +51,9 @@ def readable_says(readable: Mapping[str, float | None]) -> str | None:
     if not known:
         return None
     numbers = ", ".join(f"{side} {number:.1f}" for side, number in known.items())
-    if max(known.values()) < READABLE:
+    if max(known.values()) < _READABLE and (reads is None or reads < _TELLING):
         return f"nothing readable here: its tokens have no more in common than by chance ({numbers})"
-    return f"readable: {numbers}: what its tokens have in common, in deviations from chance"
+    return f"readable {numbers}: what its tokens have in common, in deviations from chance"
 
 
 def text_name(text: str) -> str:

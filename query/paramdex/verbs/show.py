@@ -145,7 +145,7 @@ def show_parameter(store: Store, model: Model, where: Address, k: int, sieve: Si
     space = read_by(other_space(model, str(where.kind), (where.stack, where.layer)))
     reads = None if found.reads is None else f"reads {found.reads:.4g}: {READS}"
     ranked_by = _ranked_by(by, f"how unusual the score is for the token, over all vectors of kind {where.kind}")
-    lines_above = (title, numbers, space, reads, readable_says(found.readable), ranked_by)
+    lines_above = (title, numbers, space, reads, readable_says(found.readable, found.reads), ranked_by)
     above = "\n".join(line for line in lines_above if line)
     notes = _of_ranking(model, sieve, found.has_token_z, str(where.kind))
     notes += _of_fewer(len(found.sides["top"].ids), min(k, model.vocabulary_size), sieve, "tokens", "--top-k")

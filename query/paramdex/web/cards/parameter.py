@@ -131,7 +131,7 @@ def parameter_card(atlas: Atlas, where: Address, choice: TokenChoice | None = No
         space_says=SAYS.get(other_space(model, kind.name, place) or ""),
         reads=None if reads is None else short(reads),
         readable=max((short(each) for each in (top, bottom) if each is not None), default=None),
-        readable_says=readable_says({"top": top, "bottom": bottom}),
+        readable_says=readable_says({"top": top, "bottom": bottom}, reads),
         vocabulary_size=model.vocabulary_size,
         standing=standing(numbers(atlas.database, model, "norm", layer), own_id - layer[0]),
         top=sides["top"],
