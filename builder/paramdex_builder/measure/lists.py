@@ -109,7 +109,7 @@ def _measure_layer(to: _To, about: About, scored: Scored, some: torch.Tensor, us
             measured = coherence.coherence(lists, to.other, to.subject.options.draws, to.generator)
             if measured is not None:
                 about_words = replace(here, measure="coherence", k=coherence.TOKENS)
-                to.rows.add(about_words, "shuffled", measured, coherence.telling(lists, to.other))
+                to.rows.add(about_words, "dealt anew", measured, coherence.telling(lists, to.other))
         found[by] = top.indices[:, : hubs.PLACES]
         _add_hubs(to, replace(here, measure="hubs", k=hubs.PLACES), found[by])
     return found
