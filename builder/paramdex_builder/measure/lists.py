@@ -94,7 +94,6 @@ def _measure_layer(to: _To, about: About, scored: Scored, some: torch.Tensor, us
         plain = rows_of(to.subject.plain, about.kind, about.layer)
         own = None if plain is None else states @ plain[some].T
     tokens = to.subject.seen.tokens
-    of_text = usual.ranked(vectors @ table[tokens].T, tokens)
     n_top, V = max(1, round(measures.TOP * len(table))), len(table)
     found = {}
     for by, ranked in usual.ranked(vectors @ table.T).items():
@@ -102,7 +101,7 @@ def _measure_layer(to: _To, about: About, scored: Scored, some: torch.Tensor, us
         top = ranked.topk(min(V, max(n_top if own is not None else 0, coherence.TOKENS)), dim=1)
         if own is not None:
             least = top.values[:, n_top - 1]
-            hits = measures.hits(own, of_text[by].T, least, to.subject.options.draws, to.generator)
+            hits = measures.hits(own, ranked[:, tokens].T, least, to.subject.options.draws, to.generator)
             to.rows.add(replace(here, measure="hits"), "shuffled", hits, len(tokens))
         if to.other is not None:
             lists = top.indices[:, : coherence.TOKENS]

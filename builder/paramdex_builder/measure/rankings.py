@@ -65,10 +65,9 @@ class Usual:
         """For a ``table`` of tokens (V x d), and the moments of the vectors that it scores."""
         return cls((table @ moments.mean.to(table.dtype)).float(), moments.spread(table).float())
 
-    def ranked(self, scores: torch.Tensor, tokens: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
-        """By the names of RANKINGS, what tokens are ranked by: for the ``scores`` (n x V) of n vectors, or of the
-        ``tokens`` alone (their ids, m: scores n x m). A token whose scores are all equal has the token_z 0.
+    def ranked(self, scores: torch.Tensor) -> dict[str, torch.Tensor]:
+        """By the names of RANKINGS, what tokens are ranked by, for the ``scores`` (n x V) of n vectors. A token whose
+        scores are all equal has the token_z 0.
         """
-        mean, deviation = (each if tokens is None else each[tokens] for each in (self.mean, self.deviation))
-        z = (scores - mean).div_(torch.where(deviation > 0, deviation, torch.inf))
+        z = (scores - self.mean).div_(torch.where(self.deviation > 0, self.deviation, torch.inf))
         return {"score": scores, "token_z": z}
