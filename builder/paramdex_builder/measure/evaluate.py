@@ -12,7 +12,7 @@ from paramdex_builder.measure import measures
 from paramdex_builder.measure.coherence import word_vectors
 from paramdex_builder.measure.heads import measure_pair_hubs, measure_writes
 from paramdex_builder.measure.lists import measure_lists
-from paramdex_builder.measure.look import ACTIVE, Seen, Subject, look
+from paramdex_builder.measure.look import ACTIVE, Subject, look
 from paramdex_builder.measure.measures import KEPT
 from paramdex_builder.measure.options import EvaluateOptions
 from paramdex_builder.measure.reads import Way, rows_of, vectors_of, ways_to_read
@@ -68,36 +68,60 @@ def evaluate(
     for name in ("k", "pair_k"):
         if getattr(options, name) > len(E):
             raise BuildError(f"{name} is {getattr(options, name)}, but {source} has only {len(E)} tokens")
-    other = None if options.other_model is None else word_vectors(vocabulary.texts, options.other_model, progress)
+    other = None
+    if options.other_model is not None and options.wants("coherence"):
+        other = word_vectors(vocabulary.texts, options.other_model, progress)
     generator = torch.Generator().manual_seed(options.seed)
     seen = look(runner, text, options, generator, progress)
-    plain = checkpoint.plain()
-    run = Subject(checkpoint, plain, E, seen, options, generator)
-    ways = ways_to_read(runner, plain, E, author, options.texts, options.seed, progress)
-    del author
+    run = Subject(checkpoint, checkpoint.plain(), E, seen, options, generator)
     rows = Rows({"model": source, "fold_norm": options.fold_norm, "space": which}, options.draws)
-    # What the model itself reads out of a state is E norm(h), whatever is folded into the parameters.
-    scoring = plain.embedding(options.space)[0][: len(vocabulary)].float()
+    ways = []
+    if options.wants("reads", "hits", "coherence", "hubs", "writes"):
+        ways = ways_to_read(runner, run.plain, E, author, options.texts, options.seed, progress)
+    del author
     norm = runner.final_norm() if tied or which == "output" else None
-    with progress.step("layers", len(runner.blocks)) as advance:
-        for layer, states in enumerate(seen.states):
-            with torch.no_grad():
-                read = states if norm is None else norm(states)
-            _measure_states(run, layer, measures.strongest(read, scoring, options.k), rows)
-            _measure_pairs(run, layer, rows)
-            _measure_reads(run, layer, ways, rows)
-            advance(1)
-    measure_lists(run, ways, other, rows, progress)
-    measure_writes(run, runner, text, ways, rows, progress)
-    if options.heads:
+    _measure_layers(run, norm, ways, rows, progress)
+    if options.wants("hits", "coherence", "hubs"):
+        measure_lists(run, ways, other, rows, progress)
+    if options.wants("writes"):
+        measure_writes(run, runner, text, ways, rows, progress)
+    if options.wants("hubs") and options.heads:
         measure_pair_hubs(run, ways, vocabulary.words(), rows, progress)
-    kept = [k for k in KEPT if k < len(E)] + [len(E)]
+    if options.wants("keep_k"):
+        _measure_inverses(run, rows, progress)
+    if not rows.found:
+        raise BuildError(f"{source}: nothing that was asked for can be measured of it")
+    return rows.table()
+
+
+def _measure_layers(
+    run: Subject, norm: torch.nn.Module | None, ways: list[Way], rows: Rows, progress: Progress
+) -> None:
+    """Add ``states``, ``pairs`` and ``reads`` of every layer. ``norm`` is the model's last, before its embedding."""
+    options = run.options
+    # What the model itself reads out of a state is E norm(h), whatever is folded into the parameters.
+    scoring = run.plain.embedding(options.space)[0][: len(run.E)].float()
+    with progress.step("layers", len(run.seen.states)) as advance:
+        for layer, states in enumerate(run.seen.states):
+            if options.wants("states"):
+                with torch.no_grad():
+                    read = states if norm is None else norm(states)
+                _measure_states(run, layer, measures.strongest(read, scoring, options.k), rows)
+            if options.wants("pairs"):
+                _measure_pairs(run, layer, rows)
+            if options.wants("reads"):
+                _measure_reads(run, layer, ways, rows)
+            advance(1)
+
+
+def _measure_inverses(run: Subject, rows: Rows, progress: Progress) -> None:
+    """Add ``keep_k`` of all sorts of vectors."""
+    kept = [k for k in KEPT if k < len(run.E)] + [len(run.E)]
     with progress.step("keep_k", 3) as advance:
-        for kind, X in _vectors(checkpoint, seen, options, generator):
-            for k, measured in measures.robustness(X, E, kept).items():
+        for kind, X in _vectors(run):
+            for k, measured in measures.robustness(X, run.E, kept).items():
                 rows.add(About("keep_k", kind, k=k), "pseudo-inverse", measured, len(X))
             advance(1)
-    return rows.table()
 
 
 def _measure_states(run: Subject, layer: int, of_state: torch.Tensor, rows: Rows) -> None:
@@ -148,17 +172,15 @@ def _measure_reads(run: Subject, layer: int, ways: list[Way], rows: Rows) -> Non
             rows.add(About("reads", kind, layer, reading=way.name), "shuffled", found, len(states))
 
 
-def _vectors(
-    checkpoint: Checkpoint, seen: Seen, options: EvaluateOptions, generator: torch.Generator
-) -> Iterator[tuple[str, torch.Tensor]]:
+def _vectors(run: Subject) -> Iterator[tuple[str, torch.Tensor]]:
     """The sorts of vectors whose projections are cut down: noise, what neurons write, states of all layers."""
-    n = min(options.samples, _KEPT_VECTORS)
+    n = min(run.options.samples, _KEPT_VECTORS)
 
     def some(rows: torch.Tensor) -> torch.Tensor:
-        return rows[torch.randperm(len(rows), generator=generator)[:n]]
+        return rows[torch.randperm(len(rows), generator=run.generator)[:n]]
 
-    yield "normal distribution", torch.randn(n, checkpoint.d_model, generator=generator)
-    written = [vectors_of(checkpoint, "ff_value", layer) for layer in range(len(seen.states))]
+    yield "normal distribution", torch.randn(n, run.checkpoint.d_model, generator=run.generator)
+    written = [vectors_of(run.checkpoint, "ff_value", layer) for layer in range(len(run.seen.states))]
     if any(rows is not None for rows in written):
         yield "ff_value", some(torch.cat([rows for rows in written if rows is not None]))
-    yield "states", some(torch.cat(seen.states))
+    yield "states", some(torch.cat(run.seen.states))

@@ -89,8 +89,9 @@ def _measure_layer(to: _To, about: About, scored: Scored, some: torch.Tensor, us
     """Measure the lists of ``some`` parameters of a layer. Returns the tokens of their first places, by ranking."""
     table, vectors = scored
     assert about.layer is not None
+    options = to.subject.options
     states, own = to.subject.seen.inputs.get((about.kind, about.layer)), None
-    if states is not None:
+    if states is not None and options.wants("hits"):
         plain = rows_of(to.subject.plain, about.kind, about.layer)
         own = None if plain is None else states @ plain[some].T
     tokens = to.subject.seen.tokens
@@ -101,11 +102,11 @@ def _measure_layer(to: _To, about: About, scored: Scored, some: torch.Tensor, us
         top = ranked.topk(min(V, max(n_top if own is not None else 0, coherence.TOKENS)), dim=1)
         if own is not None:
             least = top.values[:, n_top - 1]
-            hits = measures.hits(own, ranked[:, tokens].T, least, to.subject.options.draws, to.generator)
+            hits = measures.hits(own, ranked[:, tokens].T, least, options.draws, to.generator)
             to.rows.add(replace(here, measure="hits"), "shuffled", hits, len(tokens))
         if to.other is not None:
             lists = top.indices[:, : coherence.TOKENS]
-            measured = coherence.coherence(lists, to.other, to.subject.options.draws, to.generator)
+            measured = coherence.coherence(lists, to.other, options.draws, to.generator)
             if measured is not None:
                 about_words = replace(here, measure="coherence", k=coherence.TOKENS)
                 to.rows.add(about_words, "dealt anew", measured, coherence.telling(lists, to.other))
@@ -115,6 +116,8 @@ def _measure_layer(to: _To, about: About, scored: Scored, some: torch.Tensor, us
 
 
 def _add_hubs(to: _To, about: About, ids: torch.Tensor) -> None:
-    """Add the share of hubs among the places ``ids`` (n lists x k)."""
+    """Add the share of hubs among the places ``ids`` (n lists x k), where that is asked for."""
+    if not to.subject.options.wants("hubs"):
+        return
     found = measures.beside(hubs.share(ids, to.uniform.V), to.uniform.shares(*ids.shape))
     to.rows.add(about, "uniform", found, len(ids))

@@ -7,12 +7,19 @@ from typing import Any
 
 from paramdex_builder.work.arguments import check_choices, source_text
 from paramdex_schemas import BuildError
+from paramdex_schemas.arguments import given_items
 from paramdex_schemas.checks import whole_number
+from paramdex_schemas.errors import quoted
+
+MEASURES = ("states", "pairs", "reads", "hits", "coherence", "hubs", "writes", "keep_k")
 
 
 @dataclass(frozen=True)
 class EvaluateOptions:
     """What is measured, and on how much."""
+
+    measures: tuple[str, ...] | None = None
+    """some of MEASURES; None for all"""
 
     space: str = "output"
     """output or input: the embedding whose rows the scores belong to"""
@@ -46,6 +53,17 @@ class EvaluateOptions:
         whole: dict[str, Any] = {
             name: whole_number(name, getattr(self, name), number, None, BuildError) for name, number in least.items()
         }
+        wrong = BuildError(f"measures are some of {', '.join(MEASURES)}, or None for all, not {quoted(self.measures)}")
+        measures = None if self.measures is None else given_items(self.measures, wrong)
+        if measures is not None and (not measures or any(each not in MEASURES for each in measures)):
+            raise wrong
+        if measures is not None and "coherence" in measures and self.other_model is None:
+            raise BuildError("coherence needs another model, to compare words in its embedding: give other_model")
         other = None if self.other_model is None else source_text(self.other_model)
         seed = whole_number("seed", self.seed, 0, 2**63 - 1, BuildError)
-        return replace(self, seed=seed, other_model=other, **whole)
+        chosen = None if measures is None else tuple(measures)
+        return replace(self, measures=chosen, seed=seed, other_model=other, **whole)
+
+    def wants(self, *measures: str) -> bool:
+        """Whether any of some measures is asked for."""
+        return self.measures is None or any(each in self.measures for each in measures)

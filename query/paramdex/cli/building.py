@@ -109,6 +109,13 @@ def build(sources: tuple[str, ...], output: str, **options: Any) -> None:
     help="a text file, plain or .xz, to run the model on: of a domain apart, that nothing measured was fitted on",
 )
 @click.option(
+    "--measure",
+    "measures",
+    multiple=True,
+    type=click.Choice(["states", "pairs", "reads", "hits", "coherence", "hubs", "writes", "keep_k"]),
+    help="measure this; can be repeated  [default: everything]",
+)
+@click.option(
     "--other-model",
     metavar="SOURCE",
     help="another model, in whose embedding the words of lists are compared  [default: coherence is left out]",
@@ -193,6 +200,7 @@ def evaluate(source: str, text: str, plot: str | None, output: str, **options: A
         from paramdex_builder.read.source import read_words
 
         raise_again()
+        options["measures"] = options["measures"] or None
         table = run(source, read_words(text), EvaluateOptions(**options), TerminalProgress())
     print_and_plot(evaluation(table), output, plot)
 

@@ -224,6 +224,24 @@ def test_what_is_not_asked_for_is_left_out(model_folders: dict[str, Path]) -> No
     assert {row["n"] for row in rows if row["measure"] == "hubs"} == {3, 6}  # lists of a layer, and of both
 
 
+@pytest.mark.parametrize("measures", [("reads",), ("hubs", "writes"), ("keep_k", "states"), ("coherence", "pairs")])
+def test_some_measures_alone_are_what_they_are_among_others(
+    model_folders: dict[str, Path], found: dict[str, list[dict[str, Any]]], measures: tuple[str, ...]
+) -> None:
+    same = {"other_model": str(model_folders["bert"]), "measures": measures}
+    rows = evaluate(str(model_folders["gpt2-a"]), TEXT, EvaluateOptions(**{**vars(OPTIONS), **same})).to_pylist()
+    columns = ("measure", "kind", "reading", "by", "layer", "k", "against")
+
+    def keyed(rows: list[dict[str, Any]]) -> dict[tuple, Any]:
+        return {tuple(row[name] for name in columns): row["value"] for row in rows if row["measure"] in measures}
+
+    alone, among = keyed(rows), keyed(found["gpt2-a"])
+    assert len(alone) == len(rows)
+    assert set(alone) == set(among)
+    for key in alone.keys() - {key for key in alone if key[0] in ("pairs", "keep_k")}:  # which draw what they look at
+        assert alone[key] == pytest.approx(among[key], abs=1e-6)
+
+
 def test_a_model_that_gives_no_attention_is_said(
     model_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
