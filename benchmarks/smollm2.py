@@ -92,6 +92,7 @@ def model_folder(folder: Path) -> Path:
     part.mkdir(exist_ok=True)
     unpack(folder, "model.gguf", part)
     part.rename(made)
+    (folder / "model.gguf").unlink()
     return made
 
 

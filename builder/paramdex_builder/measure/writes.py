@@ -9,6 +9,8 @@ the attention a_ij to the positions j before,
 Both are scored by the embedding, E o_i and E p_i, less their means over positions, and the measure is the correlation
 of the two over the vocabulary, as a mean over positions and heads. Special tokens and the first of a text are left out
 as positions and as what is read: causal models attend to the first, and make something else of it than of any token.
+(With it, the expected reading of SmolLM2-135M has .154 in layer 15 in place of .376. As if a head read only the token
+that it attends to most, it has .202.)
 
 Both o and p are W_O^T times d_head numbers, so the correlation needs only M = W_O G W_O^T (d_head x d_head) of the
 centred Gram matrix G of E: the inner product of the two V-long vectors is z M v.
@@ -36,10 +38,6 @@ class Attended:
     """of position i to position j (W x H x P x P), 0 where there is none"""
     outputs: torch.Tensor
     """what the output projection is given (W x P x H x d_head)"""
-
-    def most_attended(self) -> torch.Tensor:
-        """The attention as if each position read only the token that it attends to most (W x H x P x P)."""
-        return torch.zeros_like(self.attention).scatter_(3, self.attention.argmax(dim=3, keepdim=True), 1.0)
 
 
 def metric_roots(W_O: torch.Tensor, gram: torch.Tensor) -> torch.Tensor:

@@ -341,6 +341,68 @@ def test_command_prints_and_draws(model_folders: dict[str, Path], tmp_path: Path
     done = CliRunner().invoke(cli, [*arguments, "--format", "json"])
     assert json.loads(done.output) == json.loads(evaluation(table).to_json())
     assert {row["measure"] for row in json.loads(done.output)} == {*MEASURES}
+    done = CliRunner().invoke(cli, [*arguments, "--format", "json", "--measure", "pairs", "--measure", "reads"])
+    assert {row["measure"] for row in json.loads(done.output)} == {"pairs", "reads"}
+
+
+def test_every_measure_and_layer_is_drawn(
+    model_folders: dict[str, Path], found: dict[str, list[dict[str, Any]]]
+) -> None:
+    """A panel for each measure and kind, with a line for each reading and ranking and each baseline."""
+    measured = evaluation(pa.Table.from_pylist(found["llama-gqa"], schema=SCHEMA))
+    rows, figure = measured.to_rows(), measured.figure()
+    drawn = {(row["measure"], row["kind"]) for row in rows if row["layer"] is not None and row["measure"] != "writes"}
+    last = {row["measure"] for row in rows if row["measure"] in ("writes", "keep_k")} | {"hubs of all layers"}
+    panels = [axis for axis in figure.axes if axis.has_data()]
+    assert len(panels) == len(drawn) + len(last)
+    lines = {
+        (row["measure"], row["kind"], row["reading"], row["by"], other)
+        for row in rows
+        if (row["measure"], row["kind"]) in drawn
+        for other in ("value", row["against"])
+    }
+    assert sum(len(axis.get_lines()) for axis in panels[: len(drawn)]) == len(lines)
+    of_first = [row for row in rows if (row["measure"], row["kind"], row["against"]) == ("states", "ff_key", "random")]
+    shown = [list(line.get_ydata()) for line in panels[0].get_lines()]
+    assert [row["value"] for row in of_first] in shown
+    assert [row["baseline"] for row in of_first] in shown
+
+
+def test_of_a_deep_model_some_layers_are_printed() -> None:
+    row = {
+        "model": "m",
+        "fold_norm": False,
+        "space": "output",
+        "measure": "writes",
+        "kind": "VO",
+        "against": "shuffled",
+    }
+    row |= {"reading": "expected", "p_value": 0.01, "draws": 99, "n": 50, "baseline": 0.0, "deviation": 0.1}
+    rows = [row | {"layer": layer, "value": layer / 100} for layer in range(30)]
+    printed = evaluation(pa.Table.from_pylist(rows, schema=SCHEMA))
+    (line,) = printed.shown.to_pylist()
+    layers = (0, 4, 8, 12, 17, 21, 25, 29)
+    assert line["value - baseline, by layer"].split() == [f"{layer / 100:+.3f}" for layer in layers]
+    assert line["above"] == "30 of 30"
+    assert f"layers shown: {', '.join(map(str, layers))}" in printed.notes
+
+
+def test_what_is_of_all_layers_stands_for_them() -> None:
+    """A share of all places is no mean of the layers' shares."""
+    row = {
+        "model": "m",
+        "fold_norm": False,
+        "space": "output",
+        "measure": "hubs",
+        "kind": "ff_key",
+        "against": "uniform",
+    }
+    row |= {"by": "score", "p_value": 0.01, "draws": 99, "n": 50, "baseline": 0.1, "deviation": 0.1}
+    rows = [row | {"layer": layer, "value": value} for layer, value in ((0, 0.4), (1, 0.6), (None, 0.3))]
+    (line,) = evaluation(pa.Table.from_pylist(rows, schema=SCHEMA)).shown.to_pylist()
+    assert line["value"] == pytest.approx(0.3)
+    assert line["above"] == "2 of 2"
+    assert line["value - baseline, by layer"] == "+0.300 +0.500"
 
 
 def test_bad_input_says_what_is_wrong(model_folders: dict[str, Path], tmp_path: Path) -> None:
