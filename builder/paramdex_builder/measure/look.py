@@ -17,7 +17,7 @@ from paramdex_schemas import BuildError, FamilyError
 
 _SPREAD = 4
 """How many tokens are run per token that is looked at, so that the latter come from many places of the text."""
-_BATCH = 8
+_BATCH = 2
 ACTIVE = {"ff_value": ("ff_key", "ff_gate", "ff_value"), "attn_output": ("attn_value", "attn_output")}
 """The kind whose module gets the coefficients of its vectors as input -> the kinds that are as active as it."""
 
