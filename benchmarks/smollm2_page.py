@@ -198,9 +198,13 @@ def _on_words(found: Found) -> Iterable[str]:
             near = [str(row["layer"]) for row in rows if row["p_value"] <= CHANCE and _margin(row) < 0.01]
             what = f"**{kind}**, {reading}" if reading else f"**{kind}**"
             said = f"{what}, by {by}: lists are {_number(_above(rows))} more coherent than chance"
-            said += f"; in layers {', '.join(chance)} nothing is" if chance else ""
-            said += f"; in layers {', '.join(near)} by less than .01" if near else ""
+            said += f"; in {_layers(chance)} they are not" if chance else ""
+            said += f"; in {_layers(near)} by less than .01" if near else ""
             yield said + "."
+
+
+def _layers(numbers: list[str]) -> str:
+    return f"layer{'s' if len(numbers) > 1 else ''} {', '.join(numbers)}"
 
 
 def _on_hubs(found: Found) -> Iterable[str]:
