@@ -123,7 +123,7 @@ def measure_writes(
                     continue
                 table, vectors = read
                 values = torch.einsum("wpd,hkd->wphk", table[here.tokens], vectors)
-                found = writes(here, here.attention, values, roots, subject.options.draws, generator)
+                found = writes(here, values, roots, subject.options.draws, generator)
                 rows.add(About("writes", "VO", layer, reading=way.name), "shuffled", found, int(here.real.sum()))
             advance(1)
 

@@ -54,34 +54,34 @@ def metric_roots(W_O: torch.Tensor, gram: torch.Tensor) -> torch.Tensor:
 
 
 def writes(
-    seen: Attended,
-    attention: torch.Tensor,
-    values: torch.Tensor,
-    roots: torch.Tensor,
-    draws: int,
-    generator: torch.Generator,
+    seen: Attended, values: torch.Tensor, roots: torch.Tensor, draws: int, generator: torch.Generator
 ) -> Measured:
     """The measure of one layer, for the ``values`` of each position's token (W x P x H x d_head), against those of
-    other positions: the tokens shuffled among all of them.
+    other positions: the tokens shuffled among all of them. ``roots`` are those of ``metric_roots``.
     """
-    real = seen.real
-    written = _unit(seen.outputs[real], roots)
-    own = values[real]
+    real, (W, P, H, _) = seen.real, seen.outputs.shape
+    written = _unit(_coordinates(seen.outputs[real], roots))
+    own = _coordinates(values[real], roots)
+    attention = seen.attention.reshape(W * H, P, P)
 
     def mean(order: torch.Tensor | None = None) -> float:
-        read = torch.zeros_like(values)
+        read = own.new_zeros(W, P, H, own.shape[2])
         read[real] = own if order is None else own[order]
-        said = torch.einsum("whij,wjhd->wihd", attention, read)[real]
-        return float((_unit(said, roots) * written).sum(dim=2).mean())
+        said = attention @ read.transpose(1, 2).reshape(W * H, P, -1)
+        return float((_unit(said.view(W, H, P, -1).transpose(1, 2)[real]) * written).sum(dim=2).mean())
 
     return against(mean(), lambda: mean(torch.randperm(len(own), generator=generator)), draws)
 
 
-def _unit(rows: torch.Tensor, roots: torch.Tensor) -> torch.Tensor:
-    """Rows (n x H x d_head) less their means, as vectors (n x H x r, float64) of length 1 whose inner products are
-    correlations over the vocabulary; 0 where a row is the mean.
+def _coordinates(rows: torch.Tensor, roots: torch.Tensor) -> torch.Tensor:
+    """Vectors (n x H x r, float32) whose inner products are those of the V-long scores of rows (n x H x d_head), less
+    their means over the vocabulary.
     """
-    off = rows.double() - rows.double().mean(dim=0)
-    found = torch.einsum("nhd,hdr->nhr", off, roots)
-    size = found.norm(dim=2, keepdim=True)
-    return found / torch.where(size > 0, size, 1)
+    return torch.einsum("nhd,hdr->nhr", rows.double(), roots).float()
+
+
+def _unit(rows: torch.Tensor) -> torch.Tensor:
+    """Rows (n x H x r) less their means over n, of length 1; 0 where a row is the mean."""
+    off = rows - rows.mean(dim=0)
+    size = off.norm(dim=2, keepdim=True)
+    return off / torch.where(size > 0, size, 1)
