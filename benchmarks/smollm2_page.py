@@ -161,10 +161,13 @@ def _on_reading(found: Found) -> Iterable[str]:
         values = [_mean(found.of("reads", kind=kind, reading=reading), later=True) for reading in READINGS]
         if None in values:
             continue
-        least = min(found.of("reads", kind=kind, reading="expected"), key=lambda row: row["value"])
+        later = [row for row in found.of("reads", kind=kind, reading="expected") if row["layer"]]
+        first = [row["value"] for row in found.of("reads", kind=kind, reading="expected", layer=0)]
+        least = min(later, key=lambda row: row["value"])
         yield (
             f"**{kind}**, correlation of activation and table from layer 1 on: {_cell(values)}. "
-            f"{_best(values)}; the expected reading is weakest in layer {least['layer']} ({_number(least['value'])})."
+            f"{_best(values)}; the expected reading is weakest in layer {least['layer']} ({_number(least['value'])})"
+            f"{f'; layer 0 has {_cell(first)}' if first else ''}."
         )
 
 
