@@ -14,8 +14,9 @@ import numpy as np
 import torch
 
 from paramdex_builder.measure import hubs, measures
-from paramdex_builder.measure.lists import writing
+from paramdex_builder.measure.lists import WRITERS, writing
 from paramdex_builder.measure.look import Subject
+from paramdex_builder.measure.rankings import Side, UsualPairs
 from paramdex_builder.measure.reads import Way, of_query_heads, run_of
 from paramdex_builder.measure.table import About, Rows
 from paramdex_builder.measure.writes import Attended, metric_roots, writes
@@ -47,7 +48,8 @@ def measure_pair_hubs(
     with progress.step("pairs of heads", len(heads) * len(MATRICES) * len(ways)) as advance:
         for matrix, way in product(MATRICES, ways):
             places: dict[str, list[torch.Tensor]] = {}
-            for found in one_thread_each(partial(_pair_places, subject, words, matrix, way), heads):
+            rankings = _pair_rankings(subject, matrix, way)
+            for found in one_thread_each(partial(_pair_places, subject, words, matrix, way, rankings), heads):
                 for by, ids in found.items():
                     places.setdefault(by, []).append(ids.flatten())
                 advance(1)
@@ -57,10 +59,25 @@ def measure_pair_hubs(
                 rows.add(About("hubs", matrix, None, hubs.PAIRS, way.name, by), "uniform", measured, len(heads))
 
 
-def pair_rankings(subject: Subject, way: Way, matrix: str, layer: int) -> dict[str, hubs.PairRanking]:
-    """Name -> the ranking, for all that rank the pairs of a matrix in a layer. Another ranking is one more entry."""
-    del subject, way, matrix, layer  # the score needs none of them
-    return {"score": lambda A, B: (A, B)}
+def _pair_rankings(subject: Subject, matrix: str, way: Way) -> dict[str, hubs.PairRanking]:
+    """Name -> the ranking, for all that rank the pairs of a matrix; the last is the default of a build."""
+    rankings: dict[str, hubs.PairRanking] = {"score": lambda A, B: (A, B)}
+    usual = UsualPairs.of(_all_heads(subject, matrix, way))
+    return rankings if usual is None else rankings | {"token_z": usual.ranked}
+
+
+def _all_heads(subject: Subject, matrix: str, way: Way) -> Iterator[tuple[Side, Side]]:
+    """Both sides of a matrix of every head."""
+    for layer in range(len(subject.seen.states)):
+        left, right = _sides(subject, matrix, way, layer)
+        if left is not None and right is not None:
+            yield from (((left[0], P), (right[0], Q)) for P, Q in zip(left[1], right[1], strict=True))
+
+
+def _sides(subject: Subject, matrix: str, way: Way, layer: int) -> list[tuple[torch.Tensor, torch.Tensor] | None]:
+    """Of both sides of a matrix what ``of_heads`` gives of a layer."""
+    writer = writing(subject)
+    return [of_heads(subject, writer if kind in WRITERS else way, kind, layer) for kind in MATRICES[matrix]]
 
 
 def _some_heads(subject: Subject, generator: torch.Generator) -> list[tuple[int, int]]:
@@ -72,19 +89,20 @@ def _some_heads(subject: Subject, generator: torch.Generator) -> list[tuple[int,
     return [every[i] for i in sorted(torch.randperm(len(every), generator=generator)[: subject.options.heads].tolist())]
 
 
-def _pair_places(subject: Subject, words: Words, matrix: str, way: Way, at: tuple[int, int]) -> dict[str, torch.Tensor]:
+def _pair_places(
+    subject: Subject,
+    words: Words,
+    matrix: str,
+    way: Way,
+    rankings: dict[str, hubs.PairRanking],
+    at: tuple[int, int],
+) -> dict[str, torch.Tensor]:
     """The places of the strongest pairs of the head ``at`` a layer and number, by ranking."""
     layer, head = at
-    factors = []
-    for kind in MATRICES[matrix]:
-        found = of_heads(subject, writing(subject) if kind == "attn_output" else way, kind, layer)
-        if found is None:
-            return {}
-        table, vectors = found
-        (factor,) = pairs.factors(table, [vectors[head]])
-        factors.append(factor)
-    A, B = factors
-    rankings = pair_rankings(subject, way, matrix, layer)
+    left, right = _sides(subject, matrix, way, layer)
+    if left is None or right is None:
+        return {}
+    A, B = (pairs.factors(table, [vectors[head]])[0] for table, vectors in (left, right))
     return {by: hubs.pair_places(A, B, words, ranking) for by, ranking in rankings.items()}
 
 

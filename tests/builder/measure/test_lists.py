@@ -190,30 +190,54 @@ def test_what_heads_write_is_the_brute_forces(
         assert abs(row["baseline"]) < 0.25
 
 
+@pytest.mark.parametrize("family", FAMILIES)
 def test_hubs_of_pairs_are_those_of_whole_matrices(
-    model_folders: dict[str, Path], found: dict[str, list[dict[str, Any]]], scored: dict[str, dict[str, Scored]]
+    model_folders: dict[str, Path],
+    found: dict[str, list[dict[str, Any]]],
+    scored: dict[str, dict[str, Scored]],
+    family: str,
 ) -> None:
-    folder = model_folders["gpt2-a"]
-    truth = oracle.read(folder)
+    """By score; and, where there are eight heads, in what is usual for both tokens over all heads."""
+    folder, truth = model_folders[family], oracle.read(model_folders[family])
     numbers = read_vocabulary(str(folder), folder, len(truth.E)).words()
+    n_heads = truth.n_layers * truth.n_heads
+    assert (n_heads >= 8) == (family == "llama-gqa")
     rows = {
-        (row["kind"], row["reading"]): row
-        for row in found["gpt2-a"]
+        (row["kind"], row["reading"], row["by"]): row
+        for row in found[family]
         if row["measure"] == "hubs" and row["kind"] in ("QK", "VO")
     }
-    assert set(rows) == {(matrix, how) for matrix in ("QK", "VO") for how in ("embedding", "effective")}
-    for (matrix, how), row in rows.items():
-        kinds = {"QK": ("attn_query", "attn_key"), "VO": ("attn_value", "attn_output")}[matrix]
-        ids = []
-        for layer in range(truth.n_layers):
-            for head in range(truth.n_heads):
-                own = slice(head * truth.d_head, (head + 1) * truth.d_head)
-                A, B = (scored["gpt2-a"][how].scores(kind, layer, truth.rows[kind][layer][own]) for kind in kinds)
-                scores = A @ B.T
-                scores[numbers[:, None] == numbers] = -np.inf
-                ids.append(np.unravel_index(np.argsort(-scores, axis=None)[:50], scores.shape))
-        assert (row["n"], row["layer"], row["by"], row["k"]) == (truth.n_layers * truth.n_heads, None, "score", 50)
-        assert row["value"] == pytest.approx(of_hubs(np.array(ids)), abs=1e-3)
+    for matrix, how in (("QK", "embedding"), ("QK", "effective"), ("VO", "embedding"), ("VO", "effective")):
+        every = all_pair_scores(truth, scored[family][how], matrix)
+        relative = np.array([scores**2 / (scores**2).mean() for scores in every])
+        alpha, beta = relative.mean(axis=(0, 2)) ** 0.5, relative.mean(axis=(0, 1)) ** 0.5
+        for by, usual in (("score", 1.0), ("token_z", np.outer(alpha, beta))):
+            row = rows.pop((matrix, how, by), None)
+            assert (row is None) == (by == "token_z" and n_heads < 8)
+            if row is None:
+                continue
+            ids = []
+            for scores in every:
+                ranked = np.where(numbers[:, None] == numbers, -np.inf, scores / usual)
+                ids.append(np.unravel_index(np.argsort(-ranked, axis=None)[:50], ranked.shape))
+            assert (row["n"], row["layer"], row["k"]) == (n_heads, None, 50)
+            assert row["value"] == pytest.approx(of_hubs(np.array(ids)), abs=3 / (100 * n_heads))
+    assert rows == {}
+
+
+def all_pair_scores(truth: oracle.Truth, scored: Scored, matrix: str) -> list[np.ndarray]:
+    """The whole matrix (V x V) of every head."""
+    kinds = {"QK": ("attn_query", "attn_key"), "VO": ("attn_value", "attn_output")}[matrix]
+    found = []
+    for layer in range(truth.n_layers):
+        for head in range(truth.n_heads):
+            sides = []
+            for kind in kinds:
+                owner = head * truth.n_kv_heads // truth.n_heads if kind in oracle.SHARED else head
+                own = slice(owner * truth.d_head, (owner + 1) * truth.d_head)
+                sides.append(scored.scores(kind, layer, truth.rows[kind][layer][own]))
+            found.append(sides[0] @ sides[1].T)
+    return found
 
 
 def test_what_is_not_asked_for_is_left_out(model_folders: dict[str, Path]) -> None:
