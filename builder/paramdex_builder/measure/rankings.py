@@ -10,11 +10,12 @@ those of all layers together:
 with the mean m (d) and the population covariance C (d x d) of those vectors. (For hubs in lists of neighbours see
 Radovanovic, Nanopoulos and Ivanovic 2010; theirs is a z-score of the same sort.)
 
-For pairs, let S_h (V x V) be the scores of head h divided by their root mean square, so that every head counts the same:
+For pairs, let S_h (V x V) be the scores of head h, in their root mean square so that every head counts the same:
 
     token_z = S_h(s, t) / (alpha_s beta_t)
 
-where alpha_s^2 is the mean of S_h(s, t)^2 over all heads h and tokens t, and beta_t^2 that over all h and s.
+where alpha_s^2 is the mean of S_h(s, t)^2 over all heads h and tokens t, and beta_t^2 that over all h and s. Both are
+quadratic forms of the tokens' rows, so no V x V numbers are made.
 """
 
 from __future__ import annotations
