@@ -142,6 +142,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "smollm2.md")
     parser.add_argument("--no-build", action="store_true", help="time no build")
     parser.add_argument("--parameters", type=int, default=128, help="as for evaluate")
+    parser.add_argument("--heads", type=int, default=10_000, help="as for evaluate  [default: all]")
     return parser.parse_args()
 
 
@@ -155,7 +156,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         source = asked.source or str(model_folder(asked.folder or Path(temporary)))
         times = None if asked.no_build else built(source)
-        options = EvaluateOptions(other_model=other, parameters=asked.parameters)
+        options = EvaluateOptions(other_model=other, parameters=asked.parameters, heads=asked.heads)
         started = time.monotonic()
         rows = measured(source, asked.text, options)
         seconds = time.monotonic() - started

@@ -82,7 +82,7 @@ def floors(found: Found) -> list[Floor]:
     hubs = found.of("hubs", kind="QK", reading="expected")
     if hubs:  # the last ranking there is, is the default
         row = hubs[-1]
-        what = f"places in QK's pairs, by {row['by']}, that the 100 commonest tokens take"
+        what = f"places in the QK pairs of {row['n']} heads, by {row['by']}, that the 100 commonest tokens take"
         made.append(Floor(what, MOST_HUBS, row["value"], is_most=True))
     if found.times is not None:
         made.append(Floor("seconds for the spaces of a build", SECONDS, found.times[0], is_most=True))

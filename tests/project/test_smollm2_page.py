@@ -20,7 +20,7 @@ def smollm2_page(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def row(measure: str, kind: str, layer: int | None, value: float, **more: Any) -> dict[str, Any]:
-    same = {"reading": None, "by": None, "baseline": 0.0, "p_value": 0.02}
+    same = {"reading": None, "by": None, "baseline": 0.0, "p_value": 0.02, "n": 270}
     return {"measure": measure, "kind": kind, "layer": layer, "value": value} | same | more
 
 
@@ -50,7 +50,9 @@ def test_a_missed_floor_is_said(smollm2_page: Any) -> None:
     assert f"2 of {len(floors)} are missed." in page
     assert "| gates of layer 20 on plays, correlation | at least 0.62 | 0.610 | **missed** |" in page
     assert "| gates of layer 20 on films, correlation | at least 0.62 | 0.630 | met |" in page
-    assert "by token_z, that the 100 commonest tokens take | at most 0.15 | 0.100 | met |" in page
+    assert (
+        "QK pairs of 270 heads, by token_z, that the 100 commonest tokens take | at most 0.15 | 0.100 | met |" in page
+    )
 
 
 def test_the_words_are_made_of_the_numbers(smollm2_page: Any) -> None:

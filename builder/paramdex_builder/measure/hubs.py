@@ -2,7 +2,7 @@
 
 A list has PLACES places, of one vector's strongest tokens; or, of a head, those of the source and the target of each of
 its PAIRS strongest pairs of different words. The baseline is what lists of tokens that are drawn uniformly would give:
-with few lists, even those have a share that is not small.
+with few lists, even those have a share that is not small. So compare shares of as many lists.
 """
 
 from __future__ import annotations
