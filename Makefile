@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test stress bench readme notebook clean
+.PHONY: demo test stress bench smollm2 readme notebook clean
 
 demo: .venv/ready  ## build an atlas of the demo models and take the tour
 	$(BIN)/paramdex demo
@@ -17,6 +17,9 @@ stress: .venv/ready  ## the tests that wait for a thread or a process, 200 times
 
 bench: demo  ## the performance tables, written into benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/results.py
+
+smollm2: .venv/ready  ## check a real decoder on texts of your own, written into docs/smollm2.md: make smollm2 TEXTS="a.txt b.txt"
+	$(BIN)/python benchmarks/smollm2.py --text $(TEXTS)
 
 readme: .venv/ready  ## run the README's commands and write their output into it
 	$(BIN)/python tests/helpers/readme.py

@@ -4,7 +4,8 @@ What needs forward passes is here too: the measures of ``evaluate`` and the stit
 """
 
 from paramdex_builder.build import build
-from paramdex_builder.measure.evaluate import EvaluateOptions, evaluate
+from paramdex_builder.measure.evaluate import evaluate
+from paramdex_builder.measure.options import EvaluateOptions
 from paramdex_builder.measure.stitch import StitchOptions, stitch
 from paramdex_builder.options import Options
 from paramdex_builder.work.progress import Progress, TerminalProgress

@@ -12,7 +12,9 @@ keep_k    Whether E^T may stand for the inverse of E: vectors X, projected, only
 reads     Over the tokens of a text, the correlation of a parameter's activation, w x for the state x that its layer
           reads, with what a table says of the current token: the token's score. The mean over the parameters.
 hits      Of the HITS tokens at which a parameter is most active, the share that is in the top TOP of its table. The
-          mean over at most PARAMETERS parameters.
+          mean over parameters.
+
+Other modules have ``coherence``, ``hubs`` and ``writes``.
 
 The formulas of the first three are those of the paper's notebook ``interpretation-experiments``, in its row form, E
 d x V; here E is V x d.
@@ -26,7 +28,7 @@ from dataclasses import dataclass
 import torch
 
 _CHUNK = 512
-HITS, TOP, PARAMETERS = 20, 0.01, 64
+HITS, TOP = 20, 0.01
 KEPT = (10, 30, 100, 300, 1000, 3000, 10_000, 30_000)
 """How many scores are kept, where the vocabulary has more; and then all."""
 
@@ -78,9 +80,13 @@ def jaccard(held: torch.Tensor, ids: torch.Tensor) -> float:
 
 def against(value: float, draw: Callable[[], float], draws: int) -> Measured:
     """A value beside ``draws`` of its baseline."""
-    found = torch.tensor([draw() for _ in range(draws)], dtype=torch.float64)
-    reached = int((found >= value).sum())
-    return Measured(value, float(found.mean()), float(found.std(correction=0)), (reached + 1) / (draws + 1))
+    return beside(value, torch.tensor([draw() for _ in range(draws)], dtype=torch.float64))
+
+
+def beside(value: float, drawn: torch.Tensor) -> Measured:
+    """A value beside what was ``drawn`` of its baseline (float64)."""
+    reached = int((drawn >= value).sum())
+    return Measured(value, float(drawn.mean()), float(drawn.std(correction=0)), (reached + 1) / (len(drawn) + 1))
 
 
 def state_overlap(
@@ -196,9 +202,3 @@ def hits(
 
     shuffled: Callable[[], float] = lambda: share(torch.randperm(len(top), generator=generator))  # noqa: E731
     return against(share(), shuffled, draws)
-
-
-def least_of_top(rows: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-    """The least score (m) in the top of each row's table: rows m x d, table V x d."""
-    k = max(1, round(TOP * len(table)))
-    return torch.cat([(table @ part.T).topk(k, dim=0).values[-1] for part in torch.split(rows, 16)])

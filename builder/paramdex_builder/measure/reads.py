@@ -23,17 +23,23 @@ def run_of(checkpoint: Checkpoint, kind: str, layer: int) -> Run | None:
     return next(runs, None)
 
 
-def vectors_of(checkpoint: Checkpoint, kind: str, layer: int) -> torch.Tensor | None:
-    """The vectors of a kind in a layer (n x d), those of key/value heads once for each query head; None where
-    ``run_of`` is.
-    """
+def rows_of(checkpoint: Checkpoint, kind: str, layer: int) -> torch.Tensor | None:
+    """The vectors of a kind in a layer (n x d); None where ``run_of`` is."""
     run = run_of(checkpoint, kind, layer)
-    if run is None:
-        return None
-    rows = checkpoint.rows(run).float()
-    if run.owner == "kv_head" and run.group > 1:
-        rows = rows.view(run.n_owners, run.size, -1).repeat_interleave(run.group, dim=0).flatten(0, 1)
-    return rows
+    return None if run is None else checkpoint.rows(run).float()
+
+
+def of_query_heads(run: Run, rows: torch.Tensor) -> torch.Tensor:
+    """The rows of a run (n x d); those of key/value heads once for each query head."""
+    if run.owner != "kv_head" or run.group == 1:
+        return rows
+    return rows.view(run.n_owners, run.size, -1).repeat_interleave(run.group, dim=0).flatten(0, 1)
+
+
+def vectors_of(checkpoint: Checkpoint, kind: str, layer: int) -> torch.Tensor | None:
+    """As ``rows_of``, those of key/value heads once for each query head."""
+    run = run_of(checkpoint, kind, layer)
+    return None if run is None else of_query_heads(run, checkpoint.rows(run).float())
 
 
 Scored = tuple[torch.Tensor, torch.Tensor]
@@ -44,7 +50,8 @@ Scored = tuple[torch.Tensor, torch.Tensor]
 class Way:
     """A way to read: for a kind and layer, what its scores are products of; None where its vectors lie elsewhere."""
 
-    name: str
+    name: str | None
+    """None for what writes, which there is one way to read"""
     scored: Callable[[str, int], Scored | None]
 
 
@@ -54,19 +61,22 @@ def ways_to_read(
     """The ways to read a model: by the embedding; from layer 1 on by what layer 0 makes of a token; and by what each
     layer sees of that, where there is an ``author``, the causal language model, to write ``n_texts`` to fit it on.
 
-    Layer 0 is always read by the embedding E (V x d). ``plain`` is the checkpoint with no norms folded.
+    The embedding is E (V x d); layer 0 is otherwise read by the input embedding, where the model has one of its own.
+    ``plain`` is the checkpoint with no norms folded.
     """
     Z = alone(runner, len(E), progress)
+    entering, which, tied = runner.checkpoint.embedding("input")
+    first = E if tied or which != "input" else entering[: len(E)].float()
 
-    def by_embedding(kind: str, layer: int) -> Scored | None:
-        rows = vectors_of(runner.checkpoint, kind, layer)
-        return None if rows is None else (E, rows)
+    def by_embedding(kind: str, layer: int, table: torch.Tensor = E) -> Scored | None:
+        rows = rows_of(runner.checkpoint, kind, layer)
+        return None if rows is None else (table, rows)
 
     def by(reading: Reading) -> Way:
         def scored(kind: str, layer: int) -> Scored | None:
-            run, rows = run_of(plain, kind, layer), vectors_of(plain, kind, layer)
+            run, rows = run_of(plain, kind, layer), rows_of(plain, kind, layer)
             if run is None or rows is None or layer == 0:
-                return by_embedding(kind, layer)
+                return by_embedding(kind, layer, first)
             return Z, reading.pulled(plain, run, rows).float()
 
         return Way(reading.how, scored)

@@ -32,9 +32,7 @@ def build_atlas(sources: Sequence[str], output: str, options: Mapping[str, Any])
 
     Raises QueryError where the builder is not installed or the build was interrupted, and what the build raises.
     """
-    # Threads that wait for each other without spinning: a little slower alone, more than twice as fast where two
-    # builds share the cores.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    _let_threads_sleep()
     with needing_builder("building"):
         from paramdex_builder import Options, TerminalProgress
         from paramdex_builder import build as run
@@ -44,6 +42,13 @@ def build_atlas(sources: Sequence[str], output: str, options: Mapping[str, Any])
             run(sources, output, Options(**options), TerminalProgress())
         except KeyboardInterrupt as error:
             raise QueryError("interrupted; run the same command again to continue where it stopped") from error
+
+
+def _let_threads_sleep() -> None:
+    """Let threads wait for each other without spinning: a little slower alone, more than twice as fast where two
+    programs share the cores. Call it before torch is loaded.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 @click.command()
@@ -102,7 +107,24 @@ def build(sources: tuple[str, ...], output: str, **options: Any) -> None:
 
 @click.command()
 @click.argument("source")
-@click.option("--text", required=True, type=FilePath(), help="a text file, plain or .xz, to run the model on")
+@click.option(
+    "--text",
+    required=True,
+    type=FilePath(),
+    help="a text file, plain or .xz, to run the model on: of a domain apart, that nothing measured was fitted on",
+)
+@click.option(
+    "--measure",
+    "measures",
+    multiple=True,
+    type=click.Choice(["states", "pairs", "reads", "hits", "coherence", "hubs", "writes", "keep_k"]),
+    help="measure this; can be repeated  [default: everything]",
+)
+@click.option(
+    "--other-model",
+    metavar="SOURCE",
+    help="another model, in whose embedding the words of lists are compared  [default: coherence is left out]",
+)
 @SPACE
 @FOLD_NORM
 @click.option(
@@ -125,7 +147,21 @@ def build(sources: tuple[str, ...], output: str, **options: Any) -> None:
     type=click.IntRange(2),
     default=1000,
     show_default=True,
-    help="most tokens of the text to look at, and most pairs per kind and layer",
+    help="most tokens of the text to look at",
+)
+@click.option(
+    "--parameters",
+    type=click.IntRange(2),
+    default=128,
+    show_default=True,
+    help="most parameters, and pairs of them, whose strongest tokens are looked at per kind and layer",
+)
+@click.option(
+    "--heads",
+    type=click.IntRange(0),
+    default=32,
+    show_default=True,
+    help="most heads, of all layers, whose strongest pairs of tokens are looked at; 0 for none",
 )
 @click.option(
     "--texts",
@@ -145,26 +181,32 @@ def build(sources: tuple[str, ...], output: str, **options: Any) -> None:
 @picture("all measures")
 @FORMAT
 def evaluate(source: str, text: str, plot: str | None, output: str, **options: Any) -> None:
-    """Can a model's parameters be read as tokens? The measures of Dar et al., beside their baselines.
+    """Can a model's parameters be read as tokens? The measures of Dar et al. and others, beside their baselines.
 
     Runs a model over a text; SOURCE names it as for build. Measures whether a state's strongest tokens are those of the
-    parameters most active there, whether vectors that belong together share strongest tokens, whether E^T can stand in
-    for the inverse of E, and whether a parameter fires on what its table says: read by the embedding, by the state that
-    leaves layer 0 (effective), or by what its own layer sees of that (expected).
+    parameters most active there, whether vectors that belong together share strongest tokens, and whether E^T can stand
+    in for the inverse of E. Then, of what tables say: whether a parameter fires on it, whether a head writes it,
+    whether the words of a list belong together (with --other-model), and how many places hubs take, tokens that stand
+    in very many lists. Readers are read by the embedding, by the state that leaves layer 0 (effective), and by what
+    their own layer sees of that (expected). Lists are ranked by score, and by what is unusual for each token (token_z).
+
+    Take a text of a domain that the fit never saw. Here the fit sees only what the model writes itself.
 
     \b
-    paramdex evaluate gpt2 --text wiki.txt
+    paramdex evaluate gpt2 --text wiki.txt --other-model sentence-transformers/all-MiniLM-L6-v2
     paramdex evaluate data/models/tiny-a --text README.md --fold-norm --plot measures.png
     """
     from paramdex.measures import evaluation
 
     check_plot(plot)
+    _let_threads_sleep()
     with needing_builder("evaluating"):
         from paramdex_builder import EvaluateOptions, TerminalProgress
         from paramdex_builder import evaluate as run
         from paramdex_builder.read.source import read_words
 
         raise_again()
+        options["measures"] = options["measures"] or None
         table = run(source, read_words(text), EvaluateOptions(**options), TerminalProgress())
     print_and_plot(evaluation(table), output, plot)
 

@@ -25,7 +25,8 @@ from paramdex.cli import cli
 from paramdex.measures import evaluation
 from paramdex_builder import EvaluateOptions, evaluate
 from paramdex_builder.measure import measures
-from paramdex_builder.measure.evaluate import _SCHEMA, read_words
+from paramdex_builder.measure.evaluate import read_words
+from paramdex_builder.measure.table import SCHEMA
 from paramdex_schemas import BuildError, CheckpointError, FamilyError
 
 transformers_logging.disable_progress_bar()
@@ -35,6 +36,7 @@ TEXT = "Canada Ottawa bread butter music violin river ocean nurse seven eight gr
 OPTIONS = EvaluateOptions(k=10, pair_k=20, active=5, samples=1000, texts=0, draws=60)
 PAIRS = [("ff_key", "ff_value"), ("ff_gate", "ff_value"), ("attn_value", "attn_output"), ("attn_query", "attn_key")]
 FAMILIES = ["gpt2-a", "llama-gqa", "bert"]
+MEASURES = ["states", "pairs", "reads", "hits", "coherence", "hubs", "writes", "keep_k"]
 
 
 def tops(rows: np.ndarray, E: np.ndarray, k: int, *, absolute: bool = False) -> list[set[int]]:
@@ -221,8 +223,9 @@ def of_layers(p_values: list[float], draws: int, n: int, other: str = "shuffled"
     """What is printed as above the baseline of layers of these p-values, and the notes."""
     row = {"model": "m", "fold_norm": False, "space": "output", "measure": "pairs", "kind": "x", "k": 5, "value": 0.5}
     row |= {"against": other, "baseline": 0.1, "deviation": 0.1, "draws": draws, "n": n}
+    row |= {"reading": None, "by": None}
     rows = [row | {"layer": layer, "p_value": p} for layer, p in enumerate(p_values)]
-    printed = evaluation(pa.Table.from_pylist(rows, schema=_SCHEMA))
+    printed = evaluation(pa.Table.from_pylist(rows, schema=SCHEMA))
     (line,) = printed.shown.to_pylist()
     return line["above"], "\n".join(printed.notes)
 
@@ -257,6 +260,7 @@ def test_too_few_orders_for_any_layer_to_be_above_are_said() -> None:
 
 def test_rows_say_of_how_many_draws(found: dict[str, list[dict[str, Any]]]) -> None:
     for row in found["gpt2-a"]:
+        assert (row["by"] is None) == (row["measure"] not in ("hits", "coherence", "hubs"))
         if row["measure"] == "keep_k":
             assert (row["p_value"], row["draws"]) == (None, None)
         else:
@@ -311,11 +315,21 @@ def test_command_prints_and_draws(model_folders: dict[str, Path], tmp_path: Path
     text.write_bytes(lzma.compress(TEXT.encode()))
     picture = tmp_path / "measures.svg"
     arguments = ["evaluate", str(model_folders["gpt2-a"]), "--text", str(text), "-k", "10", "--pair-k", "20"]
-    arguments += ["--draws", "19", "--texts", "2", "--fold-norm"]
+    arguments += ["--draws", "19", "--texts", "2", "--fold-norm", "--parameters", "9", "--heads", "3"]
+    arguments += ["--other-model", str(model_folders["bert"])]
     done = CliRunner().invoke(cli, [*arguments, "--plot", str(picture)])
     assert done.exit_code == 0, done.output
     assert "<svg" in picture.read_text()
-    options = EvaluateOptions(fold_norm=True, k=10, pair_k=20, texts=2, draws=19)
+    options = EvaluateOptions(
+        fold_norm=True,
+        k=10,
+        pair_k=20,
+        texts=2,
+        draws=19,
+        parameters=9,
+        heads=3,
+        other_model=str(model_folders["bert"]),
+    )
     table = evaluate(str(model_folders["gpt2-a"]), TEXT, options)
     assert str(evaluation(table)) in done.output
     own = [row for row in table.to_pylist() if (row["kind"], row["against"]) == ("ff_key", "random")]
@@ -326,6 +340,69 @@ def test_command_prints_and_draws(model_folders: dict[str, Path], tmp_path: Path
     assert line["above"] == f"{sum(row['p_value'] <= 0.05 for row in own)} of 2"
     done = CliRunner().invoke(cli, [*arguments, "--format", "json"])
     assert json.loads(done.output) == json.loads(evaluation(table).to_json())
+    assert {row["measure"] for row in json.loads(done.output)} == {*MEASURES}
+    done = CliRunner().invoke(cli, [*arguments, "--format", "json", "--measure", "pairs", "--measure", "reads"])
+    assert {row["measure"] for row in json.loads(done.output)} == {"pairs", "reads"}
+
+
+def test_every_measure_and_layer_is_drawn(
+    model_folders: dict[str, Path], found: dict[str, list[dict[str, Any]]]
+) -> None:
+    """A panel for each measure and kind, with a line for each reading and ranking and each baseline."""
+    measured = evaluation(pa.Table.from_pylist(found["llama-gqa"], schema=SCHEMA))
+    rows, figure = measured.to_rows(), measured.figure()
+    drawn = {(row["measure"], row["kind"]) for row in rows if row["layer"] is not None and row["measure"] != "writes"}
+    last = {row["measure"] for row in rows if row["measure"] in ("writes", "keep_k")} | {"hubs of all layers"}
+    panels = [axis for axis in figure.axes if axis.has_data()]
+    assert len(panels) == len(drawn) + len(last)
+    lines = {
+        (row["measure"], row["kind"], row["reading"], row["by"], other)
+        for row in rows
+        if (row["measure"], row["kind"]) in drawn
+        for other in ("value", row["against"])
+    }
+    assert sum(len(axis.get_lines()) for axis in panels[: len(drawn)]) == len(lines)
+    of_first = [row for row in rows if (row["measure"], row["kind"], row["against"]) == ("states", "ff_key", "random")]
+    shown = [list(line.get_ydata()) for line in panels[0].get_lines()]
+    assert [row["value"] for row in of_first] in shown
+    assert [row["baseline"] for row in of_first] in shown
+
+
+def test_of_a_deep_model_some_layers_are_printed() -> None:
+    row = {
+        "model": "m",
+        "fold_norm": False,
+        "space": "output",
+        "measure": "writes",
+        "kind": "VO",
+        "against": "shuffled",
+    }
+    row |= {"reading": "expected", "p_value": 0.01, "draws": 99, "n": 50, "baseline": 0.0, "deviation": 0.1}
+    rows = [row | {"layer": layer, "value": layer / 100} for layer in range(30)]
+    printed = evaluation(pa.Table.from_pylist(rows, schema=SCHEMA))
+    (line,) = printed.shown.to_pylist()
+    layers = (0, 4, 8, 12, 17, 21, 25, 29)
+    assert line["value - baseline, by layer"].split() == [f"{layer / 100:+.3f}" for layer in layers]
+    assert line["above"] == "30 of 30"
+    assert f"layers shown: {', '.join(map(str, layers))}" in printed.notes
+
+
+def test_what_is_of_all_layers_stands_for_them() -> None:
+    """A share of all places is no mean of the layers' shares."""
+    row = {
+        "model": "m",
+        "fold_norm": False,
+        "space": "output",
+        "measure": "hubs",
+        "kind": "ff_key",
+        "against": "uniform",
+    }
+    row |= {"by": "score", "p_value": 0.01, "draws": 99, "n": 50, "baseline": 0.1, "deviation": 0.1}
+    rows = [row | {"layer": layer, "value": value} for layer, value in ((0, 0.4), (1, 0.6), (None, 0.3))]
+    (line,) = evaluation(pa.Table.from_pylist(rows, schema=SCHEMA)).shown.to_pylist()
+    assert line["value"] == pytest.approx(0.3)
+    assert line["above"] == "2 of 2"
+    assert line["value - baseline, by layer"] == "+0.300 +0.500"
 
 
 def test_bad_input_says_what_is_wrong(model_folders: dict[str, Path], tmp_path: Path) -> None:
@@ -339,6 +416,14 @@ def test_bad_input_says_what_is_wrong(model_folders: dict[str, Path], tmp_path: 
     fails(BuildError, "k is 100000, but", k=100_000)
     fails(BuildError, "pair_k is 100000, but", k=5, pair_k=100_000)
     fails(BuildError, "draws must be at least 1, not 0", draws=0)
+    fails(BuildError, "parameters must be at least 2, not 1", parameters=1)
+    some = "measures are some of states, pairs, reads, hits, coherence, hubs, writes, keep_k, or None for all, not "
+    for wrong in ((), ("stats",), "reads", 5, (None,)):
+        fails(BuildError, some, measures=wrong)
+    fails(BuildError, "coherence needs another model", measures=("coherence",))
+    fails(BuildError, "heads must be at least 0, not -1", heads=-1)
+    fails(BuildError, "a source cannot be empty", other_model=" ")
+    fails(CheckpointError, "there is no folder ./elsewhere", other_model="./elsewhere")
     fails(BuildError, "space is output or input, not 'both'", space="both")
     fails(CheckpointError, "there is no folder ./nowhere", source="./nowhere")
     t5 = models.save(tmp_path / "t5", models.t5(60), models.word_tokenizer(60), 1)
