@@ -16,13 +16,13 @@ import torch
 from paramdex_builder.measure import hubs, measures
 from paramdex_builder.measure.lists import WRITERS, writing
 from paramdex_builder.measure.look import Subject
-from paramdex_builder.measure.rankings import Side, UsualPairs
 from paramdex_builder.measure.reads import Way, of_query_heads, run_of
 from paramdex_builder.measure.table import About, Rows
 from paramdex_builder.measure.writes import Attended, metric_roots, writes
 from paramdex_builder.project import pairs
 from paramdex_builder.project.pairs import Words, same_words
-from paramdex_builder.project.space import centred_gram, column_means
+from paramdex_builder.project.space import Space, centred_gram, column_means, make_space
+from paramdex_builder.project.usual_pairs import UsualPairs, squares_of, summed
 from paramdex_builder.stream.forward import Batch, Runner
 from paramdex_builder.stream.space import taken, taps
 from paramdex_builder.stream.texts import LENGTH
@@ -62,8 +62,22 @@ def measure_pair_hubs(
 def _pair_rankings(subject: Subject, matrix: str, way: Way) -> dict[str, hubs.PairRanking]:
     """Name -> the ranking, for all that rank the pairs of a matrix; the last is the default of a build."""
     rankings: dict[str, hubs.PairRanking] = {"score": lambda A, B: (A, B)}
-    usual = UsualPairs.of(_all_heads(subject, matrix, way))
-    return rankings if usual is None else rankings | {"token_z": usual.ranked}
+    spaces: dict[int, Space] = {}
+
+    def space(table: torch.Tensor) -> Space:
+        if id(table) not in spaces:
+            spaces[id(table)] = make_space(table, table.device)
+        return spaces[id(table)]
+
+    squares = (
+        squares_of(P, Q, space(left), space(right)) for (left, P), (right, Q) in _all_heads(subject, matrix, way)
+    )
+    usual = UsualPairs.of(summed(squares))
+    return rankings if usual is None else rankings | {"token_z": lambda A, B: usual.factors(A, B, B.mean(dim=0))}
+
+
+Side = tuple[torch.Tensor, torch.Tensor]
+"""A table of tokens (V x d), and a head's vectors (d_head x d)."""
 
 
 def _all_heads(subject: Subject, matrix: str, way: Way) -> Iterator[tuple[Side, Side]]:

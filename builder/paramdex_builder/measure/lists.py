@@ -12,9 +12,10 @@ import torch
 from paramdex_builder.measure import coherence, hubs, measures
 from paramdex_builder.measure.coherence import WordVectors
 from paramdex_builder.measure.look import Subject
-from paramdex_builder.measure.rankings import Moments, Usual
 from paramdex_builder.measure.reads import Scored, Way, rows_of
 from paramdex_builder.measure.table import About, Rows
+from paramdex_builder.project.space import TokenRows
+from paramdex_builder.project.usual import Usual, merged, moments
 from paramdex_builder.stream.space import READERS
 from paramdex_builder.work.progress import Advance, Progress
 
@@ -82,7 +83,19 @@ def usual_of(scored: Iterable[Scored]) -> dict[int, Usual]:
     for table, rows in scored:
         tables[id(table)] = table
         vectors.setdefault(id(table), []).append(rows)
-    return {key: Usual.of(table, Moments.of(vectors[key])) for key, table in tables.items()}
+    return {
+        key: Usual.of(TokenRows(table, torch.zeros(1), 0.0), merged(map(moments, vectors[key])))
+        for key, table in tables.items()
+    }
+
+
+def ranked(scores: torch.Tensor, table: torch.Tensor, usual: Usual) -> dict[str, torch.Tensor]:
+    """What tokens are ranked by, score and token_z, for the ``scores`` (n x V) that vectors have by a table (V x d). A
+    token whose scores are all equal has the token_z 0.
+    """
+    deviations = usual.deviations
+    z = (scores - (table.double() @ usual.mean).float()) / torch.where(deviations > 0, deviations, torch.inf)
+    return {"score": scores, "token_z": z}
 
 
 def _measure_layer(to: _To, about: About, scored: Scored, some: torch.Tensor, usual: Usual) -> dict[str, torch.Tensor]:
@@ -97,12 +110,12 @@ def _measure_layer(to: _To, about: About, scored: Scored, some: torch.Tensor, us
     tokens = to.subject.seen.tokens
     n_top, V = max(1, round(measures.TOP * len(table))), len(table)
     found = {}
-    for by, ranked in usual.ranked(vectors @ table.T).items():
+    for by, strength in ranked(vectors @ table.T, table, usual).items():
         here = replace(about, by=by)
-        top = ranked.topk(min(V, max(n_top if own is not None else 0, coherence.TOKENS)), dim=1)
+        top = strength.topk(min(V, max(n_top if own is not None else 0, coherence.TOKENS)), dim=1)
         if own is not None:
             least = top.values[:, n_top - 1]
-            hits = measures.hits(own, ranked[:, tokens].T, least, options.draws, to.generator)
+            hits = measures.hits(own, strength[:, tokens].T, least, options.draws, to.generator)
             to.rows.add(replace(here, measure="hits"), "shuffled", hits, len(tokens))
         if to.other is not None:
             lists = top.indices[:, : coherence.TOKENS]

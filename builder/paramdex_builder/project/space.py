@@ -69,6 +69,12 @@ class Space(TokenRows):
         return rows.double() @ self._root.to(rows.device).T
 
     @cached_property
+    def grams(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """X^T X / V and X'^T X' / V (d x d, float64) of the rows X, and of X' less their mean."""
+        centred = self._root.T @ self._root / self.size
+        return centred + torch.outer(self.means, self.means), centred
+
+    @cached_property
     def _root(self) -> torch.Tensor:
         return torch.from_numpy(self.root.root).to(self.embedding.device)
 

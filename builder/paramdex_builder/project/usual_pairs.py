@@ -47,17 +47,10 @@ class Squares(NamedTuple):
     target: dict[Space, torch.Tensor]
 
 
-def grams(space: Space) -> tuple[torch.Tensor, torch.Tensor]:
-    """X^T X / V and X'^T X' / V (d x d, float64) of the rows X of a space, and of X' less their mean."""
-    root = torch.from_numpy(space.root.root).to(space.device)
-    centred = root.T @ root / space.size
-    return centred + torch.outer(space.means, space.means), centred
-
-
 def squares_of(P: torch.Tensor, Q: torch.Tensor, left: Space, right: Space) -> Squares:
     """Those of one head with the scores X P^T Q Y^T (P, Q: m x d); of none, where no scores of a source differ."""
     P, Q = P.double(), Q.double()
-    of_target, of_source = Q @ grams(right)[1] @ Q.T, P @ grams(left)[0] @ P.T
+    of_target, of_source = Q @ right.grams[1] @ Q.T, P @ left.grams[0] @ P.T
     mean_square = float((of_target * of_source).sum())
     if not mean_square > 0:
         return Squares(0, {}, {})

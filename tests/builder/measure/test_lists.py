@@ -209,15 +209,16 @@ def test_hubs_of_pairs_are_those_of_whole_matrices(
     }
     for matrix, how in (("QK", "embedding"), ("QK", "effective"), ("VO", "embedding"), ("VO", "effective")):
         every = all_pair_scores(truth, scored[family][how], matrix)
-        relative = np.array([scores**2 / (scores**2).mean() for scores in every])
+        centred = [scores - scores.mean(axis=1, keepdims=True) for scores in every]
+        relative = np.array([scores**2 / (scores**2).mean() for scores in centred])
         alpha, beta = relative.mean(axis=(0, 2)) ** 0.5, relative.mean(axis=(0, 1)) ** 0.5
-        for by, usual in (("score", 1.0), ("token_z", np.outer(alpha, beta))):
+        for by, usual, of in (("score", 1.0, every), ("token_z", np.outer(alpha, beta), centred)):
             row = rows.pop((matrix, how, by), None)
             assert (row is None) == (by == "token_z" and n_heads < 8)
             if row is None:
                 continue
             ids = []
-            for scores in every:
+            for scores in of:
                 ranked = np.where(numbers[:, None] == numbers, -np.inf, scores / usual)
                 ids.append(np.unravel_index(np.argsort(-ranked, axis=None)[:50], ranked.shape))
             assert (row["n"], row["layer"], row["k"]) == (n_heads, None, 50)

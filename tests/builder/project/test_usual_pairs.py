@@ -17,7 +17,6 @@ from paramdex_builder.project.usual_pairs import (
     LEAST,
     Squares,
     UsualPairs,
-    grams,
     load_usual,
     save_usual,
     squares_of,
@@ -73,7 +72,7 @@ def test_too_few_heads_and_tokens_without_scores() -> None:
 
 def test_gram_matrices() -> None:
     E = torch.from_numpy(np.random.default_rng(1).normal(size=(50, 6)) + 2).float()
-    whole, centred = grams(make_space(E, CPU))
+    whole, centred = make_space(E, CPU).grams
     np.testing.assert_allclose(whole, E.double().T @ E.double() / 50, rtol=1e-12, atol=1e-12)
     np.testing.assert_allclose(centred, np.cov(E.double().numpy().T, bias=True), rtol=1e-10, atol=1e-12)
 
