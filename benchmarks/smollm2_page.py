@@ -82,7 +82,7 @@ def floors(found: Found) -> list[Floor]:
     hubs = found.of("hubs", kind="QK", reading="expected")
     if hubs:  # the last ranking there is, is the default
         row = hubs[-1]
-        what = f"places in the QK pairs of {row['n']} heads, by {row['by']}, that the 100 commonest tokens take"
+        what = f"places in the QK pairs of {row['n']} heads, by {row['ranking']}, that the 100 commonest tokens take"
         made.append(Floor(what, MOST_HUBS, row["value"], is_most=True))
     if found.times is not None:
         made.append(Floor("seconds for the spaces of a build", SECONDS, found.times[0], is_most=True))
@@ -180,7 +180,7 @@ def _on_hits(found: Found) -> Iterable[str]:
     for kind in _kinds(found.of("hits")):
         cells = []
         for by in RANKINGS:
-            above = [_above(found.of("hits", kind=kind, reading=reading, by=by)) for reading in READINGS]
+            above = [_above(found.of("hits", kind=kind, reading=reading, ranking=by)) for reading in READINGS]
             cells.append(f"{_cell(above)} by {by}")
         yield f"**{kind}**, most active tokens in the table's top 1 %, above shuffled tokens: {'; '.join(cells)}."
 
@@ -196,7 +196,7 @@ def _on_words(found: Found) -> Iterable[str]:
     for kind in _kinds(found.of("coherence")):
         reading = "expected" if found.of("coherence", kind=kind, reading="expected") else None
         for by in RANKINGS:
-            rows = found.of("coherence", kind=kind, reading=reading, by=by)
+            rows = found.of("coherence", kind=kind, reading=reading, ranking=by)
             chance = [str(row["layer"]) for row in rows if row["p_value"] > CHANCE]
             near = [str(row["layer"]) for row in rows if row["p_value"] <= CHANCE and _margin(row) < 0.01]
             what = f"**{kind}**, {reading}" if reading else f"**{kind}**"
@@ -214,7 +214,9 @@ def _on_hubs(found: Found) -> Iterable[str]:
     """The share of hubs over all layers, before (the embedding, by score) and after (the default)."""
     for kind in _kinds(found.of("hubs")):
         rows = found.of("hubs", kind=kind, layer=None)
-        before = next((row for row in rows if row["reading"] in ("embedding", None) and row["by"] == "score"), None)
+        before = next(
+            (row for row in rows if row["reading"] in ("embedding", None) and row["ranking"] == "score"), None
+        )
         after = next((row for row in reversed(rows) if row["reading"] in ("expected", None)), None)
         if before is None or after is None:
             continue
@@ -227,11 +229,11 @@ def _on_hubs(found: Found) -> Iterable[str]:
 def _share(row: Row) -> str:
     """A share of hubs, and of what.
 
-    >>> _share({"value": 0.1234, "by": "score", "reading": "expected"})
+    >>> _share({"value": 0.1234, "ranking": "score", "reading": "expected"})
     '12.3% by score and the expected reading'
     """
     reading = f" and the {row['reading']} reading" if row["reading"] else ""
-    return f"{row['value']:.1%} by {row['by']}{reading}"
+    return f"{row['value']:.1%} by {row['ranking']}{reading}"
 
 
 # ---- tables
@@ -244,21 +246,21 @@ def _tables(found: Found) -> Iterable[str]:
         yield _by_layer(found.of("reads", text), lambda row: row["value"])
         for by in RANKINGS:
             yield f"## Most active tokens in the table's top 1 %, by {by}, on {text}"
-            yield _by_layer(found.of("hits", text, by=by), lambda row: row["value"])
+            yield _by_layer(found.of("hits", text, ranking=by), lambda row: row["value"])
         yield f"## What heads write and what VO says, correlation, on {text}"
         yield _by_layer(found.of("writes", text), lambda row: row["value"])
     for by in RANKINGS:
         yield f"## Coherence above that of tokens dealt anew, by {by}"
-        yield _by_layer(found.of("coherence", by=by), _margin)
+        yield _by_layer(found.of("coherence", ranking=by), _margin)
     for by in RANKINGS:
         yield f"## Share of all places that the 100 commonest tokens take, by {by}"
-        rows = [row for row in found.of("hubs", by=by) if row["layer"] is not None]
+        rows = [row for row in found.of("hubs", ranking=by) if row["layer"] is not None]
         yield _by_layer(rows, lambda row: row["value"])
     yield "## Hubs over all layers"
     rows = found.of("hubs", layer=None)
     lines = []
-    for kind, by in dict.fromkeys((row["kind"], row["by"]) for row in rows):
-        own = [row for row in rows if (row["kind"], row["by"]) == (kind, by)]
+    for kind, by in dict.fromkeys((row["kind"], row["ranking"]) for row in rows):
+        own = [row for row in rows if (row["kind"], row["ranking"]) == (kind, by)]
         lines.append([kind, by, _of_readings(own, lambda row: row["value"])])
     yield _table(["kind", "ranked by", "share"], lines)
 

@@ -20,7 +20,7 @@ def smollm2_page(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def row(measure: str, kind: str, layer: int | None, value: float, **more: Any) -> dict[str, Any]:
-    same = {"reading": None, "by": None, "baseline": 0.0, "p_value": 0.02, "n": 270}
+    same = {"reading": None, "ranking": None, "baseline": 0.0, "p_value": 0.02, "n": 270}
     return {"measure": measure, "kind": kind, "layer": layer, "value": value} | same | more
 
 
@@ -30,13 +30,13 @@ def measured(gate: float) -> list[dict[str, Any]]:
     for number, reading in enumerate(("embedding", "effective", "expected")):
         for layer, value in ((0, 0.9), (1, 0.8), (10, 0.6), (20, gate), (29, 0.6)):
             rows.append(row("reads", "ff_gate", layer, value - 0.1 * (2 - number), reading=reading))
-            rows.append(row("hits", "ff_gate", layer, 0.3, reading=reading, by="score"))
-            rows.append(row("hits", "ff_gate", layer, 0.4, reading=reading, by="token_z"))
+            rows.append(row("hits", "ff_gate", layer, 0.3, reading=reading, ranking="score"))
+            rows.append(row("hits", "ff_gate", layer, 0.4, reading=reading, ranking="token_z"))
             rows.append(row("writes", "VO", layer, 0.5, reading=reading))
-        rows += [row("hubs", kind, None, 0.2, reading=reading, by="score") for kind in ("ff_gate", "QK")]
-        rows.append(row("hubs", "QK", None, 0.1, reading=reading, by="token_z"))
+        rows += [row("hubs", kind, None, 0.2, reading=reading, ranking="score") for kind in ("ff_gate", "QK")]
+        rows.append(row("hubs", "QK", None, 0.1, reading=reading, ranking="token_z"))
     for layer, p_value in ((0, 0.4), (1, 0.02)):
-        rows += [row("coherence", "ff_value", layer, 0.05, by=by, p_value=p_value) for by in ("score", "token_z")]
+        rows += [row("coherence", "ff_value", layer, 0.05, ranking=by, p_value=p_value) for by in ("score", "token_z")]
     return rows
 
 

@@ -111,7 +111,7 @@ def _measure_layer(to: _To, about: About, scored: Scored, some: torch.Tensor, us
     n_top, V = max(1, round(measures.TOP * len(table))), len(table)
     found = {}
     for by, strength in ranked(vectors @ table.T, table, usual).items():
-        here = replace(about, by=by)
+        here = replace(about, ranking=by)
         top = strength.topk(min(V, max(n_top if own is not None else 0, coherence.TOKENS)), dim=1)
         if own is not None:
             least = top.values[:, n_top - 1]

@@ -12,8 +12,8 @@ from paramdex_builder.measure.measures import Measured
 SCHEMA = pa.schema(
     [
         ("model", pa.string()), ("fold_norm", pa.bool_()), ("space", pa.string()), ("measure", pa.string()),
-        ("kind", pa.string()), ("reading", pa.string()), ("by", pa.string()), ("layer", pa.int16()), ("k", pa.int32()),
-        ("value", pa.float32()),
+        ("kind", pa.string()), ("reading", pa.string()), ("ranking", pa.string()), ("layer", pa.int16()),
+        ("k", pa.int32()), ("value", pa.float32()),
         ("against", pa.string()), ("baseline", pa.float32()), ("deviation", pa.float32()), ("p_value", pa.float64()),
         ("draws", pa.int32()), ("n", pa.int32()),
     ]
@@ -23,7 +23,7 @@ SCHEMA = pa.schema(
 @dataclass(frozen=True)
 class About:
     """What a value says: the measure, the kind or the pair of kinds, and where those matter the layer (None: over all
-    layers), how many tokens of a list count (``k``), how readers were read, and what ranked the tokens (``by``).
+    layers), how many tokens of a list count (``k``), how readers were read, and what ranked the tokens (``ranking``).
     """
 
     measure: str
@@ -31,7 +31,7 @@ class About:
     layer: int | None = None
     k: int | None = None
     reading: str | None = None
-    by: str | None = None
+    ranking: str | None = None
 
 
 @dataclass

@@ -35,7 +35,7 @@ _TITLES = {
 
 @dataclass(frozen=True, repr=False)
 class Evaluation(Drawn):
-    """A row per measure, kind, layer, k, reading and ranking (``by``): ``value``, and the mean ``baseline`` of draws
+    """A row per measure, kind, layer, k, reading and ranking (``ranking``): ``value``, and the mean ``baseline`` of draws
     with their ``deviation``. A row of no layer is of all together. ``p_value`` is the share of draws that reach the
     value, itself counted as one: at least 1 / (``draws`` + 1).
     """
@@ -88,7 +88,7 @@ def _lines_of_k(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
 
 def _kind(row: dict[str, Any]) -> str:
     """The kind of a row, with how its table was read and ranked where that is said."""
-    return ", ".join(part for part in (row["kind"], row["reading"], row["by"]) if part)
+    return ", ".join(part for part in (row["kind"], row["reading"], row["ranking"]) if part)
 
 
 def _above(rows: list[dict[str, Any]]) -> str | None:

@@ -109,7 +109,7 @@ def _panel(axis: Any, rows: list[Row]) -> None:
     """A line over layers for each reading and ranking, and its baselines."""
     drawn: dict[tuple[Any, Any], list[Row]] = {}
     for row in rows:
-        drawn.setdefault((row["reading"], row["by"]), []).append(row)
+        drawn.setdefault((row["reading"], row["ranking"]), []).append(row)
     for (reading, ranking), own in drawn.items():
         color, thick = _COLORS.get(reading, "C3"), 2.2 if ranking == "token_z" else 1.0
         for i, (other, several) in enumerate(_by_baseline(own).items()):
@@ -155,7 +155,7 @@ def _all_layers(axis: Any, rows: list[Row]) -> None:
         for i, row in enumerate(own):
             at = place - 0.4 + (i + 0.5) * width
             color = _COLORS.get(row["reading"], "C3")
-            axis.bar(at, row["value"], width, color=color, alpha=1.0 if row["by"] == "token_z" else 0.5)
+            axis.bar(at, row["value"], width, color=color, alpha=1.0 if row["ranking"] == "token_z" else 0.5)
             axis.hlines(row["baseline"], at - width / 2, at + width / 2, color="black", linewidth=1)
     axis.set_xticks(range(len(kinds)), kinds, rotation=30, fontsize=7)
     axis.set_title("hubs over all layers; light: ranked by score", fontsize=9)
@@ -182,7 +182,7 @@ def _legend(rows: list[Row]) -> list[Any]:
         if reading in readings:
             name = f"readers by the {reading} reading" if reading else "writers, and what has no reading"
             found.append(Line2D([], [], color=color, label=name))
-    if any(row["by"] == "token_z" for row in rows):
+    if any(row["ranking"] == "token_z" for row in rows):
         found.append(Line2D([], [], color="black", linewidth=2.2, label="ranked by token_z"))
         found.append(Line2D([], [], color="black", linewidth=1.0, label="ranked by score"))
     others = {row["against"] for row in rows}

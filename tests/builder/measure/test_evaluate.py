@@ -223,7 +223,7 @@ def of_layers(p_values: list[float], draws: int, n: int, other: str = "shuffled"
     """What is printed as above the baseline of layers of these p-values, and the notes."""
     row = {"model": "m", "fold_norm": False, "space": "output", "measure": "pairs", "kind": "x", "k": 5, "value": 0.5}
     row |= {"against": other, "baseline": 0.1, "deviation": 0.1, "draws": draws, "n": n}
-    row |= {"reading": None, "by": None}
+    row |= {"reading": None, "ranking": None}
     rows = [row | {"layer": layer, "p_value": p} for layer, p in enumerate(p_values)]
     printed = evaluation(pa.Table.from_pylist(rows, schema=SCHEMA))
     (line,) = printed.shown.to_pylist()
@@ -260,7 +260,7 @@ def test_too_few_orders_for_any_layer_to_be_above_are_said() -> None:
 
 def test_rows_say_of_how_many_draws(found: dict[str, list[dict[str, Any]]]) -> None:
     for row in found["gpt2-a"]:
-        assert (row["by"] is None) == (row["measure"] not in ("hits", "coherence", "hubs"))
+        assert (row["ranking"] is None) == (row["measure"] not in ("hits", "coherence", "hubs"))
         if row["measure"] == "keep_k":
             assert (row["p_value"], row["draws"]) == (None, None)
         else:
@@ -356,7 +356,7 @@ def test_every_measure_and_layer_is_drawn(
     panels = [axis for axis in figure.axes if axis.has_data()]
     assert len(panels) == len(drawn) + len(last)
     lines = {
-        (row["measure"], row["kind"], row["reading"], row["by"], other)
+        (row["measure"], row["kind"], row["reading"], row["ranking"], other)
         for row in rows
         if (row["measure"], row["kind"]) in drawn
         for other in ("value", row["against"])
@@ -397,7 +397,7 @@ def test_what_is_of_all_layers_stands_for_them() -> None:
         "kind": "ff_key",
         "against": "uniform",
     }
-    row |= {"by": "score", "p_value": 0.01, "draws": 99, "n": 50, "baseline": 0.1, "deviation": 0.1}
+    row |= {"ranking": "score", "p_value": 0.01, "draws": 99, "n": 50, "baseline": 0.1, "deviation": 0.1}
     rows = [row | {"layer": layer, "value": value} for layer, value in ((0, 0.4), (1, 0.6), (None, 0.3))]
     (line,) = evaluation(pa.Table.from_pylist(rows, schema=SCHEMA)).shown.to_pylist()
     assert line["value"] == pytest.approx(0.3)

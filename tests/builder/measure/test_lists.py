@@ -96,7 +96,7 @@ def test_hubs_and_coherence_are_the_brute_forces(
     words = word_vectors(vocabulary.texts, str(model_folders["bert"]), Progress())
     all_ranked = tables(truth, scored[family])
     rows = {
-        (row["measure"], row["kind"], row["reading"], row["by"], row["layer"]): row
+        (row["measure"], row["kind"], row["reading"], row["ranking"], row["layer"]): row
         for row in found[family]
         if row["measure"] in ("hubs", "coherence") and row["kind"] not in ("QK", "VO")
     }
@@ -147,7 +147,7 @@ def test_hits_are_the_brute_forces(
     rows = [row for row in rows if row["measure"] == "hits"]
     assert len(rows) == sum(key[0] in READERS for key in all_ranked)
     for row in rows:
-        ranked = all_ranked[row["kind"], row["reading"], row["by"], row["layer"]]
+        ranked = all_ranked[row["kind"], row["reading"], row["ranking"], row["layer"]]
         inside = [np.isin(counted, own).mean() for own in places(ranked, top)]
         assert row["n"] == len(counted)
         assert row["value"] == pytest.approx(np.mean(inside), abs=1e-3)
@@ -203,7 +203,7 @@ def test_hubs_of_pairs_are_those_of_whole_matrices(
     n_heads = truth.n_layers * truth.n_heads
     assert (n_heads >= 8) == (family == "llama-gqa")
     rows = {
-        (row["kind"], row["reading"], row["by"]): row
+        (row["kind"], row["reading"], row["ranking"]): row
         for row in found[family]
         if row["measure"] == "hubs" and row["kind"] in ("QK", "VO")
     }
@@ -255,7 +255,7 @@ def test_some_measures_alone_are_what_they_are_among_others(
 ) -> None:
     same = {"other_model": str(model_folders["bert"]), "measures": measures}
     rows = evaluate(str(model_folders["gpt2-a"]), TEXT, EvaluateOptions(**{**vars(OPTIONS), **same})).to_pylist()
-    columns = ("measure", "kind", "reading", "by", "layer", "k", "against")
+    columns = ("measure", "kind", "reading", "ranking", "layer", "k", "against")
 
     def keyed(rows: list[dict[str, Any]]) -> dict[tuple, Any]:
         return {tuple(row[name] for name in columns): row["value"] for row in rows if row["measure"] in measures}

@@ -56,7 +56,7 @@ def test_the_readings_of_a_demo_model() -> None:
     found = {
         (row["measure"], row["reading"], row["layer"]): row
         for row in table.to_pylist()
-        if row["measure"] in ("reads", "hits") and row["kind"] == "ff_key" and row["by"] != "token_z"
+        if row["measure"] in ("reads", "hits") and row["kind"] == "ff_key" and row["ranking"] != "token_z"
     }
     for layer in (1, 2, 3):
         assert found["reads", "expected", layer]["value"] > 0.6
