@@ -35,7 +35,7 @@ _TITLES = {
 
 @dataclass(frozen=True, repr=False)
 class Evaluation(Drawn):
-    """A row per measure, kind, layer, k, reading and ranking (``ranking``): ``value``, and the mean ``baseline`` of draws
+    """A row per measure, kind, layer, k, ``reading`` and ``ranking``: ``value``, and the mean ``baseline`` of draws
     with their ``deviation``. A row of no layer is of all together. ``p_value`` is the share of draws that reach the
     value, itself counted as one: at least 1 / (``draws`` + 1).
     """
