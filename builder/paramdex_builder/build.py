@@ -319,7 +319,7 @@ def _pair_tokens(
     kept = Kept(planned.plan.pair_k, planned.plan.directions_k)
     runs = [layout.heads(place) for place in layout.attention_places]
     done = [units.has("heads", number) for number in range(len(runs))]
-    usual = {} if all(done) else _usual_pairs(scoring, runs, units, workers, progress)
+    usual = {} if all(done) else _usual_pairs(planned.name, scoring, runs, units, workers, progress)
     first = 0
     with progress.step(f"{planned.name}: pairing tokens", 2 * layout.n_heads) as advance:
         for number, run in enumerate(runs):
@@ -334,7 +334,7 @@ def _pair_tokens(
 
 
 def _usual_pairs(
-    scoring: Scoring, runs: list[Run], units: Units, workers: Workers, progress: Progress
+    name: str, scoring: Scoring, runs: list[Run], units: Units, workers: Workers, progress: Progress
 ) -> dict[str, UsualPairs]:
     """Matrix -> what is usual for pairs, all in a unit of its own; without a matrix that has too few heads."""
 
@@ -343,7 +343,7 @@ def _usual_pairs(
 
     def write(path: Path) -> None:
         every: list[dict[str, Squares]] = []
-        with progress.step("measuring what is usual for pairs", len(runs)) as advance:
+        with progress.step(f"{name}: measuring what is usual for pairs", len(runs)) as advance:
             for found in workers.map(of_place, runs, squares_held(scoring, runs)):
                 every.append(found)
                 advance(1)

@@ -181,10 +181,10 @@ def test_what_pandas_has_not_is_said(atlas: Atlas, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_printed_number_is_called_rank_only_where_it_is(atlas: Atlas) -> None:
-    assert "rank" in str(atlas.show(PARAMETER)).splitlines()[2]
+    assert str(atlas.show(PARAMETER)).splitlines()[3].startswith("rank")
     few = atlas.show(PARAMETER, filter=TokenFilter(words=[row["text"] for row in atlas.show(PARAMETER).to_rows()[2:4]]))
     assert [row["rank"] for row in few][:2] == [3, 4]
-    assert str(few).splitlines()[2].startswith("#")
+    assert str(few).splitlines()[3].startswith("#")
 
 
 def test_condition_is_that_of_the_embedding(atlas: Atlas) -> None:

@@ -43,17 +43,17 @@ def readable_says(readable: Mapping[str, float | None], reads: float | None = No
     None where they are NULL.
 
     >>> readable_says({"top": 4.3123, "bottom": -0.21})
-    'readable top 4.3, bottom -0.2: what its tokens have in common, in deviations from chance'
+    'readable top 4.3, bottom -0.2: how alike tokens are, in deviations from chance'
     >>> readable_says({"top": 1.04, "bottom": -0.21})
-    'nothing readable here: its tokens have no more in common than by chance (top 1.0, bottom -0.2)'
+    'nothing readable here: tokens as alike as by chance (top 1.0, bottom -0.2)'
     """
     known = {side: number for side, number in readable.items() if number is not None}
     if not known:
         return None
     numbers = ", ".join(f"{side} {number:.1f}" for side, number in known.items())
     if max(known.values()) < _READABLE and (reads is None or reads < _TELLING):
-        return f"nothing readable here: its tokens have no more in common than by chance ({numbers})"
-    return f"readable {numbers}: what its tokens have in common, in deviations from chance"
+        return f"nothing readable here: tokens as alike as by chance ({numbers})"
+    return f"readable {numbers}: how alike tokens are, in deviations from chance"
 
 
 def text_name(text: str) -> str:

@@ -42,8 +42,9 @@ def test_printed_parameter_says_what_it_is(atlas: Atlas, truths: dict[str, oracl
     assert lines[0] == "bert/L1/ff_value/7: what a feed-forward neuron writes"
     numbers = f"mean {scores.mean():.4g}, std {scores.std():.4g}"
     assert lines[1] == f"norm {np.linalg.norm(vector):.4g}; scores over {len(truth.E)} tokens: {numbers}"
-    assert lines[2].split() == ["rank", "top", "top", "score", "top", "z", "bottom", "bottom", "score", "bottom", "z"]
-    assert [line.split()[0] for line in lines[4:]] == ["1", "2", "3"]
+    assert "readable" in lines[2]
+    assert lines[3].split() == ["rank", "top", "top", "score", "top", "z", "bottom", "bottom", "score", "bottom", "z"]
+    assert [line.split()[0] for line in lines[5:]] == ["1", "2", "3"]
 
 
 @pytest.mark.parametrize(

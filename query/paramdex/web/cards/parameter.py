@@ -92,17 +92,18 @@ class ParameterCard(Shape):
     sql: str
 
 
+_NUMBERS = """
+SELECT address, norm, projected_norm, mean, std, reads, top_readable, bottom_readable
+FROM store.parameters WHERE param_id = ?
+"""
+
+
 def parameter_card(atlas: Atlas, where: Address, choice: TokenChoice | None = None, k: int = 20) -> ParameterCard:
     """The card of a parameter, with the k strongest tokens of each side that pass ``choice``."""
     choice = choice or TokenChoice()
     model, kind = atlas.models[where.model], KINDS[str(where.kind)]
     own_id = model.param_id(where)
-    ((address, norm, projected, mean, std, reads, top, bottom),) = rows(
-        atlas,
-        "SELECT address, norm, projected_norm, mean, std, reads, top_readable, bottom_readable "
-        "FROM store.parameters WHERE param_id = ?",
-        [own_id],
-    )
+    ((address, norm, projected, mean, std, reads, top, bottom),) = rows(atlas, _NUMBERS, [own_id])
     own = Address.parse(address)
     place = own.stack, own.layer
     sides: dict[str, list[Scored]] = {"top": [], "bottom": []}
