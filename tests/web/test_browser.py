@@ -52,6 +52,7 @@ def url(demo_atlas: Path) -> Iterator[str]:
     """The demo atlas, served on a port of this machine."""
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
+        bound.listen()  # connections wait until the server takes them
         server = uvicorn.Server(uvicorn.Config(make_app(paramdex.open(demo_atlas)), log_level="error"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
         thread.start()
