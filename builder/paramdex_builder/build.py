@@ -265,7 +265,8 @@ def _project_group(
         advance(sum(piece.n_rows for piece in some))
         return
     each_held = parameters_held(some, weights.d_model, weights.n_terms) + projection_held(scoring.main.size)
-    unusual = _unusual(scoring, some, top_k, units, partial(workers.map, held=each_held))
+    moments_held = each_held + 8 * weights.d_model**2
+    unusual = _unusual(scoring, some, top_k, units, partial(workers.map, held=moments_held))
 
     def project(item: tuple[Piece, bool]) -> int:
         piece, is_done = item

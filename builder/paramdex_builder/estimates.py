@@ -37,6 +37,7 @@ def memory_needed(weights: Weights, layout: Layout, V: int, stored: torch.dtype,
     beside = sum(size for space, size in others.items() if space in layout.spaces[1:])
     running = reading_held(weights, V) if "reading" in layout.spaces else 0
     projecting = parameters_held([piece for kind in layout.kinds for piece in pieces(layout, kind)], d, n_terms)
+    projecting += 4 * root  # what is usual: the moments of a piece, of all, and their eigenvectors
     places = layout.attention_places
     vectors = [sum(len(range(*layout.places(kind).get(place, (0, 0)))) for kind in ATTENTION) for place in places]
     pairing = 4 * n_terms**2 * d * max(vectors, default=0)  # float64 for each of two terms

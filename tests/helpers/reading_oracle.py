@@ -65,6 +65,22 @@ def everything_read(model: str, truth: oracle.Truth, folder: Path, atlas: Path) 
     return replace(found, scores=np.array(scores))
 
 
+FACTORS = {"QK": ("attn_query", "attn_key"), "VO": ("attn_value", "attn_output")}
+"""Matrix of a head -> the kinds that are its two factors."""
+
+
+def head_factors(truth: oracle.Truth, whole: Everything, matrix: str, layer: int, head: int) -> list[np.ndarray]:
+    """The V scores of the vectors of both sides of a head's matrix (d_head x V each)."""
+    group = truth.n_heads // truth.n_kv_heads
+    found = []
+    for kind in FACTORS[matrix]:
+        owner = head // group * group if kind in oracle.SHARED else head
+        start = f"{whole.model}/L{layer}/H{owner}/{kind}/"
+        rows = zip(whole.addresses, whole.scores, strict=True)
+        found.append(np.array([own for address, own in rows if address.startswith(start)]))
+    return found
+
+
 def _gains(tensors: dict[str, np.ndarray], kind: str, layer: int | None) -> np.ndarray:
     names = [name.format(layer) for name, kinds in _GAINS.items() if kind in kinds]
     return next(tensors[name] for name in names if name in tensors)

@@ -64,16 +64,21 @@ class Tokens:
     scores: torch.Tensor
 
 
-def rank(scores: torch.Tensor, ids: torch.Tensor, k: int) -> Tokens:
-    """The k largest of each row of ``scores`` (n x m, float32). Of equal ones the smaller of ``ids`` (n x m, below
-    2^32) comes first.
+def order(scores: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """Integers (int64) that ascend as tokens come, strongest first: the largest of ``scores`` (float32), then the
+    smallest of ``ids`` (below 2^32).
 
-    They are sorted as integers: above are the bits of the score, made to compare as it does, below are those of the id.
+    Above are the bits of the score, made to compare as it does and turned round, below are those of the id.
     """
     bits = (scores + 0.0).view(torch.int32).long()  # + 0.0: -0.0 is 0.0
-    best = ascending((bits ^ ((bits >> 31) & 0x7FFF_FFFF)) << 32 | (0xFFFF_FFFF - ids))[:, -k:].flip(1)
-    bits = best >> 32
-    return Tokens(0xFFFF_FFFF - (best & 0xFFFF_FFFF), (bits ^ ((bits >> 31) & 0x7FFF_FFFF)).int().view(torch.float32))
+    return ~(bits ^ ((bits >> 31) & 0x7FFF_FFFF)) << 32 | ids
+
+
+def rank(scores: torch.Tensor, ids: torch.Tensor, k: int) -> Tokens:
+    """The k first of each row of ``scores`` and ``ids`` (n x m each), in their ``order``."""
+    best = ascending(order(scores, ids))[:, :k]
+    bits = ~(best >> 32)
+    return Tokens(best & 0xFFFF_FFFF, (bits ^ ((bits >> 31) & 0x7FFF_FFFF)).int().view(torch.float32))
 
 
 @dataclass

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from paramdex_builder.project.block import Tokens
+from paramdex_builder.project.block import Tokens, order
 from paramdex_builder.project.readable import Readable
 from paramdex_builder.project.space import TokenRows
 from paramdex_builder.project.tokens import strongest_tokens, token_scores
@@ -75,17 +75,17 @@ def _union(first: Tokens, z: torch.Tensor, others: Tokens, scores: torch.Tensor,
     """Of the ``first`` by score (n x k) with their ``z``, and the ``others`` by z with their ``scores``, every token
     once.
     """
-    keys = _keys(sign * others.scores, others.ids)  # ascending, as the others are strongest first
-    of_first = _keys(sign * z, first.ids)
+    keys = order(sign * others.scores, others.ids)  # ascending, as the others are strongest first
+    of_first = order(sign * z, first.ids)
     place = torch.searchsorted(keys, of_first).clamp_max(keys.shape[1] - 1)
     ranks = torch.where(keys.gather(1, place) == of_first, place + 1, 0).short()
-    by_score = _keys(sign * scores, others.ids)
-    beyond, order = by_score.sort(dim=1)
-    is_new = beyond > _keys(sign * first.scores[:, -1:], first.ids[:, -1:])
+    by_score = order(sign * scores, others.ids)
+    beyond, places = by_score.sort(dim=1)
+    is_new = beyond > order(sign * first.scores[:, -1:], first.ids[:, -1:])
     kept = torch.cat([torch.ones_like(is_new), is_new], 1)
 
     def both(own: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-        return torch.cat([own, other.gather(1, order)], 1)[kept]
+        return torch.cat([own, other.gather(1, places)], 1)[kept]
 
     numbers = torch.arange(1, keys.shape[1] + 1, dtype=torch.int16, device=keys.device).expand_as(keys)
     return Lists(
@@ -96,14 +96,6 @@ def _union(first: Tokens, z: torch.Tensor, others: Tokens, scores: torch.Tensor,
         both(ranks, numbers),
         None,
     )
-
-
-def _keys(scores: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """Integers (int64) that ascend as pairs of a score (float32) and an id come, strongest first: the largest score,
-    then the smallest id.
-    """
-    bits = (scores + 0.0).view(torch.int32).long()  # + 0.0: -0.0 is 0.0
-    return ~(bits ^ ((bits >> 31) & 0x7FFF_FFFF)) << 32 | ids
 
 
 def _strongest(rows: torch.Tensor, space: TokenRows, k: int) -> dict[str, Tokens]:

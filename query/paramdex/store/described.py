@@ -95,11 +95,13 @@ def by_pairs(
     found: dict[tuple[Matrix, str], list[dict[str, int]]] = {(of, side): [] for of in asked for side in sides}
     for by in RANKINGS:
         heads = {head_id for (head_id, _), model in asked.items() if sieve.ranking(model) == by}
+        if not heads:
+            continue
         for head_id, matrix, is_top, source_id, target_id in store.database.rows(
             "SELECT head_id, matrix, is_top, source_id, target_id "
             f"FROM (SELECT * REPLACE ({ranks_of_pairs(by)}) FROM store.pairs WHERE head_id IN (SELECT unnest($ids))) "
             "WHERE rank_distinct <= $shown ORDER BY rank_distinct",
-            {"ids": list(heads) or [-1], "shown": ALL if sieve else n},
+            {"ids": list(heads), "shown": ALL if sieve else n},
         ):
             own = found.get(((head_id, matrix), "top" if is_top else "bottom"))
             if own is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,10 +14,10 @@ import oracle
 from paramdex_builder.project.usual import LEAST
 from paramdex_builder.project.usual_pairs import LEAST as LEAST_HEADS
 from query_helpers import Everything
+from reading_oracle import head_factors
 
 MODELS = ["gpt2-a", "gpt2-wide", "llama-gqa"]
 K, PAIR_K = 12, 30
-FACTORS = {"QK": ("attn_query", "attn_key"), "VO": ("attn_value", "attn_output")}
 
 
 @pytest.fixture(scope="module")
@@ -84,16 +85,9 @@ def test_lists_postings_and_hubs(
 def matrices(truth: oracle.Truth, whole: Everything, matrix: str) -> dict[str, np.ndarray]:
     """Address -> the V x V scores of every head."""
     found = {}
-    rows = dict(zip(whole.addresses, whole.scores, strict=True))
-    group = truth.n_heads // truth.n_kv_heads
-    for layer in range(truth.n_layers):
-        for head in range(truth.n_heads):
-            sides = []
-            for kind in FACTORS[matrix]:
-                owner = head // group * group if kind in oracle.SHARED else head
-                start = f"{whole.model}/L{layer}/H{owner}/{kind}/"
-                sides.append(np.array([own for address, own in rows.items() if address.startswith(start)]))
-            found[f"{whole.model}/L{layer}/H{head}"] = sides[0].T @ sides[1]
+    for layer, head in itertools.product(range(truth.n_layers), range(truth.n_heads)):
+        P, Q = head_factors(truth, whole, matrix, layer, head)
+        found[f"{whole.model}/L{layer}/H{head}"] = P.T @ Q
     return found
 
 

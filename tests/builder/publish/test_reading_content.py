@@ -16,10 +16,9 @@ import pytest
 
 import oracle
 from query_helpers import Everything
-from reading_oracle import READERS
+from reading_oracle import READERS, head_factors
 
 MODELS = ["gpt2-a", "gpt2-wide", "llama-gqa"]
-FACTORS = {"QK": ("attn_query", "attn_key"), "VO": ("attn_value", "attn_output")}
 
 
 @pytest.fixture(scope="module")
@@ -93,13 +92,6 @@ def test_index_rows_are_pearson_coordinates_in_their_space(
             assert np.abs(found @ found.T - oracle.pearson(scores, scores)).max() < 1e-5
 
 
-def factor(whole: Everything, model: str, kind: str, layer: int, head: int, group: int) -> np.ndarray:
-    """The V scores of the vectors of one side of a head (d_head x V)."""
-    owner = head // group * group if kind in oracle.SHARED else head
-    start = f"{model}/L{layer}/H{owner}/{kind}/"
-    return np.array([s for address, s in zip(whole.addresses, whole.scores, strict=True) if address.startswith(start)])
-
-
 @pytest.mark.parametrize("matrix", ["QK", "VO"])
 @pytest.mark.parametrize("model", MODELS)
 def test_pairs_and_directions(
@@ -111,10 +103,9 @@ def test_pairs_and_directions(
 ) -> None:
     """Of one head of each layer: the norm of its own matrix, and all else of the V x V matrix of both sides' scores."""
     truth, whole = truths[model], reading_wholes[model]
-    group = truth.n_heads // truth.n_kv_heads
     for layer in range(truth.n_layers):
         head = (layer + 1) % truth.n_heads
-        P, Q = (factor(whole, model, kind, layer, head, group) for kind in FACTORS[matrix])
+        P, Q = head_factors(truth, whole, matrix, layer, head)
         S = P.T @ Q
         address, name = f"{model}/L{layer}/H{head}", matrix.lower()
         (numbers,) = database.execute(
