@@ -35,7 +35,7 @@ from paramdex_builder.project.space import Space, make_space, pick_device, space
 from paramdex_builder.project.tokens import projection_held
 from paramdex_builder.project.usual import LEAST, Moments, Usual, merged, moments
 from paramdex_builder.project.usual_pairs import Squares, UsualPairs, load_usual, save_usual, summed
-from paramdex_builder.publish.database import database
+from paramdex_builder.publish.commit import contents_of
 from paramdex_builder.publish.place import check_space, check_writable, find_place, staging_folder
 from paramdex_builder.publish.publish import publish
 from paramdex_builder.publish.rows import FinishedModel
@@ -48,7 +48,6 @@ from paramdex_builder.work.arguments import given, source_texts
 from paramdex_builder.work.progress import Advance, Progress
 from paramdex_builder.work.workers import Workers
 from paramdex_schemas import (
-    FORMAT_VERSION,
     MATRICES,
     AtlasError,
     BuildError,
@@ -140,26 +139,15 @@ def _open(source: str, options: Options) -> Weights:
 
 def _present(atlas: Path) -> dict[str, str]:
     """name -> plan hash of the models in the atlas. Raises AtlasError where the path holds something else."""
-    if not atlas.exists():
-        return {}
-    file = atlas_files.database(atlas)
-    if not file.is_file():
-        raise AtlasError(f"{atlas} exists and is not an atlas; give another path with -o")
-    try:
-        # A connection of its own attaches the file. Others in this process would see what an earlier reader still
-        # sees, or be refused because that reader has other settings.
-        with database(file, read_only=True) as connection:
-            rows = connection.execute("SELECT format_version FROM store.atlas").fetchall()
-            found = rows[0][0] if rows else "unknown"
-            if found != FORMAT_VERSION:
-                raise AtlasError(
-                    f"{atlas} has format {found}, this paramdex writes format {FORMAT_VERSION}; build into a new atlas"
-                )
-            return dict(connection.execute("SELECT model, plan_sha256 FROM store.models").fetchall())
-    except duckdb.Error as error:
-        if "Permission denied" in str(error):
-            raise AtlasError(f"{atlas} cannot be read: no permission to open {file.name}") from error
-        raise AtlasError(f"{atlas} is not an atlas or is damaged ({reason(error)})") from error
+    if atlas.exists() and not (atlas / atlas_files.INDEX).is_file():
+        old = (atlas / atlas_files.OLD_DATABASE).is_file()
+        what = (
+            "has an older format; build into a new atlas"
+            if old
+            else "exists and is not an atlas; give another path with -o"
+        )
+        raise AtlasError(f"{atlas} {what}")
+    return {name: manifest.row["plan_sha256"] for name, manifest in contents_of(atlas).manifests.items()}
 
 
 @contextmanager
@@ -203,6 +191,7 @@ def _make(planned: Planned, options: Options, staging: Path, workers: Workers, p
     _pair_tokens(planned, scoring, words, units, workers, progress)
     space, reading = scoring.main, scoring.reading
     row = {
+        "model": name,
         "source": weights.source,
         "revision": weights.revision,
         "base": options.base,
@@ -216,7 +205,7 @@ def _make(planned: Planned, options: Options, staging: Path, workers: Workers, p
         "n_parameters": weights.layout.n_parameters,
     }
     maps = {} if reading is None else reading.maps
-    return FinishedModel(name, plan.row() | row | built_by, planned.layout, scoring.spaces, maps, vocabulary, units)
+    return FinishedModel(plan.row() | row | built_by, planned.layout, scoring.spaces, maps, vocabulary, units)
 
 
 def _scoring(planned: Planned, options: Options, units: Units, workers: Workers, progress: Progress) -> Scoring:

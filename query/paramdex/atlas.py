@@ -58,7 +58,7 @@ class Atlas(Store):
 
         Raises QueryError for SQL that fails or would write.
         """
-        return Result(self.database.user_query(query, values))
+        return Result(self.database.everything.query(query, values))
 
     def show(self, address: str, k: int = 10, *, distinct: bool = True, filter: TokenFilter | None = None) -> Result:
         """The k strongest tokens of a parameter on both sides, or the k strongest pairs of a head's matrices QK and VO

@@ -4,6 +4,7 @@ Shared by the builder, which writes atlases, and the query package, which reads 
 """
 
 from paramdex_schemas.addresses import Address
+from paramdex_schemas.atlas_files import FORMAT_VERSION
 from paramdex_schemas.errors import (
     AddressError,
     AtlasError,
@@ -34,8 +35,3 @@ __all__ = [
     "Run",
     "TokenError",
 ]
-
-FORMAT_VERSION = 7
-"""Raised whenever a name or column of the tables is renamed or dropped, a stored number changes its meaning, or readers
-come to need a column that older atlases lack.
-"""

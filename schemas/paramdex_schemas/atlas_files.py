@@ -1,19 +1,22 @@
 """The files of an atlas: where they lie, and how they are checked.
 
-    NAME.atlas/
-      atlas.duckdb                      everything SQL can see
-      models/MODEL/KIND.faiss           normalized isometric coordinates, row i = the i-th parameter of that kind
-      models/MODEL/KIND.codes.*         for a large kind, the same rows, one byte per number; see vector_files
-      models/MODEL/KIND.SPACE.faiss     of the vectors that are scored in another space, their coordinates there
-      models/MODEL/space.safetensors    the embedding, its column means, the root R of its Gram matrix
-      models/MODEL/SPACE.safetensors    the same of another space (input, reading)
-      models/MODEL/maps.safetensors     what takes a reader of a place to the reading space, where that was fitted
-      models/MODEL/transfer.safetensors between this model's spaces, and from those of each earlier model of its
-                                        vocabulary into them
-      models/MODEL/shared.EARLIER.safetensors
-                                        the same for a model of nearly the same vocabulary, on the shared tokens
-
-DuckDB checks its own blocks when it reads them; the other files have their SHA-256 in the table ``store.files``.
+NAME.atlas/
+  atlas.json                        the models and their folders (``contents``)
+  attach.sql                        for DuckDB's command line, run in this folder: all models, and the public views
+  models/MODEL/
+    manifest.json                   what the model is, and its files (``contents``)
+    tables.duckdb                   all that SQL can see of the model; opens alone
+    KIND.faiss                      normalized isometric coordinates, row i = the i-th parameter of that kind
+    KIND.codes.*                    for a large kind, the same rows, one byte per number; see vector_files
+    KIND.SPACE.faiss                of the vectors that are scored in another space, their coordinates there
+    space.safetensors               the embedding, its column means, the root R of its Gram matrix
+    SPACE.safetensors               the same of another space (input, reading)
+    maps.safetensors                what takes a reader of a place to the reading space, where that was fitted
+    transfer.safetensors            from one of the model's spaces to another
+  relations/A~B/                    two models, by their uids, whose neighbors and alignments are kept
+    manifest.json, tables.duckdb    as above
+    transfer.safetensors            from the spaces of A into those of B; of nearly the same vocabulary also the
+                                    roots of both on the shared tokens
 """
 
 from __future__ import annotations
@@ -26,7 +29,16 @@ from pathlib import Path
 
 from paramdex_schemas.errors import AtlasError
 
-DATABASE = "atlas.duckdb"
+FORMAT_VERSION = 8
+"""Raised whenever a name or column of the tables is renamed or dropped, a stored number changes its meaning, or readers
+come to need a column that older atlases lack.
+"""
+INDEX = "atlas.json"
+MANIFEST = "manifest.json"
+TABLES = "tables.duckdb"
+ATTACH = "attach.sql"
+OLD_DATABASE = "atlas.duckdb"
+"""What atlases of formats before 8 had."""
 SPACE = "space.safetensors"
 MAPS = "maps.safetensors"
 TRANSFER = "transfer.safetensors"
@@ -34,16 +46,21 @@ STORAGE_VERSION = "v1.2.0"
 """DuckDB's storage version: clients from 1.2 on can read the file."""
 
 
-def database(atlas: Path) -> Path:
-    return atlas / DATABASE
-
-
 def models_folder(atlas: Path) -> Path:
     return atlas / "models"
 
 
-def model_folder(atlas: Path, model: str) -> Path:
-    return models_folder(atlas) / model
+def model_folder(atlas: Path, folder: str) -> Path:
+    return models_folder(atlas) / folder
+
+
+def relations_folder(atlas: Path) -> Path:
+    return atlas / "relations"
+
+
+def relation_folder(atlas: Path, a: str, b: str) -> Path:
+    """That of the relation of two models, by their uids."""
+    return relations_folder(atlas) / f"{a}~{b}"
 
 
 def space(name: str | None = None) -> str:
@@ -51,14 +68,23 @@ def space(name: str | None = None) -> str:
     return SPACE if name is None else f"{name}.safetensors"
 
 
-def transfer(source: str, into: str, model: str | None = None) -> str:
-    """The name of the tensor in ``TRANSFER`` from a space of an earlier ``model``, or of the model itself, into one of
-    its own.
+def transfer(source: str, into: str) -> str:
+    """The name of the tensor in ``TRANSFER`` from a space of a model into another of its own, or of a related one.
 
-    >>> transfer("output", "reading", "tiny-a"), transfer("output", "reading")
-    ('tiny-a/output/reading', 'output/reading')
+    >>> transfer("output", "reading")
+    'output/reading'
     """
-    return "/".join((source, into) if model is None else (model, source, into))
+    return f"{source}/{into}"
+
+
+def shared_root(side: str, space: str) -> str:
+    """The name of the tensor in the ``TRANSFER`` of two models of nearly the same vocabulary that is the root of a
+    space of one of them, side a or b, on the tokens whose text both have.
+
+    >>> shared_root("a", "output")
+    'root/a/output'
+    """
+    return f"root/{side}/{space}"
 
 
 def map_name(kinds: Iterable[str], layer: int) -> str:
@@ -78,15 +104,6 @@ def maps_by_place(names: Iterable[str]) -> dict[tuple[str, int], str]:
     """
     split = [(name, *name.split("/")) for name in names]
     return {(kind, int(layer)): name for name, kinds, layer in split for kind in kinds.split("+")}
-
-
-def shared_space(earlier: str) -> str:
-    """The name of a model's file about an earlier model whose vocabulary differs by few tokens.
-
-    On the tokens whose text both have it holds the roots of the spaces of both (``earlier/SPACE``, ``later/SPACE``),
-    and the transfers from the earlier model's to the later one's (``SPACE/SPACE``).
-    """
-    return f"shared.{earlier}.safetensors"
 
 
 def size(atlas: Path) -> int:
@@ -109,6 +126,11 @@ def damaged(atlas: Path, path: str) -> str:
     return f"{atlas} is damaged: {path} is not what was written; copy the atlas again or rebuild it"
 
 
+def lacks(atlas: Path, path: str) -> str:
+    """The message for a file that is not there."""
+    return f"{atlas} is damaged: {path} is missing; copy the atlas again or rebuild it"
+
+
 def check(atlas: Path, path: str, n_bytes: int, digest: str | None) -> Path:
     """The full path of a file of the atlas, after its size and SHA-256 (unless None) were compared with the record.
 
@@ -117,7 +139,7 @@ def check(atlas: Path, path: str, n_bytes: int, digest: str | None) -> Path:
     full = atlas / path
     try:
         if not full.is_file():
-            raise AtlasError(f"{atlas} is damaged: {path} is missing; copy the atlas again or rebuild it")
+            raise AtlasError(lacks(atlas, path))
         same = full.stat().st_size == n_bytes and digest in (None, sha256(full) if digest else None)
     except OSError as error:
         raise AtlasError(f"{atlas} cannot be read: {path}: {error.strerror}") from error
@@ -126,14 +148,19 @@ def check(atlas: Path, path: str, n_bytes: int, digest: str | None) -> Path:
     return full
 
 
-def ddl() -> list[str]:
-    """The statements that make an empty atlas database, in order."""
-    return [_sql(name) for name in ("store", "views")]
+def model_tables() -> list[str]:
+    """The statements that make the empty tables of a model and their public views, in order."""
+    return [_sql(name) for name in ("model", "views")]
 
 
-def shared_tokens() -> str:
-    """The query for the tokens on which models of two vocabularies, $a and $b, are compared."""
-    return _sql("shared_tokens")
+def relation_tables() -> str:
+    """The statements that make the empty tables of a relation."""
+    return _sql("relation")
+
+
+def shared_tokens(a: str, b: str) -> str:
+    """The query for the tokens on which models of two vocabularies are compared, of two tables of tokens."""
+    return _sql("shared_tokens").replace("$a", a).replace("$b", b)
 
 
 @cache

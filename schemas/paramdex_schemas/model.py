@@ -1,17 +1,16 @@
 """The models of an atlas: where each one's parameters and heads stand in the numbering that all of them share.
 
-``param_id`` and ``head_id`` count through the whole atlas. A model takes a contiguous part of both, and its layout says
-what lies where in it. Both packages read the models of a database here.
+In an open atlas ``param_id`` and ``head_id`` tell the models apart: a model takes a contiguous part of both, and its
+layout says what lies where in it. On the disk both count within the model (``contents``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 from paramdex_schemas.addresses import Address
-from paramdex_schemas.layout import Layout, Place, Run
+from paramdex_schemas.layout import Layout, Place
 
 Ranking = Literal["score", "token_z"]
 """What the strongest tokens of a parameter, and the strongest pairs of a head, are the strongest by: the score, or how
@@ -20,15 +19,6 @@ unusual the score is for its token (see the view ``parameter_tokens``).
 RANKINGS: tuple[Ranking, ...] = get_args(Ranking)
 Span = tuple[int, int]
 """A contiguous part of a numbering: [first, end)."""
-_MODELS = (
-    "SELECT model_id, model, vocabulary, vocabulary_size, first_param_id, first_head_id, embedding, "
-    "reading, top_k FROM store.models ORDER BY model_id"
-)
-_RUNS = (  # without a join, whose plan takes longer than both queries
-    "SELECT model_id, kind, stack, layer, owner, n_owners, size, group_size, first_param_id, space "
-    "FROM store.layout "
-    "ORDER BY first_param_id"
-)
 
 
 @dataclass(frozen=True)
@@ -36,6 +26,7 @@ class Model:
     """A model of the atlas, with its place in the numbering."""
 
     model_id: int
+    """its place among the models of the open atlas"""
     name: str
     vocabulary: str
     vocabulary_size: int
@@ -113,20 +104,3 @@ class Model:
                 first = found.pop()[0] if joined else start
                 found.append((first, start + run.n_rows))
         return found
-
-
-def read_models(rows: Callable[[str], Iterable[tuple[Any, ...]]]) -> list[Model]:
-    """The models of a database, in the order in which they were added; ``rows`` answers a query with its rows."""
-    models = list(rows(_MODELS))
-    runs: dict[int, list[Run]] = {}
-    for model_id, *run in rows(_RUNS):
-        runs.setdefault(model_id, []).append(Run(*run))
-    return [
-        Model(model_id, name, vocabulary, size, first, first_head, _layout(runs.get(model_id, []), first), *of_lists)
-        for model_id, name, vocabulary, size, first, first_head, *of_lists in models
-    ]
-
-
-def _layout(runs: list[Run], first_param_id: int) -> Layout:
-    """The layout of the runs of one model, which count from its own first parameter."""
-    return Layout(tuple(replace(run, first=run.first - first_param_id) for run in runs))

@@ -9,7 +9,7 @@
 The code c of a row is its bytes less 128. The row is P^T (steps * c) up to ``error`` (Euclidean). P is a random
 rotation: it spreads large coordinates over all of them, which makes the steps small. ``longest`` is the norm of the
 longest c. ``crc32`` has a checksum of every row of KIND.faiss, so a few rows can be read and checked without reading
-the file. Kinds of CODED_BYTES or more have codes; the table ``store.files`` lists the files.
+the file. Kinds of CODED_BYTES or more have codes; the model's manifest lists the files.
 
 FAISS's file of an ``IndexFlatIP`` is a fixed header and the rows as they are (faiss/impl/index_write.cpp),
 little-endian and without padding:

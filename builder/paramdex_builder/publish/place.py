@@ -48,16 +48,12 @@ def check_writable(place: Path) -> None:
 
 
 def check_space(place: Path, needed: Sequence[int]) -> None:
-    """Raises BuildError where the disk clearly has too little room for models that take ``needed`` bytes each, for a
-    copy of the database they are added to, and for DuckDB's log. Rows of earlier models of this build need no more room
-    in that copy: staging has shrunk as much by then.
+    """Raises BuildError where the disk clearly has too little room for models that take ``needed`` bytes each, and for
+    DuckDB's log.
     """
     if not needed:
         return
     wanted, free = sum(needed) + _LOG, shutil.disk_usage(place.parent).free
-    database = atlas_files.database(place)
-    if database.is_file():
-        wanted += database.stat().st_size
     if wanted > free:
         raise BuildError(f"the build needs about {_size(wanted)} at {place.parent}, only {_size(free)} are free")
 

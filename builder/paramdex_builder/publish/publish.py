@@ -1,39 +1,29 @@
-"""Publishing: the finished units of one model become rows of a copy of the database, which then replaces it.
-
-Readers never see half a model: the model's own folder is moved into place first, where nothing refers to it yet, and
-one atomic rename of the database makes it part of the atlas. Before that all is flushed to the disk, so that a power
-cut loses nothing that is published.
-"""
+"""Publishing: the finished units of one model become its folder, with what relates it to other models beside it."""
 
 from __future__ import annotations
 
-import errno
-import os
+import secrets
 import shutil
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
-import duckdb
 import numpy as np
 import torch
 
+from paramdex_builder.files.tables import counted, insert, new_tables
 from paramdex_builder.files.tensors import Blocks, write_space, write_tensors
 from paramdex_builder.files.vectors import open_rows, rotation, write_codes, write_flat_index
 from paramdex_builder.project.pieces import pieces
-from paramdex_builder.publish.database import database
-from paramdex_builder.publish.rows import (
-    FinishedModel,
-    insert,
-    insert_files,
-    insert_heads,
-    insert_model,
-    insert_parameters,
-)
-from paramdex_builder.relate.models import Related, related
+from paramdex_builder.publish.commit import commit, contents_of, sweep
+from paramdex_builder.publish.rows import FinishedModel, insert_heads, insert_model, insert_parameters
+from paramdex_builder.relate.models import Pair, Related, pair_of
 from paramdex_builder.relate.rows import passes, relation_rows
-from paramdex_builder.relate.transfers import write_transfers
+from paramdex_builder.relate.transfers import write_own_transfers, write_transfers
 from paramdex_builder.work.memory import MOST_FOR_DUCKDB
 from paramdex_builder.work.progress import Progress
-from paramdex_schemas import FORMAT_VERSION, atlas_files, vector_files
+from paramdex_schemas import atlas_files, vector_files
+from paramdex_schemas.contents import Contents, Index, Manifest, Relation, listed
 
 
 def publish(
@@ -49,48 +39,87 @@ def publish(
     """
     work = staging / ".publish"  # no model can have this name
     shutil.rmtree(work, ignore_errors=True)
+    contents = contents_of(atlas)
+    sweep(contents)
     folder = atlas_files.model_folder(work, model.name)
     folder.mkdir(parents=True)
-    new = not atlas.exists()
-    file = atlas_files.database(work)
-    if not new:
-        shutil.copyfile(atlas_files.database(atlas), file)
-    with database(file, create=new, memory=memory) as connection:
-        if new:
-            for statements in atlas_files.ddl():
-                connection.execute(statements)
-            connection.execute(
-                "INSERT INTO store.atlas VALUES (?, ?)", [FORMAT_VERSION, f"paramdex {model.row['builder_version']}"]
-            )
-        connection.execute("BEGIN")
-        write_vectors(model, folder)
-        for name, space in model.spaces.items():
-            write_space(folder / atlas_files.space(None if space is model.space else name), space)
-        if model.maps:
-            maps = {name: Blocks(tuple(A.shape), "float32", [A.numpy()]) for name, A in model.maps.items()}
-            write_tensors(folder / atlas_files.MAPS, maps)
+    manifest = write_model(model, folder, progress, memory)
+    mine = Related(manifest.uid, manifest.model(len(contents.manifests)), folder)
+    made = [
+        write_relation(pair, work, device, progress, model.row["neighbor_k"])
+        for pair in related(contents, mine, progress)
+    ]
+    index = Index({**contents.index.models, model.name: model.name})
+    manifests = {**contents.manifests, model.name: manifest}
+    pairs = (*contents.related, *((each.a, each.b) for each in made))
+    commit(Contents(atlas, index, manifests, pairs), work)
+
+
+def write_model(model: FinishedModel, folder: Path, progress: Progress, memory: int) -> Manifest:
+    """Write all files of a finished model into its folder."""
+    write_vectors(model, folder)
+    for name, space in model.spaces.items():
+        write_space(folder / atlas_files.space(None if space is model.space else name), space)
+    if model.maps:
+        maps = {name: Blocks(tuple(A.shape), "float32", [A.numpy()]) for name, A in model.maps.items()}
+        write_tensors(folder / atlas_files.MAPS, maps)
+    write_own_transfers(model.name, model.spaces, folder, progress)
+    built_at = datetime.now(UTC).replace(tzinfo=None, microsecond=0)
+    model = replace(model, row=model.row | {"built_at": built_at})
+    with new_tables(folder / atlas_files.TABLES, memory) as connection:
+        for statements in atlas_files.model_tables():
+            connection.execute(statements)
         insert_model(connection, model)
-        mine, others = related(connection, atlas, folder, progress)
-        write_transfers(others, model.spaces, folder, progress)
         insert_parameters(connection, model, progress)
         insert_heads(connection, model)
-        insert_relations(connection, mine, others, model.row["neighbor_k"], device, progress)
-        insert_files(connection, model, work, folder)
-        connection.execute("COMMIT")
-    shutil.rmtree(work / "duckdb-temp", ignore_errors=True)
-    flush_tree(work)
-    if new:
-        work.rename(atlas)
-    else:
-        place = atlas_files.model_folder(atlas, model.name)
-        shutil.rmtree(place, ignore_errors=True)  # left by a build killed between these two steps
-        place.parent.mkdir(exist_ok=True)
-        folder.rename(place)
-        flush(place.parent)  # before the database names what is there
-        file.replace(atlas_files.database(atlas))
-        shutil.rmtree(work)
-    flush(atlas)
-    flush(atlas.parent)
+        tables = counted(connection)
+    shutil.rmtree(folder / "duckdb-temp", ignore_errors=True)
+    files = listed(folder, [file.name for file in folder.iterdir()])
+    manifest = Manifest(secrets.token_hex(8), model.row, model.layout, files, tables)
+    (folder / atlas_files.MANIFEST).write_text(manifest.text(), "utf-8")
+    return manifest
+
+
+def related(contents: Contents, mine: Related, progress: Progress) -> list[Pair]:
+    """A new model with each of those that an atlas has and that it is compared with. ``progress`` is told which models
+    are compared on shared tokens only, or not at all.
+    """
+    found, apart = [], []
+    for name, manifest in contents.manifests.items():
+        folder = contents.atlas / contents.folder(name)
+        pair = pair_of(Related(manifest.uid, contents.models[name], folder), mine)
+        if pair is None:
+            apart.append(name)
+            continue
+        if pair.shared is not None:
+            progress.say(f"{mine.name} with {name}: compared on the {pair.n_tokens:,} tokens whose text both have")
+        found.append(pair)
+    if apart:
+        progress.say(
+            f"{mine.name}: no neighbors or alignments are kept with {', '.join(apart)}: "
+            "their vocabularies differ too much; similar and align compare them when asked"
+        )
+    return found
+
+
+def write_relation(pair: Pair, work: Path, device: torch.device, progress: Progress, k: int) -> Relation:
+    """Write the folder of a relation: the transfers between the spaces of the two models, the ``k`` neighbors of every
+    parameter both ways, and the alignments of their layers.
+    """
+    folder = atlas_files.relation_folder(work, pair.a.uid, pair.b.uid)
+    folder.mkdir(parents=True)
+    write_transfers(pair, folder, device, progress)
+    with new_tables(folder / atlas_files.TABLES) as connection:
+        connection.execute(atlas_files.relation_tables())
+        with progress.step(f"{pair.b.name} with {pair.a.name}: neighbors and alignment", passes(pair)) as advance:
+            for table, rows in relation_rows(pair, folder, k, device, advance):
+                insert(connection, f"INSERT INTO store.{table} BY NAME SELECT * FROM given", rows)
+        tables = counted(connection)
+    shutil.rmtree(folder / "duckdb-temp", ignore_errors=True)
+    files = listed(folder, [file.name for file in folder.iterdir()])
+    relation = Relation(pair.a.uid, pair.b.uid, pair.n_tokens, pair.shared is not None, files, tables)
+    (folder / atlas_files.MANIFEST).write_text(relation.text(), "utf-8")
+    return relation
 
 
 def write_vectors(model: FinishedModel, folder: Path) -> None:
@@ -113,42 +142,3 @@ def write_vectors(model: FinishedModel, folder: Path) -> None:
                     rotations[space.root.rank] = rotation(space.root.rank)
                 turn = rotations[space.root.rank]
                 write_codes(folder, stem, open_rows(path), turn)
-
-
-def insert_relations(
-    connection: duckdb.DuckDBPyConnection,
-    mine: Related,
-    others: list[Related],
-    k: int,
-    device: torch.device,
-    progress: Progress,
-) -> None:
-    """Insert neighbors both ways and layer alignments with every model that the new one is related to."""
-    for other in others:
-        row = [other.model.model_id, mine.model.model_id, other.n_tokens]
-        connection.execute("INSERT INTO store.relations VALUES (?, ?, ?)", row)
-        with progress.step(f"{mine.name} with {other.name}: neighbors and alignment", passes(other, mine)) as advance:
-            for table, rows in relation_rows(other, mine, k, device, advance):
-                insert(connection, f"INSERT INTO store.{table} BY NAME SELECT * FROM given", rows)
-
-
-def flush(path: Path) -> None:
-    """Flush a file or folder to the disk. Raises OSError, because what is not on the disk is not published; but not
-    where the system or the file system has no such thing.
-    """
-    if path.is_dir() and os.name == "nt":
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
-            raise
-    finally:
-        os.close(handle)
-
-
-def flush_tree(root: Path) -> None:
-    """Flush a folder and all that is in it to the disk."""
-    for path in [*root.rglob("*"), root]:
-        flush(path)

@@ -3,32 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import duckdb
-import numpy as np
 import pyarrow as pa
 import torch
 
+from paramdex_builder.files.tables import insert
 from paramdex_builder.files.units import Units
 from paramdex_builder.project.pieces import pieces
 from paramdex_builder.project.space import Space
 from paramdex_builder.project.undertrained import token_embeddings
 from paramdex_builder.read.vocabulary import Vocabulary
 from paramdex_builder.work.progress import Progress
-from paramdex_schemas import Layout, atlas_files
-
-_RUN = ("stack", "layer", "owner", "n_owners", "size", "group")
-"""What ``store.layout`` has of a run, beside its kind, its first parameter and its space."""
+from paramdex_schemas import Layout
+from paramdex_schemas.contents import RUN_COLUMNS
 
 
 @dataclass
 class FinishedModel:
-    """A model whose units are done. ``row`` holds its columns of ``models``, without the ids and the name."""
+    """A model whose units are done. ``row`` holds its columns of ``models``."""
 
-    name: str
     row: dict[str, Any]
     layout: Layout
     spaces: dict[str, Space]
@@ -39,68 +34,35 @@ class FinishedModel:
     units: Units
 
     @property
+    def name(self) -> str:
+        return str(self.row["model"])
+
+    @property
     def space(self) -> Space:
         """That of the model's own embedding."""
         return next(iter(self.spaces.values()))
 
 
 def insert_model(connection: duckdb.DuckDBPyConnection, model: FinishedModel) -> None:
-    ((model_id, first_param, first_head),) = connection.execute(
-        "SELECT coalesce(max(model_id) + 1, 0), coalesce(max(first_param_id + n_parameters), 0), "
-        "(SELECT coalesce(max(head_id) + 1, 0) FROM store.heads) FROM store.models"
-    ).fetchall()
-    row = model.row | {
-        "model_id": model_id,
-        "model": model.name,
-        "first_param_id": first_param,
-        "first_head_id": first_head,
-        "built_at": datetime.now(UTC).replace(tzinfo=None, microsecond=0),
-    }
+    """Insert the rows of ``models``, ``layout``, ``tokens`` and ``token_embeddings``."""
     connection.execute(
-        f"INSERT INTO store.models ({', '.join(row)}) VALUES ({', '.join('?' * len(row))})", list(row.values())
+        f"INSERT INTO store.models ({', '.join(model.row)}) VALUES ({', '.join('?' * len(model.row))})",
+        list(model.row.values()),
     )
-    runs = [
-        (model_id, *(getattr(run, name) for name in ("kind", *_RUN)), first_param + run.first, run.space)
-        for run in model.layout.runs
-    ]
-    connection.executemany(f"INSERT INTO store.layout VALUES ({', '.join('?' * 10)})", runs)
-    _insert_tokens(connection, model, model_id)
-
-
-def _insert_tokens(connection: duckdb.DuckDBPyConnection, model: FinishedModel, model_id: int) -> None:
-    """Insert the rows of ``token_embeddings``, and those of ``tokens`` if no earlier model has the vocabulary."""
+    runs = [[getattr(run, name) for name in RUN_COLUMNS] for run in model.layout.runs]
+    connection.executemany(f"INSERT INTO store.layout VALUES ({', '.join('?' * len(RUN_COLUMNS))})", runs)
+    insert(connection, "INSERT INTO store.tokens BY NAME SELECT * FROM given", model.vocabulary.table())
     space = model.space
     found = token_embeddings(space.embedding, space.means.cpu().numpy(), space.root)
     table = pa.table(
         {
-            "model_id": pa.array(np.full(space.size, model_id), pa.int32()),
             "token_id": pa.array(range(space.size), pa.int32()),
             "norm": found.norm,
             "undertrained": pa.nulls(space.size, pa.float32()) if found.score is None else found.score,
             "is_undertrained": found.undertrained,
         }
     )
-    known = connection.execute(
-        "SELECT count(*) FROM store.tokens WHERE vocabulary = ?", [model.vocabulary.name]
-    ).fetchall()
-    if known == [(0,)]:
-        items = model.vocabulary.table().append_column("is_undertrained", table["is_undertrained"])
-        insert(connection, "INSERT INTO store.tokens BY NAME SELECT * FROM given", items)
-    else:
-        sql = """
-            UPDATE store.tokens AS t SET is_undertrained = false
-            FROM given AS g
-            WHERE t.vocabulary = ? AND t.token_id = g.token_id AND t.is_undertrained AND NOT g.is_undertrained
-        """
-        insert(connection, sql, table, [model.vocabulary.name])
     insert(connection, "INSERT INTO store.token_embeddings BY NAME SELECT * FROM given", table)
-
-
-def insert(connection: duckdb.DuckDBPyConnection, sql: str, given: pa.Table, values: Any = None) -> None:
-    """Run ``sql`` with the Arrow table ``given`` visible under that name."""
-    connection.register("given", given)
-    connection.execute(sql, values or [])
-    connection.unregister("given")
 
 
 def insert_parameters(connection: duckdb.DuckDBPyConnection, model: FinishedModel, progress: Progress) -> None:
@@ -110,18 +72,17 @@ def insert_parameters(connection: duckdb.DuckDBPyConnection, model: FinishedMode
     sql = """
         INSERT INTO store.parameters BY NAME
         SELECT
-            m.first_param_id + g.row AS param_id,
-            m.model || coalesce('/' || g.stack, '') || coalesce('/L' || g.layer, '') || coalesce('/H' || g.head, '')
-                || coalesce('/E' || g.expert, '') || '/' || $kind || '/' || g.idx AS address,
-            m.model_id, $kind AS kind, g.* EXCLUDE (row, top_ranks_token_z, bottom_ranks_token_z)
-        FROM given AS g, store.models AS m
-        WHERE m.model = $model
+            row AS param_id,
+            coalesce(stack || '/', '') || coalesce('L' || layer || '/', '') || coalesce('H' || head || '/', '')
+                || coalesce('E' || expert || '/', '') || $kind || '/' || idx AS path,
+            $kind AS kind, g.* EXCLUDE (row, top_ranks_token_z, bottom_ranks_token_z)
+        FROM given AS g
     """
     layout = model.layout
     with progress.step(f"{model.name}: storing parameters", layout.n_parameters) as advance:
         for kind in layout.kinds:
             for piece in pieces(layout, kind):
-                insert(connection, sql, model.units.read(kind, piece.number), {"kind": kind, "model": model.name})
+                insert(connection, sql, model.units.read(kind, piece.number), {"kind": kind})
                 advance(piece.n_rows)
     files = [str(model.units.rows(kind, piece.number)) for kind in layout.kinds for piece in pieces(layout, kind)]
     connection.execute(
@@ -137,76 +98,53 @@ def insert_parameters(connection: duckdb.DuckDBPyConnection, model: FinishedMode
                    unnest(range(1, len(tokens) + 1)) AS place, unnest(ranks_token_z) AS rank_token_z
             FROM lists
         )
-        SELECT e.token_id, e.is_top, e.score, e.token_z, CASE WHEN e.place <= m.top_k THEN e.place END AS rank,
-               e.rank_token_z, m.first_param_id + e.row AS param_id
-        FROM entries AS e, store.models AS m
-        WHERE m.model = $model
+        SELECT token_id, is_top, score, token_z, CASE WHEN place <= $top_k THEN place END AS rank, rank_token_z,
+               row AS param_id
+        FROM entries
         ORDER BY token_id, is_top, abs(score) DESC, param_id
         """,
-        {"files": files, "model": model.name},
+        {"files": files, "top_k": model.row["top_k"]},
     )
-    _count_hubs(connection, model.name)
+    _count_hubs(connection)
 
 
-def _count_hubs(connection: duckdb.DuckDBPyConnection, model: str) -> None:
-    """Set in how many lists every token of a model is among the ten strongest."""
+def _count_hubs(connection: duckdb.DuckDBPyConnection) -> None:
+    """Set in how many lists every token is among the ten strongest."""
     connection.execute(
         """
         UPDATE store.token_embeddings AS e SET in_top_10 = n.by_score, in_top_10_token_z = n.by_token_z
         FROM (
-            SELECT m.model_id, p.token_id, count(*) FILTER (p.rank <= 10) AS by_score,
-                   count(*) FILTER (p.rank_token_z <= 10) AS by_token_z
-            FROM store.postings AS p
-            JOIN store.models AS m
-                ON p.param_id >= m.first_param_id AND p.param_id < m.first_param_id + m.n_parameters
-            WHERE m.model = ? AND (p.rank <= 10 OR p.rank_token_z <= 10)
+            SELECT token_id, count(*) FILTER (rank <= 10) AS by_score,
+                   count(*) FILTER (rank_token_z <= 10) AS by_token_z
+            FROM store.postings
+            WHERE rank <= 10 OR rank_token_z <= 10
             GROUP BY ALL
         ) AS n
-        WHERE e.model_id = n.model_id AND e.token_id = n.token_id
-        """,
-        [model],
+        WHERE e.token_id = n.token_id
+        """
     )
 
 
 def insert_heads(connection: duckdb.DuckDBPyConnection, model: FinishedModel) -> None:
+    """Insert the rows of ``heads``, ``pairs``, ``directions`` and ``direction_tokens``."""
     heads = """
         INSERT INTO store.heads BY NAME
-        SELECT m.first_head_id + g.row AS head_id,
-               m.model || coalesce('/' || g.stack, '') || '/L' || g.layer || '/H' || g.head AS address,
-               m.model_id, g.* EXCLUDE (row)
-        FROM given AS g, store.models AS m
-        WHERE m.model = $model
+        SELECT row AS head_id, coalesce(stack || '/', '') || 'L' || layer || '/H' || head AS path, g.* EXCLUDE (row)
+        FROM given AS g
     """
-    pairs = """
-        INSERT INTO store.pairs BY NAME
-        SELECT m.first_head_id + g.row AS head_id, g.* EXCLUDE (row)
-        FROM given AS g, store.models AS m
-        WHERE m.model = $model
-    """
+    pairs = "INSERT INTO store.pairs BY NAME SELECT row AS head_id, g.* EXCLUDE (row) FROM given AS g"
     directions = """
         INSERT INTO store.directions
-        SELECT DISTINCT m.first_head_id + g.row AS head_id, g.matrix, g.direction, g.singular_value, g.share
-        FROM given AS g, store.models AS m
-        WHERE m.model = $model
+        SELECT DISTINCT row AS head_id, matrix, direction, singular_value, share FROM given
         ORDER BY ALL
     """
     tokens = """
         INSERT INTO store.direction_tokens BY NAME
-        SELECT m.first_head_id + g.row AS head_id, g.* EXCLUDE (row, singular_value, share)
-        FROM given AS g, store.models AS m
-        WHERE m.model = $model
+        SELECT row AS head_id, g.* EXCLUDE (row, singular_value, share) FROM given AS g
     """
     for number in range(len(model.layout.attention_places)):
-        insert(connection, heads, model.units.read("heads", number), {"model": model.name})
-        insert(connection, pairs, model.units.read("pairs", number), {"model": model.name})
+        insert(connection, heads, model.units.read("heads", number))
+        insert(connection, pairs, model.units.read("pairs", number))
         of_directions = model.units.read("directions", number)
         for sql in (directions, tokens):
-            insert(connection, sql, of_directions, {"model": model.name})
-
-
-def insert_files(connection: duckdb.DuckDBPyConnection, model: FinishedModel, root: Path, folder: Path) -> None:
-    for file in sorted(folder.iterdir()):
-        connection.execute(
-            "INSERT INTO store.files VALUES (?, ?, ?, ?)",
-            [model.name, file.relative_to(root).as_posix(), file.stat().st_size, atlas_files.sha256(file)],
-        )
+            insert(connection, sql, of_directions)

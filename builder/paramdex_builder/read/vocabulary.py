@@ -188,7 +188,6 @@ class Vocabulary:
         """The rows of the table ``tokens``."""
         return pa.table(
             {
-                "vocabulary": pa.array([self.name] * len(self), pa.string()),
                 "token_id": pa.array(range(len(self)), pa.int32()),
                 "token": self.tokens,
                 "text": self.texts,

@@ -1,4 +1,4 @@
-"""Which models of an atlas a new one is related to, and by which tokens.
+"""Two models that are related, and by which tokens.
 
 Models of one vocabulary are compared by the scores of all its tokens. Two vocabularies may differ by few tokens, as
 those of a base and of a tuned model with tokens of its own do. Such models are compared in the same way by the tokens
@@ -15,16 +15,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import duckdb
 import numpy as np
 import torch
 from safetensors import safe_open
 
+from paramdex_builder.files.tables import tables
 from paramdex_builder.files.vectors import open_rows
 from paramdex_builder.relate.relations import Segment
-from paramdex_builder.work.progress import Progress
 from paramdex_schemas import Layout, atlas_files, isometry, vector_files
-from paramdex_schemas.model import Model, read_models
+from paramdex_schemas.model import Model
 
 NEARLY = 0.9
 """The share of either vocabulary's texts that two must have in common for their models to be related."""
@@ -32,30 +31,22 @@ NEARLY = 0.9
 
 @dataclass(frozen=True)
 class Shared:
-    """The tokens that two vocabularies share, by text: their ids in the earlier model's and in the new one's (S each),
-    in the order of the earlier one's.
-    """
+    """The tokens that two vocabularies share, by text: their ids in a's and in b's (S each), in the order of a's."""
 
-    earlier: torch.Tensor
-    new: torch.Tensor
+    a: torch.Tensor
+    b: torch.Tensor
 
     def __len__(self) -> int:
-        return len(self.earlier)
+        return len(self.a)
 
 
 @dataclass(frozen=True)
 class Related:
-    """A model whose vectors are written: the new one, in its folder, or one in the atlas that the new one is related
-    to.
+    """A model whose files are all written, in its folder."""
 
-    It is compared with the new one by the tokens ``shared``, or by all of them (None) where both have one vocabulary;
-    ``n_tokens`` is how many that are.
-    """
-
+    uid: str
     model: Model
     folder: Path
-    n_tokens: int
-    shared: Shared | None = None
 
     @property
     def name(self) -> str:
@@ -101,42 +92,43 @@ class Related:
         return None if space == self.model.embedding else space
 
 
-def related(
-    connection: duckdb.DuckDBPyConnection, atlas: Path, folder: Path, progress: Progress
-) -> tuple[Related, list[Related]]:
-    """The new model and the earlier ones that it is related to. ``progress`` is told which models are compared on
-    shared tokens only, or not at all. The new model is the last of the database, which has its rows of ``models``,
-    ``layout`` and ``tokens``; its vectors are in ``folder``.
+@dataclass(frozen=True)
+class Pair:
+    """Two models that are compared: a, which was in the atlas first, and b. They are compared by the tokens ``shared``,
+    or by all of them (None) where both have one vocabulary; ``n_tokens`` is how many that are.
     """
-    *earlier, new = read_models(lambda sql: connection.execute(sql).fetchall())
-    own = new.vocabulary
-    mine = Related(new, folder, new.vocabulary_size)
-    shared = {other: _shared(connection, other, own) for other in {each.vocabulary for each in earlier} - {own}}
-    others, apart = [], []
-    for other in earlier:
-        tokens = shared.get(other.vocabulary)
-        if other.vocabulary != own and tokens is None:
-            apart.append(other.name)
-            continue
-        if tokens is not None:
-            progress.say(f"{new.name} with {other.name}: compared on the {len(tokens):,} tokens whose text both have")
-        n_tokens = new.vocabulary_size if tokens is None else len(tokens)
-        others.append(Related(other, atlas_files.model_folder(atlas, other.name), n_tokens, tokens))
-    if apart:
-        progress.say(
-            f"{new.name}: no neighbors or alignments are kept with {', '.join(apart)}: "
-            "their vocabularies differ too much; similar and align compare them when asked"
-        )
-    return mine, others
+
+    a: Related
+    b: Related
+    n_tokens: int
+    shared: Shared | None = None
+
+    @property
+    def sides(self) -> dict[str, Related]:
+        return {"a": self.a, "b": self.b}
+
+    def tokens(self, side: str) -> torch.Tensor | None:
+        """The ids of the shared tokens in the vocabulary of a side, a or b; None where all count."""
+        return None if self.shared is None else getattr(self.shared, side)
 
 
-def _shared(connection: duckdb.DuckDBPyConnection, earlier: str, new: str) -> Shared | None:
+def pair_of(a: Related, b: Related) -> Pair | None:
+    """Two models with the tokens by which they are compared; None where their vocabularies differ too much."""
+    if a.model.vocabulary == b.model.vocabulary:
+        return Pair(a, b, b.model.vocabulary_size)
+    shared = _shared(a, b)
+    return None if shared is None else Pair(a, b, len(shared), shared)
+
+
+def _shared(a: Related, b: Related) -> Shared | None:
     """The tokens that two vocabularies have in common, None where they are not nearly all of both."""
-    found = connection.execute(atlas_files.shared_tokens(), {"a": earlier, "b": new}).fetchnumpy()
-    a, b, texts_a, texts_b = (
+    with tables({"a": a.folder / atlas_files.TABLES, "b": b.folder / atlas_files.TABLES}) as connection:
+        sql = atlas_files.shared_tokens("a.store.tokens", "b.store.tokens")
+        found = connection.execute(sql).fetchnumpy()
+    in_a, in_b, texts_a, texts_b = (
         torch.from_numpy(np.ma.getdata(found[name]).astype(np.int64))
         for name in ("token_a", "token_b", "texts_a", "texts_b")
     )
-    if len(a) < 2 or len(a) < NEARLY * max(int(texts_a[0]), int(texts_b[0])):
+    if len(in_a) < 2 or len(in_a) < NEARLY * max(int(texts_a[0]), int(texts_b[0])):
         return None
-    return Shared(a, b)
+    return Shared(in_a, in_b)

@@ -1,14 +1,13 @@
-"""The ways between the coordinates of spaces, written to files: from one of the new model's spaces to another, and to
-each from those of the models that it is related to.
+"""The ways between the coordinates of spaces, written to files: from one of a model's spaces to another, and from those
+of one model to those of another that it is related to.
 
 Every pair of spaces has one, since any two vectors may be compared. There may be twelve and more, as large as a root
-each, and the spaces of an earlier model are as large as those of the new one. So one is made at a time, and of what
-lies in files only slices are read.
+each. So one is made at a time, and of what lies in files only slices are read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations, product
 from pathlib import Path
@@ -21,7 +20,7 @@ from safetensors import safe_open
 
 from paramdex_builder.files.tensors import Blocks, write_tensors
 from paramdex_builder.project.space import Space, centred_gram, column_means, space_work
-from paramdex_builder.relate.models import Related, Shared
+from paramdex_builder.relate.models import Pair
 from paramdex_builder.work.progress import Advance, Progress
 from paramdex_schemas import atlas_files, isometry
 
@@ -49,18 +48,18 @@ class _Stored:
 
 
 @dataclass(frozen=True)
-class _Gathered:
-    """Rows of a matrix by their ids (S), on a device, when they are asked for."""
+class _Rows:
+    """The rows of a matrix in a file, or those with some ids (S), on a device, when they are asked for."""
 
-    rows: torch.Tensor | _Stored
-    ids: torch.Tensor
+    stored: _Stored
     device: torch.device
+    ids: torch.Tensor | None = None
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return self.stored.shape[0] if self.ids is None else len(self.ids)
 
     def __getitem__(self, part: slice) -> torch.Tensor:
-        return self.rows[self.ids[part]].to(self.device)
+        return self.stored[part if self.ids is None else self.ids[part]].to(self.device)
 
 
 @dataclass(frozen=True)
@@ -82,33 +81,65 @@ class _Basis:
         """Of the file of a space."""
         with safe_open(file, framework="pt") as opened:
             means = opened.get_tensor("means").to(device)
-        return cls(_Stored(file, "embedding"), means, _Stored(file, "root"))
+        return cls(_Rows(_Stored(file, "embedding"), device), means, _Stored(file, "root"))
 
     @property
     def rank(self) -> int:
         return int(self.root.shape[0])
 
 
-def write_transfers(others: list[Related], spaces: dict[str, Space], folder: Path, progress: Progress) -> None:
-    """Write what takes coordinates of each space of the new model into those of each after it, and coordinates of every
-    space of each other model into those of every space of the new one. ``spaces`` has the new model's by name.
+def write_own_transfers(name: str, spaces: Mapping[str, Space], folder: Path, progress: Progress) -> None:
+    """Write what takes coordinates of each space of a model into those of each after it; nothing where it has one.
+    ``spaces`` has them by name, ``folder`` is the model's.
     """
-    new = {name: _Basis.of(space) for name, space in spaces.items()}
-    device = next(iter(new.values())).means.device
-    pairs = {atlas_files.transfer(a, b): (new[a], new[b]) for a, b in combinations(new, 2)}
-    for other in others:
-        if other.shared is None:
-            for source in other.model.spaces:
-                basis = _Basis.stored(other.space_file(source), device)
-                pairs |= {atlas_files.transfer(source, into, other.name): (basis, new[into]) for into in new}
-    if pairs:
-        work = sum(len(into.rows) for _, into in pairs.values())
-        with progress.step(f"{folder.name}: measuring how spaces lie to each other", work) as advance:
-            tensors = {name: _block(source, into, advance) for name, (source, into) in pairs.items()}
-            write_tensors(folder / atlas_files.TRANSFER, tensors)
-    for other in others:
-        if other.shared is not None:
-            _write_shared(other, other.shared, spaces, folder, progress)
+    bases = {space: _Basis.of(each) for space, each in spaces.items()}
+    pairs = {atlas_files.transfer(a, b): (bases[a], bases[b]) for a, b in combinations(bases, 2)}
+    if not pairs:
+        return
+    work = sum(len(into.rows) for _, into in pairs.values())
+    with progress.step(f"{name}: measuring how spaces lie to each other", work) as advance:
+        tensors = {each: _block(source, into, advance) for each, (source, into) in pairs.items()}
+        write_tensors(folder / atlas_files.TRANSFER, tensors)
+
+
+def write_transfers(pair: Pair, folder: Path, device: torch.device, progress: Progress) -> None:
+    """Write what takes coordinates of every space of a into those of every space of b, to the ``folder`` of the
+    relation. On shared tokens the roots of all these spaces stand there, too. The roots wait in files, so that of
+    matrices of the models' width no more are held than decomposing one takes.
+    """
+    files = {side: [model.space_file(space) for space in model.model.spaces] for side, model in pair.sides.items()}
+    work = len(files["a"]) * len(files["b"]) * pair.n_tokens
+    if pair.shared is not None:
+        work += sum(len(own) * space_work(pair.n_tokens, pair.sides[side].width) for side, own in files.items())
+    what = f"{pair.b.name} with {pair.a.name}: measuring how spaces lie to each other"
+    with TemporaryDirectory(prefix="scratch-", dir=folder) as scratch, progress.step(what, work) as advance:
+        bases = {
+            side: {
+                space: _basis(pair, side, file, Path(scratch), device, advance)
+                for space, file in zip(pair.sides[side].model.spaces, own, strict=True)
+            }
+            for side, own in files.items()
+        }
+        tensors = {}
+        if pair.shared is not None:
+            tensors = {
+                atlas_files.shared_root(side, space): Blocks((each.rank, len(each.means)), "float64", _parts(each.root))
+                for side, of_side in bases.items()
+                for space, each in of_side.items()
+            }
+        tensors |= {
+            atlas_files.transfer(source, into): _block(bases["a"][source], bases["b"][into], advance)
+            for source, into in product(bases["a"], bases["b"])
+        }
+        write_tensors(folder / atlas_files.TRANSFER, tensors)
+
+
+def _basis(pair: Pair, side: str, file: Path, scratch: Path, device: torch.device, advance: Advance) -> _Basis:
+    """Of the file of a space of one of two models, on the tokens by which they are compared."""
+    ids = pair.tokens(side)
+    if ids is None:
+        return _Basis.stored(file, device)
+    return _measured(_Rows(_Stored(file, "embedding"), device, ids), scratch / f"{side}.{file.name}", advance)
 
 
 def _block(source: _Basis, into: _Basis, advance: Advance) -> Blocks:
@@ -128,32 +159,7 @@ def _transfer(source: _Basis, into: _Basis, advance: Advance) -> Iterator[np.nda
     yield T
 
 
-def _write_shared(other: Related, shared: Shared, spaces: dict[str, Space], folder: Path, progress: Progress) -> None:
-    """Write the roots of the spaces of both models on the shared tokens and the transfers between them. The roots wait
-    in files, so that of matrices of the models' width no more are held than decomposing one takes.
-    """
-    device = next(iter(spaces.values())).means.device
-    files = {name: other.space_file(name) for name in other.model.spaces}
-    earlier = {name: _Gathered(_Stored(file, "embedding"), shared.earlier, device) for name, file in files.items()}
-    later = {name: _Gathered(space.embedding, shared.new, device) for name, space in spaces.items()}
-    widths = [*(other.width for _ in earlier), *(len(space.means) for space in spaces.values())]
-    work = len(earlier) * len(later) * len(shared) + sum(space_work(len(shared), d) for d in widths)
-    with (
-        TemporaryDirectory(prefix="scratch-", dir=folder.parent) as scratch,
-        progress.step(f"{folder.name} with {other.name}: measuring shared tokens", work) as advance,
-    ):
-        a = {name: _measured(rows, Path(scratch) / f"earlier.{name}", advance) for name, rows in earlier.items()}
-        b = {name: _measured(rows, Path(scratch) / f"later.{name}", advance) for name, rows in later.items()}
-        tensors = {
-            f"{side}/{name}": Blocks((basis.rank, len(basis.means)), "float64", _in_parts(basis.root))
-            for side, bases in (("earlier", a), ("later", b))
-            for name, basis in bases.items()
-        }
-        tensors |= {atlas_files.transfer(*pair): _block(a[pair[0]], b[pair[1]], advance) for pair in product(a, b)}
-        write_tensors(folder / atlas_files.shared_space(other.name), tensors)
-
-
-def _measured(rows: _Gathered, file: Path, advance: Advance) -> _Basis:
+def _measured(rows: _Rows, file: Path, advance: Advance) -> _Basis:
     """The basis of some rows of a space; its root is written to ``file``."""
     means = column_means(rows)
     root = isometry.gram_root(centred_gram(rows, means, rows, means, advance), len(rows)).root
@@ -162,5 +168,5 @@ def _measured(rows: _Gathered, file: Path, advance: Advance) -> _Basis:
     return _Basis(rows, means, _Stored(file, "root"))
 
 
-def _in_parts(matrix: np.ndarray | _Stored) -> Iterator[np.ndarray]:
+def _parts(matrix: np.ndarray | _Stored) -> Iterator[np.ndarray]:
     return (np.asarray(matrix[start : start + _ROOT_ROWS]) for start in range(0, matrix.shape[0], _ROOT_ROWS))

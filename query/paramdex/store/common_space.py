@@ -19,15 +19,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from paramdex.store.database import Database
-from paramdex.store.related import related_on
 from paramdex.store.spaces import SharedSpaces
 from paramdex.store.store import Store
 from paramdex.store.vectors import Piece, Vectors
-from paramdex_schemas import QueryError, atlas_files, isometry
+from paramdex_schemas import QueryError, isometry
 from paramdex_schemas.isometry import Array
 from paramdex_schemas.layout import Place
 from paramdex_schemas.model import Model, Span
@@ -179,14 +179,12 @@ def compared(
 
 def _shared(store: Store, a: Model, b: Model) -> SharedSpaces:
     """The spaces of two models of different vocabularies on the tokens that both have."""
-    first, second = sorted((a, b), key=lambda model: model.model_id)
-    tokens = lambda: shared_tokens(store.database, first, second)  # noqa: E731
-    return store.vectors.shared(first, second, tokens, related_on(store.database, first, second))
+    return store.vectors.shared(a, b, partial(shared_tokens, store.database))
 
 
 def shared_tokens(database: Database, a: Model, b: Model) -> tuple[list[int], list[int]]:
     """The ids of the tokens whose text both models have, in each of them. Raises QueryError if there are too few."""
-    found = database.table(atlas_files.shared_tokens(), {"a": a.vocabulary, "b": b.vocabulary})
+    found = database.shared_tokens(a, b)
     if len(found) < 2:
         raise QueryError(f"{a.name} and {b.name} share {len(found)} tokens: too few to compare them on")
     return found["token_a"].to_pylist(), found["token_b"].to_pylist()

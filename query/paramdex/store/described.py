@@ -14,7 +14,7 @@ from paramdex.store.postings import Postings, Strongest
 from paramdex.store.store import Store
 from paramdex.text import arrow
 from paramdex_schemas import MATRICES
-from paramdex_schemas.model import RANKINGS, Model, Ranking
+from paramdex_schemas.model import Model, Ranking
 
 SHOWN_TOKENS = 5
 """Tokens of a side that describe a parameter in a list."""
@@ -63,15 +63,15 @@ def passing(store: Store, found: Mapping[int, Strongest], sieve: Sieve, n: int =
     return described
 
 
-def pairs_of(store: Store, head_ids: Iterable[int], by: Ranking) -> pa.Table:
-    """All pairs that the atlas keeps of some heads: head_id, matrix, is_top, score, token_z (null where nothing is
+def pairs_of(store: Store, model: Model, head_id: int, by: Ranking) -> pa.Table:
+    """All pairs that the atlas keeps of a head: matrix, is_top, score, token_z (null where nothing is
     usual), same_word, source_id, target_id; and by a ranking rank and rank_distinct, each null where the pair is not in
     that list.
     """
-    return store.database.table(
-        f"SELECT head_id, matrix, is_top, score, token_z, {ranks_of_pairs(by)}, same_word, source_id, target_id "
-        "FROM store.pairs WHERE head_id IN (SELECT unnest($ids))",
-        {"ids": list(head_ids) or [-1]},
+    return store.database.of(model).table(
+        f"SELECT matrix, is_top, score, token_z, {ranks_of_pairs(by)}, same_word, source_id, target_id "
+        "FROM store.pairs WHERE head_id = ?",
+        [head_id - model.first_head_id],
     )
 
 
@@ -93,17 +93,19 @@ def by_pairs(
     ``asked`` has the model of each head.
     """
     found: dict[tuple[Matrix, str], list[dict[str, int]]] = {(of, side): [] for of in asked for side in sides}
-    for by in RANKINGS:
-        heads = {head_id for (head_id, _), model in asked.items() if sieve.ranking(model) == by}
-        if not heads:
-            continue
-        for head_id, matrix, is_top, source_id, target_id in store.database.rows(
+    heads: dict[str, set[int]] = {}
+    for (head_id, _), model in asked.items():
+        heads.setdefault(model.name, set()).add(head_id - model.first_head_id)
+    for name, rows in heads.items():
+        model = store.models[name]
+        for row, matrix, is_top, source_id, target_id in store.database.of(model).rows(
             "SELECT head_id, matrix, is_top, source_id, target_id "
-            f"FROM (SELECT * REPLACE ({ranks_of_pairs(by)}) FROM store.pairs WHERE head_id IN (SELECT unnest($ids))) "
+            f"FROM (SELECT * REPLACE ({ranks_of_pairs(sieve.ranking(model))}) FROM store.pairs "
+            "WHERE head_id IN (SELECT unnest($ids))) "
             "WHERE rank_distinct <= $shown ORDER BY rank_distinct",
-            {"ids": list(heads), "shown": ALL if sieve else n},
+            {"ids": list(rows), "shown": ALL if sieve else n},
         ):
-            own = found.get(((head_id, matrix), "top" if is_top else "bottom"))
+            own = found.get(((model.first_head_id + row, matrix), "top" if is_top else "bottom"))
             if own is not None:
                 own.append({"source_id": source_id, "target_id": target_id})
     described: dict[Matrix, dict[str, list[str]]] = {of: {} for of in asked}

@@ -127,8 +127,8 @@ class Sieve:
             )
             return None
         if rule.table == "token_embeddings":
-            sql = f"SELECT {rule.passes} AS passes FROM store.token_embeddings WHERE model_id = ? ORDER BY token_id"
-            found: Mask = self.database.kept(sql, model.model_id)["passes"].to_numpy()
+            sql = f"SELECT {rule.passes} AS passes FROM store.token_embeddings ORDER BY token_id"
+            found: Mask = self.database.of(model).kept(sql)["passes"].to_numpy()
             return found
         import pyarrow.compute as pc  # here, as it takes longer to import than an atlas to open
 

@@ -34,13 +34,12 @@ def owners(model: Model, kind: str, place: Place) -> list[int]:
 def rows_of_heads(store: Store, model: Model) -> pa.Table:
     """The rows of store.heads of a model, in the order of its heads; read once."""
     sql = (
-        "SELECT head_id, address, stack, layer, kv_head, qk_norm, qk_mean, qk_std, vo_norm, vo_mean, vo_std "
-        "FROM store.heads WHERE model_id = ? ORDER BY head_id"
+        f"SELECT head_id + {model.first_head_id} AS head_id, model || '/' || path AS address, stack, layer, kv_head, "
+        "qk_norm, qk_mean, qk_std, vo_norm, vo_mean, vo_std FROM store.heads, store.models ORDER BY head_id"
     )
-    return store.database.kept(sql, model.model_id)
+    return store.database.of(model).kept(sql)
 
 
 def displacements(store: Store) -> set[str]:
     """The models whose heads' matrices are differences of two matrices, and so no products of their vectors."""
-    found = store.database.kept("SELECT model FROM store.models WHERE base IS NOT NULL")
-    return set(found["model"].to_pylist())
+    return {name for name, one in store.database.contents.manifests.items() if one.row["base"] is not None}

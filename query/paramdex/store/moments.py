@@ -26,11 +26,7 @@ def moments(database: Database, model: Model, ids: Span | None = None) -> tuple[
 
 
 def _columns(database: Database, model: Model, *columns: str, ids: Span | None) -> list[Numbers]:
-    first, end = model.span
-    table = database.kept(
-        f"SELECT {', '.join(columns)} FROM store.parameters WHERE param_id BETWEEN ? AND ? ORDER BY param_id",
-        first,
-        end - 1,
-    )
+    first = model.first_param_id
+    table = database.of(model).kept(f"SELECT {', '.join(columns)} FROM store.parameters ORDER BY param_id")
     start, stop = model.span if ids is None else ids
     return [column.chunk(0).to_numpy()[start - first : stop - first] for column in table.columns]

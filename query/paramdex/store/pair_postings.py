@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from paramdex.store.database import Database
+from paramdex.store.database import Tables
 from paramdex.store.head_matrices import rows_of_heads
 from paramdex.store.postings import edges
 from paramdex.store.store import Store
@@ -62,7 +62,7 @@ def holders(
     same z.
     """
     of_heads = rows_of_heads(store, model)
-    found = _pairs_with(store.database, of_heads, wanted, asked)
+    found = _pairs_with(store.database.of(model), model.first_head_id, of_heads, wanted, asked)
     if not len(found.get("score", ())):
         return []
     z, token_z = _z(of_heads, found), np.where(found["is_top"], found["token_z"], -found["token_z"])
@@ -104,14 +104,16 @@ def holders(
     return rows
 
 
-def _pairs_with(database: Database, heads: pa.Table, wanted: Wanted, asked: PairsAsked) -> Columns:
-    """The pairs of some heads that count and have a wanted token; no columns if the layer has no heads."""
+def _pairs_with(tables: Tables, at: int, heads: pa.Table, wanted: Wanted, asked: PairsAsked) -> Columns:
+    """The pairs of some heads of a model, whose numbers begin ``at``, that count and have a wanted token; no columns if
+    the layer has no heads.
+    """
     inside = heads if asked.layer is None else heads.filter(heads["layer"].to_numpy() == asked.layer)
     if not len(inside) or not wanted.ids:
         return {}
-    found = database.arrays(
-        "SELECT head_id, matrix = $second AS is_second, is_top, coalesce(rank, $none) AS rank, same_word, "
-        "source_id, target_id, score, coalesce(token_z, 'nan'::FLOAT) AS token_z "
+    found = tables.arrays(
+        "SELECT head_id + $at AS head_id, matrix = $second AS is_second, is_top, coalesce(rank, $none) AS rank, "
+        "same_word, source_id, target_id, score, coalesce(token_z, 'nan'::FLOAT) AS token_z "
         f"FROM (SELECT * REPLACE ({ranks_of_pairs(asked.by)}) FROM store.pairs "
         "WHERE head_id BETWEEN $first AND $last "
         "AND (list_contains($ids, source_id) OR list_contains($ids, target_id))) "
@@ -119,9 +121,10 @@ def _pairs_with(database: Database, heads: pa.Table, wanted: Wanted, asked: Pair
         {
             "second": _NAMES[1],
             "none": _NO_RANK,
+            "at": at,
             "ids": wanted.ids,
-            "first": inside["head_id"][0].as_py(),
-            "last": inside["head_id"][-1].as_py(),
+            "first": inside["head_id"][0].as_py() - at,
+            "last": inside["head_id"][-1].as_py() - at,
         },
     )
     source, target = found["source_id"], found["target_id"]

@@ -109,10 +109,10 @@ class Postings:
 
     def parameter(self, model: Model, param_id: int) -> ScoredTokens:
         """A parameter of a model with all tokens that the ranking has."""
-        (row,) = self.database.rows(
+        (row,) = self.database.of(model).rows(
             f"SELECT norm, mean, std, reads, top_readable, bottom_readable, {_LISTS} FROM store.parameters "
             "WHERE param_id = ?",
-            [param_id],
+            [param_id - model.first_param_id],
         )
         norm, mean, std, reads, top, bottom, *lists = row
         readable = {"top": top, "bottom": bottom}
@@ -120,14 +120,20 @@ class Postings:
 
     def parameters(self, param_ids: list[int], k: int) -> dict[int, Strongest]:
         """param_id -> its strongest tokens, at most ``k`` per side."""
-        rows = self.database.rows(
-            f"SELECT param_id, address, {_LISTS} FROM store.parameters WHERE param_id IN (SELECT unnest(?))",
-            [param_ids],
-        )
+        by_model: dict[str, list[int]] = {}
+        for param_id in param_ids:
+            by_model.setdefault(self.store.owner(param_id).name, []).append(param_id)
         found = {}
-        for param_id, address, *lists in rows:
-            sides = self._sides(self.store.owner(param_id), lists)
-            found[param_id] = Strongest(address, {side: own.ids[:k] for side, own in sides.items()})
+        for name, ids in by_model.items():
+            model = self.store.models[name]
+            rows = self.database.of(model).rows(
+                f"SELECT param_id, {_LISTS} FROM store.parameters WHERE param_id IN (SELECT unnest(?))",
+                [[each - model.first_param_id for each in ids]],
+            )
+            for row, *lists in rows:
+                param_id, sides = model.first_param_id + row, self._sides(model, lists)
+                strongest = {side: own.ids[:k] for side, own in sides.items()}
+                found[param_id] = Strongest(str(model.address(param_id)), strongest)
         return found
 
     def _sides(self, model: Model, lists: Sequence[Any]) -> dict[str, Side]:
@@ -193,22 +199,28 @@ class Postings:
     def _hits(self, token_id: int, models: list[Model], spans: list[Span]) -> tuple[np.ndarray, ...]:
         """param_id, is_top, rank, score, token_z (NaN where there is none) and whether that ranks it, of a token's
         postings within ``spans``.
-
-        Models lie one after the other, so a query between the ends of all spans skips the row groups of other models.
         """
-        found = self.database.arrays(
+        found = [self._hits_in(model, token_id, spans) for model in models]
+        return tuple(np.concatenate(column) for column in zip(*found, strict=True))
+
+    def _hits_in(self, model: Model, token_id: int, spans: list[Span]) -> tuple[np.ndarray, ...]:
+        """As ``_hits``, in one model; a query between the ends of its spans skips row groups beyond."""
+        start, stop = model.span
+        own = [(first - start, end - start) for first, end in spans if start <= first < stop]
+        least, most = min((first for first, _ in own), default=0), max((end for _, end in own), default=0)
+        found = self.database.of(model).arrays(
             "SELECT param_id, is_top, score, coalesce(token_z, 'nan'::FLOAT) AS token_z, coalesce(rank, 0) AS rank, "
             "coalesce(rank_token_z, 0) AS rank_token_z FROM store.postings "
             "WHERE token_id = ? AND param_id BETWEEN ? AND ?",
-            [token_id, min(first for first, _ in spans), max(end for _, end in spans) - 1],
+            [token_id, least, most - 1],
         )
         param_id = found["param_id"]
-        by_z = ~np.isnan(found["token_z"]) & _within(param_id, [m.span for m in models if self.ranking(m) == "token_z"])
+        by_z = ~np.isnan(found["token_z"]) if self.ranking(model) == "token_z" else np.zeros(len(param_id), bool)
         rank = np.where(by_z, found["rank_token_z"], found["rank"])
         counts = rank > 0
-        if len(spans) > 1:
-            counts &= _within(param_id, spans)
-        columns = (param_id, found["is_top"], rank, found["score"], found["token_z"], by_z)
+        if len(own) > 1:
+            counts &= _within(param_id, own)
+        columns = (param_id + start, found["is_top"], rank, found["score"], found["token_z"], by_z)
         return tuple(column[counts] for column in columns)
 
     def _moments_of(self, param_ids: Ids, models: list[Model]) -> tuple[np.ndarray, np.ndarray]:

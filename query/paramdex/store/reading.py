@@ -92,19 +92,19 @@ class KindReads:
 
 def reads_of_layers(store: Store) -> dict[str, list[KindReads]]:
     """Model -> what is known of its kinds of weights; a model of which nothing is known is left out."""
-    table = store.database.kept("SELECT model, stack, layer, kind, reads FROM readings ORDER BY stack, layer")
-    found: dict[str, dict[str, dict[Place, float]]] = {}
-    for model, stack, layer, kind, mean in zip(*(column.to_pylist() for column in table.columns), strict=True):
-        found.setdefault(model, {}).setdefault(kind, {})[stack, layer] = mean
-    return {
-        model: [
-            KindReads(kind, found[model][kind])
-            for kind in KINDS
-            if kind in found[model] and KINDS[kind].form == "weight"
-        ]
-        for model in store.models
-        if model in found
-    }
+    found = {name: reads_of_model(store, model) for name, model in store.models.items()}
+    return {name: kinds for name, kinds in found.items() if kinds}
+
+
+def reads_of_model(store: Store, model: Model) -> list[KindReads]:
+    """What is known of the kinds of weights of one model."""
+    if model.reading == "embedding":
+        return []
+    table = store.database.of(model).kept("SELECT stack, layer, kind, reads FROM readings ORDER BY stack, layer")
+    found: dict[str, dict[Place, float]] = {}
+    for stack, layer, kind, mean in zip(*(column.to_pylist() for column in table.columns), strict=True):
+        found.setdefault(kind, {})[stack, layer] = mean
+    return [KindReads(kind, found[kind]) for kind in KINDS if kind in found and KINDS[kind].form == "weight"]
 
 
 def reads_of_head(store: Store, model: Model, where: Address) -> dict[str, float]:
@@ -112,8 +112,8 @@ def reads_of_head(store: Store, model: Model, where: Address) -> dict[str, float
     found = {}
     for kind in _OF_HEADS:
         run = next(run for run in model.layout.of(kind) if run.place == (where.stack, where.layer))
-        first = model.param_id(replace(where, kind=kind, idx=0))
-        ((mean,),) = store.database.rows(
+        first = model.layout.row(replace(where, kind=kind, idx=0))
+        ((mean,),) = store.database.of(model).rows(
             "SELECT avg(reads) FROM store.parameters WHERE param_id BETWEEN ? AND ?", [first, first + run.size - 1]
         )
         if mean is not None:

@@ -14,9 +14,8 @@ def related_on(database: Database, a: Model, b: Model) -> int | None:
     """The number of tokens on which the builder has compared two models: all tokens if they share a vocabulary. None
     if the atlas keeps nothing about the two.
     """
-    pair = {a.model_id, b.model_id}
-    found = database.kept("SELECT model_id_a, model_id_b, n_tokens FROM store.relations").to_pylist()
-    return next((row["n_tokens"] for row in found if {row["model_id_a"], row["model_id_b"]} == pair), None)
+    found = database.about(a, b)
+    return None if found is None else found.n_tokens
 
 
 def unrelated(database: Database, models: list[Model]) -> list[str]:
@@ -27,7 +26,7 @@ def unrelated(database: Database, models: list[Model]) -> list[str]:
     apart = []
     for number, own in enumerate(by_vocabulary.values()):
         earlier = [one for others in [*by_vocabulary.values()][:number] for one in others]
-        others = [one.name for one in earlier if related_on(database, one, own[0]) is None]
+        others = [one.name for one in earlier if database.relation(one, own[0]) is None]
         if others:
             apart.append(f"{_each([one.name for one in own])} and {_each(others)}")
     if not apart:

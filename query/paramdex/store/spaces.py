@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from safetensors import safe_open
 
-from paramdex_schemas import isometry
+from paramdex_schemas import atlas_files, isometry
 from paramdex_schemas.isometry import Array
 
 _BLOCK_NUMBERS = 1 << 20
@@ -44,11 +44,16 @@ class Space:
         view = self._file.get_slice("embedding")
         return np.concatenate([view[int(i) : int(i) + 1] for i in ids]).astype(np.float64)
 
-    def blocks(self) -> Iterator[Array]:
-        """All rows of X (float64), in order, a block at a time."""
+    @property
+    def width(self) -> int:
+        """d"""
+        return int(self._file.get_slice("embedding").get_shape()[1])
+
+    def blocks(self, step: int | None = None) -> Iterator[Array]:
+        """All rows of X (float64), in order, a block of ``step`` at a time."""
         view = self._file.get_slice("embedding")
         n_rows, width = view.get_shape()
-        step = max(1, _BLOCK_NUMBERS // width)
+        step = step or max(1, _BLOCK_NUMBERS // width)
         for start in range(0, n_rows, step):
             yield view[start : min(start + step, n_rows)].astype(np.float64)
 
@@ -58,12 +63,28 @@ class Space:
         return found
 
 
+def transfer_of(a: Space, b: Space) -> Array:
+    """T (r_b x r_a) from coordinates in one space into those in another, of the same tokens."""
+    cross = np.zeros((b.width, a.width))
+    for x, y in _together(a, b):
+        cross += (y - b.means).T @ (x - a.means)
+    found: Array = isometry.transfer(cross, a.root, b.root)
+    return found
+
+
+def _together(a: Space, b: Space) -> Iterator[tuple[Array, Array]]:
+    """Blocks of the rows of two spaces, of the same tokens."""
+    step = max(1, _BLOCK_NUMBERS // max(a.width, b.width))
+    return zip(a.blocks(step), b.blocks(step), strict=True)
+
+
 @dataclass
 class SharedSpaces:
     """The spaces of two models on the tokens whose text both have: the usual formulas on those rows only.
 
-    ``earlier`` is the name of the model that was built first, ``rows`` gives those of a model and its space (n_tokens x
-    d, float64). Where the builder has related the two, ``stored`` is its file of the later one, and no rows are read.
+    ``earlier`` is the name of the one that was in the atlas first, ``rows`` gives those of a model and its space
+    (n_tokens x d, float64). Where the builder has related the two, ``stored`` is the file of the relation, and no rows
+    are read.
     """
 
     earlier: str
@@ -78,8 +99,8 @@ class SharedSpaces:
         if (model, space) not in self._roots:
             if self.stored is None:
                 return self._root_of(model, space, self._centred(model, space))
-            side = "earlier" if model == self.earlier else "later"
-            self._roots[model, space] = isometry.Root(self._tensor(self.stored, f"{side}/{space}"))
+            side = "a" if model == self.earlier else "b"
+            self._roots[model, space] = isometry.Root(self._tensor(self.stored, atlas_files.shared_root(side, space)))
         return self._roots[model, space]
 
     def transfer(self, a: str, space_a: str, b: str, space_b: str) -> Array:
@@ -92,7 +113,7 @@ class SharedSpaces:
                 roots = self._root_of(a, space_a, rows[0]), self._root_of(b, space_b, rows[1])
                 found = isometry.transfer(rows[1].T @ rows[0], *roots)
             else:
-                found = self._tensor(self.stored, f"{space_a}/{space_b}")
+                found = self._tensor(self.stored, atlas_files.transfer(space_a, space_b))
             self._transfers[space_a, space_b] = found
         return self._transfers[space_a, space_b]
 

@@ -19,8 +19,9 @@ from paramdex.text import visible
 from paramdex_schemas import Address, AddressError, AtlasError, QueryError
 from paramdex_schemas.arguments import given_path
 from paramdex_schemas.checks import check_text, suggest, whole_number
+from paramdex_schemas.contents import STRIDE, read_contents
 from paramdex_schemas.errors import quoted
-from paramdex_schemas.model import Model, read_models
+from paramdex_schemas.model import Model
 
 
 class Store:
@@ -32,8 +33,8 @@ class Store:
     def __init__(self, path: str | Path) -> None:
         """Raises AtlasError if ``path`` is not an atlas, or the atlas is damaged or has another format."""
         self.path = given_path(path, "an atlas", AtlasError)
-        self._database = Database(self.path)
-        self.models = {model.name: model for model in read_models(self._database.rows)}
+        self._database = Database(read_contents(self.path))
+        self.models = self._database.contents.models
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.path}: {', '.join(self.models)}>"
@@ -61,16 +62,13 @@ class Store:
 
     @property
     def database(self) -> Database:
-        """The atlas's DuckDB file, for queries on the physical tables."""
+        """The atlas's tables: those of each model, and what a user's SQL sees."""
         return self._database
 
     @cached_property
     def vectors(self) -> Vectors:
         """The vectors and embeddings of the atlas, which lie in files of their own."""
-        database = self._database.fork()  # it does not wait for look-ups of other threads
-        files = database.rows("SELECT path, bytes, sha256 FROM store.files ORDER BY path")
-        main = {model.name: model.embedding for model in self.models.values()}
-        return Vectors(self.path, {path: (size, digest) for path, size, digest in files}, main)
+        return Vectors(self._database.contents)
 
     def model(self, name: str) -> Model:
         """The model of a name. Raises AddressError if there is none, and suggests the nearest names."""
@@ -82,8 +80,9 @@ class Store:
     def owner(self, param_id: int) -> Model:
         """The model of a parameter. Raises QueryError if there is no such parameter."""
         number = whole_number("the number of a parameter", param_id, 0)
-        found = next((one for one in self.models.values() if one.span[0] <= number < one.span[1]), None)
-        if found is None:
+        every = self._database.contents.numbered
+        found = every[number // STRIDE] if number // STRIDE < len(every) else None
+        if found is None or number >= found.span[1]:
             raise QueryError(f"there is no parameter number {quoted(number)}")
         return found
 

@@ -6,7 +6,7 @@ kind that has codes stay on the disk and are checked one by one when they are re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,9 @@ from safetensors import safe_open
 
 from paramdex.store import entries
 from paramdex.store.nearest import Coded, Loaded, Rows, exact_products
-from paramdex.store.spaces import SharedSpaces, Space
+from paramdex.store.spaces import SharedSpaces, Space, transfer_of
 from paramdex_schemas import AtlasError, QueryError, atlas_files, isometry, vector_files
+from paramdex_schemas.contents import Contents
 from paramdex_schemas.isometry import Array
 from paramdex_schemas.layout import Place
 from paramdex_schemas.model import Model, Span
@@ -63,18 +64,14 @@ class Piece:
 
 @dataclass
 class Vectors:
-    """All vectors of an atlas folder. ``files`` maps a path to its recorded size and SHA-256, ``main`` a model to the
-    name of its own embedding's space, whose files are called otherwise than those of other spaces.
-    """
+    """All vectors of an atlas, which lie in files of their own."""
 
-    atlas: Path
-    files: dict[str, tuple[int, str]]
-    main: dict[str, str] = field(default_factory=dict)
+    contents: Contents
     _indexes: dict[tuple[str, str], Rows] = field(default_factory=dict)
     _spaces: dict[tuple[str, str | None], Space] = field(default_factory=dict)
     _shared: dict[tuple[str, str], SharedSpaces] = field(default_factory=dict)
     _moves: dict[tuple[str, str, str, str], tuple[Array, Array]] = field(default_factory=dict)
-    _transfers: dict[tuple[str, str], Array] = field(default_factory=dict)
+    _transfers: dict[tuple[str, str, str, str], Array] = field(default_factory=dict)
     _rotations: list[Array] = field(default_factory=list)
     head_coordinates: dict[tuple[str, str, Place, str | None], Array] = field(default_factory=dict)
     """(model, kind, place, as in ``head_norms``) -> the coordinates of its vectors (n x r, float64), kept for some."""
@@ -84,30 +81,36 @@ class Vectors:
     """
 
     def _lists(self, model: str, name: str) -> bool:
-        return (atlas_files.model_folder(Path(), model) / name).as_posix() in self.files
+        return name in self.contents.manifests[model].files
 
     def file(self, model: str, name: str, *, whole: bool = True) -> Path:
         """The path of a model's file, once its size and, with ``whole``, its SHA-256 are what was recorded.
 
         Raises AtlasError where they differ, or where the atlas lists no such file.
         """
-        path = atlas_files.model_folder(Path(), model) / name
-        if not self._lists(model, name):
-            raise AtlasError(
-                f"{self.atlas} is damaged: it does not list {path.as_posix()}; copy it again or rebuild it"
-            )
-        n_bytes, digest = self.files[path.as_posix()]
-        return atlas_files.check(self.atlas, path.as_posix(), n_bytes, digest if whole else None)
+        return self._checked(self.contents.folder(model), name, self.contents.manifests[model].files, whole=whole)
 
-    def check_all(self) -> int:
-        """Check every file, and return how many there are. Raises AtlasError for the first that differs."""
-        for path, recorded in self.files.items():
-            atlas_files.check(self.atlas, path, *recorded)
-        return len(self.files)
+    @property
+    def atlas(self) -> Path:
+        return self.contents.atlas
+
+    def _checked(self, folder: Path, name: str, files: Mapping[str, tuple[int, str]], *, whole: bool) -> Path:
+        path = (folder / name).as_posix()
+        if name not in files:
+            raise AtlasError(f"{self.atlas} is damaged: it does not list {path}; copy it again or rebuild it")
+        n_bytes, digest = files[name]
+        return atlas_files.check(self.atlas, path, n_bytes, digest if whole else None)
+
+    def _of_relation(self, a: Model, b: Model) -> Path | None:
+        """The file of the transfers of two related models; None where they are not related. Raises AtlasError."""
+        folder, about = self.contents.relation(a.name, b.name), self.contents.about(a.name, b.name)
+        if folder is None or about is None:
+            return None
+        return self._checked(folder, atlas_files.TRANSFER, about.files, whole=True)
 
     def _other(self, model: str, space: str | None) -> str | None:
         """The name of a space as a model's files have it, which is none for that of its own embedding."""
-        return None if space == self.main.get(model) else space
+        return None if space == self.contents.models[model].embedding else space
 
     def index(self, model: str, kind: str, space: str | None = None) -> Rows:
         """The normalized coordinates of the vectors of one kind by the model's own embedding: row i is the i-th
@@ -168,18 +171,29 @@ class Vectors:
 
     def transfer(self, a: Model, space_a: str, b: Model, space_b: str) -> Array:
         """T (r_b x r_a) from coordinates in a space of a into those in a space of b, a model of the same vocabulary or
-        the same one.
+        the same one. Of models that are not related it is made here, from the rows of both spaces.
         """
         if (a.name, space_a) == (b.name, space_b):
             return np.eye(self.space(a.name, space_a).root.rank)
-        places = [(model.model_id, model.spaces.index(space)) for model, space in ((a, space_a), (b, space_b))]
-        if places[0] > places[1]:
+        if self._is_later(a, space_a, b, space_b):
             return self.transfer(b, space_b, a, space_a).T
-        tensor = atlas_files.transfer(space_a, space_b, None if a.name == b.name else a.name)
-        if (b.name, tensor) not in self._transfers:
-            with safe_open(self.file(b.name, atlas_files.TRANSFER), framework="np") as file:
-                self._transfers[b.name, tensor] = file.get_tensor(tensor)
-        return self._transfers[b.name, tensor]
+        key = a.name, space_a, b.name, space_b
+        if key not in self._transfers:
+            path = self.file(b.name, atlas_files.TRANSFER) if a.name == b.name else self._of_relation(a, b)
+            if path is None:
+                made = transfer_of(self.space(a.name, space_a), self.space(b.name, space_b))
+                return self._transfers.setdefault(key, made)
+            with safe_open(path, framework="np") as file:
+                self._transfers[key] = file.get_tensor(atlas_files.transfer(space_a, space_b))
+        return self._transfers[key]
+
+    def _is_later(self, a: Model, space_a: str, b: Model, space_b: str) -> bool:
+        """Whether the transfer of two spaces is kept from b's to a's."""
+        if a.name == b.name:
+            return a.spaces.index(space_a) > b.spaces.index(space_b)
+        if self.contents.relation(a.name, b.name) is None:
+            return a.model_id > b.model_id
+        return not self.contents.is_first(a.name, b.name)
 
     def moved(self, coordinates: Array, a: Model, space_a: str, b: Model, space_b: str) -> Array:
         """Coordinates (r_a) in a space of a, taken into a space of b (r_b, float64); see ``transfer``."""
@@ -187,19 +201,20 @@ class Vectors:
             return coordinates.astype(np.float64)
         return isometry.times_vector(self.transfer(a, space_a, b, space_b), coordinates)
 
-    def shared(
-        self, a: Model, b: Model, ids: Callable[[], tuple[list[int], list[int]]], n_stored: int | None = None
-    ) -> SharedSpaces:
-        """The spaces of two models of different vocabularies on the tokens that both have; ``a`` was built first.
-        ``ids`` gives those in each. If the builder has related the models, on ``n_stored`` tokens, it is not asked.
+    def shared(self, a: Model, b: Model, ids: Callable[[Model, Model], tuple[list[int], list[int]]]) -> SharedSpaces:
+        """The spaces of two models of different vocabularies on the tokens that both have. ``ids`` gives those in each;
+        where the models are related, it is not asked.
         """
-        if (a.name, b.name) not in self._shared:
-            stored = None if n_stored is None else self.file(b.name, atlas_files.shared_space(a.name))
-            known = dict(zip((a.name, b.name), ([], []) if stored else ids(), strict=True))
+        about = self.contents.about(a.name, b.name)
+        first_is_b = a.model_id > b.model_id if about is None else not self.contents.is_first(a.name, b.name)
+        first, second = (b, a) if first_is_b else (a, b)
+        if (first.name, second.name) not in self._shared:
+            stored = self._of_relation(first, second)
+            known = dict(zip((first.name, second.name), ([], []) if stored else ids(first, second), strict=True))
             rows = lambda model, space: self.space(model, space).rows(known[model])  # noqa: E731
-            found = SharedSpaces(a.name, len(known[a.name]) if n_stored is None else n_stored, rows, stored)
-            self._shared.setdefault((a.name, b.name), found)
-        return self._shared[a.name, b.name]
+            n_tokens = len(known[first.name]) if about is None else about.n_tokens
+            self._shared.setdefault((first.name, second.name), SharedSpaces(first.name, n_tokens, rows, stored))
+        return self._shared[first.name, second.name]
 
     def shared_similarities(
         self, model: str, kind: str, piece: Piece, root: isometry.Root, other: str, query: Array

@@ -70,8 +70,8 @@ def bare(word: str) -> str:
 
 def _reading(database: Database, vocabulary: str, column: str, text: str) -> list[int]:
     """The ids of the items whose ``column`` is ``text``, by bisection of the column in order."""
-    ordered = database.kept(
-        f"SELECT {column}, token_id FROM store.tokens WHERE vocabulary = ? ORDER BY {column}, token_id", vocabulary
+    ordered = database.of_vocabulary(vocabulary).kept(
+        f"SELECT {column}, token_id FROM store.tokens ORDER BY {column}, token_id"
     )
     texts, ids = (each.chunk(0) for each in ordered.columns)
 
@@ -143,14 +143,16 @@ def _exactly(database: Database, vocabulary: str, word: str) -> list[int]:
 
 def nearest_words(database: Database, vocabularies: list[str], word: str) -> list[str]:
     """At most five words of some vocabularies that read most like ``word``."""
-    rows = database.rows(
-        "SELECT folded, max(jaro_winkler_similarity(folded, $bare)) AS likeness FROM store.tokens "
-        "WHERE vocabulary IN (SELECT unnest($vocabularies)) AND NOT is_special AND length(folded) > 1 "
-        "AND NOT starts_with(folded, $continues) "
-        "GROUP BY folded HAVING likeness > 0 ORDER BY likeness DESC, folded LIMIT 5",
-        {"bare": bare(word[:_LONGEST]), "vocabularies": vocabularies, "continues": CONTINUES},
-    )
-    return [visible(folded) for folded, _ in rows]
+    found: dict[str, float] = {}
+    for vocabulary in vocabularies:
+        rows = database.of_vocabulary(vocabulary).rows(
+            "SELECT folded, max(jaro_winkler_similarity(folded, $bare)) AS likeness FROM store.tokens "
+            "WHERE NOT is_special AND length(folded) > 1 AND NOT starts_with(folded, $continues) "
+            "GROUP BY folded HAVING likeness > 0 ORDER BY likeness DESC, folded LIMIT 5",
+            {"bare": bare(word[:_LONGEST]), "continues": CONTINUES},
+        )
+        found |= dict(rows)
+    return [visible(folded) for folded in sorted(found, key=lambda each: (-found[each], each))[:5]]
 
 
 def separated(database: Database, vocabularies: list[str], typed: list[str]) -> dict[str, list[str]]:

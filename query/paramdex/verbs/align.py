@@ -138,14 +138,14 @@ def align(store: Store, scope: Scope) -> Alignment:
 
 def _recorded(store: Store, a: Model, b: Model, kinds: list[str]) -> list[tuple[Any, ...]]:
     """The rows of two models that the builder has related, in the order in which they were asked for."""
-    first, second = sorted((a, b), key=lambda model: model.model_id)
-    found = store.database.rows(
+    relation = store.database.relation(a, b)
+    assert relation is not None
+    found = relation.rows(
         "SELECT kind, stack_a, layer_a, stack_b, layer_b, score, matched, feature_score, feature_matched "
-        "FROM store.layer_alignments WHERE model_a = ? AND model_b = ?",
-        [first.name, second.name],
+        "FROM store.layer_alignments"
     )
     rows = [(each, (sa, la), (sb, lb), *rest) for each, sa, la, sb, lb, *rest in found if each in kinds]
-    if first is b:
+    if not store.database.contents.is_first(a.name, b.name):
         rows = [(each, in_b, in_a, *rest) for each, in_a, in_b, *rest in rows]
     order = {each: (list(a.layout.places(each)), list(b.layout.places(each))) for each in kinds}
     rows.sort(key=lambda row: (kinds.index(row[0]), *(order[row[0]][i].index(row[i + 1]) for i in (0, 1))))

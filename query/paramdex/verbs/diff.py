@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from paramdex.picture import figure_class
@@ -28,6 +29,8 @@ from paramdex_schemas.model import Model
 
 NEURON_KINDS = ("ff_key", "ff_gate", "ff_value")
 """Kinds that are shown, beside the heads' matrices, if none is asked for."""
+_OF_PARAMETERS = ("parameters", "param_id", "norm")
+"""A table, its column of numbers, and that of the norms."""
 _SCHEMA = pa.schema(
     [
         ("kind", pa.string()),
@@ -88,17 +91,14 @@ def diff(
     notes: list[str] = []
     sieve = Sieve(store.database, filter)
     for each_kind in kinds:
-        values = {"model": row.model, "kind": each_kind, "layer": layer, "k": k}
+        moved = _moved_most(store, model, origin, each_kind, layer, k)
         if each_kind in MATRICES:
-            shift = None if origin is None else origin.first_head_id - model.first_head_id
-            moved = store.database.named_rows("diff_heads", values | {"shift": shift})
-            of = {(each["id"], each_kind): model for each in moved}
+            of = {(model.first_head_id + each["row"], each_kind): model for each in moved}
             texts = [*by_pairs(store, of, sieve, ("top", "bottom")).values()]
         else:
-            shift = None if origin is None else origin.first_param_id - model.first_param_id
-            moved = store.database.named_rows("diff_parameters", values | {"shift": shift})
-            tokens = by_tokens(store, [each["id"] for each in moved], sieve)
-            texts = [tokens[each["id"]].texts for each in moved]
+            ids = [model.first_param_id + each["row"] for each in moved]
+            tokens = by_tokens(store, ids, sieve)
+            texts = [tokens[i].texts for i in ids]
         for rank, (each, sides) in enumerate(zip(moved, texts, strict=True), start=1):
             numbers = {name: each[name] for name in ("address", "norm", "relative")}
             found.append({"kind": each_kind, "rank": rank} | numbers | sides)
@@ -113,6 +113,29 @@ def diff(
     return Moved(table, title, [*notes, *sieve.notes()], table.rename_columns(names))
 
 
+def _moved_most(
+    store: Store, model: Model, origin: Model | None, kind: str, layer: int | None, k: int
+) -> list[dict[str, Any]]:
+    """What moved most of a kind, or of the matrices QK or VO of heads: row (its number within the model), address,
+    norm, and relative to the norm of the same in ``origin``, None where that is not known or 0.
+    """
+    query = "diff_heads" if kind in MATRICES else "diff_parameters"
+    moved = store.database.of(model).named_rows(query, {"kind": kind, "layer": layer, "k": k})
+    norms: dict[int, float] = {}
+    if origin is not None:
+        table, number, norm = ("heads", "head_id", f"{kind.lower()}_norm") if kind in MATRICES else _OF_PARAMETERS
+        norms = dict(
+            store.database.of(origin).rows(
+                f"SELECT {number}, {norm} FROM store.{table} WHERE {number} IN (SELECT unnest(?))",
+                [[each["row"] for each in moved]],
+            )
+        )
+    for each in moved:
+        own = norms.get(each["row"])
+        each["relative"] = np.float32(each["norm"]) / np.float32(own) if own else None
+    return moved
+
+
 def _shape(model: Model) -> list[Run]:
     """What the model has and in which order. The spaces that score it do not count: no norm depends on them."""
     return [replace(run, space="") for run in model.layout.runs]
@@ -120,9 +143,8 @@ def _shape(model: Model) -> list[Run]:
 
 def _models(store: Store) -> list[_Row]:
     """Every model, in the order of the atlas."""
-    rows = store.database.rows("SELECT model, source, base, weights_sha256, base_sha256, fold_norm FROM models")
-    order = list(store.models)
-    return sorted((_Row(*row) for row in rows), key=lambda row: order.index(row.model))
+    names = ("model", "source", "base", "weights_sha256", "base_sha256", "fold_norm")
+    return [_Row(*(each.row[name] for name in names)) for each in store.database.contents.manifests.values()]
 
 
 def _displacement(store: Store, rows: list[_Row], base: str, tuned: str | None) -> _Row:
@@ -174,7 +196,8 @@ def _how(base: str, tuned: str, atlas: str) -> str:
 def _by_layer(store: Store, model: str) -> str:
     """The layers that moved most, with their shares of the squared norm of all that moved; empty if nothing moved."""
     weights = [kind for kind in KINDS if KINDS[kind].form == "weight"]
-    rows = store.database.named_rows("diff_layers", {"model": model, "kinds": weights, "k": 5})
+    tables = store.database.of(store.models[model])
+    rows = tables.named_rows("diff_layers", {"kinds": weights, "k": 5})
     shares = [f"{'/'.join(filter(None, [r['stack'], 'L' + str(r['layer'])]))} {r['share']:.0%}" for r in rows]
     return f"\nmoved most, by squared norm: {', '.join(shares)}" if shares else ""
 

@@ -37,9 +37,10 @@ def directions(store: Store, address: str | Address, k: int, matrix: str | None,
     if matrix is not None and not (isinstance(matrix, str) and matrix in MATRICES):
         raise QueryError(f"matrix is {' or '.join(MATRICES)}, not {quoted(matrix)}")
     sieve = Sieve(store.database, filter)
-    values = {"head_id": model.head_id(where), "k": k, "matrix": matrix}
+    tables = store.database.of(model)
+    values = {"head_id": model.layout.head_row(where), "k": k, "matrix": matrix}
     rows: list[dict[str, Any]] = []
-    for found in store.database.named_rows("directions", values):
+    for found in tables.named_rows("directions", values):
         row = {name: found[name] for name in ("matrix", "direction", "singular_value", "share")}
         for name in LISTS:
             ids = found["tokens"][name]
@@ -49,7 +50,7 @@ def directions(store: Store, address: str | Address, k: int, matrix: str | None,
     notes = sieve.notes()
     found_k = max((row["direction"] for row in rows), default=0)
     if found_k < k:
-        ((kept_k,),) = store.database.rows("SELECT directions_k FROM store.models WHERE model = ?", [model.name])
+        ((kept_k,),) = tables.rows("SELECT directions_k FROM store.models")
         if not kept_k:
             notes.append(f"{model.name} was built without directions; build it anew with --directions-k 8")
         elif not found_k:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import pyarrow as pa
 
 from paramdex.result import Result, table_of
-from paramdex.store.reading import READS, KindReads, reads_of_layers, text_name
+from paramdex.store.reading import READS, KindReads, reads_of_layers, reads_of_model, text_name
 from paramdex.store.related import unrelated
 from paramdex.store.store import Store
 from paramdex_schemas import atlas_files
@@ -17,6 +17,50 @@ from paramdex_schemas.model import Model
 
 _PRINTED = ["model", "family", "layers", "width", "heads", "neurons", "tokens", "parameters", "matrices", "reading"]
 """Columns of the table that are printed."""
+_RENAMED = {
+    "layers": "n_layers",
+    "width": "d_model",
+    "heads": "n_heads",
+    "kv_heads": "n_kv_heads",
+    "experts": "n_experts",
+    "tokens": "vocabulary_size",
+    "parameters": "n_parameters",
+}
+"""What a column of the table ``models`` is called here."""
+_MODELS = pa.schema(
+    [
+        ("model", pa.string()),
+        ("family", pa.string()),
+        ("family_inferred", pa.bool_()),
+        ("layers", pa.int32()),
+        ("width", pa.int32()),
+        ("heads", pa.int32()),
+        ("kv_heads", pa.int32()),
+        ("neurons", pa.int32()),
+        ("experts", pa.int32()),
+        ("stacks", pa.list_(pa.string())),
+        ("tokens", pa.int32()),
+        ("parameters", pa.int64()),
+        ("matrices", pa.int64()),
+        ("embedding", pa.string()),
+        ("tied", pa.bool_()),
+        ("fold_norm", pa.bool_()),
+        ("reading", pa.string()),
+        ("reading_text", pa.string()),
+        ("reading_tokens", pa.int32()),
+        ("rotary_left_out", pa.bool_()),
+        ("dtype", pa.string()),
+        ("top_k", pa.int32()),
+        ("pair_k", pa.int32()),
+        ("vocabulary", pa.string()),
+        ("source", pa.string()),
+        ("revision", pa.string()),
+        ("base", pa.string()),
+        ("weights_sha256", pa.string()),
+        ("built_at", pa.timestamp("us")),
+        ("builder_version", pa.string()),
+    ]
+)
 _READINGS = pa.schema(
     [
         ("model", pa.string()),
@@ -47,12 +91,23 @@ class Info(Result):
 
 def info(store: Store) -> Info:
     """The models of an atlas, one row each. Notes say for which models no neighbors and alignments are kept."""
-    table = store.database.named("info")
+    table = rows_of_models(store)
     size = atlas_files.size(store.path)
     models = f"{len(table)} model" + ("" if len(table) == 1 else "s")
     notes = unrelated(store.database, list(store.models.values()))
     title = f"{store.path}: {models}, {size / 2**20:.0f} MiB"
     return Info(table, title, notes, table.select(_PRINTED), _readings(table, reads_of_layers(store)))
+
+
+def rows_of_models(store: Store, models: Iterable[Model] | None = None) -> pa.Table:
+    """A row for each model: what it is, and how much the atlas holds of it."""
+    rows = []
+    for model in store.models.values() if models is None else models:
+        row = store.database.contents.manifests[model.name].row
+        of = {new: row[old] for new, old in _RENAMED.items()}
+        neurons = row["d_expert"] if row["d_ff"] is None else row["d_ff"]
+        rows.append({**row, **of} | {"neurons": neurons, "matrices": 2 * model.layout.n_heads})
+    return table_of(rows, _MODELS)
 
 
 def _readings(models: pa.Table, known: Mapping[str, Sequence[KindReads]]) -> Result | None:
@@ -83,11 +138,8 @@ def _readings(models: pa.Table, known: Mapping[str, Sequence[KindReads]]) -> Res
 
 def info_of(store: Store, model: Model) -> Result:
     """The row of one model, printed as a list of its properties."""
-    table = store.database.named("info")
-    row = table.slice(table["model"].to_pylist().index(model.name), 1)
+    row = rows_of_models(store, [model])
     found = row.to_pylist()[0]
-    found |= {
-        f"reads of {each.kind}, {each.layers}": each.values for each in reads_of_layers(store).get(model.name, [])
-    }
+    found |= {f"reads of {each.kind}, {each.layers}": each.values for each in reads_of_model(store, model)}
     values = ["" if value is None else str(value) for value in found.values()]
     return Result(row, shown=pa.table({"property": list(found), "value": values}))

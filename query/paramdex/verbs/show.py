@@ -181,7 +181,7 @@ def show_head(store: Store, model: Model, where: Address, k: int, sieve: Sieve, 
     """The k strongest pairs of a head's QK and VO that pass the sieve; ``distinct`` ones are of two words."""
     rank, most = "rank_distinct" if distinct else "rank", ALL if sieve else k
     by = sieve.ranking(model)
-    every = pairs_of(store, [model.head_id(where)], by).to_pylist()
+    every = pairs_of(store, model, model.head_id(where), by).to_pylist()
     has_token_z = any(row["token_z"] is not None for row in every)
     printed: Ranking = "token_z" if has_token_z and by == "token_z" else "score"
     rows = [row for row in every if row[rank] is not None and row[rank] <= most]

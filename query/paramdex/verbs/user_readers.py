@@ -65,8 +65,7 @@ def meant(store: Store, model: Model, reads: object) -> Meant:
         raise wrong
     layer, part = int(found[1]), found[2].lower()
     place = f"L{layer}.{part}"
-    ((reading,),) = store.database.rows("SELECT reading FROM store.models WHERE model_id = ?", [model.model_id])
-    if reading == "embedding":
+    if model.reading == "embedding":
         else_build = "" if model.layout.stacks else ", or build the model with --reading expected"
         raise QueryError(
             f"{model.name} was built with the reading embedding: what reads is scored as what is written, and nothing "
@@ -80,7 +79,7 @@ def meant(store: Store, model: Model, reads: object) -> Meant:
     space = model.layout.space(kinds[0], (None, layer))
     if space != "reading":
         return Meant(space, place)
-    if reading == "effective":
+    if model.reading == "effective":
         note = f"no map is kept for the reading effective: the gain of the norm before {place} belongs in the vector"
         return Meant(space, place, notes=(note,))
     return Meant(space, place, _map(store, model, kinds, layer))

@@ -15,9 +15,9 @@ from pathlib import Path
 import duckdb
 import pytest
 from filelock import FileLock
+from paramdex_builder.publish.database import database
 
 from paramdex_builder import Options, build
-from paramdex_builder.publish.database import database
 from paramdex_builder.read.checkpoint import Checkpoint
 from paramdex_schemas import AtlasError, BuildError, CheckpointError, ParamdexError, atlas_files
 

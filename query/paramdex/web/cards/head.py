@@ -16,7 +16,7 @@ from paramdex.store.head_matrices import displacements, rows_of_heads
 from paramdex.store.moments import numbers
 from paramdex.store.reading import SAYS, other_space, reads_of_head
 from paramdex.web.cards.choices import PairChoice, searched
-from paramdex.web.cards.lookups import Items, rows, standing, too_many_heads
+from paramdex.web.cards.lookups import Items, standing, too_many_heads
 from paramdex.web.cards.shapes import Cell, Shape, Side, Standing, Token
 from paramdex_schemas import KINDS, MATRICES, Address
 from paramdex_schemas.model import Model, Ranking
@@ -115,7 +115,7 @@ def head_card(atlas: Atlas, where: Address, choice: PairChoice | None = None, k:
     (own,) = layer.slice(at, 1).to_pylist()
     sieve = Sieve(atlas.database, choice.filter())
     asked = sieve.ranking(model)
-    pairs = pairs_of(atlas, [head_id], asked)
+    pairs = pairs_of(atlas, model, head_id, asked)
     ranked_by: Ranking = asked if pairs["token_z"].null_count < len(pairs) else "score"
     shared = [h for h in range(run.n_owners) if h // run.group == at // run.group and h != at] if run.group > 1 else []
     return HeadCard(
@@ -184,20 +184,19 @@ def _directions(atlas: Atlas, model: Model, head_id: int) -> list[Direction]:
     """The first singular directions of both matrices, with some tokens of each list."""
     lists: dict[tuple[str, int], dict[str, list[Any]]] = {}
     items = Items(atlas, model.vocabulary)
-    for matrix, direction, is_source, is_top, token_id in rows(
-        atlas,
+    tables, row = atlas.database.of(model), head_id - model.first_head_id
+    for matrix, direction, is_source, is_top, token_id in tables.rows(
         "SELECT matrix, direction, is_source, is_top, token_id FROM store.direction_tokens "
         "WHERE head_id = ? AND direction <= ? AND rank <= ? ORDER BY rank",
-        [head_id, _DIRECTIONS, _DIRECTION_TOKENS],
+        [row, _DIRECTIONS, _DIRECTION_TOKENS],
     ):
         name = f"{'source' if is_source else 'target'}_{'top' if is_top else 'bottom'}"
         own = lists.setdefault((matrix, direction), {})
         own.setdefault(name, []).append(items[token_id])
-    found = rows(
-        atlas,
+    found = tables.rows(
         "SELECT matrix, direction, singular_value, share FROM store.directions WHERE head_id = ? AND direction <= ? "
         "ORDER BY matrix, direction",
-        [head_id, _DIRECTIONS],
+        [row, _DIRECTIONS],
     )
     return [
         Direction.model_validate(

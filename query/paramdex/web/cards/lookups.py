@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import numpy as np
 
@@ -18,7 +17,6 @@ from paramdex_schemas import Address
 from paramdex_schemas.isometry import Array
 from paramdex_schemas.model import Model, Ranking
 
-Row = tuple[Any, ...]
 SHOWN = 6
 """Tokens that describe a parameter in a list."""
 MOST_COMPARED = 1_000_000
@@ -29,10 +27,6 @@ def too_many_heads(model: Model) -> bool:
     """Whether a model has more heads than are compared with one while a reader waits."""
     runs = [model.layout.heads(place) for place in model.layout.attention_places]
     return sum(run.n_owners * run.size**2 for run in runs) > MOST_COMPARED
-
-
-def rows(atlas: Atlas, sql: str, values: Any = None) -> list[Row]:
-    return atlas.database.rows(sql, values)
 
 
 class Items(dict[int, Token]):

@@ -6,11 +6,10 @@ from typing import Any, Literal
 
 from paramdex import Atlas
 from paramdex.plain import short
-from paramdex.result import Result
-from paramdex.store.database import named_query
 from paramdex.store.head_matrices import rows_of_heads
 from paramdex.store.moments import numbers
-from paramdex.store.reading import reads_of_layers
+from paramdex.store.reading import reads_of_model
+from paramdex.verbs.info import rows_of_models
 from paramdex.web.cards.shapes import Cell, Shape
 from paramdex.web.cards.sources import public_source
 from paramdex_schemas import Address, QueryError, atlas_files
@@ -110,7 +109,7 @@ class ModelCard(Shape):
 
 def summaries(atlas: Atlas) -> list[ModelSummary]:
     found = []
-    for row in Result(atlas.database.kept(named_query("info"))).to_rows():
+    for row in rows_of_models(atlas).to_pylist():
         known = {name: row[name] for name in ModelSummary.model_fields if name not in ("built_at", "source")}
         found.append(
             ModelSummary(
@@ -175,7 +174,7 @@ def _reads(atlas: Atlas, model: Model, places: list[Place]) -> list[Reads]:
             kind=each.kind,
             layers={place_name(place): short(each.means[place]) for place in places if place in each.means},
         )
-        for each in reads_of_layers(atlas).get(model.name, [])
+        for each in reads_of_model(atlas, model)
     ]
     return [each for each in found if each.layers]
 

@@ -17,7 +17,7 @@ from paramdex.store.scope import Scope
 from paramdex.verbs.show import show_parameter
 from paramdex.verbs.similar import hits_of_parameter
 from paramdex.web.cards.choices import TokenChoice, ranked
-from paramdex.web.cards.lookups import described, near, rows, standing
+from paramdex.web.cards.lookups import described, near, standing
 from paramdex.web.cards.shapes import Named, Near, Scored, Shape, Standing
 from paramdex_schemas import KINDS, Address
 from paramdex_schemas.model import Model, Ranking
@@ -93,7 +93,7 @@ class ParameterCard(Shape):
 
 
 _NUMBERS = """
-SELECT address, norm, projected_norm, mean, std, reads, top_readable, bottom_readable
+SELECT norm, projected_norm, mean, std, reads, top_readable, bottom_readable
 FROM store.parameters WHERE param_id = ?
 """
 
@@ -103,15 +103,17 @@ def parameter_card(atlas: Atlas, where: Address, choice: TokenChoice | None = No
     choice = choice or TokenChoice()
     model, kind = atlas.models[where.model], KINDS[str(where.kind)]
     own_id = model.param_id(where)
-    ((address, norm, projected, mean, std, reads, top, bottom),) = rows(atlas, _NUMBERS, [own_id])
-    own = Address.parse(address)
+    own, address = model.address(own_id), str(model.address(own_id))
+    ((norm, projected, mean, std, reads, top, bottom),) = atlas.database.of(model).rows(
+        _NUMBERS, [own_id - model.first_param_id]
+    )
     place = own.stack, own.layer
     sides: dict[str, list[Scored]] = {"top": [], "bottom": []}
     shown = show_parameter(atlas, model, own, k, Sieve(atlas.database, choice.filter()))
     for row in shown.to_rows():
         sides[row["side"]].append(Scored(**{name: row[name] for name in Scored.model_fields}))
     others = [other for other in atlas.models.values() if other is not model]
-    related = [other for other in others if related_on(atlas.database, model, other) is not None]
+    related = [other for other in others if atlas.database.relation(model, other) is not None]
     layer = model.ids(kind.name, place)
     first, end = model.ids(kind.name)
     beside = [str(model.address(i)) if first <= i < end else None for i in (own_id - 1, own_id + 1)]
@@ -222,11 +224,16 @@ def _nearest(atlas: Atlas, model: Model, where: Address, own_id: int) -> dict[st
     """Model -> the nearest parameters: computed for the model itself, read from the atlas for those related to it."""
     hits, _ = hits_of_parameter(atlas, where, _NEAR, Scope((model,), where.kind), "top")
     found = {model.name: hits}
-    for neighbor_id, similarity in rows(
-        atlas,
-        "SELECT neighbor_id, similarity FROM store.neighbors WHERE param_id = ? AND rank <= ? "
-        "ORDER BY neighbor_model_id, rank",
-        [own_id, _NEAR],
-    ):
-        found.setdefault(atlas.owner(neighbor_id).name, []).append((similarity, neighbor_id))
+    row = own_id - model.first_param_id
+    for other in atlas.models.values():
+        relation = atlas.database.relation(model, other)
+        if relation is not None:
+            is_a = atlas.database.contents.is_first(model.name, other.name)
+            near = relation.rows(
+                "SELECT similarity, neighbor_id FROM store.neighbors WHERE of_a = ? AND param_id = ? AND rank <= ? "
+                "ORDER BY rank",
+                [is_a, row, _NEAR],
+            )
+            if near:
+                found[other.name] = [(similarity, other.first_param_id + i) for similarity, i in near]
     return found

@@ -15,7 +15,7 @@ from typing import Any
 
 import duckdb
 
-from paramdex.store.database import check_types
+from paramdex.store.everything import check_types
 from paramdex.store.statements import Reading, one_statement, read_statement, syntax_tree, without_end
 from paramdex_schemas import QueryError
 
@@ -86,8 +86,8 @@ def check(tree: str, hidden: frozenset[str]) -> None:
         if "table_name" in node:
             name = str(node["table_name"])
             within = [node.get("catalog_name"), node.get("schema_name"), *node["qualified_name"].get("path", [])[:-1]]
-            if "atlas" in (str(part).lower() for part in within):
-                raise QueryError(f"write the name of the table {name} without atlas before it")
+            if any(str(part).startswith(("models/", "relations/")) for part in within):
+                raise QueryError(f"write the name of the table {name} alone; it has the rows of all models")
             if name.lower() in hidden:
                 refused = name
             elif kind == "SHOW_REF" and name not in _SHOWN:  # which may be a setting

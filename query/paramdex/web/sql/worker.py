@@ -25,13 +25,14 @@ from typing import Any, get_args
 
 import duckdb
 
-from paramdex.store.database import Database
+from paramdex.store.everything import Everything
 from paramdex.store.interrupts import time_limit
 from paramdex.web.cards.sources import public_source
 from paramdex.web.load.processes import read_message, write_message
 from paramdex.web.sql.rendering import Form, RenderRequest, render
 from paramdex.web.sql.visitors import first_rows, internal_views, readable
 from paramdex_schemas import QueryError
+from paramdex_schemas.contents import read_contents
 
 
 def data_bytes() -> int:
@@ -55,9 +56,8 @@ def confine(most_bytes: int) -> None:
 
 
 def connect(atlas: Path, memory_mb: int) -> duckdb.DuckDBPyConnection:
-    """The atlas as visitors see it: a database in memory with views of all its tables and views, under their names.
-
-    The table of models is a copy, in which ``source`` and ``base`` are cut by ``public_source``.
+    """The public tables of the atlas. That of models is a copy, in which ``source`` and ``base`` are cut by
+    ``public_source``.
     """
     settings = {
         "autoload_known_extensions": "false",
@@ -65,26 +65,18 @@ def connect(atlas: Path, memory_mb: int) -> duckdb.DuckDBPyConnection:
         "memory_limit": f"{memory_mb}MB",
         "threads": "1",
     }
-    connection = Database(atlas, settings).connection
-    known = connection.execute("SELECT source FROM store.models UNION SELECT base FROM store.models").fetchall()
-    told = {source: public_source(source) for (source,) in known if source is not None}
-    of_tables = "SELECT table_name FROM duckdb_tables() WHERE database_name = 'atlas' AND schema_name = 'store'"
-    of_views = "SELECT sql FROM duckdb_views() WHERE database_name = 'atlas' AND NOT internal ORDER BY view_oid"
-    tables, views = ([text for (text,) in connection.execute(sql).fetchall()] for sql in (of_tables, of_views))
-    connection.execute("USE memory")
-    connection.execute("CREATE SCHEMA store")
+    contents = read_contents(atlas)
+    connection = Everything(contents, settings).connection
+    known = {each.row[name] for each in contents.manifests.values() for name in ("source", "base")} - {None}
+    told = {source: public_source(source) for source in known}
     # a table, not a view: DuckDB's statistics of it cannot tell what is in the file
     connection.execute(
-        "CREATE TABLE store.models AS SELECT m.* REPLACE (map_extract_value(told, source) AS source, "
-        "map_extract_value(told, base) AS base) "
-        "FROM atlas.store.models AS m, (SELECT map($from, $to) AS told) ORDER BY model_id",
+        "CREATE TABLE told AS SELECT m.* REPLACE (map_extract_value(told, source) AS source, "
+        "map_extract_value(told, base) AS base) FROM models AS m, (SELECT map($from, $to) AS told)",
         {"from": list(told), "to": list(told.values())},
     )
-    for table in tables:
-        if table != "models":
-            connection.execute(f"CREATE VIEW store.{table} AS FROM atlas.store.{table}")
-    for view in views:
-        connection.execute(view)
+    connection.execute("DROP VIEW models")
+    connection.execute("ALTER TABLE told RENAME TO models")
     return connection
 
 

@@ -1,24 +1,10 @@
--- The physical tables: narrow, numbered, in the order that makes look-ups fast. Readers use the views of views.sql.
+-- The physical tables of one model: narrow, numbered, in the order that makes look-ups fast. Readers use the views of
+-- views.sql. Parameters and heads are numbered from 0.
 
 CREATE SCHEMA store;
 
--- One row: what wrote this atlas. Checked before anything else is read.
-CREATE TABLE store.atlas (
-    format_version INTEGER NOT NULL,
-    created_by VARCHAR NOT NULL
-);
-
--- One row per file beside this database, so that damage is found before a wrong number is shown.
-CREATE TABLE store.files (
-    model VARCHAR NOT NULL,
-    path VARCHAR NOT NULL,
-    bytes BIGINT NOT NULL,
-    sha256 VARCHAR NOT NULL
-);
-
--- One row per model.
+-- One row: the model. Its name stands here alone, and addresses are put together from it.
 CREATE TABLE store.models (
-    model_id INTEGER NOT NULL,
     model VARCHAR NOT NULL,
     source VARCHAR NOT NULL,
     revision VARCHAR,
@@ -53,8 +39,6 @@ CREATE TABLE store.models (
     neighbor_k INTEGER NOT NULL,
     directions_k INTEGER NOT NULL,
     n_parameters BIGINT NOT NULL,
-    first_param_id BIGINT NOT NULL,
-    first_head_id BIGINT NOT NULL,
     weights_sha256 VARCHAR NOT NULL,
     base_sha256 VARCHAR,
     tokenizer_sha256 VARCHAR NOT NULL,
@@ -65,7 +49,6 @@ CREATE TABLE store.models (
 
 -- One row per run of parameters: all that a layer has of one kind under owners of one sort, numbered from first_param_id.
 CREATE TABLE store.layout (
-    model_id INTEGER NOT NULL,
     kind VARCHAR NOT NULL,
     stack VARCHAR,
     layer SMALLINT,
@@ -77,11 +60,10 @@ CREATE TABLE store.layout (
     space VARCHAR NOT NULL
 );
 
--- One row per vocabulary item; `folded` is what a typed word is compared with, and `is_undertrained` says that the item
--- is under-trained in every model of the vocabulary. `is_byte` pieces stand for what has no piece of its own (byte
--- fallback), `is_added` ones are found in text before all others; ids of no token count as special.
+-- One row per item of the model's vocabulary, by token_id; `folded` is what a typed word is compared with. `is_byte`
+-- pieces stand for what has no piece of its own (byte fallback), `is_added` ones are found in text before all others; ids
+-- of no token count as special.
 CREATE TABLE store.tokens (
-    vocabulary VARCHAR NOT NULL,
     token_id INTEGER NOT NULL,
     token VARCHAR NOT NULL,
     text VARCHAR NOT NULL,
@@ -91,14 +73,12 @@ CREATE TABLE store.tokens (
     is_added BOOLEAN NOT NULL,
     is_ascii BOOLEAN NOT NULL,
     is_alnum BOOLEAN NOT NULL,
-    is_word_start BOOLEAN,
-    is_undertrained BOOLEAN NOT NULL
+    is_word_start BOOLEAN
 );
 
--- One row per model and item of its vocabulary: what the row of the model's embedding says of it, and in how many lists
--- of its parameters it is among the ten strongest, by score and by token_z, both sides.
+-- One row per item of the vocabulary, by token_id: what the row of the model's embedding says of it, and in how many lists
+-- of the model's parameters it is among the ten strongest, by score and by token_z, both sides.
 CREATE TABLE store.token_embeddings (
-    model_id INTEGER NOT NULL,
     token_id INTEGER NOT NULL,
     norm FLOAT NOT NULL,
     undertrained FLOAT,
@@ -107,13 +87,12 @@ CREATE TABLE store.token_embeddings (
     in_top_10_token_z INTEGER NOT NULL DEFAULT 0
 );
 
--- One row per parameter, by param_id; the lists hold its strongest tokens, for look-ups by parameter. In order of (score,
--- token_id), strongest first, they begin with models.top_k tokens by score; the rest is among as many by token_z, which
+-- One row per parameter, by param_id; `path` is its address without the model's name. The lists hold its strongest
+-- tokens, for look-ups by parameter. In order of (score, token_id), strongest first, they begin with models.top_k tokens by score; the rest is among as many by token_z, which
 -- is NULL where the kind has too few vectors in its space to say what is usual for a token.
 CREATE TABLE store.parameters (
     param_id BIGINT NOT NULL,
-    address VARCHAR NOT NULL,
-    model_id INTEGER NOT NULL,
+    path VARCHAR NOT NULL,
     stack VARCHAR,
     layer SMALLINT,
     kind VARCHAR NOT NULL,
@@ -140,7 +119,7 @@ CREATE TABLE store.parameters (
 
 CREATE UNIQUE INDEX parameters_by_id ON store.parameters (param_id);
 
--- One row per parameter, side and token of its lists, in the order (token_id, side, score) within a model, for look-ups
+-- One row per parameter, side and token of its lists, in the order (token_id, side, score), for look-ups
 -- by token. ``rank`` is by score and ``rank_token_z`` by token_z; NULL where the token is not in that list.
 CREATE TABLE store.postings (
     token_id INTEGER NOT NULL,
@@ -155,8 +134,7 @@ CREATE TABLE store.postings (
 -- One row per head.
 CREATE TABLE store.heads (
     head_id BIGINT NOT NULL,
-    address VARCHAR NOT NULL,
-    model_id INTEGER NOT NULL,
+    path VARCHAR NOT NULL,
     stack VARCHAR,
     layer SMALLINT NOT NULL,
     head SMALLINT NOT NULL,
@@ -206,36 +184,4 @@ CREATE TABLE store.direction_tokens (
     rank SMALLINT NOT NULL,
     token_id INTEGER NOT NULL,
     score FLOAT NOT NULL
-);
-
--- One row per two models whose neighbors and alignments are kept; model a is the earlier one. n_tokens is the number of
--- tokens whose scores are compared: all of a shared vocabulary, or those of shared_tokens.sql for two that differ by few.
-CREATE TABLE store.relations (
-    model_id_a INTEGER NOT NULL,
-    model_id_b INTEGER NOT NULL,
-    n_tokens INTEGER NOT NULL
-);
-
--- One row per neighbor of a parameter.
-CREATE TABLE store.neighbors (
-    param_id BIGINT NOT NULL,
-    neighbor_id BIGINT NOT NULL,
-    neighbor_model_id INTEGER NOT NULL,
-    rank SMALLINT NOT NULL,
-    similarity FLOAT NOT NULL
-);
-
--- One row per pair of layers of two models; feature_score is the same measure on the raw weights, where widths agree.
-CREATE TABLE store.layer_alignments (
-    model_a VARCHAR NOT NULL,
-    model_b VARCHAR NOT NULL,
-    kind VARCHAR NOT NULL,
-    stack_a VARCHAR,
-    layer_a SMALLINT NOT NULL,
-    stack_b VARCHAR,
-    layer_b SMALLINT NOT NULL,
-    score FLOAT NOT NULL,
-    matched BOOLEAN NOT NULL,
-    feature_score FLOAT,
-    feature_matched BOOLEAN
 );
