@@ -6,23 +6,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import numpy as np
 import pytest
 import torch
 
 import models
+from opened import opened
 from paramdex_builder import EvaluateOptions, Options, StitchOptions, build, evaluate, stitch
 from paramdex_builder.measure.classifier import Labelled
 from paramdex_builder.read.checkpoint import Checkpoint
-from paramdex_schemas import BuildError, atlas_files
+from paramdex_schemas import BuildError
 
 FEW = {"top_k": 3, "pair_k": 3, "neighbor_k": 1, "device": "cpu"}
 EMPTY = "^a source cannot be empty; give a folder or a Hugging Face name$"
 
 
 def row(atlas: Path, columns: str) -> tuple[Any, ...]:
-    with duckdb.connect(str(atlas_files.database(atlas)), read_only=True) as connection:
+    with opened(atlas) as connection:
         (found,) = connection.execute(f"SELECT {columns} FROM store.models").fetchall()
     return found
 

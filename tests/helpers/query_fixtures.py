@@ -15,6 +15,7 @@ import pytest
 import oracle
 import paramdex
 import reading_oracle
+from opened import opened
 from query_helpers import Everything, everything, random_source
 
 
@@ -34,7 +35,7 @@ def atlas(small_atlas: Path) -> Iterator[paramdex.Atlas]:
 @pytest.fixture(scope="session")
 def db(small_atlas: Path) -> Iterator[duckdb.DuckDBPyConnection]:
     """Its database in DuckDB alone: no extension, nothing attached, nothing of paramdex."""
-    with duckdb.connect(str(small_atlas / "atlas.duckdb"), read_only=True) as connection:
+    with opened(small_atlas) as connection:
         yield connection
 
 

@@ -10,11 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import pyarrow.parquet as pq
 import pytest
 from starlette.testclient import TestClient
 
+from opened import opened
 from paramdex import Atlas
 from paramdex.web.sql.examples import EXAMPLES
 from paramdex_schemas import FORMAT_VERSION
@@ -214,7 +214,7 @@ def test_nothing_takes_too_much(hurried: TestClient, secret: Path, query: str) -
 
 def test_after_all_that_it_still_answers(hurried: TestClient, small_atlas: Path) -> None:
     assert data(hurried, "/sql.json", q="SELECT count(*) AS n FROM heads")["rows"] == [{"n": 34}]
-    with duckdb.connect(str(small_atlas / "atlas.duckdb"), read_only=True) as connection:
+    with opened(small_atlas) as connection:
         assert connection.execute("SELECT format_version FROM store.atlas").fetchall() == [(FORMAT_VERSION,)]
 
 

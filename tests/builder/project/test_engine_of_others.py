@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import duckdb
 import numpy as np
 import pytest
 import torch
@@ -18,6 +17,7 @@ from conftest import SMALL_OPTIONS
 from hypothesis import given
 from hypothesis import strategies as st
 
+from opened import opened
 from paramdex_builder import build
 from paramdex_builder.project import engines, pair_scan
 from paramdex_builder.project.arithmetic import UNDERFLOW, dot, gamma64
@@ -25,7 +25,6 @@ from paramdex_builder.project.engines import Engine
 from paramdex_builder.project.pairs import same_words, strongest_pairs
 from paramdex_builder.project.space import make_space
 from paramdex_builder.project.tokens import projection_shared, strongest_tokens
-from paramdex_schemas import atlas_files
 
 CPU = torch.device("cpu")
 Listed = list[Callable[[torch.device], Engine | None]]
@@ -183,7 +182,7 @@ def test_the_last_listed_that_has_one_is_taken(listed: Listed) -> None:
 
 def contents(atlas: Path) -> dict[str, list[tuple[object, ...]]]:
     """The rows of every table, as they are stored, but for the time; among them the digests of all files."""
-    with duckdb.connect(str(atlas_files.database(atlas)), read_only=True) as connection:
+    with opened(atlas) as connection:
         tables = connection.execute("SELECT table_name FROM duckdb_tables() WHERE schema_name = 'store'").fetchall()
         return {
             name: connection.execute(f"SELECT COLUMNS(lambda c: c <> 'built_at') FROM store.{name}").fetchall()

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 import models
+from opened import opened
 from paramdex_builder import Options, build
 from paramdex_schemas import FORMAT_VERSION, AtlasError, BuildError, CheckpointError, ParamdexError
 
@@ -118,7 +119,7 @@ def test_space_runs_out_on_the_way(word_model: Path, disk: Path, monkeypatch: py
     assert [path.name for path in disk.iterdir()] == ["x.atlas.building"]
     subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
     build([str(word_model)], atlas, OPTIONS)
-    with duckdb.connect(str(atlas / "atlas.duckdb"), read_only=True) as connection:
+    with opened(atlas) as connection:
         assert connection.execute("SELECT count(rank) FROM parameter_tokens").fetchall() == [(624 * 6,)]
     assert [path.name for path in disk.iterdir()] == ["x.atlas"]
 
@@ -148,7 +149,7 @@ def test_an_error_of_fsync_fails_the_build(
     with pytest.raises(BuildError, match=f"^cannot write {atlas}: Input/output error$"):
         build(both, atlas, OPTIONS)
     build(both, atlas, OPTIONS)
-    with duckdb.connect(str(atlas / "atlas.duckdb"), read_only=True) as connection:
+    with opened(atlas) as connection:
         assert connection.execute("SELECT model FROM models ORDER BY model").fetchall() == [("first",), ("second",)]
     assert sorted(path.name for path in tmp_path.iterdir() if "building" in path.name) == []
 
@@ -257,7 +258,7 @@ def test_lists_longer_than_the_vocabulary(word_model: Path, tmp_path: Path) -> N
     atlas = build(
         [str(word_model)], tmp_path / "x.atlas", Options(top_k=100, pair_k=5000, neighbor_k=1000, device="cpu")
     )
-    with duckdb.connect(str(atlas / "atlas.duckdb"), read_only=True) as connection:
+    with opened(atlas) as connection:
         tokens = connection.execute(
             "SELECT DISTINCT count(*), count(DISTINCT token_id), max(rank) FROM parameter_tokens "
             "GROUP BY param_id, side"

@@ -17,6 +17,7 @@ import pytest
 from filelock import FileLock
 from paramdex_builder.publish.database import database
 
+from opened import opened
 from paramdex_builder import Options, build
 from paramdex_builder.read.checkpoint import Checkpoint
 from paramdex_schemas import AtlasError, BuildError, CheckpointError, ParamdexError, atlas_files
@@ -28,7 +29,7 @@ only_root = pytest.mark.skipif(
 
 
 def models_of(atlas: Path) -> list[str]:
-    with duckdb.connect(str(atlas_files.database(atlas)), read_only=True) as connection:
+    with opened(atlas) as connection:
         return [name for (name,) in connection.execute("SELECT model FROM store.models ORDER BY model_id").fetchall()]
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import oracle
+from opened import opened
 from paramdex_builder.project.usual import LEAST
 from paramdex_builder.project.usual_pairs import LEAST as LEAST_HEADS
 from query_helpers import Everything
@@ -22,7 +23,7 @@ K, PAIR_K = 12, 30
 
 @pytest.fixture(scope="module")
 def database(reading_folder: Path) -> Iterator[duckdb.DuckDBPyConnection]:
-    with duckdb.connect(str(reading_folder / "atlas.duckdb"), read_only=True) as connection:
+    with opened(reading_folder) as connection:
         yield connection
 
 

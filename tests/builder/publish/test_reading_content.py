@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import oracle
+from opened import opened
 from query_helpers import Everything
 from reading_oracle import READERS, head_factors
 
@@ -23,7 +24,7 @@ MODELS = ["gpt2-a", "gpt2-wide", "llama-gqa"]
 
 @pytest.fixture(scope="module")
 def database(reading_folder: Path) -> Iterator[duckdb.DuckDBPyConnection]:
-    with duckdb.connect(str(reading_folder / "atlas.duckdb"), read_only=True) as connection:
+    with opened(reading_folder) as connection:
         yield connection
 
 

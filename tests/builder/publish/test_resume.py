@@ -28,6 +28,7 @@ from filelock import FileLock
 
 import models
 from killed_builds import OPTIONS, POINTS
+from opened import opened
 from paramdex_builder import Options, Progress, build
 from paramdex_builder.files.units import Units
 from paramdex_schemas import BuildError
@@ -75,7 +76,7 @@ def whole(folders: list[Path], tmp_path_factory: pytest.TempPathFactory) -> dict
 
 def content(atlas: Path, model: str | None = None) -> dict[str, Any]:
     """Every row of every table but built_at (as text, in order), and every file's hash; all, or of one model's ids."""
-    with duckdb.connect(str(atlas / "atlas.duckdb"), read_only=True) as connection:
+    with opened(atlas) as connection:
         tables = [
             name
             for (name,) in connection.execute(
@@ -155,7 +156,7 @@ def test_killed_build_resumes(
     atlas = tmp_path / "x.atlas"
     assert run(folders, atlas, kill)["status"] == -signal.SIGKILL
     if atlas.exists():  # what a reader finds in between is an atlas, of the models that are done
-        with duckdb.connect(str(atlas / "atlas.duckdb"), read_only=True) as connection:
+        with opened(atlas) as connection:
             done = connection.execute("SELECT model FROM models ORDER BY 1").fetchall()
         assert done in ([("first",)], [("first",), ("second",)])
     resume(folders, atlas)
@@ -341,14 +342,14 @@ def test_one_by_one_is_all_at_once(of_first: Path, folders: list[Path], whole: d
 def test_adding_a_model_leaves_the_others_as_they_are(of_first: Path, folders: list[Path]) -> None:
     before = content(of_first, "first")
     built_at = "SELECT built_at FROM models WHERE model = 'first'"
-    with duckdb.connect(str(of_first / "atlas.duckdb"), read_only=True) as connection:
+    with opened(of_first) as connection:
         when = connection.execute(built_at).fetchall()
     written = {path: path.stat().st_mtime_ns for path in (of_first / "models" / "first").iterdir()}
     build([str(folders[1])], of_first, OPTIONS)
     assert content(of_first, "first") == before
     assert len(before["parameters"]) == N_PARAMETERS
     assert {path: path.stat().st_mtime_ns for path in written} == written
-    with duckdb.connect(str(of_first / "atlas.duckdb"), read_only=True) as connection:
+    with opened(of_first) as connection:
         assert connection.execute(built_at).fetchall() == when
 
 
@@ -383,7 +384,7 @@ def test_same_name_for_something_else_is_refused(
 def test_other_name_for_the_same_weights(of_first: Path, folders: list[Path]) -> None:
     """The copy's vectors are the original's, and each finds itself there with correlation 1."""
     build([f"copy={folders[0]}"], of_first, OPTIONS)
-    with duckdb.connect(str(of_first / "atlas.duckdb"), read_only=True) as connection:
+    with opened(of_first) as connection:
         rows = connection.execute(
             "SELECT address, neighbor, similarity FROM neighbors WHERE rank = 1 AND neighbor_model = 'copy'"
         ).fetchall()
@@ -431,7 +432,7 @@ def test_reader_keeps_what_it_opened(of_first: Path, folders: list[Path]) -> Non
         assert reader.execute(count).fetchall() == [(N_PARAMETERS, N_PARAMETERS * 12, 1)]
         build([str(folder) for folder in folders], of_first, OPTIONS)  # both are there already
         assert reader.execute("SELECT DISTINCT model FROM parameters").fetchall() == [("first",)]
-    with duckdb.connect(str(of_first / "atlas.duckdb"), read_only=True) as reader:
+    with opened(of_first) as reader:
         assert reader.execute(count).fetchall() == [(2 * N_PARAMETERS, 2 * N_PARAMETERS * 12, 2)]
 
 

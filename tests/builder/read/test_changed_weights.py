@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-import duckdb
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 import models
+from opened import opened
 from paramdex_builder import Options, Progress, build
 from paramdex_builder.work.progress import Advance
 from paramdex_schemas import CheckpointError, atlas_files
@@ -87,7 +87,7 @@ def assert_changed(
     if not (changed / file).exists():
         return
     build([f"m={source}"], atlas, options)
-    with duckdb.connect(str(atlas_files.database(atlas)), read_only=True) as connection:
+    with opened(atlas) as connection:
         ((own, base),) = connection.execute("SELECT weights_sha256, base_sha256 FROM store.models").fetchall()
     expected = [changed / file] if file == WEIGHTS else [changed / "adapter_config.json", changed / file]
     assert atlas_files.sha256(*expected) in (own, base)
@@ -131,6 +131,6 @@ def test_models_that_are_done_stay(word_model: Path, tmp_path: Path) -> None:
     progress = Acting("storing parameters", lambda: renamed_over(second / WEIGHTS, other / WEIGHTS))
     with pytest.raises(CheckpointError, match=r"^the weights of .*second changed"):
         build([str(word_model), str(second)], atlas, OPTIONS, progress)
-    with duckdb.connect(str(atlas_files.database(atlas)), read_only=True) as connection:
+    with opened(atlas) as connection:
         assert connection.execute("SELECT model FROM models").fetchall() == [("word-model",)]
     build([str(word_model), str(second)], atlas, OPTIONS)

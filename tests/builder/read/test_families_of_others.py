@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import pytest
 from safetensors.torch import load_file, save_file
 
 import models
+from opened import opened
 from paramdex_builder import Options, build
 from paramdex_builder.read.families import by_model_type, families
-from paramdex_schemas import FamilyError, atlas_files
+from paramdex_schemas import FamilyError
 
 OPTIONS = Options(top_k=5, pair_k=5, neighbor_k=1, directions_k=2, device="cpu")
 THEIRS: dict[str, Any] = {
@@ -65,7 +65,7 @@ def renamed(folder: Path) -> None:
 
 
 def rows(atlas: Path) -> list[tuple[Any, ...]]:
-    with duckdb.connect(str(atlas_files.database(atlas)), read_only=True) as connection:
+    with opened(atlas) as connection:
         return connection.execute("SELECT * EXCLUDE (address) FROM store.parameters ORDER BY param_id").fetchall()
 
 
@@ -78,7 +78,7 @@ def test_a_model_of_an_invented_type_is_built(word_model: Path, tmp_path: Path, 
     install("their-models", {"theirs.json": THEIRS})
     atlas = build(f"m={word_model}", tmp_path / "theirs.atlas", OPTIONS)
     assert rows(atlas) == expected
-    with duckdb.connect(str(atlas_files.database(atlas)), read_only=True) as connection:
+    with opened(atlas) as connection:
         found = connection.execute("SELECT family, family_inferred, model_type FROM store.models").fetchall()
     assert found == [("theirs", False, "theirs")]
 
@@ -155,5 +155,5 @@ def test_a_model_that_fits_both_is_read_by_ours(tmp_path: Path, install: Install
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "unlisted"} | usual))
     install("their-models", {"aaa.json": THEIRS | {"family": "aaa", "layer": "h.{layer}."}})
     atlas = build(f"m={folder}", tmp_path / "x.atlas", OPTIONS)
-    with duckdb.connect(str(atlas_files.database(atlas)), read_only=True) as connection:
+    with opened(atlas) as connection:
         assert connection.execute("SELECT family FROM store.models").fetchall() == [("gpt2",)]

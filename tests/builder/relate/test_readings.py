@@ -12,13 +12,13 @@ from itertools import combinations, permutations, product
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import numpy as np
 import pytest
 from safetensors.torch import load_file
 
 import models
 import oracle
+from opened import opened
 from paramdex_builder import Options, build
 from paramdex_schemas import atlas_files
 from query_helpers import Everything, everything
@@ -72,7 +72,7 @@ def wholes(folders: dict[str, Path], atlas: Path) -> dict[str, Everything]:
 
 
 def asked(atlas: Path, sql: str, values: list[str]) -> list[tuple]:
-    with duckdb.connect(str(atlas_files.database(atlas)), read_only=True) as db:
+    with opened(atlas) as db:
         return db.execute(sql, values).fetchall()
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import oracle
 import paramdex
+from opened import opened
 from paramdex import QueryError
 from paramdex.store.common_space import shared_tokens
 from paramdex_schemas import atlas_files
@@ -130,7 +131,7 @@ def unsaid(small_atlas: Path, tmp_path: Path) -> Path:
 def test_models_compare_where_one_does_not_say_what_begins_a_word(
     unsaid: Path, db: duckdb.DuckDBPyConnection, wholes: dict[str, Everything]
 ) -> None:
-    with duckdb.connect(str(unsaid / "atlas.duckdb"), read_only=True) as other:
+    with opened(unsaid) as other:
         ids = shared_ids(other, "gpt2-a", "bert")
         texts = [{i: text for i, _, text, *_ in token_rows(other, model)} for model in ("gpt2-a", "bert")]
     assert len(ids[0]) != len(shared_ids(db, "gpt2-a", "bert")[0])

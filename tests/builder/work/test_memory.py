@@ -9,7 +9,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import duckdb
 import pytest
 import torch
 from click.testing import CliRunner
@@ -18,6 +17,7 @@ from safetensors.torch import load_file
 
 import paramdex_builder
 from cpu_engines import ENGINES
+from opened import opened
 from paramdex.cli import cli
 from paramdex_builder import Options, Progress, build, estimates
 from paramdex_builder.project.engines import Engine
@@ -121,7 +121,7 @@ def test_duckdb_gets_what_the_others_leave() -> None:
 
 def contents(atlas: Path) -> dict[str, list[tuple[object, ...]]]:
     """The rows of every table, in the order they are stored; among them the digests of all vector files."""
-    with duckdb.connect(str(atlas_files.database(atlas)), read_only=True) as connection:
+    with opened(atlas) as connection:
         tables = connection.execute("SELECT table_name FROM duckdb_tables() WHERE schema_name = 'store'").fetchall()
         assert len(tables) > 5
         return {

@@ -21,6 +21,7 @@ import models
 import oracle
 import paramdex
 import reading_oracle
+from opened import opened
 from paramdex import Atlas
 from paramdex.web.cards.comparison import layer_pairs
 from paramdex_builder import Options, build
@@ -217,7 +218,7 @@ def test_on_the_tokens_of_nearly_one_vocabulary(tmp_path: Path, draw: random.Ran
         name: reading_oracle.everything_read(name, oracle.read(folder), folder, path)
         for name, folder in folders.items()
     }
-    with paramdex.open(path) as atlas, duckdb.connect(str(path / "atlas.duckdb"), read_only=True) as db:
+    with paramdex.open(path) as atlas, opened(path) as db:
         assert (path / "models" / "two" / "shared.one.safetensors").exists()
         for a, b in (("one", "two"), ("two", "one")):
             for kind, layer in itertools.product(("ff_key", "attn_output"), (0, 2)):
