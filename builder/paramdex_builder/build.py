@@ -35,8 +35,6 @@ from paramdex_builder.project.space import Space, make_space, pick_device, space
 from paramdex_builder.project.tokens import projection_held
 from paramdex_builder.project.usual import LEAST, Moments, Usual, merged, moments
 from paramdex_builder.project.usual_pairs import Squares, UsualPairs, load_usual, save_usual, summed
-from paramdex_builder.publish.commit import contents_of
-from paramdex_builder.publish.place import check_space, check_writable, find_place, staging_folder
 from paramdex_builder.publish.publish import publish
 from paramdex_builder.publish.rows import FinishedModel
 from paramdex_builder.read.checkpoint import Checkpoint
@@ -58,8 +56,10 @@ from paramdex_schemas import (
     vector_files,
 )
 from paramdex_schemas.arguments import given_path
+from paramdex_schemas.commit import contents_of
 from paramdex_schemas.foreign import reason
 from paramdex_schemas.layout import Place
+from paramdex_schemas.place import check_space, check_writable, find_place, staging_folder
 
 
 def build(

@@ -15,7 +15,6 @@ from paramdex_builder.files.tables import counted, insert, new_tables
 from paramdex_builder.files.tensors import Blocks, write_space, write_tensors
 from paramdex_builder.files.vectors import open_rows, rotation, write_codes, write_flat_index
 from paramdex_builder.project.pieces import pieces
-from paramdex_builder.publish.commit import commit, contents_of, sweep
 from paramdex_builder.publish.rows import FinishedModel, insert_heads, insert_model, insert_parameters
 from paramdex_builder.relate.models import Pair, Related, pair_of
 from paramdex_builder.relate.rows import passes, relation_rows
@@ -23,6 +22,7 @@ from paramdex_builder.relate.transfers import write_own_transfers, write_transfe
 from paramdex_builder.work.memory import MOST_FOR_DUCKDB
 from paramdex_builder.work.progress import Progress
 from paramdex_schemas import atlas_files, vector_files
+from paramdex_schemas.commit import commit, contents_of, sweep
 from paramdex_schemas.contents import Contents, Index, Manifest, Relation, listed
 
 
