@@ -43,7 +43,6 @@ from paramdex_builder.read.weights import Weights
 from paramdex_builder.stream.reading import Reading, make_reading
 from paramdex_builder.work import memory
 from paramdex_builder.work.arguments import given, source_texts
-from paramdex_builder.work.progress import Advance, Progress
 from paramdex_builder.work.workers import Workers
 from paramdex_schemas import (
     MATRICES,
@@ -60,6 +59,7 @@ from paramdex_schemas.commit import contents_of
 from paramdex_schemas.foreign import reason
 from paramdex_schemas.layout import Place
 from paramdex_schemas.place import check_space, check_writable, find_place, staging_folder
+from paramdex_schemas.progress import Advance, Progress
 
 
 def build(

@@ -22,10 +22,10 @@ from paramdex_builder.read.vocabulary import Vocabulary, read_vocabulary
 from paramdex_builder.read.weights import Weights
 from paramdex_builder.stream.reading import reading_of
 from paramdex_builder.work.arguments import source_text
-from paramdex_builder.work.progress import Progress
 from paramdex_schemas import FORMAT_VERSION, BuildError, Layout
 from paramdex_schemas.addresses import MODEL_NAME
 from paramdex_schemas.errors import quoted
+from paramdex_schemas.progress import Progress
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,18 @@ yet; then atlas.json, in one rename. What an interrupted command left is named b
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
-from paramdex_schemas import atlas_files
+from paramdex_schemas import AtlasError, atlas_files
 from paramdex_schemas.contents import Contents, read_contents
 from paramdex_schemas.everything import script
+from paramdex_schemas.place import check_writable, find_place, staging_folder
 
 
 def contents_of(atlas: Path) -> Contents:
@@ -39,7 +43,6 @@ def commit(contents: Contents, work: Path) -> None:
             _move_all(group(work), group(atlas))
         for name in (atlas_files.ATTACH, atlas_files.INDEX):  # the index last: it names what is there
             (work / name).replace(atlas / name)
-        shutil.rmtree(work)
     flush(atlas)
     flush(atlas.parent)
 
@@ -85,3 +88,41 @@ def flush_tree(root: Path) -> None:
     """Flush a folder and all that is in it to the disk."""
     for path in [*root.rglob("*"), root]:
         flush(path)
+
+
+@contextmanager
+def changing(atlas: Path) -> Iterator[tuple[Contents, Path]]:
+    """An atlas that is there, for a change by this command alone: what it holds, and an empty folder on its disk for
+    what is new. What an interrupted command left is swept first.
+
+    Raises AtlasError where there is none, BuildError where it cannot be written or another command is writing to it.
+    """
+    place = find_place(atlas)
+    read_contents(place)  # before anything is written
+    check_writable(place)
+    with staging_folder(place, atlas) as staging:
+        contents = read_contents(place)  # another command may have ended since
+        sweep(contents)
+        work = staging / ".change"  # no model can have this name
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir()
+        try:
+            yield contents, work
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def copied(atlas: Path, path: str, recorded: tuple[int, str], target: Path) -> None:
+    """Copy a file of an atlas, and compare it with its record on the way. Raises AtlasError where it differs."""
+    n_bytes, digest = recorded
+    found, size = hashlib.sha256(), 0
+    try:
+        with (atlas / path).open("rb") as source, target.open("wb") as file:
+            while block := source.read(1 << 20):
+                found.update(block)
+                size += len(block)
+                file.write(block)
+    except FileNotFoundError as error:
+        raise AtlasError(atlas_files.lacks(atlas, path)) from error
+    if (size, found.hexdigest()) != (n_bytes, digest):
+        raise AtlasError(atlas_files.damaged(atlas, path))

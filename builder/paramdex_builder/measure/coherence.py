@@ -16,9 +16,9 @@ import torch
 from paramdex_builder.measure.measures import Measured, against
 from paramdex_builder.read.checkpoint import Checkpoint
 from paramdex_builder.read.tokenizer import load_tokenizer
-from paramdex_builder.work.progress import Progress
 from paramdex_schemas import CheckpointError
 from paramdex_schemas.foreign import reading
+from paramdex_schemas.progress import Progress
 
 TOKENS, LEAST, LETTERS = 20, 4, 3
 

@@ -23,10 +23,10 @@ from paramdex_builder.read.vocabulary import read_vocabulary
 from paramdex_builder.stream import own_text
 from paramdex_builder.stream.forward import Runner
 from paramdex_builder.work.arguments import given, source_text
-from paramdex_builder.work.progress import Progress
 from paramdex_schemas import BuildError
 from paramdex_schemas.checks import check_text
 from paramdex_schemas.errors import quoted
+from paramdex_schemas.progress import Progress
 
 _KEPT_VECTORS = 300
 """The most vectors of each sort that keep_k compares in pairs."""

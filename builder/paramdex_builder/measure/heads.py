@@ -26,9 +26,9 @@ from paramdex_builder.project.usual_pairs import UsualPairs, squares_of, summed
 from paramdex_builder.stream.forward import Batch, Runner
 from paramdex_builder.stream.space import taken, taps
 from paramdex_builder.stream.texts import LENGTH
-from paramdex_builder.work.progress import Progress
 from paramdex_builder.work.workers import one_thread_each
 from paramdex_schemas import MATRICES
+from paramdex_schemas.progress import Progress
 
 _FEWEST = 3
 """With two positions, less their mean, each is the other's opposite."""

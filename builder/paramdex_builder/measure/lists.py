@@ -17,7 +17,7 @@ from paramdex_builder.measure.table import About, Rows
 from paramdex_builder.project.space import TokenRows
 from paramdex_builder.project.usual import Usual, merged, moments
 from paramdex_builder.stream.space import READERS
-from paramdex_builder.work.progress import Advance, Progress
+from paramdex_schemas.progress import Advance, Progress
 
 WRITERS = ("ff_value", "attn_output")
 

@@ -12,8 +12,8 @@ from paramdex_builder.read.checkpoint import Checkpoint
 from paramdex_builder.read.tokenizer import special_ids
 from paramdex_builder.stream.forward import Runner, watched
 from paramdex_builder.stream.space import READERS, taken, taps
-from paramdex_builder.work.progress import Progress
 from paramdex_schemas import BuildError, FamilyError
+from paramdex_schemas.progress import Progress
 
 _SPREAD = 4
 """How many tokens are run per token that is looked at, so that the latter come from many places of the text."""

@@ -13,8 +13,8 @@ from paramdex_builder.stream.forward import Runner
 from paramdex_builder.stream.reading import Reading, fitted
 from paramdex_builder.stream.space import alone
 from paramdex_builder.stream.texts import own
-from paramdex_builder.work.progress import Progress
 from paramdex_schemas import Run
+from paramdex_schemas.progress import Progress
 
 
 def run_of(checkpoint: Checkpoint, kind: str, layer: int) -> Run | None:

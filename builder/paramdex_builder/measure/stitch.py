@@ -26,11 +26,11 @@ from paramdex_builder.read.checkpoint import Checkpoint
 from paramdex_builder.read.vocabulary import read_vocabulary
 from paramdex_builder.stream.forward import Batch, Runner, replaced
 from paramdex_builder.work.arguments import check_space_name, given, source_text, source_texts
-from paramdex_builder.work.progress import Advance, Progress
 from paramdex_schemas import BuildError
 from paramdex_schemas.arguments import given_items
 from paramdex_schemas.checks import whole_number
 from paramdex_schemas.errors import quoted
+from paramdex_schemas.progress import Advance, Progress
 
 STATES = ("raw", "scaled", "normed")
 _BATCH = 16

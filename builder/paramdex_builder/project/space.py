@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from paramdex_builder.work.progress import Advance
 from paramdex_schemas import BuildError, isometry
 from paramdex_schemas.errors import quoted
+from paramdex_schemas.progress import Advance
 
 _CHUNK = 2048
 """Rows of E that are held in float64 at a time."""

@@ -20,10 +20,10 @@ from paramdex_builder.relate.models import Pair, Related, pair_of
 from paramdex_builder.relate.rows import passes, relation_rows
 from paramdex_builder.relate.transfers import write_own_transfers, write_transfers
 from paramdex_builder.work.memory import MOST_FOR_DUCKDB
-from paramdex_builder.work.progress import Progress
 from paramdex_schemas import atlas_files, vector_files
 from paramdex_schemas.commit import commit, contents_of, sweep
 from paramdex_schemas.contents import Contents, Index, Manifest, Relation, listed
+from paramdex_schemas.progress import Progress
 
 
 def publish(
@@ -53,6 +53,7 @@ def publish(
     manifests = {**contents.manifests, model.name: manifest}
     pairs = (*contents.related, *((each.a, each.b) for each in made))
     commit(Contents(atlas, index, manifests, pairs), work)
+    shutil.rmtree(work, ignore_errors=True)
 
 
 def write_model(model: FinishedModel, folder: Path, progress: Progress, memory: int) -> Manifest:

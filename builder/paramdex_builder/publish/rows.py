@@ -15,9 +15,9 @@ from paramdex_builder.project.pieces import pieces
 from paramdex_builder.project.space import Space
 from paramdex_builder.project.undertrained import token_embeddings
 from paramdex_builder.read.vocabulary import Vocabulary
-from paramdex_builder.work.progress import Progress
 from paramdex_schemas import Layout
 from paramdex_schemas.contents import RUN_COLUMNS
+from paramdex_schemas.progress import Progress
 
 
 @dataclass

@@ -39,8 +39,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from paramdex_builder.work.progress import Advance
 from paramdex_schemas import isometry
+from paramdex_schemas.progress import Advance
 
 BLOCK_BYTES = 64 << 20
 """Bytes of a block of similarities on a CPU."""

@@ -14,9 +14,9 @@ from safetensors import safe_open
 from paramdex_builder.files.vectors import open_rows, write_flat_index
 from paramdex_builder.relate.models import Pair, Related
 from paramdex_builder.relate.relations import Move, Nearest, Segment, feature_blocks, relate, restricted_blocks
-from paramdex_builder.work.progress import Advance
 from paramdex_schemas import KINDS, atlas_files, isometry
 from paramdex_schemas.layout import Place
+from paramdex_schemas.progress import Advance
 
 
 def passes(pair: Pair) -> int:

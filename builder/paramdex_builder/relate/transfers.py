@@ -21,8 +21,8 @@ from safetensors import safe_open
 from paramdex_builder.files.tensors import Blocks, write_tensors
 from paramdex_builder.project.space import Space, centred_gram, column_means, space_work
 from paramdex_builder.relate.models import Pair
-from paramdex_builder.work.progress import Advance, Progress
 from paramdex_schemas import atlas_files, isometry
+from paramdex_schemas.progress import Advance, Progress
 
 _ROOT_ROWS = 1024
 """Rows of a root that are read at a time."""

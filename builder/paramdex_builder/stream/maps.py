@@ -16,9 +16,9 @@ from paramdex_builder.stream.forward import Batch, Runner
 from paramdex_builder.stream.ridge import Given, Wanted, fit
 from paramdex_builder.stream.space import READERS, Place, taken, taps
 from paramdex_builder.stream.texts import Texts
-from paramdex_builder.work.progress import Progress
 from paramdex_builder.work.workers import one_thread_each, stop_if_unwanted
 from paramdex_schemas import CheckpointError
+from paramdex_schemas.progress import Progress
 
 RIDGE = 0.1
 """The share of the mean variance of z that the regression pays for leaving the diagonal map. Of 0.003 to 3, fitted on

@@ -14,9 +14,9 @@ import torch
 
 from paramdex_builder.read.checkpoint import Checkpoint
 from paramdex_builder.stream.forward import load
-from paramdex_builder.work.progress import Advance, Progress
 from paramdex_builder.work.workers import one_thread_each, stop_if_unwanted
 from paramdex_schemas import CheckpointError
+from paramdex_schemas.progress import Advance, Progress
 
 BATCH = 27
 """How many texts are written together: a quarter of those that a build asks for."""

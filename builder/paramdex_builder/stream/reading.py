@@ -24,9 +24,9 @@ from paramdex_builder.stream.maps import PART, Group, HeldOut, maps, summed
 from paramdex_builder.stream.possible import EMBEDDING, obstacle
 from paramdex_builder.stream.space import alone
 from paramdex_builder.stream.texts import FITTED, HELD_OUT, LENGTH, Texts, own, windows
-from paramdex_builder.work.progress import Progress
 from paramdex_builder.work.workers import one_thread_each
 from paramdex_schemas import KINDS, BuildError, CheckpointError, FamilyError, Run, atlas_files
+from paramdex_schemas.progress import Progress
 
 PRECISE = 1 << 25
 """A model of so many numbers at most is run in float64. In float32 two sorts of processors round otherwise, and write

@@ -23,9 +23,9 @@ import torch
 
 from paramdex_builder.read.family import Norm
 from paramdex_builder.stream.forward import Batch, Runner
-from paramdex_builder.work.progress import Progress
 from paramdex_builder.work.workers import one_thread_each, stop_if_unwanted
 from paramdex_schemas import KINDS
+from paramdex_schemas.progress import Progress
 
 READERS = ("ff_key", "ff_gate", "attn_query", "attn_key", "attn_value", "router")
 Place = tuple[str, int]

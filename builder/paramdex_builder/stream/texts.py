@@ -9,8 +9,8 @@ import torch
 
 from paramdex_builder.stream import own_text
 from paramdex_builder.stream.forward import Runner
-from paramdex_builder.work.progress import Progress
 from paramdex_schemas import BuildError
+from paramdex_schemas.progress import Progress
 
 LENGTH = 128
 """The tokens of a text."""

@@ -1,0 +1,80 @@
+"""``rename``: give a model of an atlas another name."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import duckdb
+
+from paramdex.manage.remove import known
+from paramdex_schemas import AtlasError, QueryError, atlas_files
+from paramdex_schemas.addresses import MODEL_NAME
+from paramdex_schemas.arguments import given_path
+from paramdex_schemas.commit import changing, commit, sweep
+from paramdex_schemas.contents import Contents, Index, Manifest, listed
+from paramdex_schemas.errors import quoted
+
+
+def rename(atlas: str | Path, old: str, new: str) -> None:
+    """Give a model another name. Its tables are copied, because the name stands in them; its other files are not.
+
+    Raises AtlasError where there is no atlas, BuildError where it cannot be written, AddressError for a model that it
+    lacks, QueryError for a name that is taken or is none.
+    """
+    path = given_path(atlas, "an atlas", AtlasError)
+    with changing(path) as (contents, work):
+        known(contents, old)
+        if not MODEL_NAME.fullmatch(new):
+            raise QueryError(f"{quoted(new)} is no name of a model; write letters, digits and . _ + -")
+        if new in contents.manifests:
+            raise QueryError(f"{path} has a model {new} already")
+        folder = free_folder(contents, new)
+        manifest = _renamed(contents, old, new, atlas_files.model_folder(work, folder))
+        index = Index(
+            {new if name == old else name: folder if name == old else of for name, of in contents.index.models.items()}
+        )
+        manifests = {
+            new if name == old else name: manifest if name == old else of for name, of in contents.manifests.items()
+        }
+        found = replace(contents, index=index, manifests=manifests)
+        commit(found, work)
+        sweep(found)
+
+
+def free_folder(contents: Contents, name: str) -> str:
+    """A folder for a model of a name that no model of an atlas has: the name, where that is free."""
+    taken = set(contents.index.models.values())
+    number, folder = 1, name
+    while folder in taken:
+        number += 1
+        folder = f"{name}~{number}"
+    return folder
+
+
+def _renamed(contents: Contents, old: str, new: str, target: Path) -> Manifest:
+    """Make the folder of a model under another name."""
+    source, manifest = contents.atlas / contents.folder(old), contents.manifests[old]
+    target.mkdir(parents=True)
+    for name in manifest.files:
+        if name == atlas_files.TABLES:
+            shutil.copyfile(source / name, target / name)
+        else:
+            _linked(source / name, target / name)
+    with closing(duckdb.connect(str(target / atlas_files.TABLES))) as connection:
+        connection.execute("UPDATE store.models SET model = ?", [new])
+    files = {**manifest.files, **listed(target, [atlas_files.TABLES])}
+    found = replace(manifest, row={**manifest.row, "model": new}, files=files)
+    (target / atlas_files.MANIFEST).write_text(found.text(), "utf-8")
+    return found
+
+
+def _linked(source: Path, target: Path) -> None:
+    """The same file under a second name, or a copy where the file system has no such thing."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
