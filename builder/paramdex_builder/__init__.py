@@ -8,6 +8,7 @@ from paramdex_builder.measure.evaluate import evaluate
 from paramdex_builder.measure.options import EvaluateOptions
 from paramdex_builder.measure.stitch import StitchOptions, stitch
 from paramdex_builder.options import Options
+from paramdex_builder.publish.relating import relate
 from paramdex_schemas.progress import Progress, TerminalProgress
 
 __all__ = [
@@ -18,5 +19,6 @@ __all__ = [
     "TerminalProgress",
     "build",
     "evaluate",
+    "relate",
     "stitch",
 ]

@@ -36,6 +36,7 @@ from paramdex_builder.project.tokens import projection_held
 from paramdex_builder.project.usual import LEAST, Moments, Usual, merged, moments
 from paramdex_builder.project.usual_pairs import Squares, UsualPairs, load_usual, save_usual, summed
 from paramdex_builder.publish.publish import publish
+from paramdex_builder.publish.relating import check_relate
 from paramdex_builder.publish.rows import FinishedModel
 from paramdex_builder.read.checkpoint import Checkpoint
 from paramdex_builder.read.displacement import Displacement
@@ -85,7 +86,8 @@ def build(
     try:
         place = find_place(atlas)
         had = present = _present(atlas)
-        if set(named) - set(had):
+        check_relate(options.relate, [*had, *named])
+        if set(named) - set(had) or options.replace:
             check_writable(place)
         with _reading():
             opened = {name: _open(source, options) for name, source in named.items()}
@@ -108,19 +110,21 @@ def build(
             present = _present(atlas)  # another build may have ended since
             for each in models:
                 name = each.name
-                if name in present:
-                    if present[name] != each.plan.fingerprint():
-                        raise BuildError(
-                            f"{atlas} already has a model {name}, built from other weights or with other options; "
-                            f"give this one another name: NEWNAME={each.weights.source}"
-                        )
+                same = present.get(name) == each.plan.fingerprint()
+                if name in present and not same and not options.replace:
+                    raise BuildError(
+                        f"{atlas} already has a model {name}, built from other weights or with other options; give "
+                        f"this one another name: NEWNAME={each.weights.source}, or replace that one with --replace"
+                    )
+                if same:
                     shutil.rmtree(staging / name, ignore_errors=True)  # left by a build killed just after publishing
                     progress.say(f"{name}: already in {atlas}")
                     continue
                 workers = Workers(device, max(0, allowed - least[name]))
                 with _unchanged(each.weights, staging / name):
                     model = _make(each, options, staging, workers, progress)
-                publish(model, place, staging, device, progress, memory.for_duckdb(allowed, least[name]))
+                held = memory.for_duckdb(allowed, least[name])
+                publish(model, place, staging, device, progress, options.relate, held)
                 shutil.rmtree(model.units.folder)
                 progress.say(f"{name}: {model.layout.n_parameters:,} parameters in {atlas}")
     except (OSError, SafetensorError, duckdb.Error) as error:

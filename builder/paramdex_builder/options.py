@@ -9,8 +9,9 @@ from typing import Any
 from paramdex_builder.work import memory
 from paramdex_builder.work.arguments import check_choices, check_reading, source_text
 from paramdex_schemas import BuildError
-from paramdex_schemas.arguments import given_path
+from paramdex_schemas.arguments import given_path, yes_or_no
 from paramdex_schemas.checks import whole_number
+from paramdex_schemas.errors import quoted
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,11 @@ class Options:
     """how what reads in the layers from 1 on is read: by what its layer is expected to see of each token (expected), by
     what layer 0 makes of it (effective), or by the embedding as in layer 0 (embedding); auto is expected for causal
     models that can be run, and for others that can be where there is a text, else embedding"""
+    relate: str = "auto"
+    """the models of the atlas that each new one is related to, so that neighbors and alignments are kept: all, none,
+    names with commas between them, or auto, as many as take less than a minute"""
+    replace: bool = False
+    """replace a model of the same name that was built from other weights or with other options"""
     text: str | PathLike[str] | None = None
     """a file of text to find out what layers see; without one a causal model writes it itself"""
     device: str = "auto"
@@ -55,9 +61,18 @@ class Options:
         }
         check_choices(self)
         check_reading(self.reading)
+        if not isinstance(self.relate, str) or not self.relate.strip():
+            raise BuildError(f"relate is auto, all, none or names of models, not {quoted(self.relate)}")
+        base = None if self.base is None else source_text(self.base)
         text = None if self.text is None else given_path(self.text, "the text", BuildError)
         if text is not None and self.reading not in ("auto", "expected"):
             raise BuildError(f"a text is for the reading expected; {self.reading} is fitted on none: leave it out")
         if self.memory is not None:
             memory.size_of(self.memory)
-        return replace(self, base=None if self.base is None else source_text(self.base), text=text, **whole)
+        return replace(
+            self,
+            base=None if self.base is None else source_text(self.base),
+            text=text,
+            replace=yes_or_no("replace", self.replace),
+            **whole,
+        )

@@ -18,8 +18,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Container, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -125,6 +125,24 @@ class Contents:
     def models(self) -> dict[str, Model]:
         """The models by name, as they are numbered here."""
         return {name: manifest.model(number) for number, (name, manifest) in enumerate(self.manifests.items())}
+
+    def free_folder(self, model: str) -> str:
+        """A folder for a model of a name that no model here has: the name, where that is free."""
+        taken = set(self.index.models.values())
+        number, folder = 1, model
+        while folder in taken:
+            number += 1
+            folder = f"{model}~{number}"
+        return folder
+
+    def without(self, models: Container[str]) -> Contents:
+        """The same without some models, and without what relates them to others."""
+        left = {name: manifest for name, manifest in self.manifests.items() if name not in models}
+        uids = {manifest.uid for manifest in left.values()}
+        index = Index({name: self.index.models[name] for name in left})
+        return replace(
+            self, index=index, manifests=left, related=tuple(pair for pair in self.related if uids.issuperset(pair))
+        )
 
     @cached_property
     def numbered(self) -> list[Model]:

@@ -1,4 +1,4 @@
-"""Publishing: the finished units of one model become its folder, with what relates it to other models beside it."""
+"""Publishing: the finished units of one model become its folder, beside what relates it to other models."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from paramdex_builder.files.tables import counted, insert, new_tables
+from paramdex_builder.files.tables import counted, new_tables
 from paramdex_builder.files.tensors import Blocks, write_space, write_tensors
 from paramdex_builder.files.vectors import open_rows, rotation, write_codes, write_flat_index
 from paramdex_builder.project.pieces import pieces
+from paramdex_builder.publish.relating import wanted, write_relation
 from paramdex_builder.publish.rows import FinishedModel, insert_heads, insert_model, insert_parameters
-from paramdex_builder.relate.models import Pair, Related, pair_of
-from paramdex_builder.relate.rows import passes, relation_rows
-from paramdex_builder.relate.transfers import write_own_transfers, write_transfers
+from paramdex_builder.relate.models import Related
+from paramdex_builder.relate.transfers import write_own_transfers
 from paramdex_builder.work.memory import MOST_FOR_DUCKDB
 from paramdex_schemas import atlas_files, vector_files
 from paramdex_schemas.commit import commit, contents_of, sweep
-from paramdex_schemas.contents import Contents, Index, Manifest, Relation, listed
+from paramdex_schemas.contents import Contents, Index, Manifest, listed
 from paramdex_schemas.progress import Progress
 
 
@@ -32,32 +32,37 @@ def publish(
     staging: Path,
     device: torch.device,
     progress: Progress,
+    relate: str = "auto",
     memory: int = MOST_FOR_DUCKDB,
 ) -> None:
-    """Add a finished model to ``atlas`` (made if it is not there), through the folder ``staging`` beside it; DuckDB may
-    hold ``memory`` bytes.
+    """Add a finished model to ``atlas`` (made if it is not there), through the folder ``staging`` beside it, in place
+    of one of its name if there is one. It is related to the models that ``relate`` says (``relating``). DuckDB may hold
+    ``memory`` bytes.
     """
     work = staging / ".publish"  # no model can have this name
     shutil.rmtree(work, ignore_errors=True)
     contents = contents_of(atlas)
     sweep(contents)
-    folder = atlas_files.model_folder(work, model.name)
-    folder.mkdir(parents=True)
-    manifest = write_model(model, folder, progress, memory)
-    mine = Related(manifest.uid, manifest.model(len(contents.manifests)), folder)
-    made = [
-        write_relation(pair, work, device, progress, model.row["neighbor_k"])
-        for pair in related(contents, mine, progress)
-    ]
-    index = Index({**contents.index.models, model.name: model.name})
-    manifests = {**contents.manifests, model.name: manifest}
-    pairs = (*contents.related, *((each.a, each.b) for each in made))
-    commit(Contents(atlas, index, manifests, pairs), work)
+    others = contents.without({model.name})
+    folder = contents.free_folder(model.name)
+    manifest = write_model(model, atlas_files.model_folder(work, folder), progress, memory)
+    mine = Related(manifest.uid, manifest.model(len(others.manifests)), atlas_files.model_folder(work, folder))
+    pairs = wanted(others, mine, relate, device, progress)
+    made = [write_relation(pair, work, device, progress, model.row["neighbor_k"]) for pair in pairs]
+    found = Contents(
+        atlas,
+        Index({**contents.index.models, model.name: folder}),  # in the place of the one that it replaces
+        {**contents.manifests, model.name: manifest},
+        (*others.related, *((each.a, each.b) for each in made)),
+    )
+    commit(found, work)
     shutil.rmtree(work, ignore_errors=True)
+    sweep(found)
 
 
 def write_model(model: FinishedModel, folder: Path, progress: Progress, memory: int) -> Manifest:
-    """Write all files of a finished model into its folder."""
+    """Write all files of a finished model into its folder, which is made."""
+    folder.mkdir(parents=True)
     write_vectors(model, folder)
     for name, space in model.spaces.items():
         write_space(folder / atlas_files.space(None if space is model.space else name), space)
@@ -79,48 +84,6 @@ def write_model(model: FinishedModel, folder: Path, progress: Progress, memory: 
     manifest = Manifest(secrets.token_hex(8), model.row, model.layout, files, tables)
     (folder / atlas_files.MANIFEST).write_text(manifest.text(), "utf-8")
     return manifest
-
-
-def related(contents: Contents, mine: Related, progress: Progress) -> list[Pair]:
-    """A new model with each of those that an atlas has and that it is compared with. ``progress`` is told which models
-    are compared on shared tokens only, or not at all.
-    """
-    found, apart = [], []
-    for name, manifest in contents.manifests.items():
-        folder = contents.atlas / contents.folder(name)
-        pair = pair_of(Related(manifest.uid, contents.models[name], folder), mine)
-        if pair is None:
-            apart.append(name)
-            continue
-        if pair.shared is not None:
-            progress.say(f"{mine.name} with {name}: compared on the {pair.n_tokens:,} tokens whose text both have")
-        found.append(pair)
-    if apart:
-        progress.say(
-            f"{mine.name}: no neighbors or alignments are kept with {', '.join(apart)}: "
-            "their vocabularies differ too much; similar and align compare them when asked"
-        )
-    return found
-
-
-def write_relation(pair: Pair, work: Path, device: torch.device, progress: Progress, k: int) -> Relation:
-    """Write the folder of a relation: the transfers between the spaces of the two models, the ``k`` neighbors of every
-    parameter both ways, and the alignments of their layers.
-    """
-    folder = atlas_files.relation_folder(work, pair.a.uid, pair.b.uid)
-    folder.mkdir(parents=True)
-    write_transfers(pair, folder, device, progress)
-    with new_tables(folder / atlas_files.TABLES) as connection:
-        connection.execute(atlas_files.relation_tables())
-        with progress.step(f"{pair.b.name} with {pair.a.name}: neighbors and alignment", passes(pair)) as advance:
-            for table, rows in relation_rows(pair, folder, k, device, advance):
-                insert(connection, f"INSERT INTO store.{table} BY NAME SELECT * FROM given", rows)
-        tables = counted(connection)
-    shutil.rmtree(folder / "duckdb-temp", ignore_errors=True)
-    files = listed(folder, [file.name for file in folder.iterdir()])
-    relation = Relation(pair.a.uid, pair.b.uid, pair.n_tokens, pair.shared is not None, files, tables)
-    (folder / atlas_files.MANIFEST).write_text(relation.text(), "utf-8")
-    return relation
 
 
 def write_vectors(model: FinishedModel, folder: Path) -> None:

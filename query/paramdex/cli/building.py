@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from paramdex.cli.ctrl_c import raise_again
-from paramdex.cli.options import FORMAT, FilePath, check_plot, needing_builder, picture, print_and_plot
+from paramdex.cli.options import ATLAS, FORMAT, FilePath, check_plot, needing_builder, picture, print_and_plot
 from paramdex_schemas import QueryError
 
 SPACE = click.option(
@@ -24,6 +24,11 @@ SPACE = click.option(
 )
 FOLD_NORM = click.option(
     "--fold-norm", is_flag=True, help="fold the norms' gains, and LayerNorm's centring, into the weights beside them"
+)
+
+
+DEVICE = click.option(
+    "--device", default="auto", show_default=True, help="auto (a GPU where there is one), cpu, cuda or cuda:N"
 )
 
 
@@ -81,12 +86,19 @@ def _let_threads_sleep() -> None:
 @click.option(
     "--text", type=FilePath(), help="fit that on this text, plain or .xz  [default: on what the model writes itself]"
 )
-@click.option(
-    "--device", default="auto", show_default=True, help="auto (a GPU where there is one), cpu, cuda or cuda:N"
-)
+@DEVICE
 @click.option(
     "--directions-k", type=int, default=8, show_default=True, help="singular directions to keep per head and matrix"
 )
+@click.option(
+    "--relate",
+    default="auto",
+    show_default=True,
+    metavar="WHICH",
+    help="keep neighbors and alignments with these models of the atlas: all, none, NAME,NAME, or auto: as many as take "
+    "less than a minute",
+)
+@click.option("--replace", is_flag=True, help="replace a model of the same name that was built otherwise")
 @click.option("--memory", help="the most memory to take, such as 8G  [default: half of what is free, or what it needs]")
 def build(sources: tuple[str, ...], output: str, **options: Any) -> None:
     """Build an atlas of models, or add models to one.
@@ -103,6 +115,31 @@ def build(sources: tuple[str, ...], output: str, **options: Any) -> None:
     paramdex build moved=./bert-imdb --base ./bert -o bert.atlas
     """
     build_atlas(sources, output, options)
+
+
+@click.command()
+@ATLAS
+@click.argument("models", nargs=-1, metavar="[MODEL MODEL...]")
+@click.option(
+    "--neighbor-k", type=int, help="nearest parameters to keep per parameter  [default: as the models were built]"
+)
+@DEVICE
+def relate(atlas: str, models: tuple[str, ...], **options: Any) -> None:
+    """Keep neighbors and layer alignments of models with each other: of every two that are named, or of all.
+
+    After an interruption, the same command continues where it stopped.
+
+    \b
+    paramdex relate pythia.atlas step1000 step2000
+    paramdex relate pythia.atlas
+    """
+    _let_threads_sleep()
+    with needing_builder("relating"):
+        from paramdex_builder import TerminalProgress
+        from paramdex_builder import relate as run
+
+        raise_again()
+        run(atlas, models, progress=TerminalProgress(), **options)
 
 
 @click.command()

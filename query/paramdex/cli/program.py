@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import click
 
-from paramdex.cli.building import build, evaluate, stitch
+from paramdex.cli.building import build, evaluate, relate, stitch
 from paramdex.cli.ctrl_c import INTERRUPTED, end_at_once
 from paramdex.cli.demo import demo
 from paramdex.cli.managing import export, merge, remove, rename
@@ -81,7 +81,7 @@ def cli() -> None:
 
 for each in (
     *(build, info, show, find, search, similar, lens, directions, heads, align, match, diff),
-    *(evaluate, stitch, sql, check, remove, rename, merge, export, serve, demo),
+    *(evaluate, stitch, sql, check, relate, remove, rename, merge, export, serve, demo),
 ):
     cli.add_command(each)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -74,10 +73,7 @@ def _of_models(contents: Contents, names: Sequence[str]) -> Contents:
             raise AddressError(f"{contents.atlas} has no model {quoted(name)}; {suggest(name, contents.manifests)}")
     if not names:
         return contents
-    left = {name: manifest for name, manifest in contents.manifests.items() if name in names}
-    uids = {manifest.uid for manifest in left.values()}
-    related = tuple(pair for pair in contents.related if uids.issuperset(pair))
-    return replace(contents, manifests=left, related=related)
+    return contents.without(set(contents.manifests) - set(names))
 
 
 def _chosen(tables: Sequence[str], form: Form) -> list[str]:

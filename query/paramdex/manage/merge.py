@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from paramdex.manage.rename import free_folder
 from paramdex_schemas import AtlasError, QueryError, atlas_files
 from paramdex_schemas.arguments import given_path
 from paramdex_schemas.commit import commit, copied, sweep
@@ -72,7 +71,7 @@ class _Plan:
                     )
                 if manifest.uid in found.names:
                     continue
-                index = Index({**found.index.models, name: free_folder(found, name)})
+                index = Index({**found.index.models, name: found.free_folder(name)})
                 found = replace(found, index=index, manifests={**found.manifests, name: manifest})
                 models[name] = other
         names = found.names

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from paramdex_schemas import AddressError, AtlasError, QueryError
 from paramdex_schemas.arguments import given_path
 from paramdex_schemas.checks import suggest
 from paramdex_schemas.commit import changing, commit, sweep
-from paramdex_schemas.contents import Contents, Index
+from paramdex_schemas.contents import Contents
 from paramdex_schemas.errors import quoted
 
 
@@ -25,13 +24,9 @@ def remove(atlas: str | Path, models: Sequence[str]) -> None:
     with changing(path) as (contents, work):
         for name in models:
             known(contents, name)
-        left = {name: manifest for name, manifest in contents.manifests.items() if name not in models}
-        if not left:
+        found = contents.without(models)
+        if not found.manifests:
             raise QueryError(f"{path} has no other model; to remove all of it, delete the folder")
-        uids = {manifest.uid for manifest in left.values()}
-        index = Index({name: contents.index.models[name] for name in left})
-        related = tuple(pair for pair in contents.related if uids.issuperset(pair))
-        found = replace(contents, index=index, manifests=left, related=related)
         commit(found, work)
         sweep(found)
 

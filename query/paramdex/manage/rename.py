@@ -32,27 +32,17 @@ def rename(atlas: str | Path, old: str, new: str) -> None:
             raise QueryError(f"{quoted(new)} is no name of a model; write letters, digits and . _ + -")
         if new in contents.manifests:
             raise QueryError(f"{path} has a model {new} already")
-        folder = free_folder(contents, new)
+        folder = contents.free_folder(new)
         manifest = _renamed(contents, old, new, atlas_files.model_folder(work, folder))
-        index = Index(
-            {new if name == old else name: folder if name == old else of for name, of in contents.index.models.items()}
+        names = {name: new if name == old else name for name in contents.manifests}
+        folders, manifests = {**contents.index.models, old: folder}, {**contents.manifests, old: manifest}
+        found = replace(
+            contents,
+            index=Index({names[name]: each for name, each in folders.items()}),
+            manifests={names[name]: each for name, each in manifests.items()},
         )
-        manifests = {
-            new if name == old else name: manifest if name == old else of for name, of in contents.manifests.items()
-        }
-        found = replace(contents, index=index, manifests=manifests)
         commit(found, work)
         sweep(found)
-
-
-def free_folder(contents: Contents, name: str) -> str:
-    """A folder for a model of a name that no model of an atlas has: the name, where that is free."""
-    taken = set(contents.index.models.values())
-    number, folder = 1, name
-    while folder in taken:
-        number += 1
-        folder = f"{name}~{number}"
-    return folder
 
 
 def _renamed(contents: Contents, old: str, new: str, target: Path) -> Manifest:

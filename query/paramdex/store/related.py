@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 from paramdex.store.database import Database
 from paramdex.text import some
 from paramdex_schemas.model import Model
@@ -19,7 +21,28 @@ def related_on(database: Database, a: Model, b: Model) -> int | None:
 
 
 def unrelated(database: Database, models: list[Model]) -> list[str]:
-    """A note on the models for which no neighbors and alignments are kept, if there are any."""
+    """Notes on the models for which no neighbors and alignments are kept, if there are any."""
+    return [*_not_asked_for(database, models), *_too_different(database, models)]
+
+
+def _not_asked_for(database: Database, models: list[Model]) -> list[str]:
+    """The note on models of one vocabulary that nobody has related."""
+    pairs = [
+        (a.name, b.name)
+        for a, b in combinations(models, 2)
+        if a.vocabulary == b.vocabulary and database.relation(a, b) is None
+    ]
+    if not pairs:
+        return []
+    named = some([f"{a} and {b}" for a, b in pairs], _NAMED)
+    return [
+        f"no neighbors or alignments are kept between {named}; similar and align compare them when asked, and "
+        f"paramdex relate {database.atlas} keeps them"
+    ]
+
+
+def _too_different(database: Database, models: list[Model]) -> list[str]:
+    """The note on models whose vocabularies differ."""
     by_vocabulary: dict[str, list[Model]] = {}
     for model in models:
         by_vocabulary.setdefault(model.vocabulary, []).append(model)
