@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -19,9 +20,10 @@ import torch
 
 from paramdex_builder import Options, build
 from paramdex_builder.files import units
-from paramdex_builder.publish import publish
+from paramdex_builder.publish import publish, relating
 from paramdex_builder.read.checkpoint import Checkpoint
 from paramdex_builder.read.vocabulary import read_vocabulary
+from paramdex_schemas import commit
 
 OPTIONS = Options(top_k=6, pair_k=8, neighbor_k=3, device="cpu", reading="embedding")
 
@@ -63,6 +65,16 @@ def arm_half_write(n: int) -> None:
     Path.replace = replace  # type: ignore[method-assign,assignment]
 
 
+def arm_rename(name: str, n: int) -> None:
+    """Die when a file of the atlas of this name is replaced for the ``n``-th time."""
+    arm(Path, "replace", n, after=True, when=lambda _, target: Path(target).name == name)
+
+
+def arm_group(group: str, n: int) -> None:
+    """Die when the folders of one of the two groups, models or relations, are in their place for the ``n``-th time."""
+    arm(commit, "_move_all", n, after=True, when=lambda source, _: source.name == group)
+
+
 POINTS: dict[str, Callable[[int], None]] = {
     "before unit": lambda n: arm(units, "write_whole", n),
     "after unit": lambda n: arm(units, "write_whole", n, after=True),
@@ -71,11 +83,23 @@ POINTS: dict[str, Callable[[int], None]] = {
     "vectors written": lambda n: arm(publish, "write_vectors", n, after=True),
     "model row inserted": lambda n: arm(publish, "insert_model", n, after=True),
     "parameters inserted": lambda n: arm(publish, "insert_parameters", n, after=True),
-    "relations inserted": lambda n: arm(publish, "insert_relations", n, after=True),
-    "database closed": lambda n: arm(publish, "flush_tree", n),
-    "before the first rename": lambda n: arm(publish, "flush_tree", n, after=True),
-    "between the renames": lambda n: arm(Path, "replace", n, when=lambda path, *_: path.suffix == ".duckdb"),
-    "after the renames": lambda n: arm(publish, "flush", n, when=lambda path: path.suffix == ".atlas"),
+    "model written": lambda n: arm(publish, "write_model", n, after=True),
+    "neighbors inserted": lambda n: arm(relating, "insert", n, after=True),
+    "relation written": lambda n: arm(publish, "write_relation", n, after=True),
+    "before flushing": lambda n: arm(commit, "flush_tree", n),
+    "before the first rename": lambda n: arm(commit, "flush_tree", n, after=True),
+    "atlas made": lambda n: arm(Path, "rename", n, after=True, when=lambda _, target: target.suffix == ".atlas"),
+    "relations in place": lambda n: arm_group("relations", n),
+    "a model's folder in place": lambda n: arm(
+        Path, "rename", n, after=True, when=lambda _, target: target.parent.name == "models"
+    ),
+    "models in place": lambda n: arm_group("models", n),
+    "attach.sql in place": lambda n: arm_rename("attach.sql", n),
+    "index in place": lambda n: arm_rename("atlas.json", n),
+    "a leftover swept": lambda n: arm(
+        shutil, "rmtree", n, after=True, when=lambda path, *_: Path(path).parent.parent.suffix == ".atlas"
+    ),
+    "after the renames": lambda n: arm(publish, "commit", n, after=True),
 }
 
 

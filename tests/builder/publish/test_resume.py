@@ -6,7 +6,6 @@ kills a build from outside instead, when it sees a file appear.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import signal
@@ -27,11 +26,14 @@ import torch
 from filelock import FileLock
 
 import models
+import paramdex
 from killed_builds import OPTIONS, POINTS
-from opened import opened
+from opened import names, opened, tables_file
 from paramdex_builder import Options, Progress, build
 from paramdex_builder.files.units import Units
-from paramdex_schemas import BuildError
+from paramdex_schemas import BuildError, atlas_files
+from paramdex_schemas.contents import Manifest, Relation, read_contents
+from paramdex_schemas.everything import script
 
 build_module = import_module("paramdex_builder.build")  # the package's own name for it is the function
 HELPERS = Path(__file__).parents[2] / "helpers"
@@ -74,39 +76,49 @@ def whole(folders: list[Path], tmp_path_factory: pytest.TempPathFactory) -> dict
     return content(atlas)
 
 
-def content(atlas: Path, model: str | None = None) -> dict[str, Any]:
-    """Every row of every table but built_at (as text, in order), and every file's hash; all, or of one model's ids."""
-    with opened(atlas) as connection:
-        tables = [
-            name
-            for (name,) in connection.execute(
-                "SELECT table_name FROM duckdb_tables() WHERE schema_name = 'store' ORDER BY 1"
-            ).fetchall()
-        ]
-        found: dict[str, Any] = {}
-        for name in tables:
-            columns = "* EXCLUDE (built_at)" if name == "models" else "*"
-            where = "" if model is None else _of_model(name, model)
-            found[name] = connection.execute(f"SELECT {columns} FROM store.{name} {where} ORDER BY ALL").fetchall()
-    root = atlas / "models" / (model or "")
-    for path in sorted(root.rglob("*")):
-        if path.is_file():
-            found[path.relative_to(atlas).as_posix()] = hashlib.sha256(path.read_bytes()).hexdigest()
+def content(atlas: Path) -> dict[str, dict[str, Any]]:
+    """All that an atlas holds of each model, and of each two models that are related (A~B): every row of every table,
+    every file's hash, and what the manifest says. Without what differs in every build: uids and built_at, and with it
+    the bytes of DuckDB's files. Files are compared with their records on the way.
+    """
+    contents = read_contents(atlas)
+    assert (atlas / atlas_files.ATTACH).read_text("utf-8") == script(contents)
+    found = {name: _folder(atlas, contents.folder(name), each) for name, each in contents.manifests.items()}
+    for name, manifest in contents.manifests.items():
+        row = {column: value for column, value in manifest.row.items() if column != "built_at"}
+        found[name] |= {"row": row, "layout": manifest.layout.runs}
+    for a, b in contents.related:
+        one, other = contents.names[a], contents.names[b]
+        about, folder = contents.about(one, other), contents.relation(one, other)
+        found[f"{one}~{other}"] = _folder(atlas, folder, about) | {"tokens": (about.n_tokens, about.shared)}
     return found
 
 
-def _of_model(table: str, model: str) -> str:
-    """The condition that keeps a table's rows of one model."""
-    of_ids = "param_id IN (SELECT param_id FROM store.parameters JOIN store.models USING (model_id) WHERE model = '{}')"
-    of_heads = "head_id IN (SELECT head_id FROM store.heads JOIN store.models USING (model_id) WHERE model = '{}')"
-    own = "model_id = (SELECT model_id FROM store.models WHERE model = '{}')"
-    conditions = {
-        "models": "model = '{}'", "files": "model = '{}'", "parameters": own, "heads": own, "layout": own,
-        "postings": of_ids, "token_embeddings": own,
-        "pairs": of_heads, "directions": of_heads, "direction_tokens": of_heads,
-        "neighbors": "false", "layer_alignments": "false", "relations": "false",
-    }  # fmt: skip
-    return f"WHERE {conditions[table]}".format(model) if table in conditions else ""
+def _folder(atlas: Path, folder: Path, about: Manifest | Relation) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    with duckdb.connect(str(atlas / folder / atlas_files.TABLES), read_only=True) as connection:
+        for table, n_rows in about.tables.items():
+            columns = "* EXCLUDE (built_at)" if table == "models" else "*"
+            found[table] = connection.execute(f"SELECT {columns} FROM store.{table} ORDER BY ALL").fetchall()
+            assert len(found[table]) == n_rows
+    files = {path.name for path in (atlas / folder).iterdir()}
+    assert files == {*about.files, atlas_files.MANIFEST}
+    for name, (size, digest) in about.files.items():
+        atlas_files.check(atlas, (folder / name).as_posix(), size, digest)
+        if name != atlas_files.TABLES:
+            found[name] = digest
+    return found
+
+
+def assert_swept(atlas: Path) -> None:
+    """Nothing is in an atlas or beside it but what its index names."""
+    contents = read_contents(atlas)
+    assert sorted(path.name for path in atlas.parent.iterdir()) == [atlas.name]
+    assert {path.name for path in atlas.iterdir()} <= {"atlas.json", "attach.sql", "models", "relations"}
+    assert {path.name for path in (atlas / "models").iterdir()} == set(contents.index.models.values())
+    relations = atlas / "relations"
+    there = {path.name for path in relations.iterdir()} if relations.exists() else set()
+    assert there == {f"{a}~{b}" for a, b in contents.related}
 
 
 def resume(folders: list[Path], atlas: Path) -> None:
@@ -120,9 +132,13 @@ def staging(atlas: Path) -> Path:
 
 def test_content_sees_what_it_should(whole: dict[str, Any]) -> None:
     """The comparison below compares something: all tables have rows, and both models all their files."""
-    assert {name for name, rows in whole.items() if not rows} == set()
-    assert sum(name.endswith(".faiss") for name in whole) == 2 * 12
-    assert sum(name.endswith("space.safetensors") for name in whole) == 2
+    assert list(whole) == ["first", "second", "first~second"]
+    for each in whole.values():
+        assert {name for name, rows in each.items() if not rows} == set()
+    for name in ("first", "second"):
+        assert sum(file.endswith(".faiss") for file in whole[name]) == 12
+        assert {"space.safetensors", "parameters", "postings", "pairs", "layout"} <= set(whole[name])
+    assert {"neighbors", "layer_alignments", "transfer.safetensors"} <= set(whole["first~second"])
 
 
 @pytest.mark.parametrize("n_threads", [2, 5])
@@ -143,9 +159,12 @@ def test_content_does_not_depend_on_threads(
 KILLS = [
     ("before unit", 1), ("before unit", 3), ("after unit", 2), ("half a unit", 5), ("after unit", 52),
     ("before unit", 77),
-    ("before publishing", 1), ("model row inserted", 1), ("database closed", 1), ("after the renames", 1),
-    ("vectors written", 2), ("parameters inserted", 2), ("relations inserted", 1), ("before the first rename", 2),
-    ("between the renames", 1), ("after the renames", 2),
+    ("before publishing", 1), ("model row inserted", 1), ("model written", 1), ("before flushing", 1),
+    ("atlas made", 1), ("after the renames", 1),
+    ("vectors written", 2), ("parameters inserted", 2), ("model written", 2), ("neighbors inserted", 1),
+    ("neighbors inserted", 5), ("relation written", 1), ("before flushing", 2), ("before the first rename", 2),
+    ("relations in place", 1), ("a model's folder in place", 1), ("models in place", 1), ("attach.sql in place", 1),
+    ("index in place", 1), ("after the renames", 2),
 ]  # fmt: skip
 
 
@@ -156,16 +175,47 @@ def test_killed_build_resumes(
     atlas = tmp_path / "x.atlas"
     assert run(folders, atlas, kill)["status"] == -signal.SIGKILL
     if atlas.exists():  # what a reader finds in between is an atlas, of the models that are done
-        with opened(atlas) as connection:
-            done = connection.execute("SELECT model FROM models ORDER BY 1").fetchall()
-        assert done in ([("first",)], [("first",), ("second",)])
+        done = names(atlas)
+        assert done == ["first", "second"][: 2 if kill in DONE else 1]
+        assert_readable(atlas)
     resume(folders, atlas)
     assert content(atlas) == whole
-    assert [path.name for path in tmp_path.iterdir()] == ["x.atlas"]
+    assert_swept(atlas)
+
+
+DONE = [("index in place", 1), ("after the renames", 2)]
+"""Where both models are in the atlas."""
+
+
+def assert_readable(atlas: Path) -> None:
+    """paramdex opens the models that the index names, and DuckDB alone those or all that are in their place."""
+    with paramdex.open(atlas) as reader:
+        assert list(reader.models) == names(atlas)
+        assert reader.sql("SELECT count(*) AS n FROM parameters").to_rows() == [{"n": N_PARAMETERS * len(names(atlas))}]
+    with opened(atlas) as connection:
+        found = connection.execute("SELECT model, count(*) FROM parameters GROUP BY ALL ORDER BY ALL").fetchall()
+    assert found in ([("first", N_PARAMETERS)], [("first", N_PARAMETERS), ("second", N_PARAMETERS)])
+
+
+def test_killed_while_it_sweeps(run: Runner, folders: list[Path], whole: dict[str, Any], tmp_path: Path) -> None:
+    """What one killed build left is swept by others, of which the first is killed at it."""
+    atlas = tmp_path / "x.atlas"
+    assert run(folders, atlas, ("attach.sql in place", 1))["status"] == -signal.SIGKILL
+    assert len([*(atlas / "models").iterdir(), *(atlas / "relations").iterdir()]) == 3
+    for left in (2, 1):
+        assert run(folders, atlas, SWEEPING)["status"] == -signal.SIGKILL
+        assert len([*(atlas / "models").iterdir(), *(atlas / "relations").iterdir()]) == left
+        assert names(atlas) == ["first"]
+    resume(folders, atlas)
+    assert content(atlas) == whole
+    assert_swept(atlas)
+
+
+SWEEPING = ("a leftover swept", 1)
 
 
 def test_every_point_is_tested() -> None:
-    assert {point for point, _ in KILLS} == set(POINTS)
+    assert {point for point, _ in [*KILLS, SWEEPING]} == set(POINTS)
 
 
 def test_killed_again_and_again(run: Runner, folders: list[Path], whole: dict[str, Any], tmp_path: Path) -> None:
@@ -302,15 +352,8 @@ def test_flipped_byte_in_a_table_of_a_unit(
 
 def assert_first(atlas: Path, whole: dict[str, Any]) -> None:
     """An atlas of the first model alone holds what the whole one has of it."""
-    found = content(atlas, "first")
-    n_parameters, n_heads = len(found["parameters"]), len(found["heads"])
-    assert (n_parameters, n_heads) == (N_PARAMETERS, 4)
-    for name, number in (("parameters", 0), ("postings", 6)):
-        assert found[name] == [row for row in whole[name] if row[number] < n_parameters]
-    for name in ("heads", "pairs", "directions", "direction_tokens"):
-        assert found[name] == [row for row in whole[name] if row[0] < n_heads]
-    files = {name: digest for name, digest in found.items() if name.startswith("models/")}
-    assert files == {name: digest for name, digest in whole.items() if name.startswith("models/first/")}
+    assert content(atlas) == {"first": whole["first"]}
+    assert (len(whole["first"]["parameters"]), len(whole["first"]["heads"])) == (N_PARAMETERS, 4)
 
 
 def test_units_of_other_weights_are_not_used(
@@ -324,8 +367,9 @@ def test_units_of_other_weights_are_not_used(
     shutil.copytree(folders[0], folder)
     resume([folder, folders[1]], atlas)
     found = content(atlas)
-    assert found["parameters"] == whole["parameters"]
-    assert found["pairs"] == whole["pairs"]
+    for name in ("parameters", "pairs", "space.safetensors", "ff_key.faiss"):
+        assert found["first"][name] == whole["first"][name]
+    assert found["first~second"] == whole["first~second"]
 
 
 @pytest.fixture
@@ -340,17 +384,20 @@ def test_one_by_one_is_all_at_once(of_first: Path, folders: list[Path], whole: d
 
 
 def test_adding_a_model_leaves_the_others_as_they_are(of_first: Path, folders: list[Path]) -> None:
-    before = content(of_first, "first")
-    built_at = "SELECT built_at FROM models WHERE model = 'first'"
-    with opened(of_first) as connection:
-        when = connection.execute(built_at).fetchall()
-    written = {path: path.stat().st_mtime_ns for path in (of_first / "models" / "first").iterdir()}
-    build([str(folders[1])], of_first, OPTIONS)
-    assert content(of_first, "first") == before
-    assert len(before["parameters"]) == N_PARAMETERS
-    assert {path: path.stat().st_mtime_ns for path in written} == written
-    with opened(of_first) as connection:
-        assert connection.execute(built_at).fetchall() == when
+    """To the byte and the minute: no file of a model or of its relations is written again, nor moved."""
+
+    def files() -> dict[Path, tuple[int, int, bytes]]:
+        paths = [path for path in of_first.rglob("*/*") if path.is_file()]
+        return {path: (path.stat().st_mtime_ns, path.stat().st_ino, path.read_bytes()) for path in paths}
+
+    written = files()
+    assert len(written) == 12 + 3
+    for name in ("second", "third"):
+        build([f"{name}={folders[1]}"], of_first, OPTIONS)
+        found = files()
+        assert {path: found[path] for path in written} == written
+        written = found
+    assert len(content(of_first)) == 3 + 3
 
 
 def test_building_again_changes_nothing(of_first: Path, folders: list[Path], tmp_path: Path) -> None:
@@ -393,14 +440,15 @@ def test_other_name_for_the_same_weights(of_first: Path, folders: list[Path]) ->
     assert min(similarity for *_, similarity in rows) == pytest.approx(1, abs=1e-6)
 
 
-@pytest.mark.parametrize("name", ["publish", "lock", "models", "plan.json", "duckdb-temp"])
+@pytest.mark.parametrize("name", ["publish", "lock", "models", "relations", "plan.json", "atlas.json", "duckdb-temp"])
 def test_any_name_will_do(folders: list[Path], whole: dict[str, Any], tmp_path: Path, name: str) -> None:
     """Names that the builder itself might use for files and folders."""
     atlas = build([f"{name}={folders[0]}", str(folders[1])], tmp_path / "x.atlas", OPTIONS)
     found = content(atlas)
-    assert found["postings"] == whole["postings"]
-    assert found["neighbors"] == whole["neighbors"]
-    assert [row[1] for row in found["models"]] == [name, "second"]
+    assert list(found) == [name, "second", f"{name}~second"]
+    assert found[name]["postings"] == whole["first"]["postings"]
+    assert found[f"{name}~second"] == whole["first~second"]
+    assert_swept(atlas)
 
 
 @pytest.mark.waits
@@ -419,21 +467,31 @@ def test_two_builds_at_once(run: Runner, folders: list[Path], tmp_path: Path) ->
     assert not atlas.exists()
 
 
-def test_reader_keeps_what_it_opened(of_first: Path, folders: list[Path]) -> None:
-    """In this very process too, with settings of its own: the build goes by the file, not by what the reader sees."""
+def test_reader_keeps_what_it_opened(of_first: Path, folders: list[Path], tmp_path: Path) -> None:
+    """In this very process too, with settings of its own: the build goes by the files, not by what the reader sees.
+    The third model is of another vocabulary, for which the tables of the others are read.
+    """
+    third = models.save(tmp_path / "third", models.gpt2(40), models.word_tokenizer(40), 3)
     parts = ("parameters", "parameter_tokens", "models")
     count = "SELECT " + ", ".join(f"(SELECT count(*) FROM {part})" for part in parts)
     count = count.replace("count(*) FROM parameter_tokens", "count(rank) FROM parameter_tokens")
-    with duckdb.connect(
-        str(of_first / "atlas.duckdb"), read_only=True, config={"enable_external_access": "false"}
-    ) as reader:
-        assert reader.execute(count).fetchall() == [(N_PARAMETERS, N_PARAMETERS * 12, 1)]
-        build([str(folders[1])], of_first, OPTIONS)
-        assert reader.execute(count).fetchall() == [(N_PARAMETERS, N_PARAMETERS * 12, 1)]
-        build([str(folder) for folder in folders], of_first, OPTIONS)  # both are there already
-        assert reader.execute("SELECT DISTINCT model FROM parameters").fetchall() == [("first",)]
+    first = [(N_PARAMETERS, N_PARAMETERS * 12, 1)]
+    file, config = str(tables_file(of_first, "first")), {"enable_external_access": "false"}
+    with (
+        duckdb.connect(file, read_only=True, config=config) as reader,
+        opened(of_first) as every,
+        paramdex.open(of_first) as atlas,
+    ):
+        for source in (folders[1], third, folders[1]):  # the last is there already
+            build([str(source)], of_first, OPTIONS)
+            assert reader.execute(count).fetchall() == first
+            assert every.execute(count).fetchall() == first
+            assert [*atlas.sql(count).to_rows()[0].values()] == list(first[0])
+        assert every.execute("SELECT DISTINCT model FROM parameters").fetchall() == [("first",)]
     with opened(of_first) as reader:
-        assert reader.execute(count).fetchall() == [(2 * N_PARAMETERS, 2 * N_PARAMETERS * 12, 2)]
+        ((n, *_, n_models),) = reader.execute(count + " FROM models WHERE model = 'first'").fetchall()
+        assert n > 2 * N_PARAMETERS
+        assert n_models == 3
 
 
 def test_another_models_unfinished_work_is_kept(word_model: Path, tmp_path: Path) -> None:
