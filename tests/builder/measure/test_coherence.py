@@ -11,8 +11,8 @@ import torch
 
 import models
 from paramdex_builder.measure.coherence import LEAST, WordVectors, coherence, is_one, telling, word_vectors
-from paramdex_builder.work.progress import Progress
 from paramdex_schemas import CheckpointError
+from paramdex_schemas.progress import Progress
 
 TEXTS = [" bread", "butter", "ing", "x86", "to", "<s>", "violin", "river", "Ocean", "nurse"]
 

@@ -23,7 +23,7 @@ from paramdex_builder.read.checkpoint import Checkpoint
 from paramdex_builder.read.vocabulary import read_vocabulary
 from paramdex_builder.stream.forward import Runner
 from paramdex_builder.stream.space import alone
-from paramdex_builder.work.progress import Progress
+from paramdex_schemas.progress import Progress
 from reading_oracle import Scored
 
 TEXT = "Canada Ottawa bread butter music violin river ocean nurse seven eight green yellow winter summer canada butter"

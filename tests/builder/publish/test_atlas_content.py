@@ -5,6 +5,7 @@ Samples are drawn anew each run from a seed that a failing test prints; PARAMDEX
 
 from __future__ import annotations
 
+import hashlib
 import random
 from itertools import combinations
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 from scipy.optimize import linear_sum_assignment
 
 import oracle
+from paramdex_schemas.contents import read_contents
 from query_helpers import GPT2, MODELS, VIEWS
 
 SAMPLE = 150
@@ -45,9 +47,11 @@ def test_view_has_the_documented_columns(db: duckdb.DuckDBPyConnection, view: st
     assert [column for column in found if column in VIEWS[view].split()] == VIEWS[view].split()
 
 
-def test_file_can_be_read_by_clients_from_1_2_on(db: duckdb.DuckDBPyConnection) -> None:
-    ((tags,),) = db.execute("SELECT tags FROM duckdb_databases() WHERE database_name = 'atlas'").fetchall()
-    assert tags["storage_version"].startswith("v1.2.0")
+def test_files_can_be_read_by_clients_from_1_2_on(db: duckdb.DuckDBPyConnection) -> None:
+    """Those of the models and of the relations."""
+    found = db.execute("SELECT tags FROM duckdb_databases() WHERE path LIKE '%tables.duckdb'").fetchall()
+    assert len(found) == len(MODELS) + 3
+    assert all(tags["storage_version"].startswith("v1.2.0") for (tags,) in found)
 
 
 def test_models(db: duckdb.DuckDBPyConnection, truths: dict[str, oracle.Truth]) -> None:
@@ -114,8 +118,8 @@ def test_tokens_of_parameters(
     lists = {
         address: {"top": top, "bottom": bottom}
         for address, *top, bottom_tokens, bottom_scores in db.execute(
-            "SELECT address, top_tokens[:12], top_scores[:12], bottom_tokens[:12], bottom_scores[:12] "
-            "FROM store.parameters WHERE list_contains(?, address)",
+            "SELECT of_model || '/' || path AS address, top_tokens[:12], top_scores[:12], bottom_tokens[:12], "
+            "bottom_scores[:12] FROM store.parameters WHERE list_contains(?, address)",
             [addresses],
         ).fetchall()
         for bottom in [[bottom_tokens, bottom_scores]]
@@ -143,10 +147,11 @@ def test_addresses_number_every_parameter_once(
 
 
 def test_layout_says_what_lies_where(db: duckdb.DuckDBPyConnection, truths: dict[str, oracle.Truth]) -> None:
-    """One row for all that a layer has of a kind, whose numbers run on from first_param_id."""
+    """One row for all that a layer has of a kind, whose numbers run on within a model; each has 2 ** 32 to itself."""
     rows = db.execute("SELECT * EXCLUDE (space) FROM layout ORDER BY first_param_id").fetchall()
-    expected, number = [], 0
-    for model, truth in truths.items():
+    expected = []
+    for i, (model, truth) in enumerate(truths.items()):
+        number = i << 32
         for kind, by_layer in truth.rows.items():
             owner = dict.fromkeys(oracle.OF_HEADS, "head") | dict.fromkeys(oracle.SHARED, "kv_head")
             n_owners = {"head": truth.n_heads, "kv_head": truth.n_kv_heads}.get(owner.get(kind), 1)
@@ -318,13 +323,31 @@ def test_alignments_and_neighbors_are_of_one_vocabulary_only(db: duckdb.DuckDBPy
     assert found == list(combinations(GPT2, 2))
 
 
-def test_every_file_is_recorded_with_its_hash(db: duckdb.DuckDBPyConnection, small_atlas: Path) -> None:
-    import hashlib
+def test_every_file_is_recorded_with_its_hash(small_atlas: Path) -> None:
+    contents = read_contents(small_atlas)
+    folders = {contents.folder(name): manifest.files for name, manifest in contents.manifests.items()}
+    for a, b in contents.related:
+        about = contents.about(contents.names[a], contents.names[b])
+        folders[Path("relations") / about.folder] = about.files
+    assert len(folders) == len(MODELS) + 3
+    for folder, recorded in folders.items():
+        files = [path for path in (small_atlas / folder).iterdir() if path.name != "manifest.json"]
+        assert dict(recorded) == {
+            path.name: (path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest()) for path in files
+        }
+    assert sorted(path.name for path in small_atlas.iterdir()) == ["atlas.json", "attach.sql", "models", "relations"]
+    assert {*small_atlas.glob("*/*")} == {small_atlas / folder for folder in folders}
 
-    recorded = db.execute("SELECT path, bytes, sha256 FROM store.files ORDER BY path").fetchall()
-    files = sorted(path for path in (small_atlas / "models").rglob("*") if path.is_file())
-    assert recorded == [
-        (path.relative_to(small_atlas).as_posix(), path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest())
-        for path in sorted(files, key=lambda path: path.relative_to(small_atlas).as_posix())
-    ]
-    assert sorted(path.name for path in small_atlas.iterdir()) == ["atlas.duckdb", "models"]
+
+def test_manifests_say_what_tables_have(db: duckdb.DuckDBPyConnection, small_atlas: Path) -> None:
+    """How many rows, and the row of models."""
+    contents = read_contents(small_atlas)
+    rows = db.sql("SELECT * EXCLUDE (of_model) FROM store.models").to_arrow_table().to_pylist()
+    assert [row["model"] for row in rows] == list(contents.manifests)
+    for row, (name, manifest) in zip(rows, contents.manifests.items(), strict=True):
+        assert {column: value for column, value in row.items() if value is not None} == {
+            column: value for column, value in manifest.row.items() if value is not None
+        }
+        for table, n_rows in manifest.tables.items():
+            found = db.execute(f"SELECT count(*) FROM store.{table} WHERE of_model = ?", [name]).fetchall()
+            assert found == [(n_rows,)]

@@ -17,9 +17,10 @@ import pytest
 import torch
 
 import models
-from opened import opened
+from opened import names, opened
 from paramdex_builder import Options, build
 from paramdex_schemas import FORMAT_VERSION, AtlasError, BuildError, CheckpointError, ParamdexError
+from paramdex_schemas.contents import sealed, unsealed
 
 OPTIONS = Options(top_k=3, pair_k=3, neighbor_k=1, device="cpu")
 
@@ -124,11 +125,13 @@ def test_space_runs_out_on_the_way(word_model: Path, disk: Path, monkeypatch: py
     assert [path.name for path in disk.iterdir()] == ["x.atlas"]
 
 
-@pytest.mark.parametrize("late", [1, 2, 3, 4, 12])
+@pytest.mark.parametrize("late", [1, 2, 3, 4, 5, 12])
 def test_an_error_of_fsync_fails_the_build(
     word_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late: int
 ) -> None:
-    """The ``late``-th call from the last one fails, while a second model is added. The same command ends well then."""
+    """The ``late``-th call from the last one fails, while a second model is added. Only the last two come after the
+    index is renamed: before, the atlas holds what it held. The same command ends well then.
+    """
     atlas = tmp_path / "x.atlas"
     both = [f"first={word_model}", f"second={word_model}"]
     build(both[:1], atlas, OPTIONS)
@@ -148,9 +151,13 @@ def test_an_error_of_fsync_fails_the_build(
     failing, calls = calls - late + 1, 0
     with pytest.raises(BuildError, match=f"^cannot write {atlas}: Input/output error$"):
         build(both, atlas, OPTIONS)
+    assert names(atlas) == ["first", "second"][: 2 if late <= 2 else 1]
     build(both, atlas, OPTIONS)
+    assert names(atlas) == ["first", "second"]
     with opened(atlas) as connection:
         assert connection.execute("SELECT model FROM models ORDER BY model").fetchall() == [("first",), ("second",)]
+    assert sorted(path.name for path in (atlas / "models").iterdir()) == ["first", "second"]
+    assert len([*(atlas / "relations").iterdir()]) == 1
     assert sorted(path.name for path in tmp_path.iterdir() if "building" in path.name) == []
 
 
@@ -183,7 +190,7 @@ def test_what_the_database_refuses_is_one_line(
     def refuse(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(import_module("paramdex_builder.publish.publish"), "insert_files", refuse)
+    monkeypatch.setattr(import_module("paramdex_builder.publish.publish"), "insert_heads", refuse)
     with pytest.raises(BuildError, match=message.format(folder=tmp_path)):
         build([str(word_model)], tmp_path / "x.atlas", OPTIONS)
 
@@ -201,32 +208,45 @@ def test_output_that_is_no_atlas(word_model: Path, tmp_path: Path, what: str) ->
     assert output.is_dir() == (what != "file")
 
 
-def test_database_that_is_none(word_model: Path, tmp_path: Path) -> None:
+def test_atlas_of_an_older_format(word_model: Path, tmp_path: Path) -> None:
+    """Before format 8 an atlas was one database."""
     output = tmp_path / "x.atlas"
     output.mkdir()
     (output / "atlas.duckdb").write_bytes(b"precious" * 1000)
-    refuse(word_model, output, AtlasError, f"{output} is not an atlas or is damaged")
+    refuse(word_model, output, AtlasError, f"^{output} has an older format; build into a new atlas$")
     assert (output / "atlas.duckdb").read_bytes() == b"precious" * 1000
 
 
-def test_database_of_something_else(word_model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", ["", "{}", '{"models": []}', sealed({"format_version": 8, "models": []})[:-9]])
+def test_index_of_something_else(word_model: Path, tmp_path: Path, text: str) -> None:
     output = tmp_path / "x.atlas"
     output.mkdir()
-    with duckdb.connect(str(output / "atlas.duckdb")) as connection:
-        connection.execute("CREATE TABLE models (name VARCHAR)")
-    refuse(word_model, output, AtlasError, f"{output} is not an atlas or is damaged")
+    (output / "atlas.json").write_text(text)
+    refuse(word_model, output, AtlasError, f"^{output} is damaged: atlas.json is not what was written; copy the atlas")
+    assert (output / "atlas.json").read_text() == text
 
 
-@pytest.mark.parametrize("difference", [1, -1])
-def test_atlas_of_another_format(word_model: Path, tmp_path: Path, difference: int) -> None:
+@pytest.mark.parametrize("damage", ["flipped", "missing"])
+def test_manifest_that_is_damaged(word_model: Path, tmp_path: Path, damage: str) -> None:
+    atlas = build([f"one={word_model}"], tmp_path / "x.atlas", OPTIONS)
+    manifest = atlas / "models" / "one" / "manifest.json"
+    data = bytearray(manifest.read_bytes())
+    data[len(data) // 2] ^= 1
+    manifest.write_bytes(data) if damage == "flipped" else manifest.unlink()
+    what = {"flipped": "is not what was written", "missing": "is missing"}[damage]
+    refuse(word_model, atlas, AtlasError, f"^{atlas} is damaged: models/one/manifest.json {what}; copy the atlas again")
+
+
+@pytest.mark.parametrize(("difference", "what"), [(1, "install a newer one with: pip"), (-1, "build it again")])
+def test_atlas_of_another_format(word_model: Path, tmp_path: Path, difference: int, what: str) -> None:
     atlas = build([str(word_model)], tmp_path / "x.atlas", OPTIONS)
-    with duckdb.connect(str(atlas / "atlas.duckdb")) as connection:
-        connection.execute("UPDATE store.atlas SET format_version = ?", [FORMAT_VERSION + difference])
+    index = unsealed(atlas / "atlas.json", "atlas.json")
+    text = sealed(index | {"format_version": FORMAT_VERSION + difference})
+    (atlas / "atlas.json").write_text(text)
     other = models.save_word_model(tmp_path / "other", 5)
-    data = (atlas / "atlas.duckdb").read_bytes()
-    message = f"has format .*{FORMAT_VERSION + difference}.*writes format {FORMAT_VERSION}; build into a new atlas"
+    message = f"^{atlas} has format {FORMAT_VERSION + difference}, this paramdex reads format {FORMAT_VERSION}; {what}"
     refuse(other, atlas, AtlasError, message)
-    assert (atlas / "atlas.duckdb").read_bytes() == data
+    assert (atlas / "atlas.json").read_text() == text
 
 
 @pytest.mark.parametrize(

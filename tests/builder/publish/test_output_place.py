@@ -15,22 +15,17 @@ from pathlib import Path
 import duckdb
 import pytest
 from filelock import FileLock
-from paramdex_builder.publish.database import database
 
-from opened import opened
+from opened import names
 from paramdex_builder import Options, build
+from paramdex_builder.files.tables import new_tables, tables
 from paramdex_builder.read.checkpoint import Checkpoint
-from paramdex_schemas import AtlasError, BuildError, CheckpointError, ParamdexError, atlas_files
+from paramdex_schemas import AtlasError, BuildError, CheckpointError, ParamdexError
 
 OPTIONS = Options(top_k=3, pair_k=3, neighbor_k=1, device="cpu")
 only_root = pytest.mark.skipif(
     not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can play another user"
 )
-
-
-def models_of(atlas: Path) -> list[str]:
-    with opened(atlas) as connection:
-        return [name for (name,) in connection.execute("SELECT model FROM store.models ORDER BY model_id").fetchall()]
 
 
 @pytest.fixture
@@ -67,7 +62,7 @@ def test_adding_through_a_link_works_beside_the_atlas(
     monkeypatch.setattr(os, "rename", on_one_disk)
     monkeypatch.setattr(os, "replace", on_one_disk)
     assert build([f"two={word_model}"], link, OPTIONS) == link
-    assert models_of(link.resolve()) == ["one", "two"]
+    assert names(link.resolve()) == ["one", "two"]
     assert [path.name for path in link.parent.iterdir()] == ["link.atlas"]
     assert [path.name for path in link.resolve().parent.iterdir()] == ["x.atlas"]
 
@@ -87,7 +82,7 @@ def test_a_link_to_nothing_yet(word_model: Path, tmp_path: Path) -> None:
     link = tmp_path / "link.atlas"
     link.symlink_to("far/x.atlas")
     build([f"one={word_model}"], link, OPTIONS)
-    assert models_of(tmp_path / "far" / "x.atlas") == ["one"]
+    assert names(tmp_path / "far" / "x.atlas") == ["one"]
     assert link.is_symlink()
 
 
@@ -108,7 +103,7 @@ def test_a_link_to_where_nothing_can_be(tmp_path: Path, target: str, message: st
 def test_an_atlas_is_added_to_from_within(word_model: Path, link: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(link.resolve())
     build([f"two={word_model}"], ".", OPTIONS)
-    assert models_of(link.resolve()) == ["one", "two"]
+    assert names(link.resolve()) == ["one", "two"]
 
 
 # ---- permissions
@@ -137,8 +132,8 @@ def open_folder() -> Iterator[Path]:
 def test_a_locked_folder_is_named_before_any_work(
     open_folder: Path, monkeypatch: pytest.MonkeyPatch, locked: str
 ) -> None:
-    (open_folder / "x.atlas" / "models").mkdir(parents=True)
-    for folder in ("x.atlas", "x.atlas/models"):
+    for folder in ("x.atlas", "x.atlas/models", "x.atlas/relations"):
+        (open_folder / folder).mkdir()
         (open_folder / folder).chmod(0o777)
     (open_folder / locked).chmod(0o755)
     monkeypatch.setattr(import_module("paramdex_builder.build"), "_present", lambda _: {"one": ""})
@@ -169,12 +164,17 @@ def test_a_locked_folder_is_named_without_being_root(
             "{folder}/model/config.json cannot be read",
         ),
         (
-            lambda folder: atlas_files.database(folder / "x.atlas").chmod(0o600),
+            lambda folder: (folder / "x.atlas" / "atlas.json").chmod(0o600),
             AtlasError,
-            "{folder}/x.atlas cannot be read: no permission to open atlas.duckdb",
+            "{folder}/x.atlas cannot be read: atlas.json: Permission denied$",
+        ),
+        (
+            lambda folder: (folder / "x.atlas" / "models" / "one" / "manifest.json").chmod(0o600),
+            AtlasError,
+            "{folder}/x.atlas cannot be read: models/one/manifest.json: Permission denied$",
         ),
     ],
-    ids=["model", "config", "database"],
+    ids=["model", "config", "index", "manifest"],
 )
 def test_a_locked_file_is_named(
     word_model: Path, open_folder: Path, change: Callable[[Path], None], error: type[ParamdexError], message: str
@@ -211,7 +211,7 @@ def test_ctrl_c_while_the_database_works_is_an_interruption(
                 build([str(word_model)], tmp_path / "x.atlas", OPTIONS)
     finally:
         signal.signal(signal.SIGINT, before)
-    assert models_of(build([str(word_model)], tmp_path / "x.atlas", OPTIONS)) == ["word-model"]
+    assert names(build([str(word_model)], tmp_path / "x.atlas", OPTIONS)) == ["word-model"]
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,9 @@ def test_ctrl_c_while_the_database_works_is_an_interruption(
     ],
 )
 def test_all_that_duckdb_says_of_ctrl_c(tmp_path: Path, error: Exception) -> None:
-    with pytest.raises(KeyboardInterrupt), database(tmp_path / "x.duckdb"):
+    with pytest.raises(KeyboardInterrupt), new_tables(tmp_path / "x.duckdb"):
         raise error
-    with pytest.raises(RuntimeError, match="another"), database(tmp_path / "y.duckdb"):
+    with pytest.raises(KeyboardInterrupt), tables({}):
+        raise error
+    with pytest.raises(RuntimeError, match="another"), new_tables(tmp_path / "y.duckdb"):
         raise RuntimeError("another")

@@ -62,7 +62,7 @@ def test_numbers_and_tokens(
     for i in whole.some(draw, 100):
         (row,) = database.execute(
             "SELECT norm, embedding_std, mean, std, projected_norm, top_tokens[:12], top_scores[:12], "
-            "bottom_tokens[:12], bottom_scores[:12] FROM store.parameters WHERE address = ?",
+            "bottom_tokens[:12], bottom_scores[:12] FROM store.parameters WHERE of_model || '/' || path = ?",
             [whole.addresses[i]],
         ).fetchall()
         s, w = whole.scores[i], vectors[i]

@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 import models
 from opened import opened
 from paramdex_builder import Options, Progress, build
-from paramdex_builder.work.progress import Advance
 from paramdex_schemas import CheckpointError, atlas_files
+from paramdex_schemas.progress import Advance
 
 OPTIONS = Options(top_k=3, pair_k=3, neighbor_k=1, device="cpu")
 WEIGHTS = "model.safetensors"

@@ -66,7 +66,7 @@ def renamed(folder: Path) -> None:
 
 def rows(atlas: Path) -> list[tuple[Any, ...]]:
     with opened(atlas) as connection:
-        return connection.execute("SELECT * EXCLUDE (address) FROM store.parameters ORDER BY param_id").fetchall()
+        return connection.execute("SELECT * EXCLUDE (path) FROM store.parameters ORDER BY param_id").fetchall()
 
 
 def test_a_model_of_an_invented_type_is_built(word_model: Path, tmp_path: Path, install: Install) -> None:

@@ -27,8 +27,8 @@ from paramdex_builder.read.source import typed_config
 from paramdex_builder.read.tokenizer import load_tokenizer
 from paramdex_builder.read.vocabulary import read_vocabulary
 from paramdex_builder.stream.forward import Runner, load
-from paramdex_builder.work.progress import Progress
 from paramdex_schemas import BuildError, CheckpointError
+from paramdex_schemas.progress import Progress
 
 OTHER_FILES = {"vocab.txt": "w1 1\nw2 1\n", "bpe.codes": "#version\n"}
 """What BERTweet and PhoBERT have."""

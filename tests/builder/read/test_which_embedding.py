@@ -27,8 +27,8 @@ from paramdex_builder.measure.evaluate import EvaluateOptions, evaluate
 from paramdex_builder.read.checkpoint import Checkpoint
 from paramdex_builder.read.displacement import Displacement
 from paramdex_builder.stream.forward import Runner
-from paramdex_builder.work.progress import Progress
 from paramdex_schemas import CheckpointError, FamilyError
+from paramdex_schemas.progress import Progress
 
 V, D = 60, 24
 State = dict[str, torch.Tensor]

@@ -6,6 +6,7 @@ and pruned (2 fewer, in another order); far has half of the words.
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -200,9 +201,11 @@ def test_layers_align_on_the_shared_tokens(
 @pytest.mark.parametrize("reading", ["embedding", "effective"])
 @pytest.mark.parametrize(("a", "b"), [("base", "tuned"), ("pruned", "middle")])
 def test_what_is_kept_is_what_is_said_without_it(
-    near: dict[str, Path], reading: str, a: str, b: str, monkeypatch: pytest.MonkeyPatch
+    near: dict[str, Path], reading: str, a: str, b: str, tmp_path: Path
 ) -> None:
     """The same answers where all is worked out when it is asked, whatever spaces there are."""
+    unrelated = shutil.copytree(near[reading], tmp_path / "x.atlas")
+    shutil.rmtree(unrelated / "relations")
     address = f"{a}/L0/ff_key/3"
     questions = {
         "align": lambda atlas: atlas.align(a, b).to_rows(),
@@ -212,9 +215,8 @@ def test_what_is_kept_is_what_is_said_without_it(
     }
     with paramdex.open(near[reading]) as atlas:
         kept = {name: ask(atlas) for name, ask in questions.items()}
-    monkeypatch.setattr("paramdex.store.common_space.related_on", lambda *_: None)
-    monkeypatch.setattr("paramdex.verbs.align.related_on", lambda *_: None)
-    with paramdex.open(near[reading]) as atlas:
+    with paramdex.open(unrelated) as atlas:
+        assert relations(atlas) == {}
         for name, ask in questions.items():
             asked = ask(atlas)
             assert len(asked) == len(kept[name]) > 0
@@ -247,9 +249,9 @@ def test_models_without_any_are_told_of(built: tuple[Path, list[str]], atlas: pa
 
 def relations(atlas: paramdex.Atlas) -> dict[tuple[str, str], int]:
     """(earlier model, later model) -> on how many tokens they are compared."""
-    names = list(atlas.models)
-    found = atlas.database.rows("SELECT model_id_a, model_id_b, n_tokens FROM store.relations")
-    return {(names[a], names[b]): n for a, b, n in found}
+    contents = atlas.database.contents
+    pairs = [(contents.names[a], contents.names[b]) for a, b in contents.related]
+    return {pair: contents.about(*pair).n_tokens for pair in pairs}
 
 
 def test_models_of_one_vocabulary_have_all_of_its_tokens(small_atlas: Path, atlas: paramdex.Atlas) -> None:
@@ -298,26 +300,25 @@ def test_a_displacement_is_near_what_its_base_is_near(folders: dict[str, Path], 
         assert relations(opened) == {("base", "moved"): 60, ("base", "tuned"): 58, ("moved", "tuned"): 58}
 
 
-def test_no_more_than_a_block_of_the_others_embedding_is_read(
+def test_no_more_than_a_block_of_the_embeddings_is_read(
     folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And what is kept does not depend on the blocks, but for how sums round."""
     sources = [str(folders[name]) for name in ("base", "pruned")]
     whole = build(sources, tmp_path / "whole.atlas", OPTIONS)
     read: list[int] = []
-    gather = transfers._Gathered.__getitem__
+    gather = transfers._Rows.__getitem__
 
-    def counted(self: transfers._Gathered, part: slice) -> torch.Tensor:
+    def counted(self: transfers._Rows, part: slice) -> torch.Tensor:
         rows = gather(self, part)
         read.append(len(rows))
         return rows
 
-    monkeypatch.setattr(transfers._Gathered, "__getitem__", counted)
+    monkeypatch.setattr(transfers._Rows, "__getitem__", counted)
     monkeypatch.setattr("paramdex_builder.project.space._CHUNK", 7)
     parts = build(sources, tmp_path / "parts.atlas", OPTIONS)
     assert max(read) == 7
-    name = "models/pruned/shared.base.safetensors"
-    found, expected = (load_file(each / name) for each in (parts, whole))
-    assert set(found) == {"earlier/output", "later/output", "output/output"}
-    for side in ("earlier/output", "later/output"):
+    found, expected = (load_file(*each.glob("relations/*/transfer.safetensors")) for each in (parts, whole))
+    assert set(found) == {"root/a/output", "root/b/output", "output/output"}
+    for side in ("root/a/output", "root/b/output"):
         assert torch.allclose(found[side].T @ found[side], expected[side].T @ expected[side], rtol=1e-10, atol=1e-12)

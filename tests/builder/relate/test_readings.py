@@ -21,6 +21,7 @@ import oracle
 from opened import opened
 from paramdex_builder import Options, build
 from paramdex_schemas import atlas_files
+from paramdex_schemas.contents import read_contents
 from query_helpers import Everything, everything
 from reading_oracle import everything_read
 
@@ -143,16 +144,16 @@ def test_layers_align_by_scores_in_their_own_spaces(
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_every_way_between_spaces_is_there(atlas: Path, name: str) -> None:
-    """Of one vocabulary in one file, of each nearly the same in another."""
-    names = list(MODELS)
-    earlier = names[: names.index(name)] if name != "tuned" else []
-    own = ["/".join(pair) for pair in combinations(SPACES[name], 2)]
-    expected = [f"{other}/{x}/{y}" for other in earlier for x, y in product(SPACES[other], SPACES[name])]
-    folder = atlas_files.model_folder(atlas, name)
-    file = folder / atlas_files.TRANSFER
-    assert sorted(load_file(file) if file.exists() else {}) == sorted([*own, *expected])
-    for other in names[:-1] if name == "tuned" else []:
-        ways = ["/".join(pair) for pair in product(SPACES[other], SPACES[name])]
-        roots = [f"{side}/{space}" for side, of in (("earlier", other), ("later", name)) for space in SPACES[of]]
-        assert sorted(load_file(folder / atlas_files.shared_space(other))) == sorted([*ways, *roots])
+def test_every_way_between_the_spaces_of_a_model_is_there(atlas: Path, name: str) -> None:
+    file = atlas / read_contents(atlas).folder(name) / atlas_files.TRANSFER
+    assert sorted(load_file(file) if file.exists() else {}) == sorted(map("/".join, combinations(SPACES[name], 2)))
+
+
+@pytest.mark.parametrize(("a", "b"), [*combinations(MODELS, 2)])
+def test_every_way_between_the_spaces_of_two_models_is_there(atlas: Path, a: str, b: str) -> None:
+    """From those of the first; of nearly the same vocabulary with the roots of both on the shared tokens."""
+    folder = read_contents(atlas).relation(b, a)
+    assert folder is not None
+    roots = [f"root/{side}/{space}" for side, of in (("a", a), ("b", b)) for space in SPACES[of] if b == "tuned"]
+    ways = map("/".join, product(SPACES[a], SPACES[b]))
+    assert sorted(load_file(atlas / folder / atlas_files.TRANSFER)) == sorted([*ways, *roots])

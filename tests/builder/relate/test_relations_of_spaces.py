@@ -21,9 +21,9 @@ from paramdex_builder.files.tensors import write_space
 from paramdex_builder.files.vectors import write_flat_index
 from paramdex_builder.project.space import Space, make_space
 from paramdex_builder.relate import transfers
-from paramdex_builder.relate.models import Related, Shared
+from paramdex_builder.relate.models import Pair, Related, Shared
 from paramdex_builder.relate.rows import passes, relation_rows
-from paramdex_builder.relate.transfers import write_transfers
+from paramdex_builder.relate.transfers import write_own_transfers, write_transfers
 from paramdex_schemas import Layout, atlas_files, isometry, vector_files
 from paramdex_schemas.layout import Run
 from paramdex_schemas.model import Model
@@ -87,32 +87,44 @@ class MadeUp:
                 [isometry.normalize(np.concatenate(rows)).astype(np.float32)],
             )
 
-    def related(self, n_tokens: int = V, shared: Shared | None = None) -> Related:
-        return Related(self.model, self.folder, n_tokens, shared)
+    def related(self) -> Related:
+        return Related(f"uid-of-{self.model.name}", self.model, self.folder)
 
 
-def check(earlier: MadeUp, new: MadeUp, ids: tuple[np.ndarray, np.ndarray], other: Related) -> None:
+def pair_of(a: MadeUp, b: MadeUp, n_tokens: int = V, shared: Shared | None = None) -> Pair:
+    return Pair(a.related(), b.related(), n_tokens, shared)
+
+
+def written(pair: Pair, root: Path) -> Path:
+    """The folder of a relation, with its transfers."""
+    folder = root / "relation"
+    folder.mkdir(exist_ok=True)
+    write_transfers(pair, folder, CPU, Progress())
+    assert [path.name for path in folder.iterdir()] == [atlas_files.TRANSFER]
+    return folder
+
+
+def check(earlier: MadeUp, new: MadeUp, ids: tuple[np.ndarray, np.ndarray], pair: Pair, folder: Path) -> None:
     """All rows that are kept of two models, by their scores of the tokens ``ids`` of each."""
-    mine = new.related()
     told: list[int] = []
     found: dict[str, list[dict]] = {"neighbors": [], "layer_alignments": []}
-    for table, rows in relation_rows(other, mine, K, CPU, told.append):
+    for table, rows in relation_rows(pair, folder, K, CPU, told.append):
         found[table] += rows.to_pylist()
-    assert sum(told) == passes(other, mine)
-    neighbors = {(row["param_id"], row["rank"]): row for row in found["neighbors"]}
+    assert sum(told) == passes(pair)
+    neighbors = {(row["of_a"], row["param_id"], row["rank"]): row for row in found["neighbors"]}
     alignments = {(row["kind"], row["layer_a"], row["layer_b"]): row for row in found["layer_alignments"]}
     n_layers = [len(each.model.layout.places("ff_key")) for each in (earlier, new)]
     assert len(alignments) == len(found["layer_alignments"]) == 2 * n_layers[0] * n_layers[1]
     for kind in ("ff_key", "ff_value", "attn_query_bias"):
         a, b = earlier.scores[kind][:, ids[0]], new.scores[kind][:, ids[1]]
         S = np.corrcoef(a, b)[: len(a), len(a) :]
-        for of, among, truth in ((earlier, new, S), (new, earlier, S.T)):
+        for of_a, of, among, truth in ((True, earlier, new, S), (False, new, earlier, S.T)):
+            first, first_there = (each.model.layout.blocks[kind].first for each in (of, among))
             for i, row in enumerate(truth):
-                near = [neighbors.pop((of.model.first(kind) + i, rank)) for rank in range(1, K + 1)]
-                assert {each["neighbor_model_id"] for each in near} == {among.model.model_id}
+                near = [neighbors.pop((of_a, first + i, rank)) for rank in range(1, K + 1)]
                 similarities = [each["similarity"] for each in near]
                 np.testing.assert_allclose(similarities, np.sort(row)[::-1][:K], atol=2e-6)
-                chosen = [each["neighbor_id"] - among.model.first(kind) for each in near]
+                chosen = [each["neighbor_id"] - first_there for each in near]
                 np.testing.assert_allclose(similarities, row[chosen], atol=2e-6)
                 assert len(set(chosen)) == K
         if kind == "attn_query_bias":
@@ -134,28 +146,27 @@ def features(a: np.ndarray, b: np.ndarray) -> np.ndarray | None:
     return oracle.pearson(a, b) if a.shape[1] == b.shape[1] else None
 
 
-def every_pair(T: dict[str, np.ndarray], a: MadeUp, b: MadeUp, name: str | None) -> None:
+def every_pair(T: dict[str, np.ndarray], a: MadeUp, b: MadeUp) -> None:
     """Each tensor is the Gram matrix of orthonormal bases of centred scores."""
     for x, y in product(a.spaces, b.spaces):
         bases = [
             (each.X[space] - each.X[space].mean(0, dtype=np.float64)) @ each.spaces[space].root.inverse
             for each, space in ((a, x), (b, y))
         ]
-        np.testing.assert_allclose(T[atlas_files.transfer(x, y, name)], bases[1].T @ bases[0], atol=1e-10)
+        np.testing.assert_allclose(T[atlas_files.transfer(x, y)], bases[1].T @ bases[0], atol=1e-10)
 
 
 @pytest.mark.parametrize(("shape_a", "shape_b"), PAIRS)
 @pytest.mark.parametrize("d", [6, 9])
 def test_models_of_one_vocabulary(shape_a: str, shape_b: str, d: int, tmp_path: Path) -> None:
     a, b = MadeUp(tmp_path, "a", shape_a, 0, 6), MadeUp(tmp_path, "b", shape_b, 100, d)
-    write_transfers([a.related()], b.spaces, b.folder, Progress())
-    found = load_file(b.folder / atlas_files.TRANSFER)
-    every_pair(found, a, b, "a")
-    own = [atlas_files.transfer(*pair) for pair in combinations(b.model.spaces, 2)]
-    assert sorted(found) == sorted([*own, *(f"a/{x}/{y}" for x, y in product(a.spaces, b.spaces))])
-    everything = (np.arange(V), np.arange(V))
-    check(a, b, everything, a.related())
-    assert not [path for path in b.folder.parent.iterdir() if path.name not in "ab"]
+    pair = pair_of(a, b)
+    folder = written(pair, tmp_path)
+    found = load_file(folder / atlas_files.TRANSFER)
+    every_pair(found, a, b)
+    assert sorted(found) == sorted(f"{x}/{y}" for x, y in product(a.spaces, b.spaces))
+    check(a, b, (np.arange(V), np.arange(V)), pair, folder)
+    assert [path.name for path in folder.iterdir()] == [atlas_files.TRANSFER]
 
 
 @pytest.mark.parametrize(("shape_a", "shape_b"), PAIRS)
@@ -164,27 +175,27 @@ def test_models_of_nearly_one_vocabulary(shape_a: str, shape_b: str, tmp_path: P
     a, b = MadeUp(tmp_path, "a", shape_a, 0, 6, V + 2), MadeUp(tmp_path, "b", shape_b, 100, 6)
     draw = np.random.default_rng(7)
     ids = (np.sort(draw.permutation(V + 2)[:37]), draw.permutation(V)[:37])
-    other = a.related(37, Shared(*(torch.from_numpy(each) for each in ids)))
-    write_transfers([other], b.spaces, b.folder, Progress())
-    found = load_file(b.folder / atlas_files.shared_space("a"))
+    pair = pair_of(a, b, 37, Shared(*(torch.from_numpy(each) for each in ids)))
+    folder = written(pair, tmp_path)
+    found = load_file(folder / atlas_files.TRANSFER)
     pairs = [*product(a.spaces, b.spaces)]
-    roots = {f"earlier/{x}": a.X[x][ids[0]] for x in a.spaces} | {f"later/{y}": b.X[y][ids[1]] for y in b.spaces}
+    roots = {f"root/a/{x}": a.X[x][ids[0]] for x in a.spaces} | {f"root/b/{y}": b.X[y][ids[1]] for y in b.spaces}
     assert sorted(found) == sorted([*roots, *(f"{x}/{y}" for x, y in pairs)])
     centred = {name: rows - rows.mean(0, dtype=np.float64) for name, rows in roots.items()}
     for name, rows in centred.items():
         np.testing.assert_allclose(found[name].T @ found[name], rows.T @ rows, rtol=1e-10, atol=1e-10)
     for x, y in pairs:
-        bases = [centred[name] @ isometry.Root(found[name]).inverse for name in (f"earlier/{x}", f"later/{y}")]
+        bases = [centred[name] @ isometry.Root(found[name]).inverse for name in (f"root/a/{x}", f"root/b/{y}")]
         np.testing.assert_allclose(found[f"{x}/{y}"], bases[1].T @ bases[0], atol=1e-10)
-    check(a, b, ids, other)
-    assert {path.name for path in b.folder.parent.iterdir()} == {"a", "b"}
+    check(a, b, ids, pair, folder)
+    assert [path.name for path in folder.iterdir()] == [atlas_files.TRANSFER]
 
 
 @pytest.mark.parametrize("shape", SPACES)
 def test_the_spaces_of_one_model(shape: str, tmp_path: Path) -> None:
-    """Also where there is no other model; each is stored one way, the model's own first."""
+    """In its own folder, whatever other models there are; each is stored one way, the model's own first."""
     made = MadeUp(tmp_path, "a", shape, 0, 6)
-    write_transfers([], made.spaces, made.folder, Progress())
+    write_own_transfers("a", made.spaces, made.folder, Progress())
     file = made.folder / atlas_files.TRANSFER
     if len(made.spaces) == 1:
         assert not file.exists()
@@ -202,29 +213,32 @@ def test_spaces_of_lower_rank_than_width(tmp_path: Path) -> None:
     """They have fewer coordinates."""
     a, b = MadeUp(tmp_path, "a", "untied", 0, 6, rank=5), MadeUp(tmp_path, "b", "untied", 100, 7, rank=4)
     assert [space.root.rank for space in (*a.spaces.values(), *b.spaces.values())] == [6, 5, 5, 7, 4, 4]
-    write_transfers([a.related()], b.spaces, b.folder, Progress())
-    every_pair(load_file(b.folder / atlas_files.TRANSFER), a, b, "a")
-    check(a, b, (np.arange(V), np.arange(V)), a.related())
+    pair = pair_of(a, b)
+    folder = written(pair, tmp_path)
+    every_pair(load_file(folder / atlas_files.TRANSFER), a, b)
+    check(a, b, (np.arange(V), np.arange(V)), pair, folder)
 
 
 def test_of_files_no_more_is_read_than_a_slice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And what is written does not depend on it, but for how sums round."""
+    """Of both models. And what is written does not depend on it, but for how sums round."""
     a, b = MadeUp(tmp_path, "a", "untied", 0, 6), MadeUp(tmp_path, "b", "untied", 100, 9)
-    write_transfers([a.related()], b.spaces, b.folder, Progress())
-    expected = load_file(b.folder / atlas_files.TRANSFER)
-    read, sizes = transfers._Stored.__getitem__, []
+    pair = pair_of(a, b)
+    expected = load_file(written(pair, tmp_path) / atlas_files.TRANSFER)
+    read, sizes, files = transfers._Stored.__getitem__, [], set()
 
     def counted(self: transfers._Stored, part: slice) -> torch.Tensor:
         found = read(self, part)
-        sizes.append(len(found))
+        if part != slice(None):
+            sizes.append(len(found))
+        files.add(self.file)
         return found
 
     monkeypatch.setattr(transfers._Stored, "__getitem__", counted)
     monkeypatch.setattr(transfers, "_ROOT_ROWS", 5)
     monkeypatch.setattr("paramdex_builder.project.space._CHUNK", 7)
-    write_transfers([a.related()], b.spaces, b.folder, Progress())
+    found = load_file(written(pair, tmp_path) / atlas_files.TRANSFER)
     assert max(sizes) == 7
-    found = load_file(b.folder / atlas_files.TRANSFER)
-    assert len(found) == len(expected) == 12
+    assert files == {*a.folder.glob("*.safetensors"), *b.folder.glob("*.safetensors")}
+    assert len(found) == len(expected) == 9
     for name, T in expected.items():
         np.testing.assert_allclose(found[name], T, rtol=1e-10, atol=1e-12)

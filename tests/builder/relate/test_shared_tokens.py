@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,25 +14,34 @@ from hypothesis import strategies as st
 
 import oracle
 import paramdex
-from opened import opened
+from opened import change, opened
 from paramdex import QueryError
 from paramdex.store.common_space import shared_tokens
 from paramdex_schemas import atlas_files
 from query_helpers import Everything, Item, assert_ranking, shared_ids, shared_items, token_rows
 
 
+@cache
+def empty() -> duckdb.DuckDBPyConnection:
+    """The tables of two models, a and b."""
+    connection = duckdb.connect()
+    for name in "ab":
+        connection.execute(f"ATTACH ':memory:' AS {name}; USE {name}")
+        connection.execute(atlas_files.model_tables()[0])
+    return connection
+
+
 def found(a: list[Item], b: list[Item]) -> list[tuple[int, int]]:
     """What the atlas says of two vocabularies of these items."""
-    with duckdb.connect() as connection:
-        for statements in atlas_files.ddl():
-            connection.execute(statements)
-        for name, items in (("A", a), ("B", b)):
-            for i, token, text, special, starts, byte, added in items:
-                row = (name, i, token, text, text, special, byte, added, False, False, starts, False)
-                connection.execute(f"INSERT INTO store.tokens VALUES ({', '.join('?' * len(row))})", row)
-        table = lambda sql, values: connection.sql(sql, params=values).to_arrow_table()  # noqa: E731
-        models = [SimpleNamespace(name=name.lower(), vocabulary=name) for name in "AB"]
-        left, right = shared_tokens(SimpleNamespace(table=table), *models)  # type: ignore[arg-type]
+    connection = empty()
+    for name, items in (("a", a), ("b", b)):
+        connection.execute(f"DELETE FROM {name}.store.tokens")
+        for i, token, text, special, starts, byte, added in items:
+            row = (i, token, text, text, special, byte, added, False, False, starts)
+            connection.execute(f"INSERT INTO {name}.store.tokens VALUES ({', '.join('?' * len(row))})", row)
+    sql = atlas_files.shared_tokens("a.store.tokens", "b.store.tokens")
+    database = SimpleNamespace(shared_tokens=lambda *_: connection.sql(sql).to_arrow_table())
+    left, right = shared_tokens(database, *(SimpleNamespace(name=name) for name in "ab"))  # type: ignore[arg-type]
     return list(zip(left, right, strict=True))
 
 
@@ -120,11 +130,7 @@ def test_forms_of_unicode_are_texts_of_their_own() -> None:
 def unsaid(small_atlas: Path, tmp_path: Path) -> Path:
     """A copy of the shared atlas in which bert's vocabulary does not say what begins a word."""
     atlas = Path(shutil.copytree(small_atlas, tmp_path / "unsaid.atlas"))
-    with duckdb.connect(str(atlas / "atlas.duckdb")) as connection:
-        connection.execute(
-            "UPDATE store.tokens SET is_word_start = NULL FROM store.models AS m "
-            "WHERE m.model = 'bert' AND tokens.vocabulary = m.vocabulary AND NOT is_special"
-        )
+    change(atlas, "bert", "UPDATE store.tokens SET is_word_start = NULL WHERE NOT is_special")
     return atlas
 
 

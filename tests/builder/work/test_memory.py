@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import duckdb
 import pytest
 import torch
 from click.testing import CliRunner
@@ -17,7 +18,6 @@ from safetensors.torch import load_file
 
 import paramdex_builder
 from cpu_engines import ENGINES
-from opened import opened
 from paramdex.cli import cli
 from paramdex_builder import Options, Progress, build, estimates
 from paramdex_builder.project.engines import Engine
@@ -26,6 +26,7 @@ from paramdex_builder.project.pieces import pieces
 from paramdex_builder.read.checkpoint import Checkpoint
 from paramdex_builder.work import memory
 from paramdex_schemas import BuildError, Layout, Run, atlas_files
+from paramdex_schemas.contents import read_contents
 
 GIB = 1 << 30
 module = import_module("paramdex_builder.build")
@@ -119,20 +120,21 @@ def test_duckdb_gets_what_the_others_leave() -> None:
     assert memory.for_duckdb(8 * GIB, 2 * GIB) == GIB
 
 
-def contents(atlas: Path) -> dict[str, list[tuple[object, ...]]]:
-    """The rows of every table, in the order they are stored; among them the digests of all vector files."""
-    with opened(atlas) as connection:
-        tables = connection.execute("SELECT table_name FROM duckdb_tables() WHERE schema_name = 'store'").fetchall()
-        assert len(tables) > 5
-        return {
-            table: [
-                tuple(value for name, value in zip(columns, row, strict=True) if name != "built_at")
-                for row in rows.fetchall()
-            ]
-            for (table,) in tables
-            for rows in [connection.execute(f"SELECT * FROM store.{table}")]
-            for columns in [[column[0] for column in rows.description]]
-        }
+def contents(atlas: Path) -> dict[str, Any]:
+    """The rows of every table, in the order they are stored, and the digests of all other files."""
+    found: dict[str, Any] = {}
+    for path in sorted(atlas.glob("*/*/*")):
+        at = path.relative_to(atlas).parts
+        name = "/".join([at[0], "" if at[0] == "relations" else at[1], path.name])  # uids are drawn anew
+        if path.name == atlas_files.TABLES:
+            with duckdb.connect(str(path), read_only=True) as connection:
+                for (table,) in connection.execute("SELECT table_name FROM duckdb_tables()").fetchall():
+                    columns = "* EXCLUDE (built_at)" if table == "models" else "*"
+                    found[f"{name}/{table}"] = connection.execute(f"SELECT {columns} FROM store.{table}").fetchall()
+        elif path.name != atlas_files.MANIFEST:
+            found[name] = atlas_files.sha256(path)
+    assert len(found) > 40
+    return found
 
 
 def test_rows_do_not_depend_on_it(
@@ -158,7 +160,7 @@ def test_a_transfer_does_not_depend_on_how_much_of_a_root_is_read_at_a_time(
     monkeypatch.setattr(import_module("paramdex_builder.relate.transfers"), "_ROOT_ROWS", 5)
     atlas = build([str(model_folders[name]) for name in ("gpt2-a", "gpt2-wide")], tmp_path / "x.atlas", SMALL_OPTIONS)
     found, expected = (
-        load_file(atlas_files.model_folder(each, "gpt2-wide") / atlas_files.TRANSFER)["gpt2-a/output/output"]
+        load_file(each / read_contents(each).relation("gpt2-a", "gpt2-wide") / atlas_files.TRANSFER)["output/output"]
         for each in (atlas, small_atlas)
     )
     assert found.shape[1] > 5

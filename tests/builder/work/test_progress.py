@@ -16,7 +16,7 @@ from conftest import SMALL_OPTIONS
 import models
 from paramdex_builder import Progress, build
 from paramdex_builder.work import progress
-from paramdex_builder.work.progress import Advance, TerminalProgress
+from paramdex_schemas.progress import Advance, TerminalProgress
 
 
 class Counted(Progress):
