@@ -71,7 +71,7 @@ class Options:
             memory.size_of(self.memory)
         return replace(
             self,
-            base=None if self.base is None else source_text(self.base),
+            base=base,
             text=text,
             replace=yes_or_no("replace", self.replace),
             **whole,

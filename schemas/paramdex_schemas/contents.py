@@ -157,6 +157,25 @@ class Contents:
         """The folder of the relation of two models, within the atlas, whichever was first; None where there is none."""
         return self._relations.get(frozenset((one, other)))
 
+    def tables(self, folder: str) -> tuple[int, str]:
+        """The size and SHA-256 of the tables in a folder, within the atlas, of a model or a relation. Raises AtlasError
+        for a damaged manifest.
+        """
+        if folder not in self._tables:
+            a, b = Path(folder).name.split("~")
+            names = self.names
+            about = self.about(names[a], names[b])
+            assert about is not None
+            self._tables[folder] = about.files[atlas_files.TABLES]
+        return self._tables[folder]
+
+    @cached_property
+    def _tables(self) -> dict[str, tuple[int, str]]:
+        return {
+            self.folder(name).as_posix(): manifest.files[atlas_files.TABLES]
+            for name, manifest in self.manifests.items()
+        }
+
     def is_first(self, one: str, other: str) -> bool:
         """Whether the first of two related models is a of their relation, and not b."""
         return (self.manifests[one].uid, self.manifests[other].uid) in self.related

@@ -12,13 +12,13 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import duckdb
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pytest
 
 import paramdex
+from opened import list_anew
 from paramdex.result import Result
 from paramdex.store.nearest import Ids, Rows
 from paramdex.store.store import Store
@@ -33,14 +33,17 @@ from web_helpers import data, server
 def loudest(store: Store, model: str | None = None, kind: str = "ff_value", k: int = 5) -> Result:
     """The k parameters of a kind with the largest norms, each with its strongest token."""
     scope = store.scope(model, kind)
-    rows = store.database.rows(
-        "SELECT address, norm, model_id, top_tokens[1] FROM store.parameters "
-        "WHERE kind = $kind AND model_id IN (SELECT unnest($models)) ORDER BY norm DESC, param_id LIMIT $k",
-        {"kind": kind, "models": [each.model_id for each in scope.models], "k": k},
-    )
-    vocabularies = {each.model_id: each.vocabulary for each in scope.models}
-    says = [store.database.texts(vocabularies[number], [token])[0] for _, _, number, token in rows]
-    addresses, norms = [row[0] for row in rows], [row[1] for row in rows]
+    found = []
+    for each in scope.models:
+        rows = store.database.of(each).rows(
+            "SELECT norm, path, top_tokens[1] FROM store.parameters WHERE kind = ? "
+            "ORDER BY norm DESC, param_id LIMIT ?",
+            [kind, k],
+        )
+        says = store.database.texts(each.vocabulary, [token for _, _, token in rows])
+        found += [(norm, f"{each.name}/{path}", text) for (norm, path, _), text in zip(rows, says, strict=True)]
+    found.sort(key=lambda row: -row[0])
+    norms, addresses, says = zip(*found[:k], strict=True)
     return Result(pa.table({"address": addresses, "norm": norms, "says": says}), f"the loudest of {kind}")
 
 
@@ -96,11 +99,8 @@ def npy_atlas(small_atlas: Path, tmp_path: Path) -> Path:
     flat = folder / vector_files.index_name("ff_value")
     file = folder / "ff_value.npy"
     np.save(file, vector_files.load_rows(flat))
-    with duckdb.connect(str(atlas_files.database(atlas))) as db:
-        db.execute("DELETE FROM store.files WHERE path = ?", [flat.relative_to(atlas).as_posix()])
-        recorded = [file.relative_to(atlas).as_posix(), file.stat().st_size, atlas_files.sha256(file)]
-        db.execute("INSERT INTO store.files VALUES ('bert', ?, ?, ?)", recorded)
     flat.unlink()
+    list_anew(atlas, "bert")
     return atlas
 
 

@@ -89,6 +89,11 @@ ESCAPES = [
     "WITH x AS (INSERT INTO store.models SELECT * FROM store.models RETURNING *) FROM x",
     "WITH x AS (UPDATE store.models SET source = 'x' RETURNING *) FROM x",
 ]  # fmt: skip
+FILE = '"models/gpt2-a"'
+ESCAPES = [
+    each.replace('"atlas".', f"{FILE}.").replace("atlas.", f"{FILE}.").replace("FROM atlas", f"FROM {FILE}")
+    for each in ESCAPES
+]
 READS = {
     "SELECT 1 AS x; -- x": [{"x": 1}],
     "SELECT ';' AS x ; ; /* ; */": [{"x": ";"}],

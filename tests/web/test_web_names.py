@@ -5,11 +5,12 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import duckdb
 import pytest
 from test_serve import refused
 
+from opened import names
 from paramdex import QueryError
+from paramdex.manage.rename import rename
 from web_helpers import data, server
 
 
@@ -17,8 +18,7 @@ def renamed(atlas: Path, folder: Path, name: str) -> Path:
     """A copy whose first model has another name."""
     copy = folder / "renamed.atlas"
     shutil.copytree(atlas, copy)
-    with duckdb.connect(str(copy / "atlas.duckdb")) as connection:
-        connection.execute("UPDATE store.models SET model = ? WHERE model_id = 0", [name])
+    rename(copy, next(iter(names(copy))), name)
     return copy
 
 
@@ -36,7 +36,7 @@ def test_names_of_pages_are_refused(small_atlas: Path, tmp_path: Path, name: str
         pass
     message = f"{atlas} cannot be served: the address of its model {name}, /{name}, {why}"
     assert str(error.value).startswith(message)
-    assert str(error.value).endswith("build that model under another name: paramdex build NAME=SOURCE")
+    assert str(error.value).endswith(f"give it another one: paramdex rename {atlas} {name} NEWNAME")
 
 
 @pytest.mark.parametrize("name", ["Find", "finds", "static", "json", "x.json5", "L0", "models", "pairs", "a.csv"])

@@ -14,10 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 from starlette.testclient import TestClient
 
-from opened import opened
+import paramdex
 from paramdex import Atlas
 from paramdex.web.sql.examples import EXAMPLES
-from paramdex_schemas import FORMAT_VERSION
 from web_helpers import LIMITS, data, page, server
 
 SECRET = "fence-hidden-secret"
@@ -109,15 +108,16 @@ QUICK = [
     "SUMMARIZE SELECT * FROM read_text('{secret}')", "EXPLAIN ANALYZE SELECT * FROM read_text('{secret}')",
     # writing
     "COPY heads TO '{folder}/out.csv'", "COPY (SELECT 1) TO '{folder}/out.parquet' (FORMAT parquet)",
-    "COPY store.atlas FROM '{secret}'", "EXPORT DATABASE '{folder}/out'", "IMPORT DATABASE '{folder}'",
+    "COPY models FROM '{secret}'", "EXPORT DATABASE '{folder}/out'", "IMPORT DATABASE '{folder}'",
     "EXPLAIN ANALYZE COPY heads TO '{folder}/out.csv'", "CREATE TABLE x (y INT)", "CREATE TEMP TABLE x AS SELECT 1",
     "CREATE TABLE memory.main.x AS SELECT 1", "CREATE MACRO f() AS 1", "CREATE OR REPLACE VIEW models AS SELECT 1",
-    "INSERT INTO store.atlas VALUES (2, 'x')", "UPDATE store.models SET model = 'x'", "DELETE FROM store.models",
-    "DROP TABLE store.models", "ALTER TABLE store.models RENAME TO x", "TRUNCATE store.models",
-    "EXPLAIN ANALYZE INSERT INTO store.atlas VALUES (2, 'x')", "EXPLAIN ANALYZE CREATE TABLE memory.main.x AS SELECT 1",
-    "WITH x AS (DELETE FROM store.models RETURNING *) SELECT * FROM x", "VACUUM", "CHECKPOINT", "FORCE CHECKPOINT",
+    "INSERT INTO models VALUES (2, 'x')", "UPDATE models SET model = 'x'", "DELETE FROM models",
+    "DROP TABLE models", "ALTER TABLE models RENAME TO x", "TRUNCATE models",
+    "EXPLAIN ANALYZE INSERT INTO models VALUES (2, 'x')", "EXPLAIN ANALYZE CREATE TABLE memory.main.x AS SELECT 1",
+    "WITH x AS (DELETE FROM models RETURNING *) SELECT * FROM x", "VACUUM", "CHECKPOINT", "FORCE CHECKPOINT",
     # attaching, installing, settings, secrets
-    "ATTACH '{folder}/x.db'", "ATTACH ':memory:' AS x", "DETACH atlas", "USE memory", "INSTALL httpfs", "LOAD httpfs",
+    "ATTACH '{folder}/x.db'", "ATTACH ':memory:' AS x", 'DETACH "models/bert"', "USE memory",
+    "INSTALL httpfs", "LOAD httpfs",
     "LOAD '{folder}/x.duckdb_extension'", "FORCE INSTALL spatial FROM community", "PRAGMA database_list",
     "PRAGMA enable_profiling", "PRAGMA memory_limit='100GB'", "SET memory_limit = '100GB'", "SET threads = 64",
     "SET enable_external_access = true", "SET lock_configuration = false", "RESET memory_limit",
@@ -135,9 +135,9 @@ QUICK = [
     "SELECT * FROM query('FROM duckdb_databases()')", "SELECT which_secret('s3://x', 's3')", "FROM pg_settings",
     "FROM json_execute_serialized_sql(json_serialize_sql('FROM duckdb_settings()'))", "FROM histogram('heads', layer)",
     "FROM pg_catalog.pg_settings", "SELECT json_serialize_plan('FROM heads')", "SELECT write_log('x')",
-    "SELECT source FROM atlas.models", "FROM atlas.store.models", "SUMMARIZE atlas.store.models",
+    "SELECT source FROM atlas.models", "FROM atlas.models", "SUMMARIZE atlas.models",
     # more than one, none, and not SQL
-    "SELECT 1; SELECT 2", "SELECT 1; DROP TABLE store.models", "", ";", "-- x", "\x00", "SELECT '", "{secret}",
+    "SELECT 1; SELECT 2", "SELECT 1; DROP TABLE models", "", ";", "-- x", "\x00", "SELECT '", "{secret}",
     "select " * 500,
     "SELECT " + "(" * 3000 + "1" + ")" * 3000, "SELECT " + "-" * 10_000 + "1",
     # the server's own variables
@@ -214,8 +214,8 @@ def test_nothing_takes_too_much(hurried: TestClient, secret: Path, query: str) -
 
 def test_after_all_that_it_still_answers(hurried: TestClient, small_atlas: Path) -> None:
     assert data(hurried, "/sql.json", q="SELECT count(*) AS n FROM heads")["rows"] == [{"n": 34}]
-    with opened(small_atlas) as connection:
-        assert connection.execute("SELECT format_version FROM store.atlas").fetchall() == [(FORMAT_VERSION,)]
+    with paramdex.open(small_atlas) as whole:
+        whole.check()
 
 
 @pytest.mark.waits

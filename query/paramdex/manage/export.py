@@ -52,7 +52,7 @@ def export(
     connection = Connection(contents.atlas)
     try:
         for name, path in attached(contents).items():
-            connection.attach(catalog(name), path)
+            connection.attach(catalog(name), path, contents.tables(name))
         for view in views(contents):
             connection.connection.execute(view)
         with progress.step(f"exporting {contents.atlas}", len(chosen)) as advance:

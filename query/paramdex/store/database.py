@@ -156,11 +156,10 @@ class Database(Connection):
         """What a user's SQL sees, attached when it is first asked for."""
         if self._own_public is None:
             with self._attaching:
+                if self._own_public is None:  # another thread may have come first
+                    self._own_public = self._public[0].fork() if self._public else Everything(self.contents)
                 if not self._public:
-                    self._public.append(Everything(self.contents))
-                    self._own_public = self._public[0]
-                else:
-                    self._own_public = self._public[0].fork()
+                    self._public.append(self._own_public)
         return self._own_public
 
     def parsed(self, sql: str) -> duckdb.Statement:
@@ -188,7 +187,7 @@ class Database(Connection):
             return
         with self._attaching:
             if folder not in self._attached:
-                self.attach(catalog(folder), f"{folder}/{atlas_files.TABLES}")
+                self.attach(catalog(folder), f"{folder}/{atlas_files.TABLES}", self.contents.tables(folder))
                 self._attached.add(folder)
 
     def _where(self) -> str:

@@ -40,7 +40,7 @@ class Everything(Connection):
         super().__init__(contents.atlas, settings)
         try:
             for name, path in attached(contents).items():
-                self.attach(catalog(name), path)
+                self.attach(catalog(name), path, contents.tables(name))
             with self._failing():
                 for view in views(contents):
                     self.connection.execute(view)

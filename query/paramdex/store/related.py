@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import combinations
+from itertools import combinations, islice
 
 from paramdex.store.database import Database
 from paramdex.text import some
@@ -27,18 +27,19 @@ def unrelated(database: Database, models: list[Model]) -> list[str]:
 
 def _not_asked_for(database: Database, models: list[Model]) -> list[str]:
     """The note on models of one vocabulary that nobody has related."""
-    pairs = [
-        (a.name, b.name)
+    apart = (
+        f"{a.name} and {b.name}"
         for a, b in combinations(models, 2)
         if a.vocabulary == b.vocabulary and database.relation(a, b) is None
-    ]
-    if not pairs:
+    )
+    named = list(islice(apart, _NAMED + 1))
+    if not named:
         return []
-    named = some([f"{a} and {b}" for a, b in pairs], _NAMED)
-    return [
-        f"no neighbors or alignments are kept between {named}; similar and align compare them when asked, and "
-        f"paramdex relate {database.atlas} keeps them"
-    ]
+    more = ", and others" if len(named) > _NAMED else ""
+    note = (
+        f"no neighbors or alignments are kept between {', '.join(named[:_NAMED])}{more}; similar and align compare them"
+    )
+    return [f"{note} when asked, and paramdex relate {database.atlas} keeps what they find"]
 
 
 def _too_different(database: Database, models: list[Model]) -> list[str]:

@@ -197,7 +197,7 @@ def _check_names(atlas: Atlas, routes: Iterable[BaseRoute]) -> None:
             what = "would be its data's" if name not in taken else "is one of the server's own"
             raise QueryError(
                 f"{atlas.path} cannot be served: the address of its model {name}, /{name}, {what}; "
-                "build that model under another name: paramdex build NAME=SOURCE"
+                f"give it another one: paramdex rename {atlas.path} {name} NEWNAME"
             )
 
 

@@ -215,9 +215,9 @@ BAD = {
     "no folder": (["info", "nowhere.atlas"], "nowhere.atlas is not an atlas: there is no such folder; make one with: "),
     "no atlas": (
         ["show", "E", "x"],
-        "E is not an atlas: it holds no atlas.duckdb; make one with: paramdex build MODEL -o E",
+        "E is not an atlas: it holds no atlas.json; make one with: paramdex build MODEL -o E",
     ),
-    "a file": (["info", "F"], "F is not an atlas: it is a file; give the folder that holds atlas.duckdb"),
+    "a file": (["info", "F"], "F is not an atlas: it is a file; give the folder that holds atlas.json"),
 }
 """A in the arguments and messages stands for the atlas, E for an empty folder, F for a file."""
 

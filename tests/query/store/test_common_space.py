@@ -13,12 +13,14 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 from test_vector_storage import truth as nearest_truth
 
+from opened import contents_of
 from paramdex.store.common_space import Common, Half
 from paramdex.store.nearest import Loaded, Rows, nearest
 from paramdex.store.spaces import SharedSpaces
 from paramdex.store.vectors import OPENERS, Vectors
 from paramdex_builder.files.vectors import open_rows, rotation, write_codes, write_flat_index
 from paramdex_schemas import Layout, Run, atlas_files, isometry, vector_files
+from paramdex_schemas.contents import Relation, listed
 from paramdex_schemas.layout import SPACES
 from paramdex_schemas.model import Model
 
@@ -62,7 +64,7 @@ def made_up(name: str, number: int, V: int, layers: list[str], size: int, draw: 
     return MadeUp(model, X, draw.normal(size=(len(layers) * size, width)))
 
 
-def write(atlas: Path, models: list[MadeUp], *, codes: bool = False) -> Vectors:
+def write(atlas: Path, models: list[MadeUp], *, codes: bool = False, related: bool = True) -> Vectors:
     """The files that an atlas would have of the models."""
     earlier: list[MadeUp] = []
     for one in models:
@@ -82,22 +84,26 @@ def write(atlas: Path, models: list[MadeUp], *, codes: bool = False) -> Vectors:
                 path = folder / vector_files.index_name(stem)
                 write_codes(folder, stem, open_rows(path), rotation(rows.shape[1]))
         transfers = {
-            atlas_files.transfer(source, into, None if each is one else each.model.name): _transfer(
-                each, source, one, into
-            )
-            for each in [*earlier, one]
-            for source, into in itertools.product(each.model.spaces, one.model.spaces)
-            if each is not one or one.model.spaces.index(source) < one.model.spaces.index(into)
+            atlas_files.transfer(source, into): _transfer(one, source, one, into)
+            for source, into in itertools.combinations(one.model.spaces, 2)
         }
         if transfers:
             save_file(transfers, folder / atlas_files.TRANSFER)
+        for each in earlier if related else []:
+            between = atlas_files.relation_folder(atlas, each.model.name, one.model.name)
+            between.mkdir(parents=True)
+            transfers = {
+                atlas_files.transfer(source, into): _transfer(each, source, one, into)
+                for source, into in itertools.product(each.model.spaces, one.model.spaces)
+            }
+            save_file(transfers, between / atlas_files.TRANSFER)
+            found = Relation(
+                each.model.name, one.model.name, one.model.vocabulary_size, shared=False,
+                files=listed(between, [atlas_files.TRANSFER]), tables={},
+            )  # fmt: skip
+            (between / atlas_files.MANIFEST).write_text(found.text(), "utf-8")
         earlier.append(one)
-    files = {
-        path.relative_to(atlas).as_posix(): (path.stat().st_size, atlas_files.sha256(path))
-        for path in atlas.rglob("*.*")
-        if path.is_file()
-    }
-    return Vectors(atlas, files, {one.model.name: one.model.embedding for one in models})
+    return Vectors(contents_of(atlas, [one.model for one in models]))
 
 
 def _transfer(a: MadeUp, source: str, b: MadeUp, into: str) -> np.ndarray:
@@ -155,8 +161,8 @@ def test_rows_in_common_coordinates_are_correlations(
 def test_transfers_between_any_two_spaces(
     tmp_path_factory: pytest.TempPathFactory, two: tuple[MadeUp, MadeUp, np.random.Generator], data: st.DataObject
 ) -> None:
-    """Of one model or of two, and back again."""
-    vectors = write(tmp_path_factory.mktemp("spaces") / "x.atlas", list(two[:2]))
+    """Of one model or of two, related or not, and back again."""
+    vectors = write(tmp_path_factory.mktemp("spaces") / "x.atlas", list(two[:2]), related=data.draw(st.booleans()))
     a, b = (data.draw(st.sampled_from(two[:2])) for _ in range(2))
     source, into = (data.draw(st.sampled_from(each.model.spaces)) for each in (a, b))
     T = vectors.transfer(a.model, source, b.model, into)
@@ -208,7 +214,9 @@ def test_an_opener_is_given_kind_and_space(tmp_path: Path, monkeypatch: pytest.M
         return Loaded(one.coordinates("reading")[3:])
 
     monkeypatch.setitem(OPENERS, ".npy", open_npy)
-    vectors = replace(vectors, files=vectors.files | {f"models/m/{KIND}.reading.npy": (0, "")})
+    manifest = vectors.contents.manifests["m"]
+    more = replace(manifest, files={**manifest.files, f"{KIND}.reading.npy": (0, "")})
+    vectors = replace(vectors, contents=replace(vectors.contents, manifests={"m": more}))
     found = np.concatenate([piece.stored() for piece in vectors.pieces(one.model, KIND, (3, 6))])
     np.testing.assert_array_equal(found, one.coordinates("reading")[3:])
     assert vectors.rows("m", KIND).shape[0] == 6

@@ -17,10 +17,13 @@ import duckdb
 import pytest
 
 import paramdex
+import paramdex.store.connection as of_connection
 from damage_worker import QUESTIONS
+from opened import list_anew
 from paramdex import AtlasError
 from paramdex.cli import main
 from paramdex_schemas import FORMAT_VERSION
+from paramdex_schemas.contents import read_contents, sealed, unsealed
 from query_helpers import random_source
 
 HELPERS = Path(__file__).parents[2] / "helpers"
@@ -35,9 +38,12 @@ def atlas(small_atlas: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(small_atlas, tmp_path / "copy.atlas"))
 
 
+TABLES = "models/gpt2-b/tables.duckdb"
+
+
 def files(atlas: Path) -> list[str]:
-    """The files beside the database."""
-    return sorted(path.relative_to(atlas).as_posix() for path in (atlas / "models").rglob("*.*"))
+    """All files but the index, and the script that attaches them."""
+    return sorted(path.relative_to(atlas).as_posix() for path in atlas.rglob("*.*") if path.parent != atlas)
 
 
 def flip(path: Path, offset: int, bit: int) -> None:
@@ -88,26 +94,47 @@ def used_blocks(database: Path) -> set[int]:
     return {block for block in blocks if block is not None and block >= 0}
 
 
-def test_any_bit_of_the_database(atlas: Path) -> None:
+def test_any_bit_of_the_tables(atlas: Path) -> None:
     """In each of the three headers, in used blocks and in a free one."""
-    draw, database = random_source(), atlas / "atlas.duckdb"
+    draw, database = random_source(), atlas / TABLES
     used, size = used_blocks(database), database.stat().st_size
     free = set(range((size - HEADERS) // BLOCK)) - used
     assert len(used) > 5
     blocks = [*draw.sample(sorted(used), 6), *draw.sample(sorted(free), min(1, len(free)))]
     offsets = [4096 * header + draw.randrange(4096) for header in range(3)]
     offsets += [HEADERS + BLOCK * block + draw.randrange(BLOCK) for block in blocks]
-    flips = [("atlas.duckdb", offset, draw.randrange(8)) for offset in offsets]
+    flips = [(TABLES, offset, draw.randrange(8)) for offset in offsets]
     for (_, offset, _), outcome in zip(flips, flipped(atlas, flips), strict=True):
         assert_safe(outcome)
-        if offset < HEADERS or (offset - HEADERS) // BLOCK in used:
-            assert outcome["check"].startswith(f"AtlasError: {atlas} is damaged: "), offset
+        assert outcome["check"].startswith(f"AtlasError: {atlas} is damaged: {TABLES} is not what was written"), offset
 
 
-def test_any_bit_of_the_vectors(atlas: Path) -> None:
+@pytest.mark.parametrize("verified", [True, False])
+def test_a_block_in_the_place_of_another(atlas: Path, monkeypatch: pytest.MonkeyPatch, verified: bool) -> None:
+    """DuckDB takes it, as its checksum is right: a small file is read whole before, and ``check`` reads any."""
+    draw, database = random_source(), atlas / TABLES
+    data = bytearray(database.read_bytes())
+    a, b = draw.sample(sorted(used_blocks(database)), 2)
+    first, second = (slice(HEADERS + BLOCK * n, HEADERS + BLOCK * (n + 1)) for n in (a, b))
+    data[first], data[second] = data[second], data[first]
+    database.write_bytes(data)
+    if not verified:
+        monkeypatch.setattr(of_connection, "VERIFIED", 0)
+    asks = [lambda one: one.check()]
+    if verified:
+        asks += [lambda one: one.show("gpt2-b/L1/ff_value/5"), lambda one: one.sql("SELECT count(*) FROM heads")]
+    for ask in asks:
+        with paramdex.open(atlas) as opened, pytest.raises(AtlasError, match=f"{TABLES} is not what was written"):
+            ask(opened)
+
+
+def test_any_bit_of_other_files(atlas: Path) -> None:
     """All questions, for bits of files that they read."""
     draw = random_source()
-    names = ["models/gpt2-b/ff_value.faiss", "models/gpt2-b/space.safetensors", "models/gpt2-wide/transfer.safetensors"]
+    contents = read_contents(atlas)
+    between = contents.relation("gpt2-a", "gpt2-wide")
+    assert between is not None
+    names = ["models/gpt2-b/ff_value.faiss", "models/gpt2-b/space.safetensors", f"{between}/transfer.safetensors"]
     flips = [(name, draw.randrange((atlas / name).stat().st_size), draw.randrange(8)) for name in names]
     concerned = {name: set() for name in names}
     for (name, _, _), outcome in zip(flips, flipped(atlas, flips), strict=True):
@@ -121,22 +148,23 @@ def test_any_bit_of_the_vectors(atlas: Path) -> None:
 
 
 def test_check_finds_every_file(atlas: Path) -> None:
-    """A bit at the start, at the end and at a place drawn anew of each file beside the database."""
+    """A bit at the start, at the end and at a place drawn anew of each file."""
     draw = random_source()
-    with paramdex.open(atlas) as opened:
-        whole = opened.check()
-        for name in files(atlas):
-            size = (atlas / name).stat().st_size
-            for offset in (0, size - 1, draw.randrange(size)):
-                bit = draw.randrange(8)
-                flip(atlas / name, offset, bit)
-                with pytest.raises(AtlasError) as caught:
-                    opened.vectors.check_all()
-                assert f"{name} is not what was written" in str(caught.value), offset
-                flip(atlas / name, offset, bit)
-        assert opened.check().to_rows() == whole.to_rows()
-    # six kinds of weights and a gate; five biases and positions, and token types; five spaces, two transfers
-    assert len(files(atlas)) == (6 * 4 + 7) + (6 * 4 + 1) + 5 + 2
+    whole = paramdex.open(atlas).check()
+    for name in [*files(atlas), "atlas.json"]:
+        size = (atlas / name).stat().st_size
+        for offset in (0, size - 1, draw.randrange(size)):
+            bit = draw.randrange(8)
+            flip(atlas / name, offset, bit)
+            with pytest.raises(AtlasError) as caught:
+                paramdex.open(atlas).check()
+            assert f"{name} is not what was written" in str(caught.value), offset
+            flip(atlas / name, offset, bit)
+    assert paramdex.open(atlas).check().to_rows() == whole.to_rows()
+    # six kinds of weights and a gate; five biases and positions, and token types; five spaces, manifests and tables
+    of_models = (6 * 4 + 7) + (6 * 4 + 1) + 3 * 5
+    # of each relation the transfers, a manifest and tables
+    assert len(files(atlas)) == of_models + 3 * len(read_contents(atlas).related)
 
 
 @pytest.mark.parametrize("name", ["models/bert/ff_key.faiss", "models/gpt2-a/space.safetensors"])
@@ -160,7 +188,7 @@ def test_file_that_is_gone_or_of_another_length(atlas: Path, name: str, damage: 
 
 @pytest.mark.parametrize("keep", [0, 1, 4096, HEADERS, HEADERS + BLOCK // 2])
 def test_truncated_database(atlas: Path, keep: int) -> None:
-    database = atlas / "atlas.duckdb"
+    database = atlas / TABLES
     os.truncate(database, keep)
     with pytest.raises(AtlasError) as caught:
         paramdex.open(atlas).check()
@@ -171,7 +199,7 @@ def test_truncated_database(atlas: Path, keep: int) -> None:
 
 def test_database_that_lacks_its_end(atlas: Path) -> None:
     """Cut in the middle of its blocks: never a wrong answer."""
-    database = atlas / "atlas.duckdb"
+    database = atlas / TABLES
     os.truncate(database, database.stat().st_size - BLOCK)
     with pytest.raises(AtlasError, match="is damaged: "):
         paramdex.open(atlas).check()
@@ -181,26 +209,29 @@ def test_database_that_lacks_its_end(atlas: Path) -> None:
     "text", [b"not a database at all, but long enough to be read as one" * 500, b"SQLite format 3\0" * 1000]
 )
 def test_some_other_file_in_the_databases_place(atlas: Path, text: bytes) -> None:
-    (atlas / "atlas.duckdb").write_bytes(text)
+    (atlas / TABLES).write_bytes(text)
     with pytest.raises(AtlasError, match=r"is damaged: .*; copy the atlas again or rebuild it"):
-        paramdex.open(atlas)
+        paramdex.open(atlas).show("gpt2-b/L1/ff_value/5")
 
 
-def test_some_other_duckdb_database(tmp_path: Path) -> None:
+def test_an_atlas_of_one_database(tmp_path: Path) -> None:
+    """As formats before 8 had it."""
     duckdb.connect(str(tmp_path / "atlas.duckdb")).close()
     with pytest.raises(AtlasError) as caught:
         paramdex.open(tmp_path)
-    assert str(caught.value) == f"{tmp_path} is not an atlas: its database has no table store.atlas"
+    assert str(caught.value) == (
+        f"{tmp_path} has an older format, this paramdex reads format {FORMAT_VERSION}; build it again"
+    )
 
 
-def write(atlas: Path, sql: str) -> None:
-    with duckdb.connect(str(atlas / "atlas.duckdb")) as connection:
-        connection.execute(sql)
+def write_format(atlas: Path, version: object) -> None:
+    found = unsealed(atlas / "atlas.json", "atlas.json")
+    (atlas / "atlas.json").write_text(sealed(found | {"format_version": version}), "utf-8")
 
 
 def test_newer_format(atlas: Path) -> None:
     newer = FORMAT_VERSION + 1
-    write(atlas, f"UPDATE store.atlas SET format_version = {newer}")
+    write_format(atlas, newer)
     with pytest.raises(AtlasError) as caught:
         paramdex.open(atlas)
     assert str(caught.value) == (
@@ -210,14 +241,8 @@ def test_newer_format(atlas: Path) -> None:
 
 
 def test_older_format(atlas: Path) -> None:
-    write(atlas, "UPDATE store.atlas SET format_version = 1")
+    write_format(atlas, 1)
     with pytest.raises(AtlasError, match=f"has format 1, this paramdex reads format {FORMAT_VERSION}; build it again"):
-        paramdex.open(atlas)
-
-
-def test_format_that_is_not_said(atlas: Path) -> None:
-    write(atlas, "DELETE FROM store.atlas")
-    with pytest.raises(AtlasError, match=f"has format unknown, this paramdex reads format {FORMAT_VERSION}"):
         paramdex.open(atlas)
 
 
@@ -230,18 +255,19 @@ def test_open_for_writing_elsewhere_is_no_damage(atlas: Path) -> None:
         try:
             other.stdout.readline()
             with pytest.raises(AtlasError) as caught:
-                paramdex.open(atlas)
+                paramdex.open(atlas).show("gpt2-b/L1/ff_value/5")
         finally:
             other.communicate(b"\n")
     assert str(caught.value) == (
-        f"{atlas} is in use: another program has its database open for writing; close that and try again"
+        f"{atlas} is in use: another program has {TABLES} open for writing; close that and try again"
     )
     with paramdex.open(atlas) as opened:
         assert len(opened.info()) == 5
 
 
-def test_file_that_the_database_does_not_list(atlas: Path) -> None:
-    write(atlas, "DELETE FROM store.files WHERE path = 'models/bert/ff_key.faiss'")
+def test_file_that_the_manifest_does_not_list(atlas: Path) -> None:
+    (atlas / "models" / "bert" / "ff_key.faiss").unlink()
+    list_anew(atlas, "bert")
     with (
         paramdex.open(atlas) as opened,
         pytest.raises(AtlasError, match=r"is damaged: it does not list models/bert/ff_key\.faiss"),
@@ -261,7 +287,7 @@ def test_file_that_the_database_does_not_list(atlas: Path) -> None:
 def test_command_line_says_so_in_one_line(
     atlas: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
 ) -> None:
-    flip(atlas / "atlas.duckdb", 100, 3)
+    flip(atlas / ("atlas.json" if arguments[0] == "info" else TABLES), 100, 3)
     monkeypatch.setattr(sys, "argv", ["paramdex", *(str(atlas) if each == "A" else each for each in arguments)])
     with pytest.raises(SystemExit) as ended:
         main()

@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 import models
+from opened import change
 from paramdex import Atlas, QueryError, TokenFilter
 from paramdex import open as open_atlas
 from paramdex.cli import cli
@@ -200,8 +201,7 @@ def test_a_vocabulary_that_marks_only_ends_of_words(small_atlas: Path, tmp_path:
     import shutil
 
     shutil.copytree(small_atlas, tmp_path / "x.atlas")
-    with duckdb.connect(str(tmp_path / "x.atlas" / "atlas.duckdb")) as connection:
-        connection.execute("UPDATE store.tokens SET is_word_start = NULL WHERE NOT is_special")
+    change(tmp_path / "x.atlas", "bert", "UPDATE store.tokens SET is_word_start = NULL WHERE NOT is_special")
     with open_atlas(tmp_path / "x.atlas") as atlas:
         plain, result = (atlas.show("bert/L0/ff_key/1", filter=f) for f in (None, TokenFilter(word_starts=True)))
         assert result.to_rows() == plain.to_rows()

@@ -9,7 +9,8 @@ import pytest
 
 import paramdex
 from paramdex import Atlas, AtlasError, QueryError
-from paramdex.store.database import Database
+from paramdex.store.everything import Everything
+from paramdex_schemas.contents import read_contents
 
 
 @pytest.mark.waits
@@ -54,8 +55,9 @@ def test_a_fork_waits_for_no_question(small_atlas: Path) -> None:
     with paramdex.open(small_atlas) as atlas, ThreadPoolExecutor(1) as thread:
         long = thread.submit(atlas.sql, "SELECT count(*) FROM range(10000000) AS a, range(10000000) AS b")
         try:
-            while atlas.database._lock.acquire(blocking=False):  # until the query has it
-                atlas.database._lock.release()
+            everything = atlas.database.everything
+            while everything._lock.acquire(blocking=False):  # until the query has it
+                everything._lock.release()
             fork = atlas.fork()
             assert len(fork.show("gpt2-a/L0/ff_key/1", 3)) == 6
             assert not long.done()
@@ -89,8 +91,9 @@ def test_closing_a_fork_closes_no_other_and_closing_the_atlas_all(small_atlas: P
 
 
 def test_settings_are_duckdbs_own_and_open_no_fence(small_atlas: Path) -> None:
-    database = Database(small_atlas, {"threads": "1", "temp_directory": "/tmp"})
-    (settings,) = database.rows("SELECT map_from_entries(list((name, value))) FROM duckdb_settings()")[0]
+    everything = Everything(read_contents(small_atlas), {"threads": "1", "temp_directory": "/tmp"})
+    sql = "SELECT map_from_entries(list((name, value))) FROM duckdb_settings()"
+    ((settings,),) = everything.connection.execute(sql).fetchall()
     assert (settings["threads"], settings["temp_directory"]) == ("1", "")
     assert (settings["enable_external_access"], settings["lock_configuration"]) == ("false", "true")
-    database.connection.close()
+    everything.close()

@@ -86,7 +86,7 @@ def test_an_interrupt_at_any_moment_is_kept(own: Atlas) -> None:
     for n in range(20):
         with ThreadPoolExecutor(1) as thread:
             asked = thread.submit(own.sql, ENDLESS)
-            while own.database._question is None:
+            while own.database.everything._question is None:
                 pass
             time.sleep(n / 2000)
             own.database.interrupt()
@@ -96,13 +96,14 @@ def test_an_interrupt_at_any_moment_is_kept(own: Atlas) -> None:
 
 def test_questions_of_paramdex_itself_are_stopped_too(own: Atlas) -> None:
     """And nothing is called damaged."""
+    tables = own.database.of(own.models["bert"])
     with ThreadPoolExecutor(1) as thread:
-        asked = thread.submit(own.database.rows, ENDLESS)
+        asked = thread.submit(tables.rows, ENDLESS)
         while own.database._question is None:
             pass
         own.database.interrupt()
         stopped(asked)
-    assert own.database.rows("SELECT 1") == [(1,)]
+    assert tables.rows("SELECT 1") == [(1,)]
 
 
 def test_an_interrupt_never_hits_the_next_question(own: Atlas) -> None:

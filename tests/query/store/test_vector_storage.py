@@ -20,11 +20,13 @@ from safetensors.numpy import load_file
 from test_damage import flip
 
 import paramdex
+from opened import contents_of
 from paramdex.store.nearest import Loaded, Rows, nearest
 from paramdex.store.vectors import Vectors
 from paramdex_builder import build
 from paramdex_builder.files.vectors import open_rows, rotation, write_codes, write_flat_index
-from paramdex_schemas import AtlasError, BuildError, atlas_files, isometry, vector_files
+from paramdex_schemas import AtlasError, BuildError, Layout, atlas_files, isometry, vector_files
+from paramdex_schemas.model import Model
 
 HELPERS = Path(__file__).parents[2] / "helpers"
 
@@ -45,10 +47,7 @@ def write_kind(atlas: Path, rows: np.ndarray, *, codes: bool) -> Vectors:
     write_flat_index(folder / "k.faiss", rows.shape[1], [rows])
     if codes:
         write_codes(folder, "k", open_rows(folder / "k.faiss"), rotation(rows.shape[1]))
-    files = {
-        path.relative_to(atlas).as_posix(): (path.stat().st_size, atlas_files.sha256(path)) for path in folder.iterdir()
-    }
-    return Vectors(atlas, files)
+    return Vectors(contents_of(atlas, [Model(0, "m", "v", 10, 0, 0, Layout(()))]))
 
 
 def truth(
@@ -215,7 +214,7 @@ def test_damaged_codes_are_found_when_opened(tmp_path: Path, name: str) -> None:
 
 
 def test_damaged_rows_are_found_when_read(tmp_path: Path) -> None:
-    """One that is no candidate changes no answer; ``check_all`` finds it all the same."""
+    """One that is no candidate changes no answer; ``check`` finds it all the same (test_damage)."""
     rows = some_rows(5000, 8)
     query = rows[17].astype(np.float64)
     path = atlas_files.model_folder(tmp_path, "m") / "k.faiss"
@@ -229,7 +228,6 @@ def test_damaged_rows_are_found_when_read(tmp_path: Path) -> None:
         lambda: nearest(index, query, 3, [(0, 5000)], (-1,)),
         lambda: index.reconstruct_n(far, 1),
         lambda: vectors.rows("m", "k"),
-        vectors.check_all,
     ):
         with pytest.raises(AtlasError) as caught:
             read()
@@ -260,10 +258,10 @@ def test_a_build_with_codes_answers_as_one_without(
         names = ["gpt2-a", "bert"]
         build([str(model_folders[name]) for name in names], tmp_path / "x.atlas", Options(**row, device="cpu"))
         with paramdex.open(tmp_path / "x.atlas") as coded:
-            listed = [row["path"] for row in coded.sql("SELECT path FROM store.files").to_rows()]
-            assert "models/gpt2-a/ff_key.codes.faiss" in listed
-            assert "models/gpt2-a/ff_key.codes.safetensors" in listed
-            assert "models/gpt2-a/ff_bias.codes.faiss" not in listed
+            listed = coded.database.contents.manifests["gpt2-a"].files
+            assert "ff_key.codes.faiss" in listed
+            assert "ff_key.codes.safetensors" in listed
+            assert "ff_bias.codes.faiss" not in listed
             coded.check()
             for side in SIDES:
                 for address in ("gpt2-a/L1/ff_value/9", "bert/L0/H1/attn_key/3"):

@@ -10,8 +10,8 @@ from pathlib import Path
 import duckdb
 import pytest
 
+from opened import tables_file
 from paramdex import Atlas, QueryError
-from paramdex_schemas import FORMAT_VERSION
 from query_helpers import VIEWS
 
 PARAMETERS = {
@@ -141,24 +141,24 @@ def test_one_statement_only(atlas: Atlas, query: str, n: int) -> None:
 @pytest.mark.parametrize(
     ("statement", "name"),
     [
-        ("INSERT INTO store.atlas VALUES (2, 'x')", "INSERT"),
-        ("UPDATE store.models SET model = 'x'", "UPDATE"),
-        ("DELETE FROM store.models", "DELETE"),
-        ("TRUNCATE store.models", "DELETE"),
-        ("MERGE INTO store.models USING store.models AS s ON true WHEN MATCHED THEN DELETE", "MERGE INTO"),
+        ("INSERT INTO models VALUES (2, 'x')", "INSERT"),
+        ("UPDATE models SET model = 'x'", "UPDATE"),
+        ("DELETE FROM models", "DELETE"),
+        ("TRUNCATE models", "DELETE"),
+        ("MERGE INTO models USING models AS s ON true WHEN MATCHED THEN DELETE", "MERGE INTO"),
         ("CREATE TABLE x (y INT)", "CREATE"),
         ("CREATE TEMP TABLE x AS SELECT 1", "CREATE"),
         ("CREATE TABLE memory.main.x AS SELECT 1", "CREATE"),
         ("CREATE OR REPLACE VIEW models AS SELECT 1", "CREATE"),
         ("CREATE MACRO f() AS 1", "CREATE"),
         ("DROP VIEW models", "DROP"),
-        ("ALTER TABLE store.models RENAME TO x", "ALTER"),
+        ("ALTER TABLE models RENAME TO x", "ALTER"),
         ("COPY models TO 'out.csv'", "COPY"),
         ("COPY (SELECT 1) TO 'out.parquet'", "COPY"),
-        ("COPY store.atlas FROM 'in.csv'", "COPY"),
+        ("COPY models FROM 'in.csv'", "COPY"),
         ("ATTACH 'out.db'", "ATTACH"),
         ("ATTACH ':memory:' AS x", "ATTACH"),
-        ("DETACH atlas", "DETACH"),
+        ('DETACH "models/bert"', "DETACH"),
         ("USE memory", "USE"),
         ("SET threads = 1", "SET"),
         ("SET enable_external_access = true", "SET"),
@@ -181,11 +181,12 @@ def test_what_writes_or_sets_is_refused(
 ) -> None:
     """With one message, and neither the atlas nor the working directory changes."""
     monkeypatch.chdir(tmp_path)
-    before = hashlib.sha256((small_atlas / "atlas.duckdb").read_bytes()).hexdigest()
+    file = tables_file(small_atlas, "bert")
+    before = hashlib.sha256(file.read_bytes()).hexdigest()
     with pytest.raises(QueryError) as caught:
         atlas.sql(statement)
     assert str(caught.value) == f"an atlas is read-only: {name} is not allowed, only SELECT and EXPLAIN are"
-    assert hashlib.sha256((small_atlas / "atlas.duckdb").read_bytes()).hexdigest() == before
+    assert hashlib.sha256(file.read_bytes()).hexdigest() == before
     assert list(tmp_path.iterdir()) == []
     assert atlas.sql("SELECT count(*) AS n FROM models").to_rows() == [{"n": 5}]
 
@@ -193,10 +194,10 @@ def test_what_writes_or_sets_is_refused(
 @pytest.mark.parametrize(
     "query",
     [
-        "EXPLAIN ANALYZE INSERT INTO store.atlas VALUES (2, 'x')",
+        "EXPLAIN ANALYZE INSERT INTO models VALUES (2, 'x')",
         "EXPLAIN ANALYZE CREATE TABLE memory.main.x AS SELECT 1",
         "EXPLAIN ANALYZE COPY models TO 'out.csv'",
-        "WITH x AS (DELETE FROM store.atlas RETURNING *) SELECT * FROM x",
+        "WITH x AS (DELETE FROM models RETURNING *) SELECT * FROM x",
     ],
 )
 def test_writes_in_disguise_are_refused(
@@ -206,7 +207,7 @@ def test_writes_in_disguise_are_refused(
     with pytest.raises(QueryError):
         atlas.sql(query)
     assert list(tmp_path.iterdir()) == []
-    assert atlas.sql("SELECT format_version FROM store.atlas").to_rows() == [{"format_version": FORMAT_VERSION}]
+    assert atlas.sql("SELECT count(*) AS n FROM models").to_rows() == [{"n": 5}]
     assert atlas.sql("SELECT count(*) AS n FROM duckdb_tables() WHERE database_name = 'memory'").to_rows() == [{"n": 0}]
 
 
