@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -38,9 +39,9 @@ from paramdex_builder.project.space import Space
 from paramdex_builder.publish.publish import publish
 from paramdex_builder.publish.rows import FinishedModel
 from paramdex_builder.read.vocabulary import Vocabulary
-from paramdex_builder.work.progress import TerminalProgress
 from paramdex_schemas import Layout, Run, atlas_files
 from paramdex_schemas.isometry import Root, normalize
+from paramdex_schemas.progress import TerminalProgress
 
 V = 50_257
 ROUNDS, MANY = 40, 400
@@ -55,17 +56,16 @@ def vocabulary(name: str) -> Vocabulary:
 
 
 def rows_of(piece: Piece, top_k: int, draw: np.random.Generator) -> pa.Table:
-    """The rows of a unit: tokens as unevenly spread as in trained models, scores in order, k a side."""
+    """The rows of a unit: tokens as unevenly spread as in trained models, scores in order, k a side; ranked by score
+    alone.
+    """
     n = piece.n_rows
     columns = {
         "row": range(piece.first, piece.first + n),
-        "stack": pa.nulls(n),
         "layer": [piece.run.layer] * n,
-        "head": pa.nulls(n),
-        "kv_head": pa.nulls(n),
-        "expert": pa.nulls(n),
         "idx": range(n),
-        **{name: draw.random(n, np.float32) for name in ("norm", "mean", "std", "projected_norm")},
+        "space": [piece.run.space] * n,
+        **{name: draw.random(n, np.float32) for name in ("norm", "mean", "std", "projected_norm", "embedding_std")},
     }
     for side, sign in (("top", 1), ("bottom", -1)):
         ids = (V * draw.random((n, top_k)) ** 2).astype(np.int32)
@@ -73,7 +73,7 @@ def rows_of(piece: Piece, top_k: int, draw: np.random.Generator) -> pa.Table:
         for name, values in (("tokens", ids), ("scores", scores)):
             offsets = np.arange(0, n * top_k + 1, top_k, dtype=np.int32)
             columns[f"{side}_{name}"] = pa.ListArray.from_arrays(offsets, values.ravel())
-    return pa.table([pa.array(columns[field.name], field.type) for field in PARAMETERS], schema=PARAMETERS)
+    return pa.table([pa.array(columns.get(each.name, [None] * n), each.type) for each in PARAMETERS], schema=PARAMETERS)
 
 
 def add_model(atlas: Path, name: str, n_layers: int, size: int, width: int, top_k: int) -> None:
@@ -90,15 +90,17 @@ def add_model(atlas: Path, name: str, n_layers: int, size: int, width: int, top_
     E = torch.randn(V, width, generator=torch.Generator().manual_seed(size)).half().float()
     space = Space(E, E.double().mean(0), 1.0, Root(np.eye(width)))
     words = vocabulary(name)
-    row = dict.fromkeys(("source", "family", "model_type", "dtype"), "made-up")
+    row: dict[str, Any] = {"model": name} | dict.fromkeys(("source", "family", "model_type", "dtype"), "made-up")
+    row |= dict.fromkeys(("revision", "base", "n_experts", "d_expert", "stacks", "base_sha256"))
+    row |= dict.fromkeys(("reading_text", "reading_tokens"))
     row |= {"embedding": "output", "reading": "embedding"}
     row |= dict.fromkeys(("weights_sha256", "tokenizer_sha256", "plan_sha256", "builder_version"), "0")
     row |= dict.fromkeys(("family_inferred", "gated", "tied", "fold_norm", "rotary_left_out"), False)
     row |= dict.fromkeys(("n_heads", "n_kv_heads", "d_head", "pair_k", "neighbor_k", "directions_k"), 1)
     row |= {"n_layers": n_layers, "d_model": width, "d_ff": size, "top_k": top_k, "n_parameters": layout.n_parameters}
     row |= {"vocabulary": words.name, "vocabulary_size": V, "embedding_rank": width, "embedding_condition": 1.0}
-    finished = FinishedModel(name, row, layout, {"output": space}, {}, words, units)
-    publish(finished, atlas, staging, torch.device("cpu"), TerminalProgress())
+    finished = FinishedModel(row, layout, {"output": space}, {}, words, units)
+    publish(finished, atlas, staging, torch.device("cpu"), TerminalProgress(), relate="none")
     shutil.rmtree(staging)
 
 
@@ -134,6 +136,11 @@ def python(*arguments: str) -> None:
     subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
 
 
+def tables(atlas: Path) -> list[Path]:
+    """The DuckDB files of an atlas."""
+    return sorted(atlas.rglob(atlas_files.TABLES))
+
+
 @contextmanager
 def scattered(database: Path, out: Path) -> Iterator[duckdb.DuckDBPyConnection]:
     """A database of the same rows in other orders: what look-ups cost that go through a whole table."""
@@ -160,21 +167,25 @@ def main() -> None:
         print(rows[-1], file=sys.stderr)
         return took
 
+    def place(n: int) -> str:
+        return f"L{pick.randrange(24)}/ff_value/{pick.randrange(n)}"
+
     def address(of: str, n: int) -> str:
-        return f"{of}/L{pick.randrange(24)}/ff_value/{pick.randrange(n)}"
+        return f"{of}/{place(n)}"
 
     def word() -> str:
         return f"word{pick.randrange(V - 1)}"
 
     def attach(atlas: Path) -> None:
         with duckdb.connect() as connection:
-            connection.execute(f"ATTACH '{atlas_files.database(atlas)}' AS atlas (READ_ONLY)")
+            for number, file in enumerate(tables(atlas)):
+                connection.execute(f"ATTACH '{file}' AS model_{number} (READ_ONLY)")
 
     with tempfile.TemporaryDirectory() as folder:
         path, alone = Path(folder) / "bench.atlas", Path(folder) / "alone.atlas"
         add_model(path, "main", 24, size, 64, 50)
         n = 24 * size * 100
-        each = atlas_files.database(path).stat().st_size / n
+        each = sum(file.stat().st_size for file in tables(path)) / n
         shutil.copytree(path, alone)
         add_model(path, "vectors", 24, wide, 1024, 5)
         for name in ("third", "fourth"):
@@ -196,10 +207,10 @@ def main() -> None:
         with (
             paramdex.open(alone) as one,
             paramdex.open(path) as atlas,
-            scattered(atlas_files.database(alone), Path(folder) / "scattered.duckdb") as naive,
+            scattered(*tables(alone), Path(folder) / "scattered.duckdb") as naive,
         ):
-            sql = "SELECT * FROM parameters WHERE address = ?"
-            by_address = times(lambda: naive.execute(sql, [address("main", size)]).fetchall(), 10)
+            sql = "SELECT * FROM parameters WHERE path = ?"
+            by_address = times(lambda: naive.execute(sql, [place(size)]).fetchall(), 10)
             add("parameter to tokens, the first 40", times(lambda: one.show(address("main", size))), "")
             shown = in_turn(*(lambda of=of: of.show(address("main", size)) for of in (one, atlas)), rounds=MANY)
             add("parameter to tokens, 1 model", shown[0], "2", by_address, "SQL in any order")

@@ -98,11 +98,14 @@ def write_model(folder: Path, shape: Shape) -> None:
 
 def prepare(folder: Path, shape: Shape) -> None:
     """Write the model, and print the bytes that a build of it needs."""
+    from paramdex_builder import Options, Progress
     from paramdex_builder.estimates import memory_needed
+    from paramdex_builder.plan import plan_model
     from paramdex_builder.read.checkpoint import Checkpoint
 
     write_model(folder, shape)
-    print(memory_needed(Checkpoint.open(str(folder)), shape.V, shape.dtype, torch.device("cpu")))
+    each = plan_model("model", Checkpoint.open(str(folder)), Options(), Progress())
+    print(memory_needed(each.weights, each.layout, len(each.vocabulary), each.stored, torch.device("cpu")))
 
 
 def measure(name: str, folder: Path) -> dict[str, str]:

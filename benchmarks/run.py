@@ -25,6 +25,7 @@ from kernels import Weights, materialised
 import paramdex
 from paramdex.result import Result
 from paramdex.tour import demo_sources
+from paramdex_schemas.atlas_files import TABLES
 
 ROOT = Path(__file__).parents[1]
 PARAMDEX = [sys.executable, "-m", "paramdex"]
@@ -131,9 +132,9 @@ def main() -> None:
         }.items():
             add(f"{verb}, in-process", f"{median_ms(call, 100):.1f} ms", "50 ms")
         (postings,) = atlas.sql("SELECT count(*) AS n FROM parameter_tokens").to_rows()
-        size = (atlas_path / "atlas.duckdb").stat().st_size
+        size = sum(file.stat().st_size for file in atlas_path.rglob(TABLES))
         each = size / postings["n"]
-        add("database", f"{postings['n']:,} postings, {size / 2**20:.0f} MiB, {each:.1f} bytes each", "")
+        add("tables", f"{postings['n']:,} postings, {size / 2**20:.0f} MiB, {each:.1f} bytes each", "")
     print(Result(pa.Table.from_pylist(rows), "Medians"))
 
 
