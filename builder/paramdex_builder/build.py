@@ -98,7 +98,7 @@ def build(
         }
         most = max(least, key=lambda name: least[name])
         allowed = memory.allowed(options.memory, least[most], most)
-        new = [each for each in models if each.name not in present]
+        new = [each for each in models if present.get(each.name) != each.plan.fingerprint()]
         check_space(
             place,
             [
@@ -130,7 +130,7 @@ def build(
     except (OSError, SafetensorError, duckdb.Error) as error:
         raise BuildError(_reason(error, atlas)) from error
     peak = memory.peak()
-    if peak is not None and set(named) - set(had):
+    if peak is not None and new:
         progress.say(f"peak memory {memory.gib(peak)} of {memory.gib(allowed)} allowed")
     return atlas
 

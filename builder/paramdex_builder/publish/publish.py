@@ -48,7 +48,7 @@ def publish(
     manifest = write_model(model, atlas_files.model_folder(work, folder), progress, memory)
     mine = Related(manifest.uid, manifest.model(len(others.manifests)), atlas_files.model_folder(work, folder))
     pairs = wanted(others, mine, relate, device, progress)
-    made = [write_relation(pair, work, device, progress, model.row["neighbor_k"]) for pair in pairs]
+    made = [write_relation(pair, work, device, progress, model.row["neighbor_k"], memory) for pair in pairs]
     found = Contents(
         atlas,
         Index({**contents.index.models, model.name: folder}),  # in the place of the one that it replaces

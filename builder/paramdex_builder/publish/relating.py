@@ -20,6 +20,7 @@ from paramdex_builder.relate.models import Pair, Related, pair_of
 from paramdex_builder.relate.rows import passes, relation_rows
 from paramdex_builder.relate.transfers import write_transfers
 from paramdex_builder.work.arguments import given
+from paramdex_builder.work.memory import MOST_FOR_DUCKDB
 from paramdex_schemas import AddressError, AtlasError, BuildError, atlas_files
 from paramdex_schemas.arguments import given_path
 from paramdex_schemas.checks import suggest
@@ -157,14 +158,16 @@ def _of(contents: Contents, name: str) -> Related:
     return Related(contents.manifests[name].uid, contents.models[name], contents.atlas / contents.folder(name))
 
 
-def write_relation(pair: Pair, work: Path, device: torch.device, progress: Progress, k: int) -> Relation:
+def write_relation(
+    pair: Pair, work: Path, device: torch.device, progress: Progress, k: int, memory: int = MOST_FOR_DUCKDB
+) -> Relation:
     """Write the folder of a relation: the transfers between the spaces of the two models, the ``k`` neighbors of every
-    parameter both ways, and the alignments of their layers.
+    parameter both ways, and the alignments of their layers. DuckDB may hold ``memory`` bytes.
     """
     folder = atlas_files.relation_folder(work, pair.a.uid, pair.b.uid)
     folder.mkdir(parents=True)
     write_transfers(pair, folder, device, progress)
-    with new_tables(folder / atlas_files.TABLES) as connection:
+    with new_tables(folder / atlas_files.TABLES, memory) as connection:
         connection.execute(atlas_files.relation_tables())
         with progress.step(f"{pair.b.name} with {pair.a.name}: neighbors and alignment", passes(pair)) as advance:
             for table, rows in relation_rows(pair, folder, k, device, advance):

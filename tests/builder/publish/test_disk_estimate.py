@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 from collections import namedtuple
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,10 @@ def test_adding_a_model_needs_no_more_room_than_the_first(
             build([f"{name}={word_model}"], atlas, SMALL_OPTIONS)
             patch.setattr(shutil, "disk_usage", lambda _: Usage(0, 0, 0))
             build([f"{name}={word_model}"], atlas, SMALL_OPTIONS)  # is there
+    other = replace(SMALL_OPTIONS, top_k=SMALL_OPTIONS.top_k - 1, replace=True)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(0, 0, 0))
+    with pytest.raises(BuildError, match="the build needs about"):  # the old one is there until the new one is
+        build([f"two={word_model}"], atlas, other)
 
 
 @pytest.mark.parametrize("k", [3, 50])

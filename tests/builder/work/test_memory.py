@@ -20,6 +20,7 @@ import paramdex_builder
 from cpu_engines import ENGINES
 from paramdex.cli import cli
 from paramdex_builder import Options, Progress, build, estimates
+from paramdex_builder.files import tables
 from paramdex_builder.project.engines import Engine
 from paramdex_builder.project.head_rows import ATTENTION
 from paramdex_builder.project.pieces import pieces
@@ -29,7 +30,6 @@ from paramdex_schemas import BuildError, Layout, Run, atlas_files
 from paramdex_schemas.contents import read_contents
 
 GIB = 1 << 30
-module = import_module("paramdex_builder.build")
 
 
 class Said(Progress):
@@ -141,8 +141,13 @@ def test_rows_do_not_depend_on_it(
     model_folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limits: list[int] = []
-    publish = module.publish
-    monkeypatch.setattr(module, "publish", lambda *given: limits.append(given[-1]) or publish(*given))
+
+    def new_tables(path: Path, memory: int) -> Any:
+        limits.append(memory)
+        return tables.new_tables(path, memory)
+
+    for each in ("publish", "relating"):
+        monkeypatch.setattr(import_module(f"paramdex_builder.publish.{each}"), "new_tables", new_tables)
     found = []
     for setting in ("1.1G", "9G"):
         sources = [str(model_folders[name]) for name in ("gpt2-a", "gpt2-wide")]
@@ -151,7 +156,8 @@ def test_rows_do_not_depend_on_it(
         assert said.lines[-1].startswith("peak memory ")
         assert said.lines[-1].endswith(f" GiB of {setting[:-1]} GiB allowed")
     assert found[0] == found[1]
-    assert max(limits[:2]) < min(limits[2:]) == GIB
+    assert len(limits) == 2 * 3  # two models, and what relates them
+    assert max(limits[:3]) < min(limits[3:]) == GIB
 
 
 def test_a_transfer_does_not_depend_on_how_much_of_a_root_is_read_at_a_time(

@@ -15,7 +15,7 @@ from conftest import SMALL_OPTIONS
 
 import models
 from paramdex_builder import Progress, build
-from paramdex_builder.work import progress
+from paramdex_schemas import progress
 from paramdex_schemas.progress import Advance, TerminalProgress
 
 
