@@ -42,6 +42,7 @@ class Connection:
     def __init__(self, atlas: Path, settings: Mapping[str, str] | None = None) -> None:
         """``settings`` are further settings of DuckDB."""
         self.atlas = atlas
+        self.closed = False
         self._lock = threading.RLock()
         self._question: Question | None = None
         self._forking = threading.Lock()
@@ -75,6 +76,7 @@ class Connection:
         with ExitStack() as taken:
             taken.enter_context(self._forking)
             for each in list(self._all) if self.connection is self._first else [self]:
+                each.closed = True
                 while not each._lock.acquire(timeout=AGAIN):  # noqa: SLF001
                     each.interrupt()
                 taken.callback(each._lock.release)  # noqa: SLF001
@@ -102,6 +104,10 @@ class Connection:
                 raise AtlasError(f"{self.atlas} cannot be read: no permission to open {path}") from error
             raise self.damaged(path) from error
 
+    def has_been_closed(self) -> AtlasError:
+        """The error of one that is asked after it was closed."""
+        return AtlasError(f"{self.atlas} has been closed; open it again")
+
     def damaged(self, path: str) -> AtlasError:
         """The error for a file that is not as it was written."""
         return AtlasError(
@@ -115,7 +121,7 @@ class Connection:
     def _failed(self, error: duckdb.Error) -> AtlasError:
         """Why one of paramdex's own queries failed: the atlas was closed, memory ran out, or the file is damaged."""
         if isinstance(error, duckdb.ConnectionException):
-            return AtlasError(f"{self.atlas} has been closed; open it again")
+            return self.has_been_closed()
         if isinstance(error, duckdb.OutOfMemoryException):
             return AtlasError(f"{self.atlas}: this question takes more memory than there is")
         return self.damaged(self._where())

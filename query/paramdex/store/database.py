@@ -91,7 +91,7 @@ class Database(Connection):
         self._attached: set[str] = set()
         self._attaching = threading.Lock()
         self._of_vocabulary: dict[str, str] = {}
-        self._public: list[Everything] = []  # of all forks: the first one that was asked for
+        self._public: list[Everything] = []  # the first connection to it, of which all have forks
         self._own_public: Everything | None = None
         self._asked = "memory"
         for name, model in contents.models.items():
@@ -106,10 +106,9 @@ class Database(Connection):
 
     def close(self) -> None:
         """As ``Connection.close``."""
-        first = self.connection is self._first
-        super().close()
-        for public in self._public if first else filter(None, [self._own_public]):
+        for public in self._public if self.connection is self._first else filter(None, [self._own_public]):
             public.close()
+        super().close()
 
     def interrupt(self) -> None:
         """As ``Connection.interrupt``, of whatever is asked: one of paramdex's own questions or a user's SQL."""
@@ -153,13 +152,15 @@ class Database(Connection):
 
     @property
     def everything(self) -> Everything:
-        """What a user's SQL sees, attached when it is first asked for."""
+        """What a user's SQL sees, attached when it is first asked for. Raises AtlasError where that cannot be read."""
+        if self.closed:
+            raise self.has_been_closed()
         if self._own_public is None:
             with self._attaching:
-                if self._own_public is None:  # another thread may have come first
-                    self._own_public = self._public[0].fork() if self._public else Everything(self.contents)
                 if not self._public:
-                    self._public.append(self._own_public)
+                    self._public.append(Everything(self.contents))
+                if self._own_public is None:  # another thread may have come first
+                    self._own_public = self._public[0].fork()
         return self._own_public
 
     def parsed(self, sql: str) -> duckdb.Statement:

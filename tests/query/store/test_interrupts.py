@@ -16,7 +16,7 @@ import pytest
 
 import paramdex
 from paramdex import Atlas, AtlasError, QueryError
-from paramdex.store import database as of_database
+from paramdex.store import everything as of_everything
 from paramdex.store.interrupts import Question, stoppable, time_limit
 
 pytestmark = pytest.mark.waits
@@ -68,8 +68,8 @@ def stopped(asked: Future) -> None:
 
 def test_an_interrupt_before_the_query_runs_is_kept(own: Atlas, monkeypatch: pytest.MonkeyPatch) -> None:
     """It comes while the SQL is parsed: DuckDB itself drops it as the query begins."""
-    held = Held(of_database.read_statement)
-    monkeypatch.setattr(of_database, "read_statement", held)
+    held = Held(of_everything.read_statement)
+    monkeypatch.setattr(of_everything, "read_statement", held)
     with ThreadPoolExecutor(2) as threads:
         asked = threads.submit(own.sql, ENDLESS)
         assert held.reached.wait(60)
@@ -208,7 +208,7 @@ def test_closing_an_atlas_stops_what_it_and_its_forks_are_asked(small_atlas: Pat
     several = [atlas, atlas.fork(), atlas.fork().fork()]
     with ThreadPoolExecutor(3) as threads:
         asked = [threads.submit(one.sql, ENDLESS) for one in several]
-        while any(one.database._question is None for one in several):
+        while any(one.database.everything._question is None for one in several):
             pass
         atlas.close()
         for each in asked:
@@ -222,7 +222,7 @@ def test_closing_a_fork_stops_its_own_question_alone(own: Atlas) -> None:
     fork, other = own.fork(), own.fork()
     with ThreadPoolExecutor(2) as threads:
         mine, others = threads.submit(fork.sql, ENDLESS), threads.submit(other.sql, ENDLESS)
-        while fork.database._question is None or other.database._question is None:
+        while fork.database.everything._question is None or other.database.everything._question is None:
             pass
         fork.close()
         stopped(mine)
@@ -237,7 +237,7 @@ def test_questions_that_wait_for_their_turn_while_the_atlas_closes(small_atlas: 
     atlas = paramdex.open(small_atlas)
     with ThreadPoolExecutor(4) as threads:
         asked = [threads.submit(atlas.sql, ENDLESS) for _ in range(4)]
-        while atlas.database._question is None:
+        while atlas.database.everything._question is None:
             pass
         atlas.close()
         for each in asked:
