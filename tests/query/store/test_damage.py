@@ -248,7 +248,7 @@ def test_older_format(atlas: Path) -> None:
 
 @pytest.mark.waits
 def test_open_for_writing_elsewhere_is_no_damage(atlas: Path) -> None:
-    database = str(atlas / "atlas.duckdb")
+    database = str(atlas / TABLES)
     program = f"import duckdb; held = duckdb.connect({database!r}); print(1, flush=True); input()"
     with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout is not None
