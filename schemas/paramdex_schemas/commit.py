@@ -41,6 +41,7 @@ def commit(contents: Contents, work: Path) -> None:
     else:
         for group in (atlas_files.relations_folder, atlas_files.models_folder):
             _move_all(group(work), group(atlas))
+        flush(atlas)  # a group may be new
         for name in (atlas_files.ATTACH, atlas_files.INDEX):  # the index last: it names what is there
             (work / name).replace(atlas / name)
     flush(atlas)
@@ -59,13 +60,29 @@ def _move_all(source: Path, target: Path) -> None:
 
 
 def sweep(contents: Contents) -> None:
-    """Remove the folders that the index of an atlas does not name. Raises OSError."""
+    """Remove the folders that the index of an atlas does not name. Before that, attach.sql is made to say what the
+    index does: a command may have been killed between the two. Files and links are not of our making, and stay. Raises
+    OSError.
+    """
+    if contents.manifests:
+        _restore(contents.atlas / atlas_files.ATTACH, script(contents))
     named = {atlas_files.model_folder(contents.atlas, folder) for folder in contents.index.models.values()}
     named |= {atlas_files.relation_folder(contents.atlas, a, b) for a, b in contents.related}
     for group in (atlas_files.models_folder(contents.atlas), atlas_files.relations_folder(contents.atlas)):
         for folder in [] if not group.is_dir() else sorted(group.iterdir()):
-            if folder not in named:
+            if folder not in named and folder.is_dir() and not folder.is_symlink():
                 shutil.rmtree(folder)
+
+
+def _restore(file: Path, text: str) -> None:
+    """Make a file of an atlas hold a text again, in one step."""
+    if file.is_file() and file.read_bytes() == text.encode():
+        return
+    new = file.with_name(file.name + ".new")
+    new.write_text(text, "utf-8")
+    flush(new)
+    new.replace(file)
+    flush(file.parent)
 
 
 def flush(path: Path) -> None:

@@ -38,7 +38,7 @@ def check_writable(place: Path) -> None:
     is on another disk than the staging folder.
     """
     parent = place.parent
-    for folder in (parent, place, atlas_files.models_folder(place)):
+    for folder in (parent, place, atlas_files.models_folder(place), atlas_files.relations_folder(place)):
         if not folder.exists():
             continue
         if not os.access(folder, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):

@@ -128,7 +128,7 @@ def open_folder() -> Iterator[Path]:
 
 @only_root
 @pytest.mark.usefixtures("unread")
-@pytest.mark.parametrize("locked", ["", "x.atlas", "x.atlas/models"])
+@pytest.mark.parametrize("locked", ["", "x.atlas", "x.atlas/models", "x.atlas/relations"])
 def test_a_locked_folder_is_named_before_any_work(
     open_folder: Path, monkeypatch: pytest.MonkeyPatch, locked: str
 ) -> None:

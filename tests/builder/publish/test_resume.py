@@ -514,3 +514,28 @@ def test_a_flipped_byte_in_staged_coordinates_is_noticed(tmp_path: Path) -> None
     data[-5] ^= 1
     file.write_bytes(data)
     assert not units.has("ff_key", 0)
+
+
+def test_attach_sql_never_names_what_is_not_there(
+    run: Runner, folders: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A build killed between its last two renames, and another after it that ends once it has swept."""
+    atlas = tmp_path / "x.atlas"
+    assert run(folders, atlas, ("attach.sql in place", 1))["status"] == -signal.SIGKILL
+    publish = import_module("paramdex_builder.publish.publish")
+    monkeypatch.setattr(publish, "write_model", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        build([f"other={folders[1]}"], atlas, OPTIONS)
+    assert sorted(path.name for path in (atlas / "models").iterdir()) == ["first"]
+    with opened(atlas) as connection:
+        assert connection.execute("SELECT model FROM models").fetchall() == [("first",)]
+
+
+def test_what_others_put_into_the_groups_stays(of_first: Path, folders: list[Path], tmp_path: Path) -> None:
+    """Files, as systems write them, and links are no leftovers."""
+    (of_first / "models" / ".DS_Store").write_text("x")
+    (of_first / "models" / "link").symlink_to(tmp_path)
+    build([str(folders[1])], of_first, OPTIONS)
+    assert names(of_first) == ["first", "second"]
+    assert (of_first / "models" / ".DS_Store").read_text() == "x"
+    assert (of_first / "models" / "link").is_symlink()
