@@ -68,7 +68,7 @@ def targets(atlas: Atlas, moved: Atlas, folder: Path) -> list[Target]:
     words, layout, where = {"k": 2, "model": A, "kind": "ff_value", "layer": 0}, atlas.models[A].layout, Address(A, 0)
     near = words | {"side": "top", "filter": TokenFilter(ascii=True)}
     run = layout.runs[0]
-    ((base,),) = moved.database.rows("SELECT base FROM models")
+    (base,) = (each.row["base"] for each in moved.database.contents.manifests.values())
     found = {
         "open": (paramdex.open, {"path": atlas.path}),
         "Atlas": (Atlas, {"path": atlas.path}),
@@ -135,6 +135,10 @@ def targets(atlas: Atlas, moved: Atlas, folder: Path) -> list[Target]:
         "build": (
             paramdex_builder.build,
             {"sources": [folder], "output": folder / "x.atlas", "options": Options(), "progress": Progress()},
+        ),
+        "relate": (
+            paramdex_builder.relate,
+            {"atlas": folder, "models": ["x", "y"], "neighbor_k": 2, "device": "cpu", "progress": None},
         ),
         "evaluate": (
             paramdex_builder.evaluate,
@@ -241,7 +245,7 @@ def test_everything_public_is_tried(atlas: Atlas, moved: Atlas, tmp_path: Path) 
 
 def test_good_arguments_are_answered(atlas: Atlas, moved: Atlas, tmp_path: Path) -> None:
     """A value that is replaced is one that would have been taken."""
-    refused = {"build", "evaluate", "stitch"}  # they would work for long
+    refused = {"build", "relate", "evaluate", "stitch"}  # they would work for long
     for target in targets(atlas, moved, tmp_path):
         if target.name not in refused:
             target.call(**target.good)

@@ -19,11 +19,11 @@ from paramdex_builder.project.space import pick_device
 from paramdex_builder.relate.models import Pair, Related, pair_of
 from paramdex_builder.relate.rows import passes, relation_rows
 from paramdex_builder.relate.transfers import write_transfers
-from paramdex_builder.work.arguments import given
+from paramdex_builder.work.arguments import given, source_text
 from paramdex_builder.work.memory import MOST_FOR_DUCKDB
 from paramdex_schemas import AddressError, AtlasError, BuildError, atlas_files
-from paramdex_schemas.arguments import given_path
-from paramdex_schemas.checks import suggest
+from paramdex_schemas.arguments import given_items, given_path
+from paramdex_schemas.checks import suggest, whole_number
 from paramdex_schemas.commit import changing, commit
 from paramdex_schemas.contents import Contents, Relation, listed
 from paramdex_schemas.errors import quoted
@@ -112,6 +112,9 @@ def relate(
     """
     progress, chosen = given(progress, Progress), pick_device(device)
     path = given_path(atlas, "an atlas", AtlasError)
+    models = [source_text(name) for name in given_items(models, BuildError(f"models are names, not {quoted(models)}"))]
+    if neighbor_k is not None:
+        neighbor_k = whole_number("neighbor_k", neighbor_k, 1, 1000, BuildError)
     done: list[tuple[str, str]] = []
     while (found := _relate_next(path, models, neighbor_k, chosen, progress, done)) is not None:
         done.append(found)

@@ -219,7 +219,9 @@ def test_on_the_tokens_of_nearly_one_vocabulary(tmp_path: Path, draw: random.Ran
         for name, folder in folders.items()
     }
     with paramdex.open(path) as atlas, opened(path) as db:
-        assert (path / "models" / "two" / "shared.one.safetensors").exists()
+        about = atlas.database.about(atlas.models["one"], atlas.models["two"])
+        assert about is not None
+        assert about.shared
         for a, b in (("one", "two"), ("two", "one")):
             for kind, layer in itertools.product(("ff_key", "attn_output"), (0, 2)):
                 i = draw.choice(wholes[a].chosen(kind, layer))
@@ -257,9 +259,8 @@ def test_codes_of_every_space(
     path = tmp_path / "x.atlas"
     build([str(model_folders["gpt2-a"])], path, replace(SMALL, reading="effective"))
     with paramdex.open(path) as coded:
-        listed = [row["path"] for row in coded.sql("SELECT path FROM store.files").to_rows()]
         for stem in ("ff_key", "ff_key.reading"):
-            assert f"models/gpt2-a/{stem}.codes.faiss" in listed
+            assert f"{stem}.codes.faiss" in coded.database.contents.manifests["gpt2-a"].files
         for address in ("gpt2-a/L0/ff_key/9", "gpt2-a/L1/ff_key/9", "gpt2-a/L1/ff_value/9"):
             for asked in ({}, {"layer": 1}, {"kind": "ff_value", "k": 500}, {"kind": "ff_key", "side": "both"}):
                 assert coded.similar(address, **asked).to_rows() == reading_atlas.similar(address, **asked).to_rows()

@@ -57,10 +57,18 @@ def test_counts(atlas: Atlas, db: duckdb.DuckDBPyConnection, view: str) -> None:
     assert db.execute(f"SELECT count({counted}) FROM {view}").fetchall() == [(COUNTS[view],)]
 
 
-def test_plain_duckdb_has_nothing_attached(db: duckdb.DuckDBPyConnection) -> None:
-    rows = db.execute("SELECT database_name FROM duckdb_databases() WHERE NOT internal").fetchall()
-    assert rows == [("atlas",)]
-    assert db.execute("SELECT DISTINCT schema_name FROM duckdb_views() WHERE NOT internal").fetchall() == [("main",)]
+def test_a_models_tables_open_alone_in_plain_duckdb(small_atlas: Path, db: duckdb.DuckDBPyConnection) -> None:
+    """With the public views of the one model, and nothing attached."""
+    with duckdb.connect(str(tables_file(small_atlas, "bert")), read_only=True) as alone:
+        there = alone.execute("SELECT database_name FROM duckdb_databases() WHERE NOT internal").fetchall()
+        assert there == [("tables",)]
+        views = alone.execute("SELECT view_name FROM duckdb_views() WHERE NOT internal ORDER BY 1").fetchall()
+        assert [name for (name,) in views] == sorted({*VIEWS} - {"neighbors", "layer_alignments"})
+        for name in ("models", "heads", "head_pairs", "readings", "token_embeddings"):
+            own = alone.execute(f"SELECT * FROM {name} ORDER BY ALL").fetchall()
+            numbered = "* REPLACE (head_id - (SELECT min(head_id) FROM heads WHERE model = 'bert') AS head_id)"
+            columns = numbered if "head_id" in VIEWS[name].split() else "*"
+            assert own == db.execute(f"SELECT {columns} FROM {name} WHERE model = 'bert' ORDER BY ALL").fetchall()
 
 
 def test_every_view_is_documented(atlas: Atlas) -> None:
