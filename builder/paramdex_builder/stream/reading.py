@@ -165,7 +165,7 @@ def make_reading(weights: Weights, how: str, V: int, text: Path | None, progress
 
 def fitted(runner: Runner, Z: torch.Tensor, texts: Texts, progress: Progress) -> Reading:
     """The expected reading with maps fitted on texts, not measured yet. Raises CheckpointError."""
-    sums = summed(runner, Z, texts, "fitting what layers read", progress, squares=False)
+    sums = summed(runner, Z, texts, "fitting what layers read", progress, within=True, squares=False)
     found = {_name(group): A for group, A in maps(sums, progress)}
     return Reading("expected", Z, found, {}, texts.called, texts.n_tokens)
 
@@ -179,7 +179,7 @@ def _held_out(
     weights: Weights, runner: Runner, reading: Reading, texts: Texts, progress: Progress
 ) -> dict[str, torch.Tensor]:
     """Name of a run -> the correlations of its vectors (see ``Reading.reads``) on texts that the fit never saw."""
-    sums = summed(runner, reading.Z, texts, "measuring what layers read", progress, squares=True)
+    sums = summed(runner, reading.Z, texts, "measuring what layers read", progress, within=False, squares=True)
     readers = [run for run in weights.layout.runs if KINDS[run.kind].role == "reads" and run.layer]
     of_map = {name: [run for run in readers if reading.name(run) == name] for name in reading.maps}
 

@@ -66,7 +66,7 @@ def windows(runner: Runner, words: str, called: str, n: int, seed: int) -> Texts
     """
     length = min(LENGTH, runner.longest)
     before, after = max(1, len(runner.around[0])), len(runner.around[1])
-    if length <= before + after:
+    if length < before + after + 2:  # of one token alone, nothing is left when the mean of its text is taken away
         raise BuildError(f"{runner.checkpoint.source} reads {length} tokens at a time, too few to learn from a text")
     generator = torch.Generator().manual_seed(seed)
     options = {"max_length": length, "return_overflowing_tokens": True, "verbose": False}

@@ -78,8 +78,9 @@ def readers(checkpoint: Checkpoint) -> list[Run]:
     return [run for run in checkpoint.layout.runs if run.layer == 1 and KINDS[run.kind].role == "reads"]
 
 
-def ridge(X: Array, Y: Array) -> Array:
-    Xc, Yc = X - X.mean(0), Y - Y.mean(0)
+def ridge(X: Array, Y: Array, n_texts: int) -> Array:
+    """The regression of Y on X (n x d each), both less the means over the text that a row is of."""
+    Xc, Yc = (np.vstack([text - text.mean(0) for text in np.split(rows.astype(float), n_texts)]) for rows in (X, Y))
     G, C = Xc.T @ Xc, Xc.T @ Yc
     paid = RIDGE * G.diagonal().mean()
     return np.linalg.solve(G + paid * np.eye(len(G)), C + paid * np.diag(C.diagonal() / G.diagonal()))
@@ -110,7 +111,7 @@ def check_maps(checkpoint: Checkpoint, runner: Runner, reading: Reading, texts: 
         assert len(of) == 1, run
         x = given[of[0]]
         A = reading.map(run).double().numpy()
-        wanted = ridge(z[:n], x[:n]).astype(np.float64)
+        wanted = ridge(z[:n], x[:n], FITTED)
         assert np.abs(A - wanted).max() < 1e-6 * np.abs(wanted).max(), run
         rows = checkpoint.rows(run).double().numpy()
         pulled = reading.pulled(checkpoint, run, torch.from_numpy(rows)).numpy()
