@@ -6,8 +6,8 @@
       models/MODEL/KIND.codes.*         for a large kind, the same rows, one byte per number; see vector_files
       models/MODEL/KIND.SPACE.faiss     of the vectors that are scored in another space, their coordinates there
       models/MODEL/space.safetensors    the embedding, its column means, the root R of its Gram matrix
-      models/MODEL/SPACE.safetensors    the same of another space (input, reading)
-      models/MODEL/maps.safetensors     what takes a reader of a place to the reading space, where that was fitted
+      models/MODEL/SPACE.safetensors    the same of another space (entering, reading)
+      models/MODEL/maps.safetensors     what takes a reader of a place to its space, where that was fitted
       models/MODEL/transfer.safetensors between this model's spaces, and from those of each earlier model of its
                                         vocabulary into them
       models/MODEL/shared.EARLIER.safetensors

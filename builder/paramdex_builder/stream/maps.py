@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from paramdex_builder.stream.forward import Batch, Runner
 from paramdex_builder.stream.ridge import Given, Wanted, fit
-from paramdex_builder.stream.space import READERS, Place, taken, taps
+from paramdex_builder.stream.space import READERS, Place, Tables, space_of, taken, taps
 from paramdex_builder.stream.texts import Texts
 from paramdex_builder.work.progress import Progress
 from paramdex_builder.work.workers import one_thread_each, stop_if_unwanted
@@ -39,19 +40,23 @@ Group = tuple[Place, ...]
 class Sums:
     """Sums over texts, of the rows z of Z of their tokens, and of the states x that are read there."""
 
-    z: Given
+    z: dict[str, Given]
+    """by space"""
     zx: dict[Group, Wanted]
     xx: dict[Group, torch.Tensor]
     """Group -> sum of x x^T (d x d, float64), where asked for."""
 
+    def given(self, group: Group) -> Given:
+        """The sums of the rows by which what a group reads is guessed."""
+        return self.z[space_of(group[0][1])]
 
-def summed(runner: Runner, Z: torch.Tensor, texts: Texts, what: str, progress: Progress, *, squares: bool) -> Sums:
-    """The sums over texts of what the readers of layers 1 and up read, and with ``squares`` of its squares."""
-    modules = {place: module for place, module in taps(runner, READERS).items() if place[1]}
+
+def summed(runner: Runner, tables: Tables, texts: Texts, what: str, progress: Progress, *, squares: bool) -> Sums:
+    """The sums over texts of what the readers of all layers read, and with ``squares`` of its squares."""
     width = torch.get_num_threads()
-    sums = Sums(Given.of(Z[:0]), {}, {})
+    sums = Sums({space: Given.of(Z[:0]) for space, Z in tables.items()}, {}, {})
     parts = [texts[start : start + PART] for start in range(0, len(texts), PART)]
-    with progress.step(what, len(texts)) as advance, taken(modules) as kept:
+    with progress.step(what, len(texts)) as advance, taken(taps(runner, READERS)) as kept:
 
         def states(part: Texts) -> dict[Group, torch.Tensor]:
             stop_if_unwanted()
@@ -64,37 +69,36 @@ def summed(runner: Runner, Z: torch.Tensor, texts: Texts, what: str, progress: P
 
         for start in range(0, len(parts), width):
             some = parts[start : start + width]
-            _add(
-                sums,
-                [Z[part.counted(part.ids).flatten()] for part in some],
-                list(one_thread_each(states, some)),
-                squares,
-            )
+            ids = [part.counted(part.ids).flatten() for part in some]
+            rows = [{space: Z[each] for space, Z in tables.items()} for each in ids]
+            _add(sums, rows, list(one_thread_each(states, some)), squares)
             advance(sum(map(len, some)))
     return sums
 
 
-def _add(sums: Sums, zs: Sequence[torch.Tensor], states: Sequence[dict[Group, torch.Tensor]], squares: bool) -> None:
-    """Add parts of a text: the rows z of their tokens, and the states by group, one after the other."""
-    d = zs[0].shape[1]
+def _add(sums: Sums, rows: Sequence[Tables], states: Sequence[dict[Group, torch.Tensor]], squares: bool) -> None:
+    """Add parts of a text, one after the other: the rows z of their tokens by space, and the states by group."""
+    rows = [{space: z.double() for space, z in each.items()} for each in rows]
     for group in states[0]:
         if group not in sums.zx:
-            sums.zx[group] = Wanted.of(zs[0][:0], zs[0][:0])
+            none = rows[0][space_of(group[0][1])][:0]
+            sums.zx[group] = Wanted.of(none, none)
             if squares:
-                sums.xx[group] = torch.zeros(d, d, dtype=torch.float64)
-    tables = [z.double() for z in zs]
+                sums.xx[group] = none.T @ none
 
-    def add(group: Group | None) -> None:
-        for z, found in zip(tables, states, strict=True):
-            if group is None:
-                sums.z.add(z)
-                continue
+    def add_rows(space: str) -> None:
+        for each in rows:
+            sums.z[space].add(each[space])
+
+    def add_states(group: Group) -> None:
+        for each, found in zip(rows, states, strict=True):
             x = found[group].double()
-            sums.zx[group].add(z, x)
+            sums.zx[group].add(each[space_of(group[0][1])], x)
             if squares:
                 sums.xx[group].addmm_(x.T, x)
 
-    for _ in one_thread_each(add, [None, *states[0]]):
+    todo = [*(partial(add_rows, space) for space in sums.z), *(partial(add_states, group) for group in states[0])]
+    for _ in one_thread_each(lambda add: add(), todo):
         pass
 
 
@@ -114,7 +118,7 @@ def maps(sums: Sums, progress: Progress) -> Iterator[tuple[Group, torch.Tensor]]
     """
 
     def map_of(group: Group) -> torch.Tensor:
-        return fit(sums.z, sums.zx[group], RIDGE, diagonal=True).float()
+        return fit(sums.given(group), sums.zx[group], RIDGE, diagonal=True).float()
 
     groups = list(sums.zx)
     with progress.step("maps of what layers read", len(groups)) as advance:
@@ -141,7 +145,7 @@ class HeldOut:
     @classmethod
     def of(cls, sums: Sums, group: Group, A: torch.Tensor) -> HeldOut:
         """From sums with squares, and the map A (d x d) of the group."""
-        wanted, z, A = sums.zx[group], sums.z, A.double()
+        wanted, z, A = sums.zx[group], sums.given(group), A.double()
         read = sums.xx[group] - torch.outer(wanted.y, wanted.y) / z.n
         least = (_ROUNDED * float(sums.xx[group].norm()), _ROUNDED * float((A.T @ z.xx @ A).norm()))
         return cls(wanted.covariance(z).T @ A, read, A.T @ z.covariance() @ A, least)

@@ -1,15 +1,22 @@
-"""The space in which what reads a layer of a running model can be read.
+"""The spaces in which what reads a layer of a running model can be read.
 
 What a parameter of layer 1 or later reads is no row of the embedding: layer 0 has come between. So tokens are given
 another vector each. Let z_t be the state that leaves layer 0 when the model reads the token t alone, normalized, and Z
 (V x d) all of them. (Alone, but for the special tokens that the tokenizer puts around any text: without [CLS] and [SEP]
-an encoder makes something else of a token.) Then a reader w with its norm's gain g folded in has the scores
+an encoder makes something else of a token.) What layer 0 reads is nearer to the state that enters it, and for its
+readers Z is made of that: of the embedding as the model's own code has it, with positions, multipliers and norms. Then
+a reader w with its norm's gain g folded in has the scores
 
     effective    Z (g w)         from the weights alone
     expected     Z B w           where B (d x d) is the ridge regression on z_t of the states x that w really reads
 
 at a token t of some text. z_t^T B is the best linear guess of x from the current token, and B w what w reads of it.
 (In papers that read weights through the first layer the state is called the effective embedding.)
+
+Where positions are added, what enters layer 0 is the state of the first one. Through a map that says as much as the
+mean over positions, or the embedding alone: correlations of what layer 0 of tiny-a reads of film reviews are .901, .902
+and .903 for queries, .749, .750 and .751 for keys, .881, .880 and .879 for ff_key. Without one the first position is
+behind, by .013, .022 and .012. Where no positions are added (SmolLM2-135M), queries, keys and values are read exactly.
 """
 
 from __future__ import annotations
@@ -22,7 +29,7 @@ from typing import Any
 import torch
 
 from paramdex_builder.read.family import Norm
-from paramdex_builder.stream.forward import Batch, Runner
+from paramdex_builder.stream.forward import Batch, Runner, entering, leaving
 from paramdex_builder.work.progress import Progress
 from paramdex_builder.work.workers import one_thread_each, stop_if_unwanted
 from paramdex_schemas import KINDS
@@ -30,6 +37,8 @@ from paramdex_schemas import KINDS
 READERS = ("ff_key", "ff_gate", "attn_query", "attn_key", "attn_value", "router")
 Place = tuple[str, int]
 """A kind and a layer."""
+Tables = dict[str, torch.Tensor]
+"""Space -> Z (V x d, float32)."""
 _TOKENS = 2048
 """How many tokens are run alone at a time."""
 
@@ -38,37 +47,37 @@ class _Stop(Exception):  # noqa: N818  # it is no error
     """Ends a forward pass once what was asked for is there."""
 
 
-def alone(runner: Runner, n_tokens: int, progress: Progress) -> torch.Tensor:
-    """Z (n_tokens x d): the normalized state that leaves the first layer for each token that is read alone."""
+def space_of(layer: int) -> str:
+    """The space that scores what reads in a layer, one of ``OF_STATES``."""
+    return "reading" if layer else "entering"
+
+
+def alone(runner: Runner, n_tokens: int, progress: Progress) -> Tables:
+    """Z (n_tokens x d) of each space: the normalized state that enters the first layer, and that leaves it, for each
+    token that is read alone.
+    """
     before, after = runner.around
-    norm, kept = runner.checkpoint.family.norm, _Kept()
+    norm, seen = runner.checkpoint.family.norm, _Seen()
 
-    def keep(_: object, __: object, output: torch.Tensor | tuple[torch.Tensor, ...]) -> None:
-        kept.states = output[0] if isinstance(output, (tuple, list)) else output
-        raise _Stop
-
-    def of(tokens: torch.Tensor) -> torch.Tensor:
+    def of(tokens: torch.Tensor) -> Tables:
         stop_if_unwanted()
         sides = (torch.tensor([side], dtype=torch.int64).expand(len(tokens), -1) for side in (before, after))
         ids = torch.cat([next(sides), tokens, next(sides)], dim=1)
         with suppress(_Stop):
             runner.run(Batch(ids, torch.ones_like(ids)))
-        return normalized(kept.states[:, len(before)], norm)
+        return {space: normalized(state[:, len(before)], norm) for space, state in seen.states.items()}
 
     parts = torch.split(torch.arange(n_tokens)[:, None], _TOKENS)
-    hook = runner.blocks[0].register_forward_hook(keep)
-    Z: torch.Tensor | None = None
-    try:
-        with progress.step("what layer 0 makes of each token", n_tokens) as advance:
-            done = 0
-            for rows in one_thread_each(of, parts):
-                Z = rows.new_empty(n_tokens, rows.shape[1]) if Z is None else Z
-                Z[done : done + len(rows)] = rows
-                done += len(rows)
-                advance(len(rows))
-    finally:
-        hook.remove()
-    return torch.zeros(0, 0) if Z is None else Z
+    tables: Tables = {}
+    with progress.step("what layer 0 makes of each token", n_tokens) as advance, _first_block(runner, seen):
+        done = 0
+        for found in one_thread_each(of, parts):
+            for space, rows in found.items():
+                table = tables.setdefault(space, rows.new_empty(n_tokens, rows.shape[1]))
+                table[done : done + len(rows)] = rows
+            done += len(rows)
+            advance(len(rows))
+    return tables
 
 
 def normalized(states: torch.Tensor, norm: Norm) -> torch.Tensor:
@@ -109,10 +118,31 @@ def _module(modules: dict[str, torch.nn.Module], name: str | None) -> torch.nn.M
     return ending[0] if len(ending) == 1 else None
 
 
-class _Kept(threading.local):
-    """What a hook keeps, in each thread for itself."""
+class _Seen(threading.local):
+    """By space, the states that entered and left the first block last, in each thread for itself."""
 
-    states: torch.Tensor
+    def __init__(self) -> None:
+        self.states: Tables = {}
+
+
+@contextmanager
+def _first_block(runner: Runner, seen: _Seen) -> Iterator[None]:
+    """While it is open, what enters and leaves the first block is kept, and a pass ends there."""
+
+    def enter(_: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        seen.states = {"entering": entering(args, kwargs)}
+
+    def leave(_: object, __: object, output: object) -> None:
+        seen.states["reading"] = leaving(output)
+        raise _Stop
+
+    block = runner.blocks[0]
+    hooks = [block.register_forward_pre_hook(enter, with_kwargs=True), block.register_forward_hook(leave)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 class Taken(threading.local):
