@@ -89,13 +89,18 @@ def ridge(X: Array, Y: Array) -> Array:
 
 
 def check_states_alone(folder: Path, checkpoint: Checkpoint, tables: Tables) -> None:
-    """Both Z are the first two hidden_states of transformers' model, normalized."""
+    """Both Z are the first two hidden_states of transformers' model, normalized, and of the first the mean over
+    positions.
+    """
     model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
     with torch.no_grad():
-        every = model(torch.arange(V)[:, None], output_hidden_states=True).hidden_states
+        n = min(32, Runner.open(checkpoint).longest)
+        many, one = (
+            model(torch.arange(V)[:, None].expand(-1, k), output_hidden_states=True).hidden_states for k in (n, 1)
+        )
     assert list(tables) == ["entering", "reading"]
-    for Z, hidden in zip(tables.values(), every, strict=False):
-        states = hidden[:, 0].double().numpy()
+    for Z, hidden in zip(tables.values(), (many[0].double().mean(1), one[1][:, 0]), strict=True):
+        states = hidden.double().numpy()
         if checkpoint.family.norm == "layer":
             states = states - states.mean(1, keepdims=True)
         wanted = states / np.sqrt((states**2).mean(1, keepdims=True))
