@@ -47,6 +47,7 @@ SPACES = (
     "maps of what layers read",
     "measuring what layers read",
     "measuring readers",
+    "measuring what enters layer 0 for tokens",
     "measuring what layer 0 makes of tokens",
 )
 """The steps of a build that make the spaces of its readers."""

@@ -58,9 +58,12 @@ from paramdex_schemas import (
 from paramdex_schemas.arguments import given_path
 from paramdex_schemas.commit import contents_of
 from paramdex_schemas.foreign import reason
-from paramdex_schemas.layout import Place
+from paramdex_schemas.layout import OF_STATES, Place
 from paramdex_schemas.place import check_space, check_writable, find_place, staging_folder
 from paramdex_schemas.progress import Advance, Progress
+
+_MEASURED = {"entering": "what enters layer 0 for tokens", "reading": "what layer 0 makes of tokens"}
+"""A space of states -> what its step is called."""
 
 
 def build(
@@ -222,9 +225,8 @@ def _scoring(planned: Planned, options: Options, units: Units, workers: Workers,
             return make_space(E, workers.device, advance)
 
     spaces = {plan.embedding: space(weights.embedding(options.space)[0][:V], "the embedding")}
-    if "input" in layout.spaces and plan.embedding != "input":
-        spaces["input"] = space(weights.embedding("input")[0][:V], "the input embedding")
-    if "reading" not in layout.spaces:
+    of_states = [name for name in layout.spaces if name in OF_STATES]
+    if not of_states:
         return Scoring(layout, weights, spaces)
     text = None if options.text is None else Path(options.text)
 
@@ -232,7 +234,7 @@ def _scoring(planned: Planned, options: Options, units: Units, workers: Workers,
         make_reading(weights, plan.reading, V, text, progress).save(path)
 
     reading = Reading.load(units.file("reading.safetensors", write))
-    spaces["reading"] = space(reading.Z, "what layer 0 makes of tokens")
+    spaces |= {name: space(reading.tables[name], _MEASURED[name]) for name in of_states}
     return Scoring(layout, weights, spaces, reading)
 
 

@@ -17,6 +17,7 @@ from paramdex_builder.read.weights import Weights
 from paramdex_builder.stream.reading import reading_held
 from paramdex_builder.work.memory import LEAST_FOR_DUCKDB
 from paramdex_schemas import Layout, vector_files
+from paramdex_schemas.layout import OF_STATES
 
 _LIBRARIES = 576 << 20
 """Bytes of memory for the libraries, and for what is small."""
@@ -33,9 +34,9 @@ def memory_needed(weights: Weights, layout: Layout, V: int, stored: torch.dtype,
     """
     d, n_terms = weights.d_model, weights.n_terms
     root = 8 * d * d
-    others = {"input": stored.itemsize * V * d + root, "reading": 4 * V * d + root}
-    beside = sum(size for space, size in others.items() if space in layout.spaces[1:])
-    running = reading_held(weights, V) if "reading" in layout.spaces else 0
+    of_states = _of_states(layout)
+    beside = len(of_states) * (4 * V * d + root)
+    running = reading_held(weights, V) if of_states else 0
     projecting = parameters_held([piece for kind in layout.kinds for piece in pieces(layout, kind)], d, n_terms)
     projecting += 4 * root  # what is usual: the moments of a piece, of all, and their eigenvectors
     places = layout.attention_places
@@ -76,9 +77,12 @@ def _vector_files(layout: Layout) -> list[int]:
 
 
 def _of_reading(layout: Layout, V: int, d: int) -> int:
-    """The bytes of what comes of running a model, in staging and in the atlas: a row for each token, and two maps for
-    each layer, before attention and before the feed-forward.
+    """The bytes of what comes of running a model, in staging and in the atlas: a row for each token in each space of
+    states, and two maps for each layer, before attention and before the feed-forward.
     """
-    if "reading" not in layout.spaces:
-        return 0
-    return 8 * d * (V + 2 * layout.n_layers() * d)
+    n = len(_of_states(layout))
+    return 8 * d * (n * V + 2 * layout.n_layers() * d) if n else 0
+
+
+def _of_states(layout: Layout) -> list[str]:
+    return [space for space in layout.spaces if space in OF_STATES]

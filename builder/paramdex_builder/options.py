@@ -31,9 +31,9 @@ class Options:
     space: str = "output"
     """output or input: the embedding whose rows the scores belong to; where a model ties the two they are one"""
     reading: str = "auto"
-    """how what reads in the layers from 1 on is read: by what its layer is expected to see of each token (expected), by
-    what layer 0 makes of it (effective), or by the embedding as in layer 0 (embedding); auto is expected for causal
-    models that can be run, and for others that can be where there is a text, else embedding"""
+    """how what reads in a layer is read: by what the layer is expected to see of each token (expected), by the state
+    that enters layer 0 or leaves it for the token (effective), or by the embedding (embedding); auto is expected for
+    causal models that can be run, and for others that can be where there is a text, else embedding"""
     relate: str = "auto"
     """the models of the atlas that each new one is related to, so that neighbors and alignments are kept: all, none,
     names with commas between them, or auto, as many as take less than a minute"""

@@ -126,7 +126,7 @@ def plan_model(name: str, weights: Weights, options: Options, progress: Progress
         neighbor_k=options.neighbor_k,
         directions_k=options.directions_k,
     )
-    layout = scored_layout(weights.layout, embedding, reading, tied=tied)
+    layout = scored_layout(weights.layout, embedding, reading)
     return Planned(name, weights, vocabulary, layout, plan, E.dtype)
 
 

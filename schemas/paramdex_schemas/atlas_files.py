@@ -10,8 +10,8 @@ NAME.atlas/
     KIND.codes.*                    for a large kind, the same rows, one byte per number; see vector_files
     KIND.SPACE.faiss                of the vectors that are scored in another space, their coordinates there
     space.safetensors               the embedding, its column means, the root R of its Gram matrix
-    SPACE.safetensors               the same of another space (input, reading)
-    maps.safetensors                what takes a reader of a place to the reading space, where that was fitted
+    SPACE.safetensors               the same of another space (entering, reading)
+    maps.safetensors                what takes a reader of a place to its space, where that was fitted
     transfer.safetensors            from one of the model's spaces to another
   relations/A~B/                    two models, by their uids, whose neighbors and alignments are kept
     manifest.json, tables.duckdb    as above

@@ -19,8 +19,12 @@ from paramdex_schemas.checks import suggest
 from paramdex_schemas.errors import AddressError, quoted
 from paramdex_schemas.kinds import KINDS
 
-SPACES = ("output", "input", "reading")
-"""What rows of scores may belong to: the output embedding, the input embedding, or what layer 0 makes of each token."""
+OF_STATES = ("entering", "reading")
+"""The spaces whose rows are states of the running model: those that enter layer 0 for each token alone, by which its
+readers are read, and those that leave it, by which all later ones are.
+"""
+SPACES = ("output", "input", *OF_STATES)
+"""What rows of scores may belong to: the output embedding, the input embedding, or one of ``OF_STATES``."""
 Place = tuple[str | None, int | None]
 """A stack (None if the model has only one) and a layer (None for vectors that belong to no layer)."""
 
@@ -158,10 +162,10 @@ class Layout:
     def parts(self, kind: str) -> list[Part]:
         """The rows of a kind by the space that scores them, in order.
 
-        >>> spaces = ("input", "reading", "reading")
+        >>> spaces = ("entering", "reading", "reading")
         >>> runs = [Run("ff_key", None, layer, None, 1, 4, 1, space=space) for layer, space in enumerate(spaces)]
         >>> [(part.space, part.start, part.end, part.offset) for part in Layout.number(runs).parts("ff_key")]
-        [('input', 0, 4, 0), ('reading', 4, 12, 0)]
+        [('entering', 0, 4, 0), ('reading', 4, 12, 0)]
         """
         return self._parts.get(kind, [])
 

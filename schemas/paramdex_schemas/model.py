@@ -36,7 +36,7 @@ class Model:
     embedding: str = "output"
     """the space of its own embedding, which has the coordinates of every vector (see ``vector_files``)"""
     reading: str = "embedding"
-    """by what its layers from 1 on are read: expected, effective or embedding"""
+    """by what its layers are read: expected, effective or embedding"""
     top_k: int = 0
     """how many tokens each ranking of a parameter has on a side, where the vocabulary has as many"""
 

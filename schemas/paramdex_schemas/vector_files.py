@@ -1,7 +1,7 @@
 """The vector files of an atlas: they are FAISS indexes, and their rows can be read in place.
 
     KIND.faiss               an IndexFlatIP: the normalized coordinates, float32, by the model's own embedding
-    KIND.SPACE.faiss         the same of those vectors of the kind that are scored in another space (input, reading)
+    KIND.SPACE.faiss         the same of those vectors of the kind that are scored in another space (entering, reading)
     KIND.codes.faiss         of a large kind: an IndexScalarQuantizer of the same rows as signed bytes, to be searched
     KIND.codes.safetensors   how the bytes are meant: "rotation" P (r x r, float32), "steps" (r, float32), "error" and
                              "longest" (1 each, float64), "crc32" (n, uint32)

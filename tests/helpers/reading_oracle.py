@@ -1,6 +1,6 @@
 """The brute force over models whose readers are scored in spaces of their own: all V scores of all parameters.
 
-Vectors and gains come straight from a model's files (see ``oracle``). Z, and the maps where those were fitted, are
+Vectors and gains come straight from a model's files (see ``oracle``). Both Z, and the maps where those were fitted, are
 taken from the atlas: how they come about is tested elsewhere.
 """
 
@@ -31,8 +31,8 @@ _READ_AS = {"attn_query_bias": "attn_key", "attn_key_bias": "attn_query"}
 class Scored:
     """What scores the vectors of a model of the atlas folder ``atlas``, whose own folder is ``folder``.
 
-    Writers, and what belongs to no layer, are scored by the model's own embedding, readers of layer 0 by the input
-    embedding, those of later layers by Z after they were pulled back; where there is no Z, all by the model's own.
+    Writers, and what belongs to no layer, are scored by the model's own embedding, readers by Z after they were pulled
+    back, which is one for layer 0 and another for later ones; where there is none, all by the model's own.
     """
 
     def __init__(self, model: str, truth: oracle.Truth, folder: Path, atlas: Path) -> None:
@@ -40,22 +40,21 @@ class Scored:
         self.E = truth.E
         self.tensors = {name: each.double().numpy() for name, each in load_file(folder / "model.safetensors").items()}
         self.maps = load_arrays(files / "maps.safetensors") if (files / "maps.safetensors").exists() else None
-        Z = files / "reading.safetensors"
-        self.Z = load_arrays(Z)["embedding"].astype(np.float64) if Z.exists() else None
+        tables = {name: files / f"{name}.safetensors" for name in ("entering", "reading")}
+        self.Z = {
+            name: load_arrays(table)["embedding"].astype(np.float64) for name, table in tables.items() if table.exists()
+        }
 
     def scores(self, kind: str, layer: int | None, rows: np.ndarray) -> np.ndarray:
         """The V scores of vectors of a kind and layer (V x n, of n x d; V, of d)."""
-        if kind not in READERS or self.Z is None:
+        if kind not in READERS or not self.Z:
             return self.E @ rows.T
-        if layer == 0:
-            names = ("transformer.wte.weight", "model.embed_tokens.weight")
-            entering = next(self.tensors[name] for name in names if name in self.tensors)
-            return entering[: len(self.E)] @ rows.T
+        Z = self.Z["reading" if layer else "entering"]
         if self.maps is not None:
-            return self.Z @ (rows @ _map(self.maps, kind, layer).T).T
-        folded = _gains(self.tensors, kind, layer) * rows
+            return Z @ (rows @ _map(self.maps, kind, layer).T).T
+        folded = gains(self.tensors, kind, layer) * rows
         is_layer_norm = "transformer.wte.weight" in self.tensors
-        return self.Z @ (folded - folded.mean(-1, keepdims=True) if is_layer_norm else folded).T
+        return Z @ (folded - folded.mean(-1, keepdims=True) if is_layer_norm else folded).T
 
 
 def everything_read(model: str, truth: oracle.Truth, folder: Path, atlas: Path) -> Everything:
@@ -81,7 +80,8 @@ def head_factors(truth: oracle.Truth, whole: Everything, matrix: str, layer: int
     return found
 
 
-def _gains(tensors: dict[str, np.ndarray], kind: str, layer: int | None) -> np.ndarray:
+def gains(tensors: dict[str, np.ndarray], kind: str, layer: int | None) -> np.ndarray:
+    """The gains of the norm that a kind of a layer reads from, among the tensors of a model."""
     names = [name.format(layer) for name, kinds in _GAINS.items() if kind in kinds]
     return next(tensors[name] for name in names if name in tensors)
 

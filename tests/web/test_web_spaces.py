@@ -16,6 +16,7 @@ from paramdex.web.cards.model import ModelCard
 from paramdex.web.cards.parameter import ParameterCard
 from web_helpers import data, page, server
 
+ENTERING = "what enters layer 0 for each token"
 READING = "what layer 0 makes of each token"
 READS = "correlation of what is read with the score of the token, on held-out text"
 
@@ -30,10 +31,10 @@ def pages(reading_folder: Path) -> Iterator[TestClient]:
     ("address", "space", "says"),
     [
         ("gpt2-wide/L2/ff_key/3", "reading", READING),
-        ("llama-gqa/L0/H1/attn_query/3", "input", "the input embedding"),
+        ("llama-gqa/L0/H1/attn_query/3", "entering", ENTERING),
         ("llama-gqa/L1/H0/attn_key/3", "reading", READING),
         ("gpt2-a/L1/ff_key/3", "reading", READING),
-        ("gpt2-wide/L0/ff_key/3", "output", None),
+        ("gpt2-wide/L0/ff_key/3", "entering", ENTERING),
         ("gpt2-wide/L2/ff_value/3", "output", None),
         ("bert/L1/ff_key/3", "output", None),
     ],
@@ -47,15 +48,15 @@ def test_parameters(pages: TestClient, reading_atlas: Atlas, address: str, space
     assert (f"Space{space} read by {says}" in text) is (says is not None)
     assert (READS in text) is (card.reads is not None)
     of_rows = "the product of this vector with a token's row of the (un)embedding: the logit lens"
-    assert (of_rows in text) is (space != "reading")
+    assert (of_rows in text) is (says is None)
 
 
 @pytest.mark.parametrize(
     ("address", "space", "says"),
     [
         ("gpt2-wide/L2/H1", "reading", READING),
-        ("llama-gqa/L0/H3", "input", "the input embedding"),
-        ("gpt2-wide/L0/H1", "output", None),
+        ("llama-gqa/L0/H3", "entering", ENTERING),
+        ("gpt2-wide/L0/H1", "entering", ENTERING),
         ("bert/L1/H0", "output", None),
     ],
 )
@@ -63,7 +64,7 @@ def test_heads(pages: TestClient, reading_atlas: Atlas, address: str, space: str
     card = HeadCard.model_validate(data(pages, f"/{address}.json"))
     (row,) = reading_atlas.sql("SELECT space FROM heads WHERE address = ?", [address]).to_rows()
     assert (card.space, card.space_says) == (row["space"], says) == (space, says)
-    assert list(card.reads) == (["attn_query", "attn_key", "attn_value"] if address == "gpt2-wide/L2/H1" else [])
+    assert list(card.reads) == (["attn_query", "attn_key", "attn_value"] if address.startswith("gpt2-wide") else [])
     text = page(pages, f"/{address}").text
     assert (f"Space{space} queries, keys and what VO reads, by {says}" in text) is (says is not None)
     assert (READS in text) is bool(card.reads)
@@ -83,16 +84,16 @@ def test_models_and_layers(pages: TestClient, reading_atlas: Atlas) -> None:
     expected = {(row["kind"], f"L{row['layer']}"): pytest.approx(row["reads"], rel=1e-6) for row in means}
     assert {(each.kind, layer): mean for each in card.reads for layer, mean in each.layers.items()} == expected
     text = page(pages, "/gpt2-wide").text
-    told = "What its layers from L1 on read is scored by what they see of a token (reading expected), fitted on "
+    told = "What its layers read is scored by what they see of a token (reading expected), fitted on "
     assert f"{told}{summary.reading_tokens:,} tokens of text that it wrote itself." in text
     assert "How well it is read" in text
     of_one = ModelCard.model_validate(data(pages, "/gpt2-wide/L2.json"))
     assert {tuple(each.layers) for each in of_one.reads} == {("L2",)}
     assert "How well it is read" in page(pages, "/gpt2-wide/L2").text
-    for quiet in ("/gpt2-wide/L0", "/bert", "/gpt2-a"):
+    for quiet in ("/bert", "/gpt2-a", "/gpt2-a/L0"):
         assert data(pages, f"{quiet}.json")["reads"] == []
         assert "How well it is read" not in page(pages, quiet).text
-    told = "What its layers from L1 on read is scored by what layer 0 makes of a token (reading effective)."
+    told = "What its layers read is scored by what enters layer 0 for a token, or leaves it (reading effective)."
     assert told in page(pages, "/gpt2-a").text
     assert "What its layers" not in page(pages, "/bert").text
 

@@ -11,7 +11,7 @@ import torch
 from paramdex_builder.read.checkpoint import Checkpoint
 from paramdex_builder.stream.forward import Runner
 from paramdex_builder.stream.reading import Reading, fitted
-from paramdex_builder.stream.space import alone
+from paramdex_builder.stream.space import alone, space_of
 from paramdex_builder.stream.texts import own
 from paramdex_schemas import Run
 from paramdex_schemas.progress import Progress
@@ -58,30 +58,28 @@ class Way:
 def ways_to_read(
     runner: Runner, plain: Checkpoint, E: torch.Tensor, author: Any, n_texts: int, seed: int, progress: Progress
 ) -> list[Way]:
-    """The ways to read a model: by the embedding; from layer 1 on by what layer 0 makes of a token; and by what each
-    layer sees of that, where there is an ``author``, the causal language model, to write ``n_texts`` to fit it on.
+    """The ways to read a model: by the embedding E (V x d); by what enters layer 0 for a token, and from layer 1 on by
+    what it makes of that; and by what each layer sees of these, where there is an ``author``, the causal language
+    model, to write ``n_texts`` to fit it on.
 
-    The embedding is E (V x d); layer 0 is otherwise read by the input embedding, where the model has one of its own.
     ``plain`` is the checkpoint with no norms folded.
     """
-    Z = alone(runner, len(E), progress)
-    entering, which, tied = runner.checkpoint.embedding("input")
-    first = E if tied or which != "input" else entering[: len(E)].float()
+    tables = alone(runner, len(E), progress)
 
-    def by_embedding(kind: str, layer: int, table: torch.Tensor = E) -> Scored | None:
+    def by_embedding(kind: str, layer: int) -> Scored | None:
         rows = rows_of(runner.checkpoint, kind, layer)
-        return None if rows is None else (table, rows)
+        return None if rows is None else (E, rows)
 
     def by(reading: Reading) -> Way:
         def scored(kind: str, layer: int) -> Scored | None:
             run, rows = run_of(plain, kind, layer), rows_of(plain, kind, layer)
-            if run is None or rows is None or layer == 0:
-                return by_embedding(kind, layer, first)
-            return Z, reading.pulled(plain, run, rows).float()
+            if run is None or rows is None:
+                return None
+            return reading.tables[space_of(layer)], reading.pulled(plain, run, rows).float()
 
         return Way(reading.how, scored)
 
-    found = [Way("embedding", by_embedding), by(Reading("effective", Z))]
+    found = [Way("embedding", by_embedding), by(Reading("effective", tables))]
     if author is not None:
-        found.append(by(fitted(runner, Z, own(runner, author, len(E), n_texts, seed, progress), progress)))
+        found.append(by(fitted(runner, tables, own(runner, author, len(E), n_texts, seed, progress), progress)))
     return found

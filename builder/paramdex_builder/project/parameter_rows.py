@@ -16,6 +16,7 @@ from paramdex_builder.project.lists import SIDES, Lists, Unusual, lists
 from paramdex_builder.project.pieces import Piece
 from paramdex_builder.project.scoring import Scoring
 from paramdex_schemas import vector_files
+from paramdex_schemas.layout import OF_STATES
 
 PARAMETERS = pa.schema(
     [
@@ -84,7 +85,7 @@ def parameters_held(some: Sequence[Piece], d: int, n_terms: int) -> int:
     in float32; or the weights of two models and their difference in float64. What is unusual of it comes on top, in
     float64, and where it is pulled back, that and its coordinates.
     """
-    pulled = [8 + 12 * (piece.run.space == "reading") for piece in some]
+    pulled = [8 + 12 * (piece.run.space in OF_STATES) for piece in some]
     return max(((12 * n_terms + more) * d * piece.n_rows for piece, more in zip(some, pulled, strict=True)), default=0)
 
 

@@ -1,7 +1,7 @@
 """By what the vectors of a model are scored: which space each of them belongs to, and what is scored there.
 
-What writes is scored by the model's own embedding. What reads in layer 0 sees the input embedding. From layer 1 on a
-reader is pulled back and scored by Z (``stream.reading``).
+What writes is scored by the model's own embedding. What reads in a layer is pulled back and scored by Z, which is one
+for layer 0 and another for those from 1 on (``stream.reading``).
 """
 
 from __future__ import annotations
@@ -13,21 +13,20 @@ import torch
 from paramdex_builder.project.space import Space
 from paramdex_builder.read.weights import Weights
 from paramdex_builder.stream.reading import Reading, run_name
+from paramdex_builder.stream.space import space_of
 from paramdex_schemas import KINDS, Layout, Run
-from paramdex_schemas.layout import Place
+from paramdex_schemas.layout import OF_STATES, Place
 
 
-def scored_layout(layout: Layout, main: str, reading: str, *, tied: bool) -> Layout:
-    """A layout whose runs say in which space they are scored. ``main`` is the model's own embedding, output or input;
-    ``tied`` says that there is no other one.
+def scored_layout(layout: Layout, main: str, reading: str) -> Layout:
+    """A layout whose runs say in which space they are scored. ``main`` is the model's own embedding, output or
+    input.
     """
-    if reading == "embedding":
-        return Layout(tuple(replace(run, space=main) for run in layout.runs))
 
     def space(run: Run) -> str:
-        if run.layer is None or KINDS[run.kind].role == "writes":
+        if reading == "embedding" or run.layer is None or KINDS[run.kind].role == "writes":
             return main
-        return "reading" if run.layer else main if tied else "input"
+        return space_of(run.layer)
 
     return Layout(tuple(replace(run, space=space(run)) for run in layout.runs))
 
@@ -52,7 +51,7 @@ class Scoring:
         """What is scored (n x d) of the vectors ``own`` of a run, or of some of its ``owners``: the vectors themselves,
         or what they are pulled back to.
         """
-        if self.reading is None or run.space != "reading":
+        if self.reading is None or run.space not in OF_STATES:
             return own
         plain = self.weights.plain()
         return self._pulled(run, own if plain is self.weights else plain.rows(run, owners))
@@ -60,7 +59,7 @@ class Scoring:
     def head_rows(self, kind: str, place: Place, own: list[torch.Tensor]) -> list[torch.Tensor]:
         """As ``rows``, for each term of the vectors of a kind that are one factor of the heads' matrices."""
         run = next(run for run in self.layout.of(kind) if run.place == place)
-        if self.reading is None or run.space != "reading":
+        if self.reading is None or run.space not in OF_STATES:
             return own
         plain = self.weights.plain()
         terms = own if plain is self.weights else plain.head_rows(kind, place)
@@ -72,9 +71,7 @@ class Scoring:
     def reads(self, run: Run, owners: range) -> torch.Tensor | None:
         """``Reading.reads`` of the vectors of some owners of a run; None where nothing is known."""
         found = None if self.reading is None else self.reading.reads.get(run_name(run))
-        if found is None or run.space != "reading":
-            return None
-        return found[owners.start * run.size : owners.stop * run.size]
+        return None if found is None else found[owners.start * run.size : owners.stop * run.size]
 
     def _pulled(self, run: Run, rows: torch.Tensor) -> torch.Tensor:
         assert self.reading is not None

@@ -191,10 +191,10 @@ def watched(blocks: Sequence[torch.nn.Module]) -> Iterator[list[torch.Tensor]]:
     """A list that, once the model has run, holds what entered every block and what left the last."""
     seen: list[torch.Tensor] = []
     hooks = [
-        block.register_forward_pre_hook(lambda _, args, kwargs: seen.append(_entering(args, kwargs)), with_kwargs=True)
+        block.register_forward_pre_hook(lambda _, args, kwargs: seen.append(entering(args, kwargs)), with_kwargs=True)
         for block in blocks
     ]
-    hooks.append(blocks[-1].register_forward_hook(lambda _, __, output: seen.append(_leaving(output))))
+    hooks.append(blocks[-1].register_forward_hook(lambda _, __, output: seen.append(leaving(output))))
     try:
         yield seen
     finally:
@@ -210,7 +210,7 @@ def replaced(runner: Runner, layer: int, states: torch.Tensor) -> Iterator[None]
     blocks, as_tuple = runner.blocks, runner.gives_tuples
 
     def idle(*args: Any, **kwargs: Any) -> Any:
-        state = _entering(args, kwargs)
+        state = entering(args, kwargs)
         return (state, None) if as_tuple else state
 
     def enter(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -235,12 +235,14 @@ def replaced(runner: Runner, layer: int, states: torch.Tensor) -> Iterator[None]
             del block.forward
 
 
-def _entering(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
+def entering(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
+    """The state that a block is given, of the arguments of its call."""
     state: torch.Tensor = args[0] if args else kwargs["hidden_states"]
     return state.detach()
 
 
-def _leaving(output: Any) -> torch.Tensor:
+def leaving(output: Any) -> torch.Tensor:
+    """The state that a block gives, of what its call returns."""
     state: torch.Tensor = output[0] if isinstance(output, (tuple, list)) else output
     return state.detach()
 

@@ -14,12 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from paramdex_builder.stream.forward import Batch, Runner
 from paramdex_builder.stream.ridge import Given, Wanted, fit
-from paramdex_builder.stream.space import READERS, Place, taken, taps
+from paramdex_builder.stream.space import READERS, Place, Tables, space_of, taken, taps
 from paramdex_builder.stream.texts import Texts
 from paramdex_builder.work.workers import one_thread_each, stop_if_unwanted
 from paramdex_schemas import CheckpointError
@@ -44,23 +45,27 @@ Group = tuple[Place, ...]
 class Sums:
     """Sums over texts, of the rows z of Z of their tokens, and of the states x that are read there."""
 
-    z: Given
+    z: dict[str, Given]
+    """by space"""
     zx: dict[Group, Wanted]
     xx: dict[Group, torch.Tensor]
     """Group -> sum of x x^T (d x d, float64), where asked for."""
 
+    def given(self, group: Group) -> Given:
+        """The sums of the rows by which what a group reads is guessed."""
+        return self.z[space_of(group[0][1])]
+
 
 def summed(
-    runner: Runner, Z: torch.Tensor, texts: Texts, what: str, progress: Progress, *, within: bool, squares: bool
+    runner: Runner, tables: Tables, texts: Texts, what: str, progress: Progress, *, within: bool, squares: bool
 ) -> Sums:
-    """The sums over texts of what the readers of layers 1 and up read, and with ``squares`` of its squares; ``within``
-    each text, that is less the means over it.
+    """The sums over texts of what the readers of all layers read, and with ``squares`` of its squares; ``within`` each
+    text, that is less the means over it.
     """
-    modules = {place: module for place, module in taps(runner, READERS).items() if place[1]}
     width = torch.get_num_threads()
-    sums = Sums(Given.of(Z[:0]), {}, {})
+    sums = Sums({space: Given.of(Z[:0]) for space, Z in tables.items()}, {}, {})
     parts = [texts[start : start + PART] for start in range(0, len(texts), PART)]
-    with progress.step(what, len(texts)) as advance, taken(modules) as kept:
+    with progress.step(what, len(texts)) as advance, taken(taps(runner, READERS)) as kept:
 
         def states(part: Texts) -> dict[Group, torch.Tensor]:
             stop_if_unwanted()
@@ -73,41 +78,39 @@ def summed(
 
         for start in range(0, len(parts), width):
             some = parts[start : start + width]
-            _add(
-                sums,
-                [_pairs(Z[part.counted(part.ids)], within) for part in some],
-                list(one_thread_each(states, some)),
-                within,
-                squares,
-            )
+            ids = [part.counted(part.ids) for part in some]
+            rows = [{space: _pairs(Z[each], within) for space, Z in tables.items()} for each in ids]
+            _add(sums, rows, list(one_thread_each(states, some)), within, squares)
             advance(sum(map(len, some)))
     return sums
 
 
 def _add(
-    sums: Sums, zs: Sequence[torch.Tensor], states: Sequence[dict[Group, torch.Tensor]], within: bool, squares: bool
+    sums: Sums, rows: Sequence[Tables], states: Sequence[dict[Group, torch.Tensor]], within: bool, squares: bool
 ) -> None:
-    """Add parts of the texts, one after the other: what ``_pairs`` makes of the rows z of their tokens, and the states
-    by group (texts x length x d).
+    """Add parts of the texts, one after the other: what ``_pairs`` makes of the rows z of their tokens, by space, and
+    the states by group (texts x length x d).
     """
-    d = zs[0].shape[1]
     for group in states[0]:
         if group not in sums.zx:
-            sums.zx[group] = Wanted.of(zs[0][:0], zs[0][:0])
+            none = rows[0][space_of(group[0][1])][:0]
+            sums.zx[group] = Wanted.of(none, none)
             if squares:
-                sums.xx[group] = torch.zeros(d, d, dtype=torch.float64)
+                sums.xx[group] = none.T @ none
 
-    def add(group: Group | None) -> None:
-        for z, found in zip(zs, states, strict=True):
-            if group is None:
-                sums.z.add(z)
-                continue
+    def add_rows(space: str) -> None:
+        for each in rows:
+            sums.z[space].add(each[space])
+
+    def add_states(group: Group) -> None:
+        for each, found in zip(rows, states, strict=True):
             x = _pairs(found[group], within)
-            sums.zx[group].add(z, x)
+            sums.zx[group].add(each[space_of(group[0][1])], x)
             if squares:
                 sums.xx[group].addmm_(x.T, x)
 
-    for _ in one_thread_each(add, [None, *states[0]]):
+    todo = [*(partial(add_rows, space) for space in sums.z), *(partial(add_states, group) for group in states[0])]
+    for _ in one_thread_each(lambda add: add(), todo):
         pass
 
 
@@ -135,7 +138,7 @@ def maps(sums: Sums, progress: Progress) -> Iterator[tuple[Group, torch.Tensor]]
     """
 
     def map_of(group: Group) -> torch.Tensor:
-        return fit(sums.z, sums.zx[group], RIDGE, diagonal=True).float()
+        return fit(sums.given(group), sums.zx[group], RIDGE, diagonal=True).float()
 
     groups = list(sums.zx)
     with progress.step("maps of what layers read", len(groups)) as advance:
@@ -162,7 +165,7 @@ class HeldOut:
     @classmethod
     def of(cls, sums: Sums, group: Group, A: torch.Tensor) -> HeldOut:
         """From sums with squares, and the map A (d x d) of the group."""
-        wanted, z, A = sums.zx[group], sums.z, A.double()
+        wanted, z, A = sums.zx[group], sums.given(group), A.double()
         read = sums.xx[group] - torch.outer(wanted.y, wanted.y) / z.n
         least = (_ROUNDED * float(sums.xx[group].norm()), _ROUNDED * float((A.T @ z.xx @ A).norm()))
         return cls(wanted.covariance(z).T @ A, read, A.T @ z.covariance() @ A, least)

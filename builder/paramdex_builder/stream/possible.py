@@ -77,8 +77,8 @@ def _without_module(checkpoint: Checkpoint) -> str | None:
     model = _skeleton(checkpoint)
     modules = taps(Runner(checkpoint, model, blocks_of(checkpoint, model), None), READERS)
     for run in checkpoint.layout.runs:
-        kind = KINDS[run.kind]
-        if run.layer and kind.role == "reads" and kind.form == "weight" and (run.kind, run.layer) not in modules:
+        reads = KINDS[run.kind].role == "reads" and KINDS[run.kind].form == "weight"
+        if reads and run.layer is not None and (run.kind, run.layer) not in modules:
             return f"{run.kind} of layer {run.layer}"
     return None
 

@@ -1,7 +1,8 @@
 """How the readers of a model's layers are read: by what, and pulled back how (``stream.space`` has the formulas).
 
-A ``Reading`` is made once for a build. It has Z, for the layers from 1 on, and takes each reader w of a layer to the
-vector r whose scores are Z r. How well that says what w reads is measured on text that the fit never saw.
+A ``Reading`` is made once for a build. It has Z, one for layer 0 and one for those from 1 on, and takes each reader w
+of a layer to the vector r whose scores are Z r. How well that says what w reads is measured on text that the fit never
+saw.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from paramdex_builder.stream import own_text
 from paramdex_builder.stream.forward import Runner
 from paramdex_builder.stream.maps import PART, Group, HeldOut, maps, summed
 from paramdex_builder.stream.possible import EMBEDDING, obstacle
-from paramdex_builder.stream.space import alone
+from paramdex_builder.stream.space import Tables, alone
 from paramdex_builder.stream.texts import FITTED, HELD_OUT, LENGTH, Texts, own, windows
 from paramdex_builder.work.workers import one_thread_each
 from paramdex_schemas import KINDS, BuildError, CheckpointError, FamilyError, Run, atlas_files
@@ -38,14 +39,14 @@ _READ_AS = {"attn_query_bias": "attn_key", "attn_key_bias": "attn_query"}
 
 @dataclass(frozen=True)
 class Reading:
-    """Z (V x d, float32), and what takes readers to vectors whose scores are Z r.
+    """Z of each space, and what takes readers to vectors whose scores are Z r.
 
     ``maps`` has A (d x d, float32) by name, the kinds that share it and their layer: r = A w. There are none for
     ``effective``, where r is w with its norm's gain.
     """
 
     how: str
-    Z: torch.Tensor
+    tables: Tables
     maps: dict[str, torch.Tensor] = field(default_factory=dict)
     reads: dict[str, torch.Tensor] = field(default_factory=dict)
     """By name of a run: of each vector, the correlation of what it reads with its score of the token, on text that the
@@ -80,7 +81,7 @@ class Reading:
 
     def save(self, path: Path) -> None:
         """Write all but the text; ``load`` reads it. Raises OSError."""
-        tensors = {"Z": self.Z}
+        tensors = {f"Z/{space}": Z for space, Z in self.tables.items()}
         tensors |= {f"map/{name}": each for name, each in self.maps.items()}
         tensors |= {f"reads/{name}": each for name, each in self.reads.items()}
         about = {"how": self.how, "text": self.text or "", "n_tokens": str(self.n_tokens or 0)}
@@ -96,7 +97,7 @@ class Reading:
                 group, _, own = name.partition("/")
                 found[group][own] = file.get_tensor(name)
         text, n_tokens = about["text"] or None, int(about["n_tokens"]) or None
-        return cls(about["how"], found["Z"][""], found["map"], found["reads"], text, n_tokens)
+        return cls(about["how"], found["Z"], found["map"], found["reads"], text, n_tokens)
 
 
 def run_name(run: Run) -> str:
@@ -150,24 +151,24 @@ def make_reading(weights: Weights, how: str, V: int, text: Path | None, progress
         runner = Runner.open(checkpoint, None if author is None else author.base_model, dtype)
     except CheckpointError as error:
         raise CheckpointError(f"{error}; {EMBEDDING}") from error
-    Z = alone(runner, V, progress)
-    if not Z.isfinite().all():
+    tables = alone(runner, V, progress)
+    if not all(Z.isfinite().all() for Z in tables.values()):
         raise CheckpointError(f"{checkpoint.source}: layer 0 makes NaN or infinite values of some tokens; {EMBEDDING}")
     if how == "effective":
-        return Reading(how, Z)
+        return Reading(how, tables)
     n = FITTED + HELD_OUT
     texts = own(runner, author, V, n, 0, progress) if named is None else windows(runner, *named, n, 0)
     del author
-    found = fitted(runner, Z, texts[:FITTED], progress)
+    found = fitted(runner, tables, texts[:FITTED], progress)
     reads = _held_out(weights.plain(), runner, found, texts[FITTED:], progress)
     return replace(found, reads=reads)
 
 
-def fitted(runner: Runner, Z: torch.Tensor, texts: Texts, progress: Progress) -> Reading:
+def fitted(runner: Runner, tables: Tables, texts: Texts, progress: Progress) -> Reading:
     """The expected reading with maps fitted on texts, not measured yet. Raises CheckpointError."""
-    sums = summed(runner, Z, texts, "fitting what layers read", progress, within=True, squares=False)
+    sums = summed(runner, tables, texts, "fitting what layers read", progress, within=True, squares=False)
     found = {_name(group): A for group, A in maps(sums, progress)}
-    return Reading("expected", Z, found, {}, texts.called, texts.n_tokens)
+    return Reading("expected", tables, found, {}, texts.called, texts.n_tokens)
 
 
 def _name(group: Group) -> str:
@@ -179,8 +180,8 @@ def _held_out(
     weights: Weights, runner: Runner, reading: Reading, texts: Texts, progress: Progress
 ) -> dict[str, torch.Tensor]:
     """Name of a run -> the correlations of its vectors (see ``Reading.reads``) on texts that the fit never saw."""
-    sums = summed(runner, reading.Z, texts, "measuring what layers read", progress, within=False, squares=True)
-    readers = [run for run in weights.layout.runs if KINDS[run.kind].role == "reads" and run.layer]
+    sums = summed(runner, reading.tables, texts, "measuring what layers read", progress, within=False, squares=True)
+    readers = [run for run in weights.layout.runs if KINDS[run.kind].role == "reads" and run.layer is not None]
     of_map = {name: [run for run in readers if reading.name(run) == name] for name in reading.maps}
 
     def measured(group: Group) -> dict[str, torch.Tensor]:
@@ -208,8 +209,8 @@ def _n_numbers(checkpoint: Checkpoint) -> int:
 
 
 def reading_held(weights: Weights, V: int) -> int:
-    """The bytes of memory, roughly, that ``make_reading`` takes at most: the whole model in float32; Z twice; and the
-    larger of what is held while texts are written and while maps are made.
+    """The bytes of memory, roughly, that ``make_reading`` takes at most: the whole model in float32; Z of both spaces
+    twice; and the larger of what is held while texts are written and while maps are made.
 
     Writing holds for each thread the keys and values of a batch of texts, and its chances of each token. Making maps
     holds for each thread the states of a part of the texts, and for each of at most two places of a layer, before
@@ -222,4 +223,4 @@ def reading_held(weights: Weights, V: int) -> int:
     cached = 2 * n_layers * sizes["n_kv_heads"] * sizes["d_head"]
     writing = threads * own_text.BATCH * (4 * LENGTH * cached + 16 * V)
     fitting = 2 * n_layers * d * (20 * d + 4 * threads * PART * LENGTH)
-    return model + 8 * V * d + max(writing, fitting)
+    return model + 16 * V * d + max(writing, fitting)

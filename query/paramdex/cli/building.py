@@ -79,9 +79,9 @@ def _let_threads_sleep() -> None:
     "--reading",
     type=click.Choice(["auto", "expected", "effective", "embedding"]),
     default="auto",
-    help="what scores what layers from 1 on read: what they see of a token (expected, fitted on text), what layer 0 "
-    "makes of it (effective, weights alone), or the embedding  [default: auto, expected for causal models, or with "
-    "--text, where they can be run, else embedding]",
+    help="what scores what layers read: what they see of a token (expected, fitted on text), the state that enters "
+    "layer 0 or leaves it for the token (effective, weights alone), or the embedding  [default: auto, expected for "
+    "causal models, or with --text, where they can be run, else embedding]",
 )
 @click.option(
     "--text", type=FilePath(), help="fit that on this text, plain or .xz  [default: on what the model writes itself]"
@@ -224,8 +224,9 @@ def evaluate(source: str, text: str, plot: str | None, output: str, **options: A
     parameters most active there, whether vectors that belong together share strongest tokens, and whether E^T can stand
     in for the inverse of E. Then, of what tables say: whether a parameter fires on it, whether a head writes it,
     whether the words of a list belong together (with --other-model), and how many places hubs take, tokens that stand
-    in very many lists. Readers are read by the embedding, by the state that leaves layer 0 (effective), and by what
-    their own layer sees of that (expected). Lists are ranked by score, and by what is unusual for each token (token_z).
+    in very many lists. Readers are read by the embedding, by the state that enters layer 0 or leaves it (effective),
+    and by what their own layer sees of that (expected). Lists are ranked by score, and by what is unusual for each
+    token (token_z).
 
     Take a text of a domain that the fit never saw. Here the fit sees only what the model writes itself.
 

@@ -11,11 +11,10 @@ from paramdex_schemas.layout import Place, place_name
 from paramdex_schemas.model import Model
 
 SAYS = {
-    "output": "the output embedding",
-    "input": "the input embedding",
+    "entering": "what enters layer 0 for each token",
     "reading": "what layer 0 makes of each token",
 }
-"""A space -> what a row of it stands for."""
+"""A space of readers -> what a row of it stands for."""
 READS = "correlation of what is read with the score of the token, on held-out text"
 """What ``reads`` of a parameter means."""
 _READABLE, _TELLING = 2.0, 0.5
@@ -32,8 +31,8 @@ def other_space(model: Model, kind: str, place: Place) -> str | None:
 def read_by(space: str | None) -> str | None:
     """What people are told of the space that scores a vector; None where ``other_space`` gives none.
 
-    >>> read_by("input")
-    'read by the input embedding (space input)'
+    >>> read_by("entering")
+    'read by what enters layer 0 for each token (space entering)'
     """
     return None if space is None else f"read by {SAYS[space]} (space {space})"
 

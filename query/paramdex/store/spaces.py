@@ -1,7 +1,8 @@
 """The spaces of models, in which vectors have their V scores: each alone, and two models' on the tokens that both have.
 
-A space is one matrix X with a row for every token: an embedding, or what layer 0 makes of each token. A vector w that
-is scored in it has the scores X w and the coordinates R w, where R is its root (see ``paramdex_schemas.isometry``).
+A space is one matrix X with a row for every token: an embedding, or the states that enter or leave layer 0. A vector w
+that is scored in it has the scores X w and the coordinates R w, where R is its root (see
+``paramdex_schemas.isometry``).
 """
 
 from __future__ import annotations

@@ -77,8 +77,6 @@ def meant(store: Store, model: Model, reads: object) -> Meant:
     if not kinds:
         raise QueryError(f"nothing reads at {place} in {model.name}")
     space = model.layout.space(kinds[0], (None, layer))
-    if space != "reading":
-        return Meant(space, place)
     if model.reading == "effective":
         note = f"no map is kept for the reading effective: the gain of the norm before {place} belongs in the vector"
         return Meant(space, place, notes=(note,))

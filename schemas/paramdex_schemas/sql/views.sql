@@ -41,8 +41,8 @@ CROSS JOIN store.models AS m
 JOIN store.tokens AS t USING (token_id);
 
 -- Every vector that reads from or writes to the residual stream. ``space`` is what its scores belong to: the output or
--- the input embedding, or, for what reads in layers 1 and up, ``reading``: what layer 0 makes of each token. ``mean``,
--- ``std`` and ``projected_norm`` are of the scores there, ``embedding_std`` is of those by the model's own embedding.
+-- the input embedding, or, for what reads, the state that enters layer 0 for each token (``entering``, in layer 0) or
+-- leaves it (``reading``, in layers 1 and up). ``mean``, ``std`` and ``projected_norm`` are of the scores there, ``embedding_std`` is of those by the model's own embedding.
 -- ``reads`` is the correlation, over text that the fit never saw, of what the vector reads with its score of the token.
 -- ``top_readable`` and ``bottom_readable`` are how much more alike the 20 strongest tokens by token_z are, to the model's
 -- own layer 0, than those of vectors by chance, in standard deviations of theirs; ``readable`` is the larger of them.

@@ -45,10 +45,11 @@ def scored(model_folders: dict[str, Path], tmp_path_factory: pytest.TempPathFact
     made: dict[str, dict[str, Scored]] = {}
     for name in FAMILIES:
         truth, checkpoint = oracle.read(model_folders[name]), Checkpoint.open(str(model_folders[name]))
-        Z = alone(Runner.open(checkpoint, dtype=torch.float64), len(truth.E), Progress())
+        tables = alone(Runner.open(checkpoint, dtype=torch.float64), len(truth.E), Progress())
         folder = tmp_path_factory.mktemp("read") / "models" / name
         folder.mkdir(parents=True)
-        save_file({"embedding": Z.numpy()}, folder / "reading.safetensors")
+        for space, Z in tables.items():
+            save_file({"embedding": Z.numpy()}, folder / f"{space}.safetensors")
         atlas = folder.parents[1]
         made[name] = {
             "embedding": Scored("nothing", truth, model_folders[name], atlas),
@@ -66,7 +67,7 @@ def tables(truth: oracle.Truth, scored: dict[str, Scored]) -> dict[tuple[str, st
         for reading in ("embedding", "effective") if kind in READERS else (None,):
             by = scored[reading or "embedding"]
             own = [by.scores(kind, layer, rows).T for layer, rows in enumerate(truth.rows[kind])]
-            # The layers that one space scores: by the embedding all of them, by Z all but the first.
+            # The layers that one space scores: by the embedding all of them, by either Z the first or all others.
             groups = [range(len(own))] if reading != "effective" else [range(1), range(1, len(own))]
             for group in groups:
                 together = np.concatenate([own[layer] for layer in group])

@@ -22,7 +22,7 @@ Usage = namedtuple("Usage", "total used free")  # noqa: PYI024
 
 def estimate(model: Path, options: Options = SMALL_OPTIONS) -> int:
     checkpoint = Checkpoint.open(str(model))
-    layout = scored_layout(checkpoint.layout, "output", options.reading.replace("auto", "embedding"), tied=True)
+    layout = scored_layout(checkpoint.layout, "output", options.reading.replace("auto", "embedding"))
     return disk_needed(checkpoint, layout, len(checkpoint.embedding()[0]), options.top_k, options.pair_k)
 
 

@@ -32,16 +32,15 @@ def database(reading_folder: Path) -> Iterator[duckdb.DuckDBPyConnection]:
 def test_the_space_of_every_parameter(
     database: duckdb.DuckDBPyConnection, truths: dict[str, oracle.Truth], model: str
 ) -> None:
-    """Readers of layer 0 are scored by the input embedding, those above in the space reading, all else by the output
-    embedding. Where the two embeddings are tied, they are one space.
+    """Readers of layer 0 are scored in the space entering, those above in the space reading, all else by the output
+    embedding, whether the two embeddings are tied or not.
     """
     ((main, tied),) = database.execute("SELECT embedding, tied FROM models WHERE model = ?", [model]).fetchall()
-    assert tied == (model != "llama-gqa")
+    assert (main, tied) == ("output", model != "llama-gqa")
     rows = database.execute("SELECT kind, layer, space FROM parameters WHERE model = ?", [model]).fetchall()
     assert len(rows) == truths[model].n_parameters
     for kind, layer, space in rows:
-        reader = kind in READERS
-        assert space == ("reading" if reader and layer else "input" if reader and not tied else main)
+        assert space == (main if kind not in READERS else "reading" if layer else "entering")
     listed = database.execute("SELECT kind, layer, space FROM layout WHERE model = ?", [model]).fetchall()
     assert set(listed) == set(rows)
     heads = database.execute("SELECT layer, space FROM heads WHERE model = ?", [model]).fetchall()

@@ -37,10 +37,10 @@ MODELS: dict[str, tuple[str, int, Callable[[int], Any]]] = {
 """Name -> reading, words, and shape; the last has four words that the others do not have."""
 SPACES = {
     "paper": ["output"],
-    "gpt": ["output", "reading"],
-    "wide": ["output", "reading"],
-    "llama": ["output", "input", "reading"],
-    "tuned": ["output", "input", "reading"],
+    "gpt": ["output", "entering", "reading"],
+    "wide": ["output", "entering", "reading"],
+    "llama": ["output", "entering", "reading"],
+    "tuned": ["output", "entering", "reading"],
 }
 
 

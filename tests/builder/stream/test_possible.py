@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 import models
 from paramdex_builder import Progress
 from paramdex_builder.read.checkpoint import Checkpoint
-from paramdex_builder.stream.reading import make_reading, reading_held, reading_of
+from paramdex_builder.stream.reading import Reading, make_reading, reading_held, reading_of
 from paramdex_schemas import BuildError, CheckpointError, FamilyError
 
 
@@ -56,7 +56,7 @@ def test_a_type_that_no_family_lists(tmp_path: Path) -> None:
     checkpoint = Checkpoint.open(str(folder))
     assert checkpoint.inferred
     assert reading_of("auto", checkpoint) == "expected"
-    assert len(make_reading(checkpoint, "expected", 60, None, Progress()).maps) == 2
+    assert len(make_reading(checkpoint, "expected", 60, None, Progress()).maps) == 4
     with pytest.raises(BuildError, match="no family file lists its type"):
         reading_of("effective", checkpoint)
 
@@ -80,7 +80,7 @@ def test_readers_without_a_module(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     folder = models.save_word_model(tmp_path / "m", 0, models.MAKERS["MixtralForCausalLM"])
     checkpoint = Checkpoint.open(str(folder))
     monkeypatch.setattr(type(checkpoint.names), "module", lambda *_: None)
-    assert "no module of its own for ff_key of layer 1" in said_with_auto(checkpoint)
+    assert "no module of its own for ff_key of layer 0" in said_with_auto(checkpoint)
     with pytest.raises(BuildError, match="could be read; build it with --reading effective or embedding"):
         reading_of("expected", checkpoint)
     assert reading_of("effective", checkpoint) == "effective"
@@ -106,7 +106,7 @@ def test_states_that_are_not_finite(word_model: Path) -> None:
 
 def test_a_kind_that_no_map_is_for(word_model: Path) -> None:
     checkpoint = Checkpoint.open(str(word_model))
-    reading = make_reading(checkpoint, "expected", 60, None, Progress())
+    reading = Reading("expected", {}, {"attn_query+attn_key+attn_value/0": torch.eye(16)})
     with pytest.raises(FamilyError, match="ff_key of layer 0 reads is not known"):
         reading.map(checkpoint.layout.of("ff_key")[0])
 

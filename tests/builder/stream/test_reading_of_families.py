@@ -19,6 +19,7 @@ from paramdex_builder.stream import own_text
 from paramdex_builder.stream.forward import Batch, Runner
 from paramdex_builder.stream.maps import PART, RIDGE
 from paramdex_builder.stream.reading import Reading, make_reading, precision, reading_of, run_name
+from paramdex_builder.stream.space import Tables
 from paramdex_builder.stream.texts import FITTED, HELD_OUT, Texts, own, windows
 from paramdex_schemas import KINDS, BuildError, Run
 
@@ -53,15 +54,17 @@ def holds(parameter: torch.Tensor, rows: torch.Tensor) -> bool:
     return False
 
 
-def given_to_modules(runner: Runner, texts: Texts) -> dict[torch.nn.Module, Array]:
-    """Module with weights of its own -> the vectors that it is given at each counted token (n x d, others left out)."""
+def given_to_modules(runner: Runner, texts: Texts, layer: int = 1) -> dict[torch.nn.Module, Array]:
+    """Module of a layer with weights of its own -> the vectors that it is given at each counted token (n x d, others
+    left out).
+    """
     given: dict[torch.nn.Module, list[torch.Tensor]] = {}
 
     def keep(module: torch.nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict[str, torch.Tensor]) -> None:
         state = args[0] if args else kwargs["hidden_states"]
         given.setdefault(module, []).append(state.clone())
 
-    modules = [module for module in runner.blocks[1].modules() if list(module.parameters(recurse=False))]
+    modules = [module for module in runner.blocks[layer].modules() if list(module.parameters(recurse=False))]
     hooks = [module.register_forward_pre_hook(keep, with_kwargs=True) for module in modules]
     for start in range(0, len(texts), PART):
         ids = texts.ids[start : start + PART]
@@ -74,8 +77,8 @@ def given_to_modules(runner: Runner, texts: Texts) -> dict[torch.nn.Module, Arra
     return {module: torch.cat(parts).double().numpy() for module, parts in given.items()}
 
 
-def readers(checkpoint: Checkpoint) -> list[Run]:
-    return [run for run in checkpoint.layout.runs if run.layer == 1 and KINDS[run.kind].role == "reads"]
+def readers(checkpoint: Checkpoint, layer: int = 1) -> list[Run]:
+    return [run for run in checkpoint.layout.runs if run.layer == layer and KINDS[run.kind].role == "reads"]
 
 
 def ridge(X: Array, Y: Array, n_texts: int) -> Array:
@@ -86,26 +89,34 @@ def ridge(X: Array, Y: Array, n_texts: int) -> Array:
     return np.linalg.solve(G + paid * np.eye(len(G)), C + paid * np.diag(C.diagonal() / G.diagonal()))
 
 
-def check_states_alone(folder: Path, checkpoint: Checkpoint, Z: torch.Tensor) -> None:
-    """Z is hidden_states[1] of transformers' model, normalized."""
+def check_states_alone(folder: Path, checkpoint: Checkpoint, tables: Tables) -> None:
+    """Both Z are the first two hidden_states of transformers' model, normalized, and of the first the mean over
+    positions.
+    """
     model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
     with torch.no_grad():
-        states = model(torch.arange(V)[:, None], output_hidden_states=True).hidden_states[1][:, 0].double().numpy()
-    if checkpoint.family.norm == "layer":
-        states = states - states.mean(1, keepdims=True)
-    wanted = states / np.sqrt((states**2).mean(1, keepdims=True))
-    assert Z.double().numpy() == pytest.approx(wanted, abs=1e-5)
+        n = min(32, Runner.open(checkpoint).longest)
+        many, one = (
+            model(torch.arange(V)[:, None].expand(-1, k), output_hidden_states=True).hidden_states for k in (n, 1)
+        )
+    assert list(tables) == ["entering", "reading"]
+    for Z, hidden in zip(tables.values(), (many[0].double().mean(1), one[1][:, 0]), strict=True):
+        states = hidden.double().numpy()
+        if checkpoint.family.norm == "layer":
+            states = states - states.mean(1, keepdims=True)
+        wanted = states / np.sqrt((states**2).mean(1, keepdims=True))
+        assert Z.double().numpy() == pytest.approx(wanted, abs=1e-5)
 
 
-def check_maps(checkpoint: Checkpoint, runner: Runner, reading: Reading, texts: Texts) -> None:
-    """Every reader of layer 1 has the map and the correlations that follow from what its module is given."""
-    given = given_to_modules(runner, texts)
+def check_maps(checkpoint: Checkpoint, runner: Runner, reading: Reading, texts: Texts, layer: int) -> None:
+    """Every reader of a layer has the map and the correlations that follow from what its module is given."""
+    given = given_to_modules(runner, texts, layer)
     n = texts[:FITTED].n_tokens
-    z = reading.Z[texts.counted(texts.ids).flatten()].double().numpy()
+    z = reading.tables["reading" if layer else "entering"][texts.counted(texts.ids).flatten()].double().numpy()
     assert reading.n_tokens == n
-    for run in readers(checkpoint):
+    for run in readers(checkpoint, layer):
         through = {"attn_query_bias": "attn_key", "attn_key_bias": "attn_query"}.get(run.kind)
-        beside = next((each for each in readers(checkpoint) if each.kind == through), run)
+        beside = next((each for each in readers(checkpoint, layer) if each.kind == through), run)
         stored = checkpoint.rows(beside).float()
         of = [m for m in given if any(holds(p.detach(), stored) for p in m.parameters(recurse=False))]
         assert len(of) == 1, run
@@ -139,9 +150,10 @@ def test_what_is_expected_is_what_regression_says(name: str, tmp_path: Path) -> 
     runner = Runner.open(checkpoint, None if author is None else author.base_model, dtype)
     n = FITTED + HELD_OUT
     texts = windows(runner, words(), "", n, 0) if text else own(runner, author, V, n, 0, Progress())
-    check_states_alone(folder, checkpoint, reading.Z)
-    check_maps(checkpoint, runner, reading, texts)
-    assert {run_name(run) for run in readers(checkpoint)} <= set(reading.reads)
+    check_states_alone(folder, checkpoint, reading.tables)
+    for layer in (0, 1):
+        check_maps(checkpoint, runner, reading, texts, layer)
+        assert {run_name(run) for run in readers(checkpoint, layer)} <= set(reading.reads)
 
 
 @pytest.mark.parametrize("name", NO_ENCODERS)
@@ -154,9 +166,9 @@ def test_what_is_effective_is_what_a_token_alone_does(name: str, tmp_path: Path)
     assert reading_of("effective", checkpoint) == "effective"
     reading = make_reading(checkpoint, "effective", V, None, Progress())
     assert (reading.how, reading.maps, reading.reads, reading.text) == ("effective", {}, {}, None)
-    check_states_alone(folder, checkpoint, reading.Z)
+    check_states_alone(folder, checkpoint, reading.tables)
     gains = checkpoint.norms.beside("attn_query", (None, 1))
-    for run in readers(checkpoint):
+    for run in (*readers(checkpoint, 0), *readers(checkpoint)):
         beside = checkpoint.norms.beside(run.kind, run.place)
         rows = checkpoint.rows(run)
         wanted = checkpoint.fold(rows.double(), beside, "reads")
@@ -169,7 +181,7 @@ def test_what_is_effective_is_what_a_token_alone_does(name: str, tmp_path: Path)
     run = next(run for run in readers(checkpoint) if run.kind == "attn_query")
     rows = checkpoint.rows(run)
     (x,) = [x for module, x in given.items() if any(holds(p.detach(), rows) for p in module.parameters(recurse=False))]
-    scores = reading.Z.double() @ reading.pulled(checkpoint, run, rows).T
+    scores = reading.tables["reading"].double() @ reading.pulled(checkpoint, run, rows).T
     read = torch.from_numpy(x) @ rows.double().T
     assert (scores - scores.mean(0)).numpy() == pytest.approx((read - read.mean(0)).numpy(), abs=2e-3)
 

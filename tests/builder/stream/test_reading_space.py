@@ -20,8 +20,10 @@ FAMILIES = ["gpt2-a", "llama-gqa", "bert"]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_state_of_a_token_alone(family: str, model_folders: dict[str, Path]) -> None:
-    """It is ``hidden_states[1]`` of the model on that token, as the tokenizer would put it, normalized."""
+def test_the_states_of_a_token_alone(family: str, model_folders: dict[str, Path]) -> None:
+    """They are the first two ``hidden_states`` of the model on that token, as its tokenizer puts it, normalized; the
+    first as the mean over positions, which differ in two of the families.
+    """
     folder = model_folders[family]
     runner = Runner.open(Checkpoint.open(str(folder)))
     if family == "bert":
@@ -36,9 +38,15 @@ def test_the_state_of_a_token_alone(family: str, model_folders: dict[str, Path])
     for token in (0, 3, runner.n_rows - 1):
         with torch.no_grad():
             ids = torch.tensor([[2, token, 3]] if family == "bert" else [[token]])
-            states = model(ids, output_hidden_states=True).hidden_states[1][0, int(family == "bert")]
-        wanted = normalized(states[None], runner.checkpoint.family.norm)[0]
-        assert found[token].double().numpy() == pytest.approx(wanted.double().numpy(), abs=1e-5)
+            states = model(ids, output_hidden_states=True).hidden_states
+            wanted = normalized(states[1][:, int(family == "bert")], runner.checkpoint.family.norm)[0]
+            assert found["reading"][token].double().numpy() == pytest.approx(wanted.double().numpy(), abs=1e-5)
+            before, after = ([2], [3]) if family == "bert" else ([], [])
+            n = min(32, runner.longest - len(before) - len(after))
+            states = model(torch.tensor([[*before, *[token] * n, *after]]), output_hidden_states=True).hidden_states
+            mean = states[0][:, len(before) : len(before) + n].mean(1)
+            wanted = normalized(mean, runner.checkpoint.family.norm)[0]
+            assert found["entering"][token].double().numpy() == pytest.approx(wanted.double().numpy(), abs=1e-5)
 
 
 def test_normalized_rows_are_those_of_a_norm_without_gains() -> None:

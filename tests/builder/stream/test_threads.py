@@ -27,8 +27,8 @@ def _threads() -> Iterator[None]:
 
 
 def same(one: Reading, other: Reading) -> bool:
-    pairs = [(one.Z, other.Z)]
-    for of_one, of_other in ((one.maps, other.maps), (one.reads, other.reads)):
+    pairs = []
+    for of_one, of_other in ((one.tables, other.tables), (one.maps, other.maps), (one.reads, other.reads)):
         assert set(of_one) == set(of_other)
         pairs += [(of_one[name], of_other[name]) for name in of_one]
     return all(torch.equal(a.nan_to_num(9), b.nan_to_num(9)) for a, b in pairs)

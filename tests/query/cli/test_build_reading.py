@@ -44,7 +44,8 @@ def test_the_atlas_says_how_it_was_read(word_model: Path, tmp_path: Path, readin
     assert row["reading"] == reading
     assert row["reading_text"] == ("its own" if reading == "expected" else None)
     spaces = json.loads(run("sql", atlas, "SELECT DISTINCT space FROM parameters", "--format", "json").output)
-    assert {each["space"] for each in spaces} == ({"output"} if reading == "embedding" else {"output", "reading"})
+    of_states = set() if reading == "embedding" else {"entering", "reading"}
+    assert {each["space"] for each in spaces} == {"output"} | of_states
 
 
 def test_another_reading_is_refused_and_help_says_what_each_is() -> None:
@@ -52,7 +53,9 @@ def test_another_reading_is_refused_and_help_says_what_each_is() -> None:
     assert refused.exit_code == 2
     assert "'paper' is not one of 'auto', 'expected', 'effective', 'embedding'" in refused.output
     shown = " ".join(run("build", "--help").output.split())
-    assert "what they see of a token (expected, fitted on text), what layer 0 makes of it (effective, weights" in shown
+    assert (
+        "what they see of a token (expected, fitted on text), the state that enters layer 0 or leaves it for" in shown
+    )
 
 
 def test_a_text_that_is_too_short_leaves_nothing_behind(word_model: Path, tmp_path: Path) -> None:

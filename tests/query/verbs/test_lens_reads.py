@@ -14,14 +14,30 @@ import oracle
 from paramdex import AddressError, Atlas, QueryError, TokenFilter
 from paramdex.cli import cli
 from query_helpers import Everything, assert_ranking
+from reading_oracle import gains
 
 BY_SCORE = TokenFilter(by="score")
 PLACES = {"attn": "attn_query", "ff": "ff_key"}
 """A place of a layer -> a kind that reads there, of which the layer has no fewer vectors than they have numbers."""
 SCORED = [("gpt2-wide", layer, place) for layer in range(3) for place in PLACES]
-SCORED += [(model, 0, place) for model in ("gpt2-a", "llama-gqa") for place in PLACES]
-"""Where a vector is scored as it is, or through a map."""
-GAIN = "transformer.h.1.ln_2.weight"
+SCORED += [(model, layer, place) for model in ("gpt2-a", "llama-gqa") for layer in (0, 1) for place in PLACES]
+"""Where a vector is scored through a map, or as it is, which has the gain of the norm in it."""
+
+
+@pytest.fixture(scope="module")
+def tensors(model_folders: dict[str, Path]) -> dict[str, dict[str, np.ndarray]]:
+    """Model -> its tensors."""
+    return {
+        model: {name: each.double().numpy() for name, each in load_file(folder / "model.safetensors").items()}
+        for model, folder in model_folders.items()
+    }
+
+
+def as_given(
+    tensors: dict[str, dict[str, np.ndarray]], model: str, layer: int, place: str, w: np.ndarray
+) -> np.ndarray:
+    """A vector that reads at a place as ``lens`` takes it: where no map is kept, with the norm's gain."""
+    return w if model == "gpt2-wide" else w * gains(tensors[model], PLACES[place], layer)
 
 
 def rows_of(result: object, what: str) -> list[dict]:
@@ -33,6 +49,7 @@ def test_tokens_and_nearest_parameters_are_exact(
     reading_atlas: Atlas,
     truths: dict[str, oracle.Truth],
     reading_wholes: dict[str, Everything],
+    tensors: dict[str, dict[str, np.ndarray]],
     draw: random.Random,
     model: str,
     layer: int,
@@ -43,6 +60,7 @@ def test_tokens_and_nearest_parameters_are_exact(
     weights = np.random.default_rng(draw.randrange(1 << 32)).normal(size=len(rows))
     w, scores = weights @ rows, weights @ whole.scores[whole.chosen(PLACES[place], layer)]
     named = dict(zip(whole.addresses, oracle.pearson(scores[None], whole.scores)[0], strict=True))
+    w = as_given(tensors, model, layer, place, w)
     for side in ("top", "bottom", "both"):
         result = reading_atlas.lens(w, model, 9, reads=f"L{layer}.{place}", side=side)
         assert_ranking(rows_of(result, "parameter"), named, 9, side)
@@ -56,11 +74,17 @@ def test_tokens_and_nearest_parameters_are_exact(
 
 @pytest.mark.parametrize(("model", "layer", "place"), SCORED)
 def test_a_vector_of_the_model_says_what_show_says(
-    reading_atlas: Atlas, truths: dict[str, oracle.Truth], model: str, layer: int, place: str
+    reading_atlas: Atlas,
+    truths: dict[str, oracle.Truth],
+    tensors: dict[str, dict[str, np.ndarray]],
+    model: str,
+    layer: int,
+    place: str,
 ) -> None:
     kind, head = PLACES[place], 1 if place == "attn" else None
     address = oracle.address(model, kind, layer, head, 5)
-    result = reading_atlas.lens(truths[model].vector(kind, layer, head, 5), model, 6, reads=f"L{layer}.{place}")
+    w = as_given(tensors, model, layer, place, truths[model].vector(kind, layer, head, 5))
+    result = reading_atlas.lens(w, model, 6, reads=f"L{layer}.{place}")
     nearest = rows_of(result, "parameter")[0]
     assert nearest["address"] == address
     assert nearest["similarity"] == pytest.approx(1, abs=1e-6)
@@ -82,17 +106,16 @@ def test_what_is_written_is_scored_by_the_main_space(
 
 
 def test_of_an_effective_reading_the_gain_is_the_users(
-    reading_atlas: Atlas, truths: dict[str, oracle.Truth], model_folders: dict[str, Path]
+    reading_atlas: Atlas, truths: dict[str, oracle.Truth], tensors: dict[str, dict[str, np.ndarray]]
 ) -> None:
-    gain = load_file(model_folders["gpt2-a"] / "model.safetensors")[GAIN].double().numpy()
-    w = truths["gpt2-a"].vector("ff_key", 1, None, 8)
-    result = reading_atlas.lens(gain * w, "gpt2-a", 5, reads="L1.ff")
+    w = as_given(tensors, "gpt2-a", 1, "ff", truths["gpt2-a"].vector("ff_key", 1, None, 8))
+    result = reading_atlas.lens(w, "gpt2-a", 5, reads="L1.ff")
     assert rows_of(result, "parameter")[0]["address"] == "gpt2-a/L1/ff_key/8"
     tokens, shown = rows_of(result, "token"), reading_atlas.show("gpt2-a/L1/ff_key/8", 5, filter=BY_SCORE).to_rows()
     assert [row["token_id"] for row in tokens] == [row["token_id"] for row in shown]
     note = "no map is kept for the reading effective: the gain of the norm before L1.ff belongs in the vector"
     assert note in result.notes
-    assert not any("gain" in note for note in reading_atlas.lens(w, "gpt2-a", 5, reads="L0.ff").notes)
+    assert note.replace("L1", "L0") in reading_atlas.lens(w, "gpt2-a", 5, reads="L0.ff").notes
 
 
 def test_rows_of_a_matrix_are_what_each_is_alone(reading_atlas: Atlas, draw: random.Random) -> None:
@@ -118,7 +141,7 @@ def test_it_says_by_what_it_is_read(reading_atlas: Atlas, monkeypatch: pytest.Mo
     lines = str(reading_atlas.lens(w[:24], "gpt2-a", 3, reads="L1.ff")).splitlines()
     assert lines[2] == "read by what layer 0 makes of each token (space reading)"
     lines = str(reading_atlas.lens(w[:24], "llama-gqa", 3, reads="L0.attn")).splitlines()
-    assert lines[2] == "read by the input embedding (space input)"
+    assert lines[2] == "read by what enters layer 0 for each token (space entering)"
     lines = str(reading_atlas.lens(np.stack([w, w]), "gpt2-wide", reads="L1.attn")).splitlines()
     assert lines[0] == "the vector: 2 vectors of gpt2-wide, reading at L1.attn; choose one row to see more"
     assert lines[1] == "read by what layer 0 makes of each token (space reading), through the map of L1.attn"

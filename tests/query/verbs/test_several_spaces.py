@@ -56,9 +56,9 @@ def near(
 def test_the_models_lie_in_several_spaces(reading_atlas: Atlas) -> None:
     found = {name: model.spaces for name, model in reading_atlas.models.items()}
     assert found == {
-        "gpt2-a": ["output", "reading"],
-        "gpt2-wide": ["output", "reading"],
-        "llama-gqa": ["output", "input", "reading"],
+        "gpt2-a": ["output", "entering", "reading"],
+        "gpt2-wide": ["output", "entering", "reading"],
+        "llama-gqa": ["output", "entering", "reading"],
         "bert": ["output"],
     }
 
@@ -237,14 +237,14 @@ def test_on_the_tokens_of_nearly_one_vocabulary(tmp_path: Path, draw: random.Ran
 def test_scored_by_the_input_embedding(
     model_folders: dict[str, Path], truths: dict[str, oracle.Truth], db: duckdb.DuckDBPyConnection, tmp_path: Path
 ) -> None:
-    """Then that is the model's own space, and there is no other one of embeddings."""
+    """Then that is the model's own space, and another than what enters layer 0."""
     folder, path = model_folders["llama-gqa"], tmp_path / "x.atlas"
     build([str(folder)], path, replace(SMALL, space="input", reading="effective"))
     E = load_file(folder / "model.safetensors")["model.embed_tokens.weight"].double().numpy()
     truth = replace(truths["llama-gqa"], E=E[: len(truths["llama-gqa"].E)])
     whole = reading_oracle.everything_read("llama-gqa", truth, folder, path)
     with paramdex.open(path) as atlas:
-        assert atlas.models["llama-gqa"].spaces == ["input", "reading"]
+        assert atlas.models["llama-gqa"].spaces == ["input", "entering", "reading"]
         for kind, layer in itertools.product(("ff_gate", "ff_value"), (0, 1)):
             i = whole.chosen(kind, layer)[5]
             found = atlas.similar(whole.addresses[i], 30, kind="ff_key").to_rows()
@@ -259,7 +259,7 @@ def test_codes_of_every_space(
     path = tmp_path / "x.atlas"
     build([str(model_folders["gpt2-a"])], path, replace(SMALL, reading="effective"))
     with paramdex.open(path) as coded:
-        for stem in ("ff_key", "ff_key.reading"):
+        for stem in ("ff_key", "ff_key.entering", "ff_key.reading"):
             assert f"{stem}.codes.faiss" in coded.database.contents.manifests["gpt2-a"].files
         for address in ("gpt2-a/L0/ff_key/9", "gpt2-a/L1/ff_key/9", "gpt2-a/L1/ff_value/9"):
             for asked in ({}, {"layer": 1}, {"kind": "ff_value", "k": 500}, {"kind": "ff_key", "side": "both"}):
