@@ -28,6 +28,7 @@ from paramdex_builder.project import pair_scan
 from paramdex_builder.project.arithmetic import UNDERFLOW
 from paramdex_builder.project.engines import SelectingEngine, full_float32
 from paramdex_builder.project.pair_scan import Scan, Search, TokenPairs, Words
+from paramdex_builder.project.pair_sides import Side
 
 ROOM = 1 << 20
 """At most so many pairs of a wave can be written down."""
@@ -47,7 +48,9 @@ class _Sorted:
 class WaveScan(Scan):
     """The scan of A B^T by waves of tiles, with an engine that selects."""
 
-    def __init__(self, A: torch.Tensor, B: torch.Tensor, words: Words, k: int, engine: SelectingEngine) -> None:
+    def __init__(
+        self, A: torch.Tensor | Side, B: torch.Tensor | Side, words: Words, k: int, engine: SelectingEngine
+    ) -> None:
         super().__init__(A, B, words, k, engine)
         self.selecting = engine
 

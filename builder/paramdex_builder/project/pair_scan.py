@@ -32,6 +32,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -47,6 +48,7 @@ from paramdex_builder.project.arithmetic import (
     kth_largest,
 )
 from paramdex_builder.project.engines import Engine, full_float32
+from paramdex_builder.project.pair_sides import Side
 from paramdex_builder.work.workers import stop_if_unwanted
 
 TILE_ROWS, TILE_COLUMNS = 1024, 1024
@@ -157,31 +159,42 @@ class Search:
         return self.last is not None and (source, target) > self.last
 
 
-def balance(A: torch.Tensor, B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float]:
-    """(M, N, gap): M and N (r x r) of the balanced factors A M, B N, for A, B (V x r), and how far scores can be off.
-
-    Columns that are zero in A or in B add nothing, and are left out.
+class Balanced(NamedTuple):
+    """M and N (r x r) of the balanced factors A M, B N, how far scores can be off, and what no norm of a row exceeds
+    in A M and in B N.
     """
-    M, N = (torch.zeros(A.shape[1], A.shape[1], dtype=A.dtype, device=A.device) for _ in range(2))
-    gram_a, gram_b = A.T @ A, B.T @ B
-    used = ((gram_a.diag() > 0) & (gram_b.diag() > 0)).nonzero()
+
+    M: torch.Tensor
+    N: torch.Tensor
+    gap: float
+    longest: tuple[float, float]
+
+
+def balance(A: Side, B: Side) -> Balanced:
+    """The balanced factors of A B^T (V x r both). Columns that are zero in A or in B add nothing, and are left out.
+
+    A row of A is L x with ||x|| <= 1, so that of A M is at most ||L^T M|| long.
+    """
+    M, N = (torch.zeros(A.width, A.width, dtype=A.table.dtype, device=A.device) for _ in range(2))
+    used = ((A.gram.diag() > 0) & (B.gram.diag() > 0)).nonzero()
     if not len(used):
-        return M, N, 0.0
-    (L, inverse_L), (R, inverse_R) = (_root(gram[used, used.T], len(A)) for gram in (gram_a, gram_b))
+        return Balanced(M, N, 0.0, (0.0, 0.0))
+    (L, inverse_L), (R, inverse_R) = (_root(side.gram[used, used.T], len(side)) for side in (A, B))
     product = L.T @ R
     U, S, Vt = torch.linalg.svd(product)
     m, n = inverse_L @ (U * S.sqrt()), inverse_R @ (Vt.T * S.sqrt())
     left, right = L.T @ m, R.T @ n
     off = float((product - left @ right.T).norm())
     M[used, used.T], N[used, used.T] = m, n
-    return M, N, 1.001 * (off + _rounding(len(used), *(float(X.norm()) for X in (L, R, m, n, left, right))))
+    sizes = [float(X.norm()) for X in (L, R, m, n, left, right)]
+    return Balanced(M, N, 1.001 * (off + _rounding(len(used), *sizes)), (1.001 * sizes[4], 1.001 * sizes[5]))
 
 
 def _root(gram: torch.Tensor, V: int) -> tuple[torch.Tensor, torch.Tensor]:
     """L (r x r) with A^T A <= L L^T, and L^-T, from the computed A^T A of V rows."""
     values, vectors = torch.linalg.eigh(gram)
-    # Sums of V terms, and the decomposition, which is off by a small multiple of r u ||A^T A||.
-    root = (values.clamp_min(0) + 2 * gamma64(V + 100 * len(gram)) * float(gram.trace())).sqrt()
+    # The sums (``Side.gram``), and the decomposition, which is off by a small multiple of r u ||A^T A||.
+    root = (values.clamp_min(0) + 5 * gamma64(V + 100 * len(gram)) * float(gram.trace())).sqrt()
     return vectors * root, vectors / root
 
 
@@ -209,17 +222,21 @@ class Factor:
     exponent: int
 
     @classmethod
-    def of(cls, X: torch.Tensor, M: torch.Tensor, engine: Engine) -> Factor:
-        Y = X @ M
-        norms = torch.linalg.vector_norm(Y, dim=1)
-        exponent = -math.frexp(float(norms.max()))[1] - 1
-        rows, norms = engine.operand(Y.mul_(2.0**exponent)), norms * 2.0**exponent
-        upper = norms.float().nextafter(torch.tensor(torch.inf, device=X.device)).where(norms > 0, 0.0)
+    def of(cls, side: Side, M: torch.Tensor, longest: float, engine: Engine) -> Factor:
+        """That of a side, no row of which times M is longer than ``longest``. It is made some rows at a time."""
+        exponent, here = -math.frexp(longest)[1] - 1, side.device
+        M = M * 2.0**exponent
+        parts, norms = [], torch.empty(len(side), dtype=torch.float64, device=here)
+        for part, rows in side.chunks():
+            balanced = rows @ M
+            torch.linalg.vector_norm(balanced, dim=1, out=norms[part])
+            parts.append(engine.operand(balanced))
+        upper = norms.float().nextafter(torch.tensor(torch.inf, device=here)).where(norms > 0, 0.0)
         # One sort of integers, by norm descending and by id.
-        order = ascending((_INFINITY - upper.view(torch.int32).long()) << 32 | torch.arange(len(X), device=X.device))
+        order = ascending((_INFINITY - upper.view(torch.int32).long()) << 32 | torch.arange(len(side), device=here))
         ids = order & 0xFFFF_FFFF
         sorted_norms = upper.index_select(0, ids).cpu().numpy().astype(np.float64)
-        return cls(rows.index_select(0, ids), ids, sorted_norms, exponent)
+        return cls(torch.cat(parts).index_select(0, ids), ids, sorted_norms, exponent)
 
     def norms_by_id(self) -> torch.Tensor:
         """The norms (V, float64), in order of the ids."""
@@ -257,22 +274,23 @@ def above(bounds: np.ndarray) -> np.ndarray:
 
 
 class Scan:
-    """The scan of A B^T (A, B: V x r, float64) for the k strongest pairs of different words, on both sides.
+    """The scan of A B^T (both sides V x r, float64) for the k strongest pairs of different words, on both sides.
 
     A and B are products of float32 matrices, or else so small that their Gram matrices are within float64's range.
     """
 
-    def __init__(self, A: torch.Tensor, B: torch.Tensor, words: Words, k: int, engine: Engine) -> None:
-        self.A, self.B, self.words, self.engine = A, B, words, engine
+    def __init__(self, A: torch.Tensor | Side, B: torch.Tensor | Side, words: Words, k: int, engine: Engine) -> None:
+        self.A, self.B, self.words, self.engine = Side.of(A), Side.of(B), words, engine
         self.bits = Bits(engine.score_dtype)
-        M, N, gap = balance(A, B)
-        self.left, self.right = Factor.of(A, M, engine), Factor.of(B, N, engine)
+        M, N, gap, longest = balance(self.A, self.B)
+        self.left = Factor.of(self.A, M, longest[0], engine)
+        self.right = Factor.of(self.B, N, longest[1], engine)
         self.exponent = self.left.exponent + self.right.exponent
         """Thresholds and stored scores are those of A and B; all other numbers here are times 2^exponent."""
         self.gap = math.ldexp(gap, self.exponent)
-        self.error = engine.error(A.shape[1])
-        self.searches = [Search(sign, k, TokenPairs.empty(A.device)) for sign in (1, -1)]
-        self.buffer = torch.empty(TILE_ROWS * TILE_COLUMNS, dtype=engine.score_dtype, device=A.device)
+        self.error = engine.error(self.A.width)
+        self.searches = [Search(sign, k, TokenPairs.empty(self.A.device)) for sign in (1, -1)]
+        self.buffer = torch.empty(TILE_ROWS * TILE_COLUMNS, dtype=engine.score_dtype, device=self.A.device)
 
     def run(self) -> list[Search]:
         """Find the pairs of both sides, top first."""
@@ -301,7 +319,7 @@ class Scan:
         """The stored scores of pairs."""
         step = 1024 if source.device.type == "cpu" else 1 << 16  # as many as stay in a core's cache
         parts = zip(torch.split(source, step), torch.split(target, step), strict=True)
-        return torch.cat([dot(self.A.index_select(0, s), self.B.index_select(0, t)).float() for s, t in parts])
+        return torch.cat([dot(self.A.take(s), self.B.take(t)).float() for s, t in parts])
 
     def _tiles(self) -> list[tuple[int, int, float, int, int]]:
         """(row, column, bound of the stored |score|, least source id, least target id) of tiles, best first."""
@@ -422,7 +440,7 @@ class Scan:
         if len(place) <= max(CROWD, 4 * search.k):
             self._wait(search, place // width + rows.start, place % width + columns.start)
             return
-        a, b = self.A[source], self.B[target]
+        a, b = self.A.take(source), self.B.take(target)
         exact, noise = search.sign * (a @ b.T), gamma64(a.shape[1]) * (a.abs() @ b.abs().T)
         stored, unsure = as_stored(exact, noise)
         needed = search.needs((exact + noise).float(), source[:, None], target) & ~same
