@@ -100,7 +100,8 @@ class Screen:
     """k -> the number of deviations beyond which almost all rows have k tokens (``gpu_tokens``)."""
 
     @classmethod
-    def of(cls, space: TokenRows, engine: Engine) -> Screen:
+    def of(cls, space: TokenRows, engine: Engine, plain: Screen | None = None) -> Screen:
+        """``plain`` is the screen of the plain rows, for rows that have factors: they share the embedding's vectors."""
         E = space.embedding
         size = space.longest + float(space.means.norm())
         groups, one_group = -(-len(E) // max(GROUPS)), torch.zeros(max(GROUPS), E.shape[1], device=E.device)
@@ -115,7 +116,9 @@ class Screen:
             rounded, packed = engine.values(low, E.shape[1]), engine.packed(low)
             rows[start : start + len(packed)] = packed
             norms[part], errors[part] = rounded.norm(dim=1), (centred - rounded).norm(dim=1)
-        vectors = E.double() if doubled(E.numel(), E.dtype, engine) else E
+        vectors = plain.vectors if plain is not None else E
+        if plain is None and doubled(E.numel(), E.dtype, engine):
+            vectors = E.double()
         root = None
         if isinstance(engine, SelectingEngine):
             spread = space.spread().root / ((size or 1) * len(E) ** 0.5)
@@ -130,10 +133,11 @@ _making = threading.Lock()
 
 def screen_of(space: TokenRows, engine: Engine) -> Screen:
     """The screen of some rows, made where the last one was of another engine. Threads may ask at once."""
+    plain = None if space.plain is None else screen_of(space.plain, engine)
     with _making:
         found = _screens.get(space)
         if found is None or found.engine != engine:
-            found = _screens[space] = Screen.of(space, engine)
+            found = _screens[space] = Screen.of(space, engine, plain)
         return found
 
 
