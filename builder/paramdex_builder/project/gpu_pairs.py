@@ -26,7 +26,7 @@ import torch
 
 from paramdex_builder.project import pair_scan
 from paramdex_builder.project.arithmetic import UNDERFLOW
-from paramdex_builder.project.engines import SelectingEngine, full_float32
+from paramdex_builder.project.engines import PairSelecting, full_float32
 from paramdex_builder.project.pair_scan import Scan, Search, TokenPairs, Words
 from paramdex_builder.project.pair_sides import Side
 
@@ -49,7 +49,7 @@ class WaveScan(Scan):
     """The scan of A B^T by waves of tiles, with an engine that selects."""
 
     def __init__(
-        self, A: torch.Tensor | Side, B: torch.Tensor | Side, words: Words, k: int, engine: SelectingEngine
+        self, A: torch.Tensor | Side, B: torch.Tensor | Side, words: Words, k: int, engine: PairSelecting
     ) -> None:
         super().__init__(A, B, words, k, engine)
         self.selecting = engine

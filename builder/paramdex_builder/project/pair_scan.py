@@ -59,6 +59,8 @@ CROWD = 16_384
 """At most so many pairs of a tile are scored one by one."""
 _BATCH = 256
 """So many pairs are scored together, or k where that is more: often enough to raise the threshold."""
+_SMALL = 2.0**-90
+"""What rows of smaller norms than this are off by is within UNDERFLOW."""
 _LARGEST = float(torch.finfo(torch.float32).max)
 _INFINITY = 0x7F80_0000
 """The bits of float32's infinity."""
@@ -220,23 +222,28 @@ class Factor:
     norms: np.ndarray
     """At least the norms of the rows (V, float64), descending."""
     exponent: int
+    error: float = 0.0
+    """How far a row is off by its rounding, as a share of its norm, at most."""
 
     @classmethod
     def of(cls, side: Side, M: torch.Tensor, longest: float, engine: Engine) -> Factor:
         """That of a side, no row of which times M is longer than ``longest``. It is made some rows at a time."""
         exponent, here = -math.frexp(longest)[1] - 1, side.device
         M = M * 2.0**exponent
-        parts, norms = [], torch.empty(len(side), dtype=torch.float64, device=here)
+        parts, (norms, errors) = [], torch.empty(2, len(side), dtype=torch.float64, device=here)
         for part, rows in side.chunks():
             balanced = rows @ M
-            torch.linalg.vector_norm(balanced, dim=1, out=norms[part])
             parts.append(engine.operand(balanced))
+            torch.linalg.vector_norm(balanced, dim=1, out=norms[part])
+            off = balanced.sub_(engine.values(parts[-1], side.width))
+            torch.linalg.vector_norm(off, dim=1, out=errors[part])
+        share = float((errors / norms.clamp_min(_SMALL)).max())
         upper = norms.float().nextafter(torch.tensor(torch.inf, device=here)).where(norms > 0, 0.0)
         # One sort of integers, by norm descending and by id.
         order = ascending((_INFINITY - upper.view(torch.int32).long()) << 32 | torch.arange(len(side), device=here))
         ids = order & 0xFFFF_FFFF
         sorted_norms = upper.index_select(0, ids).cpu().numpy().astype(np.float64)
-        return cls(torch.cat(parts).index_select(0, ids), ids, sorted_norms, exponent)
+        return cls(torch.cat(parts).index_select(0, ids), ids, sorted_norms, exponent, share)
 
     def norms_by_id(self) -> torch.Tensor:
         """The norms (V, float64), in order of the ids."""
@@ -288,7 +295,7 @@ class Scan:
         self.exponent = self.left.exponent + self.right.exponent
         """Thresholds and stored scores are those of A and B; all other numbers here are times 2^exponent."""
         self.gap = math.ldexp(gap, self.exponent)
-        self.error = engine.error(self.A.width)
+        self.error = engine.error(self.A.width, self.left.error, self.right.error)
         self.searches = [Search(sign, k, TokenPairs.empty(self.A.device)) for sign in (1, -1)]
         self.buffer = torch.empty(TILE_ROWS * TILE_COLUMNS, dtype=engine.score_dtype, device=self.A.device)
 

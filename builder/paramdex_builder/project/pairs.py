@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from paramdex_builder.project.arithmetic import gamma64
-from paramdex_builder.project.engines import Engine, SelectingEngine, engine_of
+from paramdex_builder.project.engines import Engine, PairSelecting, pair_engine_of
 from paramdex_builder.project.gpu_pairs import WaveScan
 from paramdex_builder.project.pair_scan import Scan, TokenPairs, Words
 from paramdex_builder.project.pair_sides import CHUNK, Side
@@ -62,8 +62,8 @@ def strongest_pairs(
     A list is shorter where there are fewer pairs. Works on the device of ``A``. The result is the same on every device
     and with every ``engine``; without one, the fastest for the device is taken.
     """
-    engine = engine or engine_of(A.device)
-    scan = WaveScan(A, B, words, k, engine) if isinstance(engine, SelectingEngine) else Scan(A, B, words, k, engine)
+    engine = engine or pair_engine_of(A.device)
+    scan = WaveScan(A, B, words, k, engine) if isinstance(engine, PairSelecting) else Scan(A, B, words, k, engine)
     searches = scan.run()
     reachable = scan.reachable(words.source, words.target)
     source, target = words.source[reachable], words.target[reachable]

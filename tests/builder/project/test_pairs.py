@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 import oracle
-from cpu_engines import ENGINES, FASTEST
+from cpu_engines import ENGINES_OF_PAIRS as ENGINES
+from cpu_engines import FASTEST
 from paramdex.tour import demo_sources
 from paramdex_builder.project import pair_scan
 from paramdex_builder.project.arithmetic import dot
@@ -396,6 +397,7 @@ def test_same_bytes_from_any_threads_tiles_and_engine(monkeypatch: pytest.Monkey
         for n_threads, rows, columns, engine in (
             (1, 512, 1024, BFLOAT16), (2, 512, 1024, BFLOAT16), (2, 512, 1024, FLOAT32), (2, 100, 333, BFLOAT16),
             (1, 7000, 7000, FLOAT32), (1, 512, 1024, FASTEST), (2, 512, 1024, FASTEST), (2, 100, 333, FASTEST),
+            (2, 512, 1024, ENGINES[-1]),
         ):  # fmt: skip
             torch.set_num_threads(n_threads)
             monkeypatch.setattr(pair_scan, "TILE_ROWS", rows)
