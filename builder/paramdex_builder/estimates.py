@@ -12,7 +12,7 @@ from paramdex_builder.project.engines import engine_of
 from paramdex_builder.project.head_rows import ATTENTION, matrices_held
 from paramdex_builder.project.parameter_rows import parameters_held
 from paramdex_builder.project.pieces import pieces
-from paramdex_builder.project.tokens import projection_held, projection_shared
+from paramdex_builder.project.tokens import projection_held, projection_shared, screened_held
 from paramdex_builder.read.weights import Weights
 from paramdex_builder.stream.reading import reading_held
 from paramdex_builder.work.memory import LEAST_FOR_DUCKDB
@@ -42,7 +42,9 @@ def memory_needed(weights: Weights, layout: Layout, V: int, stored: torch.dtype,
     vectors = [sum(len(range(*layout.places(kind).get(place, (0, 0)))) for kind in ATTENTION) for place in places]
     pairing = 4 * n_terms**2 * d * max(vectors, default=0)  # float64 for each of two terms
     if device.type == "cpu":
-        projecting += 2 * projection_shared(V, d, stored, engine_of(device)) + projection_held(V)  # two rankings
+        engine = engine_of(device)
+        projecting += len(layout.spaces) * projection_shared(V, d, stored, engine) + projection_held(V)
+        projecting += screened_held(V, d, engine)  # of the rows by which what is usual is measured
         pairing += max((matrices_held(V, layout.heads(place), n_terms) for place in places), default=0)
     embedding, sorting = stored.itemsize * V * d, LEAST_FOR_DUCKDB
     reading = embedding  # the file, mapped, beside what is copied from it

@@ -81,12 +81,14 @@ class Derived(Block):
     def off(self, row: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
         g, p = self.second.g[token], self.second.p[token]
         s = g * self.kappa[row].abs() + p.abs() * self.beta[row] + self.eta[row].abs()
-        return g * self.first.off(row, token) + self.relative * s + UNDERFLOW
+        bound: torch.Tensor = g * self.first.off(row, token) + self.relative * s + UNDERFLOW
+        return bound
 
     def most_off(self) -> torch.Tensor:
         errors, norms, p = self.second.most
-        bound = self.first.bounds(torch.tensor(errors), torch.tensor(norms), slice(None))
-        return bound + self.relative * (self.kappa.abs() + p * self.beta + self.eta.abs()) + UNDERFLOW
+        of_first = self.first.bounds(torch.tensor(errors), torch.tensor(norms), slice(None))
+        bound: torch.Tensor = self.relative * (self.kappa.abs() + p * self.beta + self.eta.abs()) + UNDERFLOW
+        return bound + of_first
 
     def reaching(
         self, bits: torch.Tensor, rows: torch.Tensor, keys: torch.Tensor, side: int

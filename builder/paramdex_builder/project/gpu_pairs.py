@@ -1,7 +1,8 @@
-"""The scan of ``pair_scan`` on a GPU: pairs are selected where their screened scores are made.
+"""The scan of ``pair_scan`` by an engine that selects pairs where their screened scores are made: on a GPU, or on a
+processor with VNNI.
 
 The tiles are the same, and they are visited in the same order, best first. But many of them go together, as a *wave*:
-one run of ``kernels.triton.pairs_reaching``, which writes down the pairs that reach a limit and nothing else. The first
+one run of ``pairs_reaching`` (``kernels``), which writes down the pairs that reach a limit and nothing else. The first
 wave is a few tiles; each next one is several times as large. The threshold then is the k-th best score of all waves
 before. So we expect k pairs times the growth, and those that low precision cannot tell from them.
 

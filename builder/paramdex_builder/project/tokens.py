@@ -12,7 +12,7 @@ over 1, and rounded to e' and w'. What that rounding costs is measured; it is le
     |t~ - t| <= b + u / (1 - u) |t~|,   b = ||e - c - e'|| + ||e'|| (||w - w'|| + gamma_d ||w'||) + UNDERFLOW
 
 An engine that selects, such as a GPU's tensor cores, does the next step as ``gpu_tokens`` explains. The other steps are
-the same.
+the same. Where vectors are ranked twice, what is screened for the second ranking is made of the first (``derived``).
 
 **Selected.** Tokens are taken in groups, and only the largest t~ of each group is looked at. Let theta be the k-th
 largest of those. It is at most the k-th largest of all t~, so k tokens certainly have t >= theta - b - u / (1 - u)
@@ -132,8 +132,12 @@ def projection_held(V: int) -> int:
 
 def projection_shared(V: int, d: int, stored: torch.dtype, engine: Engine) -> int:
     """About how many bytes all calls share with an ``engine``, beside an E (V x d) held in the dtype ``stored``."""
-    vectors = 8 * V * d if doubled(V * d, stored, engine) else 0
-    return V * (engine.operand_dtype.itemsize * d + 16) + engine.score_dtype.itemsize * d * d + vectors
+    return screened_held(V, d, engine) + (8 * V * d if doubled(V * d, stored, engine) else 0)
+
+
+def screened_held(V: int, d: int, engine: Engine) -> int:
+    """About how many bytes rows (V x d) take as they are screened."""
+    return V * (engine.operand_dtype.itemsize * d + 16) + engine.score_dtype.itemsize * d * d
 
 
 def _screened_rows(screen: Screen) -> int:
