@@ -23,8 +23,9 @@ from cpu_engines import FASTEST
 from paramdex.tour import demo_sources
 from paramdex_builder.project import pair_scan
 from paramdex_builder.project.arithmetic import dot
+from paramdex_builder.project.balance import balance
 from paramdex_builder.project.engines import BFLOAT16, FLOAT32
-from paramdex_builder.project.pair_scan import Factor, Scan, TokenPairs, above, balance
+from paramdex_builder.project.pair_scan import Factor, Scan, TokenPairs, above
 from paramdex_builder.project.pair_sides import Side
 from paramdex_builder.project.pairs import (
     HeadPairs,
