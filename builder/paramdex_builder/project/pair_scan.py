@@ -1,7 +1,7 @@
 """The scan of a head's matrix A B^T for its strongest pairs: few of its V x V scores are looked at, none is missed.
 
-**Balanced.** The rows a', b' of factors A M and B N are scanned, whose products are those of A and B but for one number,
-the ``gap`` (``balance``).
+**Balanced.** The rows a', b' of factors A M and B N are scanned, whose products are those of A and B but for one
+number, the ``gap`` (``balance``).
 
 **Best first.** Rows are sorted by the norms of a' and b' and cut into tiles. Tiles are visited in order of the largest
 |score| that they can have, that of their first row and column: ||a'|| ||b'|| + gap (Cauchy-Schwarz). Each side has a
