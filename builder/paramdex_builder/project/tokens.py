@@ -126,18 +126,21 @@ def token_scores(rows: torch.Tensor, space: TokenRows, ids: torch.Tensor, engine
 
 
 def projection_held(V: int) -> int:
-    """About how many bytes a call of ``strongest_tokens`` takes on a processor, beside the rows and what is shared."""
-    return 4 * max(_BLOCK_BYTES, 4 * _BLOCK_ROWS[0] * V) + 3 * _SCORED_BYTES + 64 * _TOGETHER
+    """About how many bytes a call of ``strongest_by_both`` takes on a processor, beside the rows and what is shared:
+    the scores of a block by either ranking, and as much again.
+    """
+    return 3 * max(_BLOCK_BYTES, 4 * _BLOCK_ROWS[0] * V) + 3 * _SCORED_BYTES + 64 * _TOGETHER
 
 
 def projection_shared(V: int, d: int, stored: torch.dtype, engine: Engine) -> int:
     """About how many bytes all calls share with an ``engine``, beside an E (V x d) held in the dtype ``stored``."""
-    return screened_held(V, d, engine) + (8 * V * d if doubled(V * d, stored, engine) else 0)
+    vectors = 8 * V * d if doubled(V * d, stored, engine) else 0
+    return screened_held(V, d, engine) + engine.score_dtype.itemsize * d * d + vectors
 
 
 def screened_held(V: int, d: int, engine: Engine) -> int:
-    """About how many bytes rows (V x d) take as they are screened."""
-    return V * (engine.operand_dtype.itemsize * d + 16) + engine.score_dtype.itemsize * d * d
+    """About how many bytes rows (V x d) take as they are screened on a processor."""
+    return V * (engine.operand_dtype.itemsize * d + 16)
 
 
 def _screened_rows(screen: Screen) -> int:
