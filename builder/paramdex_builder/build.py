@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -245,23 +245,33 @@ def _project_parameters(planned: Planned, scoring: Scoring, units: Units, worker
     groups: dict[tuple[str, str], list[Piece]] = {}
     for piece in every:
         groups.setdefault((piece.run.kind, piece.run.space), []).append(piece)
+    done = {piece: units.has(piece.run.kind, piece.number) for piece in every}
+    missing = [some for some in groups.values() if not all(done[piece] for piece in some)]
+    _measure_usual(planned, scoring, missing, units, workers, progress)
     with progress.step(f"{planned.name}: projecting parameters", layout.n_parameters) as advance:
-        for some in groups.values():
-            _project_group(planned, scoring, some, units, workers, advance)
+        advance(sum(_n_rows(some) for some in groups.values() if some not in missing))
+        for some in missing:
+            _project_group(planned, scoring, [(piece, done[piece]) for piece in some], units, workers, advance)
+
+
+def _group_held(planned: Planned, scoring: Scoring, some: list[Piece]) -> int:
+    """About how many bytes work on a piece of a group takes."""
+    weights = planned.weights
+    return parameters_held(some, weights.d_model, weights.n_terms) + projection_held(scoring.main.size)
 
 
 def _project_group(
-    planned: Planned, scoring: Scoring, some: list[Piece], units: Units, workers: Workers, advance: Advance
+    planned: Planned,
+    scoring: Scoring,
+    every: list[tuple[Piece, bool]],
+    units: Units,
+    workers: Workers,
+    advance: Advance,
 ) -> None:
-    """Make the units of all pieces of a kind that one space scores."""
+    """Make the units of all pieces of a kind that one space scores; each comes with whether it is done."""
     weights, top_k = planned.weights, planned.plan.top_k
-    done = [units.has(piece.run.kind, piece.number) for piece in some]
-    if all(done):
-        advance(sum(piece.n_rows for piece in some))
-        return
-    each_held = parameters_held(some, weights.d_model, weights.n_terms) + projection_held(scoring.main.size)
-    moments_held = each_held + 8 * weights.d_model**2
-    unusual = _unusual(scoring, some, top_k, units, partial(workers.map, held=moments_held))
+    some = [piece for piece, _ in every]
+    unusual = _unusual(scoring, some, units)
 
     def project(item: tuple[Piece, bool]) -> int:
         piece, is_done = item
@@ -278,33 +288,68 @@ def _project_group(
             memory.release()
         return piece.n_rows
 
-    for n_rows in workers.map(project, zip(some, done, strict=True), each_held):
+    for n_rows in workers.map(project, every, _group_held(planned, scoring, some)):
         advance(n_rows)
     if unusual is not None:
         forget(unusual.rows)
 
 
-def _unusual(
-    scoring: Scoring, some: list[Piece], top_k: int, units: Units, each: Callable[..., Iterator[Moments]]
-) -> Unusual | None:
-    """What is usual for all pieces of a kind that one space scores, a unit of its own; None where they are too few."""
-    run = some[0].run
-    if sum(piece.n_rows for piece in some) < LEAST:
-        return None
-    space, alike = scoring.space(run), scoring.spaces.get("reading", scoring.main)
+def _measure_usual(
+    planned: Planned,
+    scoring: Scoring,
+    groups: list[list[Piece]],
+    units: Units,
+    workers: Workers,
+    progress: Progress,
+) -> None:
+    """Make a unit of what is usual for all pieces of each group: of a kind that one space scores."""
+    groups = [some for some in groups if _n_rows(some) >= LEAST]
+    V, alike = scoring.main.size, _alike(scoring)
 
     def of_piece(piece: Piece) -> Moments:
         own = scoring.weights.rows(piece.run, piece.owners)
-        return moments(scoring.rows(piece.run, own, piece.owners).to(space.device))
+        return moments(scoring.rows(piece.run, own, piece.owners).to(alike.device))
 
-    def write(path: Path) -> None:
-        found = merged(each(of_piece, some))
+    def write(some: list[Piece], advance: Advance, path: Path) -> None:
+        held = _group_held(planned, scoring, some) + 8 * planned.weights.d_model**2
+        space, every = scoring.space(some[0].run), []
+        for piece, found in zip(some, workers.map(of_piece, some, held), strict=True):
+            every.append(found)
+            advance(piece.n_rows)
+        found = merged(every)
         usual = Usual.of(space, found)
-        replace(usual, chance=by_chance(found, usual.rows(space), alike, top_k)).save(path)
+        rows = usual.rows(space)
+        replace(usual, chance=by_chance(found, rows, alike, planned.plan.top_k)).save(path)
+        forget(rows)
+        advance(V)
 
-    stem = vector_files.stem(run.kind, run.space)
-    usual = Usual.load(units.file(f"{stem}.usual.safetensors", write), space.device)
-    return Unusual(usual, usual.rows(space), Readable(alike, *usual.chance))
+    total = sum(_n_rows(some) + V for some in groups)
+    with progress.step(f"{planned.name}: measuring what is usual", total) as advance:
+        for some in groups:
+            units.file(_usual_file(some), partial(write, some, advance))
+
+
+def _n_rows(some: list[Piece]) -> int:
+    return sum(piece.n_rows for piece in some)
+
+
+def _alike(scoring: Scoring) -> Space:
+    """The rows that say how alike tokens are (``readable``)."""
+    return scoring.spaces.get("reading", scoring.main)
+
+
+def _usual_file(some: list[Piece]) -> str:
+    run = some[0].run
+    return f"{vector_files.stem(run.kind, run.space)}.usual.safetensors"
+
+
+def _unusual(scoring: Scoring, some: list[Piece], units: Units) -> Unusual | None:
+    """What was measured of a group by ``_measure_usual``; None where it has too few vectors."""
+    if _n_rows(some) < LEAST:
+        return None
+    space = scoring.space(some[0].run)
+    usual = Usual.load(units.finished(_usual_file(some)), space.device)
+    return Unusual(usual, usual.rows(space), Readable(_alike(scoring), *usual.chance))
 
 
 def _pair_tokens(

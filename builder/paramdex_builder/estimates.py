@@ -9,10 +9,10 @@ from __future__ import annotations
 import torch
 
 from paramdex_builder.project.engines import engine_of
-from paramdex_builder.project.head_rows import ATTENTION, matrix_held
+from paramdex_builder.project.head_rows import ATTENTION, matrices_held
 from paramdex_builder.project.parameter_rows import parameters_held
 from paramdex_builder.project.pieces import pieces
-from paramdex_builder.project.tokens import projection_held, projection_shared
+from paramdex_builder.project.tokens import projection_held, projection_shared, screened_held
 from paramdex_builder.read.weights import Weights
 from paramdex_builder.stream.reading import reading_held
 from paramdex_builder.work.memory import LEAST_FOR_DUCKDB
@@ -43,8 +43,10 @@ def memory_needed(weights: Weights, layout: Layout, V: int, stored: torch.dtype,
     vectors = [sum(len(range(*layout.places(kind).get(place, (0, 0)))) for kind in ATTENTION) for place in places]
     pairing = 4 * n_terms**2 * d * max(vectors, default=0)  # float64 for each of two terms
     if device.type == "cpu":
-        projecting += 2 * projection_shared(V, d, stored, engine_of(device)) + projection_held(V)  # two rankings
-        pairing += max((matrix_held(V, layout.heads(place).size * n_terms) for place in places), default=0)
+        engine = engine_of(device)
+        projecting += len(layout.spaces) * projection_shared(V, d, stored, engine) + projection_held(V)
+        projecting += screened_held(V, d, engine)  # of the rows by which what is usual is measured
+        pairing += max((matrices_held(V, layout.heads(place), n_terms) for place in places), default=0)
     embedding, sorting = stored.itemsize * V * d, LEAST_FOR_DUCKDB
     reading = embedding  # the file, mapped, beside what is copied from it
     relating = 4 * root  # to another model as wide, whatever the spaces: two roots, an inverse and their product

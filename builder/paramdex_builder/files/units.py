@@ -89,6 +89,10 @@ class Units:
             write_whole(digest, lambda part: part.write_text(sha256(path), "utf-8"))
         return path
 
+    def finished(self, name: str) -> Path:
+        """The path of a file that ``file`` has written."""
+        return self.folder / name
+
     def write_coordinates(self, stem: str, number: int, rows: np.ndarray) -> None:
         def save(part: Path) -> None:
             with part.open("wb") as file:

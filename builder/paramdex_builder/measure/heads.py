@@ -73,7 +73,7 @@ def _pair_rankings(subject: Subject, matrix: str, way: Way) -> dict[str, hubs.Pa
         squares_of(P, Q, space(left), space(right)) for (left, P), (right, Q) in _all_heads(subject, matrix, way)
     )
     usual = UsualPairs.of(summed(squares))
-    return rankings if usual is None else rankings | {"token_z": lambda A, B: usual.factors(A, B, B.mean(dim=0))}
+    return rankings if usual is None else rankings | {"token_z": lambda A, B: usual.sides(A, B, B.table.mean(dim=0))}
 
 
 Side = tuple[torch.Tensor, torch.Tensor]

@@ -11,11 +11,12 @@ from collections.abc import Callable
 
 import torch
 
+from paramdex_builder.project.pair_sides import Side
 from paramdex_builder.project.pairs import Words, strongest_pairs
 
 HUBS, PLACES, PAIRS = 100, 10, 50
-PairRanking = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
-"""Takes the factors A, B (V x d_head each, float64) of a head's matrix A B^T to those whose product ranks its pairs."""
+PairRanking = Callable[[Side, Side], tuple[Side, Side]]
+"""Takes the sides A, B (V x d_head each) of a head's matrix A B^T to those whose product ranks its pairs."""
 
 
 def share(ids: torch.Tensor, V: int) -> float:
@@ -54,6 +55,5 @@ def pair_places(A: torch.Tensor, B: torch.Tensor, words: Words, ranking: PairRan
     """The sources and targets of the PAIRS strongest pairs of different words of A B^T (both V x d_head, float64), as
     ``ranking`` has them: fewer where there are fewer (2 x n ids).
     """
-    left, right = ranking(A, B)
-    pairs = strongest_pairs(left.contiguous(), right.contiguous(), words, PAIRS)["top"].distinct
+    pairs = strongest_pairs(*ranking(Side(A), Side(B)), words, PAIRS)["top"].distinct
     return torch.stack([pairs.source, pairs.target])

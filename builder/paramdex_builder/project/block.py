@@ -100,7 +100,8 @@ class Screen:
     """k -> the number of deviations beyond which almost all rows have k tokens (``gpu_tokens``)."""
 
     @classmethod
-    def of(cls, space: TokenRows, engine: Engine) -> Screen:
+    def of(cls, space: TokenRows, engine: Engine, plain: Screen | None = None) -> Screen:
+        """``plain`` is the screen of the plain rows, for rows that have factors: they share the embedding's vectors."""
         E = space.embedding
         size = space.longest + float(space.means.norm())
         groups, one_group = -(-len(E) // max(GROUPS)), torch.zeros(max(GROUPS), E.shape[1], device=E.device)
@@ -115,7 +116,9 @@ class Screen:
             rounded, packed = engine.values(low, E.shape[1]), engine.packed(low)
             rows[start : start + len(packed)] = packed
             norms[part], errors[part] = rounded.norm(dim=1), (centred - rounded).norm(dim=1)
-        vectors = E.double() if doubled(E.numel(), E.dtype, engine) else E
+        vectors = plain.vectors if plain is not None else E
+        if plain is None and doubled(E.numel(), E.dtype, engine):
+            vectors = E.double()
         root = None
         if isinstance(engine, SelectingEngine):
             spread = space.spread().root / ((size or 1) * len(E) ** 0.5)
@@ -130,10 +133,11 @@ _making = threading.Lock()
 
 def screen_of(space: TokenRows, engine: Engine) -> Screen:
     """The screen of some rows, made where the last one was of another engine. Threads may ask at once."""
+    plain = None if space.plain is None else screen_of(space.plain, engine)
     with _making:
         found = _screens.get(space)
         if found is None or found.engine != engine:
-            found = _screens[space] = Screen.of(space, engine)
+            found = _screens[space] = Screen.of(space, engine, plain)
         return found
 
 
@@ -166,10 +170,14 @@ class Block:
         self.relative = u / (1 - u)
         self.noise = gamma64(d) * space.longest * norms
         """How far a sum in float64 can be from the score (n)."""
-        largest = space.longest * norms
-        slack = (2.0**-22 * largest + 2.0**-148) / (screen.size * norms)
-        self.slack = slack.where((largest > 0) & (largest < LARGEST), torch.inf)
+        self.slack = self._slack(space.longest * norms, screen.size * norms)
         """The gap beyond which a smaller t stays smaller after rounding to float32 (n)."""
+
+    @staticmethod
+    def _slack(largest: torch.Tensor, unit: torch.Tensor) -> torch.Tensor:
+        """``slack`` in some ``unit``, where no score is over ``largest`` (n each); infinite beyond float32's range."""
+        slack = (2.0**-22 * largest + 2.0**-148) / unit
+        return slack.where((largest > 0) & (largest < LARGEST), torch.inf)
 
     @cached_property
     def rounded(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -188,6 +196,22 @@ class Block:
         """b of some rows, from ||e - c - e'|| and ||e'||; 1.001 makes up for its own rounding."""
         return 1.001 * (errors + norms * self.rounded[1][row]) + UNDERFLOW
 
+    def off(self, row: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
+        """How far what was screened can be off for pairs of a row and a token (N), but for the share ``relative`` of
+        itself.
+        """
+        return self.bounds(self.screen.errors[token], self.screen.norms[token], row)
+
+    def most_off(self) -> torch.Tensor:
+        """The most of that for any token (n)."""
+        return self.bounds(self.screen.errors.max(), self.screen.norms.max(), slice(None))
+
+    def reaching(
+        self, bits: torch.Tensor, rows: torch.Tensor, keys: torch.Tensor, side: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """``Bits.reaching`` of the bits that ``screened`` gives."""
+        return self.screen.engine.reaching(bits, rows, keys, side)
+
     def screened(self, group: int, space: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The bits of all -t~ (n V / group x group), in ``space``, and of the largest t~ and the largest -t~ of every
         group (2 x n x V / group). The first are in order of tile, row and token.
@@ -203,11 +227,11 @@ class Block:
 
     def candidates(self, bits: torch.Tensor, peaks: torch.Tensor, k: int, sign: int) -> Candidates:
         """The candidates of the side ``sign``, from what ``screened`` gives: ``bits``, and ``peaks`` of that side."""
-        screen, floats = self.screen, self.bits.floats
+        floats = self.bits.floats
         n, n_groups = peaks.shape
         group = bits.shape[1]
         theta = kth_largest(peaks, k).view(floats).double()
-        bound = self.bounds(screen.errors.max(), screen.norms.max(), slice(None))
+        bound = self.most_off()
         limit = (theta * (1 - self.relative) - 2 * bound - self.slack) / (1 + self.relative)
         keys = self.bits.keys(limit.clamp_min(0)).masked_fill(~(limit > 0), torch.iinfo(self.bits.integers).max)
         hot = at_least(peaks, keys[:, None])
@@ -220,12 +244,12 @@ class Block:
         per_tile = self.tile // group
         before = place // per_tile * per_tile
         group_of = before * n + row * (n_groups - before).clamp_max(per_tile) + place - before
-        over, found = screen.engine.reaching(bits, group_of, keys[row], sign)
+        over, found = self.reaching(bits, group_of, keys[row], sign)
         at = over // group
         row, token = row[at], place[at] * group + over % group
         value = found.view(floats).double()
         # The same with the bound of each token. k of a row are certain to have more than 0.
-        bound = self.bounds(screen.errors[token], screen.norms[token], row) + self.relative * value
+        bound = self.off(row, token) + self.relative * value
         lower = (value - bound).clamp_min(0).float().view(torch.int32)
         end = torch.bincount(row, minlength=n).cumsum(0)
         kth = ascending(row << 32 | lower)[end[few] - k] & 0xFFFF_FFFF

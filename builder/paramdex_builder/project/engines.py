@@ -17,8 +17,13 @@ These are Higham's (2002, section 3.1); the second one follows by Cauchy-Schwarz
 
     |s~ - <x, y>| <= ((1 + u)^3 (1 + gamma_d) - 1) ||x|| ||y||                          (``error``)
 
+with what was measured of the operands in place of (1 + u)^2, where that is known.
+
 **int16** (``kernels.avx2``). The sum is exact, ||x - x'|| <= v ||x|| with another v, and the sum is rounded to float32:
 ((1 + v)^2 (1 + u_32) - 1) ||x|| ||y||.
+
+**int8** (``kernels.vnni``). So it is, and the sum is rounded three times: u = 2^-22 is more than that. The numbers that
+are left over, PyTorch multiplies in float32.
 
 **Tensor cores** multiply bfloat16 exactly and add up blocks of K >= 4 products and the sum so far. They shift all of
 them to the exponent of the largest and cut off what lies below its 24 bits, and cut the sum off once more (Fasi,
@@ -33,6 +38,7 @@ with a norm that is too small for their scale, 2^-112 sqrt(d + 3) at the most.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -41,7 +47,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 
 from paramdex_builder.project.arithmetic import Bits, by_token, gamma, library_dots
-from paramdex_builder.project.kernels import avx2
+from paramdex_builder.project.kernels import avx2, vnni
 
 _FEW = 8192
 """Rows of bfloat16 that are held in float32 beside themselves."""
@@ -81,9 +87,12 @@ class Engine(Protocol):
         """a b^T (n x m) of two operands, in the first n m places of ``out``, a vector of ``score_dtype``."""
         ...
 
-    def error(self, d: int) -> float:
-        """How far a product of d terms can be off, as a share of the product of the norms."""
-        return 1.001 * ((1 + self.operand_error(d)) ** 2 * (1 + self.u) * (1 + self.gamma(d)) - 1)
+    def error(self, d: int, left: float | None = None, right: float | None = None) -> float:
+        """How far a product of d terms can be off, as a share of the product of the norms; ``left`` and ``right`` are
+        how far its operands are off, where that is known better than by ``operand_error``.
+        """
+        off = (1 + (self.operand_error(d) if each is None else each) for each in (left, right))
+        return 1.001 * (math.prod(off) * (1 + self.u) * (1 + self.gamma(d)) - 1)
 
     def packed(self, rows: torch.Tensor) -> torch.Tensor:
         """An operand b for the products of ``screen`` with many a. Its rows may become a multiple of 16. It can be cut
@@ -127,17 +136,8 @@ class Engine(Protocol):
 
 
 @runtime_checkable
-class SelectingEngine(Engine, Protocol):
-    """An engine that compares scores where it makes them, and writes down only those that reach a limit.
-
-    Its operands are the rounded matrices themselves (n x d), so that PyTorch can multiply them as well.
-    """
-
-    def tokens_reaching(
-        self, low: torch.Tensor, rows: torch.Tensor, V: int, theta: torch.Tensor, room: int
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(count, token, value), as ``kernels.triton.tokens_reaching`` explains."""
-        ...
+class PairSelecting(Engine, Protocol):
+    """An engine that compares scores of pairs where it makes them, and writes down only those that reach a limit."""
 
     def pairs_reaching(
         self,
@@ -151,6 +151,20 @@ class SelectingEngine(Engine, Protocol):
         most: tuple[float, float],
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(count, pair), as ``kernels.triton.pairs_reaching`` explains."""
+        ...
+
+
+@runtime_checkable
+class SelectingEngine(PairSelecting, Protocol):
+    """An engine that does so with scores of tokens, too.
+
+    Its operands are the rounded matrices themselves (n x d), so that PyTorch can multiply them as well.
+    """
+
+    def tokens_reaching(
+        self, low: torch.Tensor, rows: torch.Tensor, V: int, theta: torch.Tensor, room: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(count, token, value), as ``kernels.triton.tokens_reaching`` explains."""
         ...
 
 
@@ -239,6 +253,43 @@ class Int16(Engine):
         return scores
 
 
+class Int8(Engine):
+    """The compiled kernel of ``kernels.vnni``, for pairs: operands of int8, sums that are selected from."""
+
+    operand_dtype = torch.int8
+    score_dtype = torch.float32
+    u = 2.0**-22  # of three roundings
+
+    def operand(self, x: torch.Tensor) -> torch.Tensor:
+        return vnni.operand(x)
+
+    def values(self, rows: torch.Tensor, d: int) -> torch.Tensor:
+        return vnni.values(rows, d)
+
+    def operand_error(self, d: int) -> float:
+        return vnni.operand_error(d)
+
+    def gamma(self, d: int) -> float:
+        return gamma(d)  # of ``product``; sums of integers are exact
+
+    def product(self, a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        d = a.shape[1] - 4  # what the kernel leaves over
+        return torch.mm(self.values(a, d).float(), self.values(b, d).float().T, out=_shaped(out, a, b))
+
+    def pairs_reaching(
+        self,
+        factors: tuple[torch.Tensor, torch.Tensor],
+        norms: tuple[torch.Tensor, torch.Tensor],
+        words: tuple[torch.Tensor, torch.Tensor],
+        tiles: torch.Tensor,
+        shape: tuple[int, int],
+        limits: torch.Tensor,
+        room: int,
+        most: tuple[float, float],
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return vnni.pairs_reaching(factors, norms, words, tiles, shape, limits, room, most)
+
+
 class TensorCores(Rounded):
     """A GPU's tensor cores, in the kernels of ``kernels.triton``: bfloat16, with sums that are selected from as they
     are made. (The module is imported where it is used, so that nobody else needs Triton.)
@@ -295,6 +346,7 @@ def _shaped(out: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor
 
 
 FLOAT32, BFLOAT16, INT16, TENSOR_CORES = Rounded(torch.float32), Rounded(torch.bfloat16), Int16(), TensorCores()
+INT8 = Int8()
 
 ENGINES: list[Callable[[torch.device], Engine | None]] = []
 """Functions that ``engine_of`` asks before it chooses, the one added last first. Each returns an engine for a device,
@@ -324,6 +376,12 @@ def engine_of(device: torch.device) -> Engine:
     if features.get("avx2") and not features.get("avx512_f") and avx2.library() is not None:
         return INT16
     return FLOAT32
+
+
+def pair_engine_of(device: torch.device) -> Engine:
+    """The engine for pairs on a device: int8 in place of bfloat16 where the installation has the kernel for that."""
+    found = engine_of(device)
+    return INT8 if found is BFLOAT16 and vnni.library() is not None else found
 
 
 def _has_tensor_cores(device: torch.device) -> bool:

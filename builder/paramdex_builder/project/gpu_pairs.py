@@ -1,7 +1,8 @@
-"""The scan of ``pair_scan`` on a GPU: pairs are selected where their screened scores are made.
+"""The scan of ``pair_scan`` by an engine that selects pairs where their screened scores are made: on a GPU, or on a
+processor with VNNI.
 
 The tiles are the same, and they are visited in the same order, best first. But many of them go together, as a *wave*:
-one run of ``kernels.triton.pairs_reaching``, which writes down the pairs that reach a limit and nothing else. The first
+one run of ``pairs_reaching`` (``kernels``), which writes down the pairs that reach a limit and nothing else. The first
 wave is a few tiles; each next one is several times as large. The threshold then is the k-th best score of all waves
 before. So we expect k pairs times the growth, and those that low precision cannot tell from them.
 
@@ -26,8 +27,9 @@ import torch
 
 from paramdex_builder.project import pair_scan
 from paramdex_builder.project.arithmetic import UNDERFLOW
-from paramdex_builder.project.engines import SelectingEngine, full_float32
+from paramdex_builder.project.engines import PairSelecting, full_float32
 from paramdex_builder.project.pair_scan import Scan, Search, TokenPairs, Words
+from paramdex_builder.project.pair_sides import Side
 
 ROOM = 1 << 20
 """At most so many pairs of a wave can be written down."""
@@ -47,7 +49,9 @@ class _Sorted:
 class WaveScan(Scan):
     """The scan of A B^T by waves of tiles, with an engine that selects."""
 
-    def __init__(self, A: torch.Tensor, B: torch.Tensor, words: Words, k: int, engine: SelectingEngine) -> None:
+    def __init__(
+        self, A: torch.Tensor | Side, B: torch.Tensor | Side, words: Words, k: int, engine: PairSelecting
+    ) -> None:
         super().__init__(A, B, words, k, engine)
         self.selecting = engine
 

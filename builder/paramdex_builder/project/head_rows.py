@@ -14,6 +14,7 @@ import torch
 
 from paramdex_builder.project.directions import Direction, Factor, directions
 from paramdex_builder.project.pair_rows import Ranked, pair_rows
+from paramdex_builder.project.pair_sides import Side
 from paramdex_builder.project.pairs import (
     Words,
     balanced,
@@ -25,7 +26,7 @@ from paramdex_builder.project.pairs import (
 )
 from paramdex_builder.project.scoring import Scoring
 from paramdex_builder.project.space import Space
-from paramdex_builder.project.usual_pairs import Squares, UsualPairs, squares_of, summed
+from paramdex_builder.project.usual_pairs import Squares, UsualPairs, root_mean_square, squares_of, summed
 from paramdex_builder.work.workers import Workers
 from paramdex_schemas import MATRICES, Run
 
@@ -67,6 +68,10 @@ class Kept:
     directions: int
 
 
+_TOGETHER = 4
+"""At most so many heads that share keys and values are worked on by one thread."""
+
+
 @dataclass(frozen=True)
 class _Matrix:
     """What is kept of one matrix of a head."""
@@ -95,16 +100,28 @@ def head_rows(
         | {"space": run.space}
         for head in range(run.n_owners)
     ]
-    every = list(product(range(run.n_owners), MATRICES))
-    work = partial(_matrix, vectors, first, usual, words, kept)
-    each_held = matrix_held(scoring.main.size, run.size * scoring.weights.n_terms)
-    pairs, found_directions = [], [DIRECTIONS.empty_table()]
-    for (head, _), found in zip(every, workers.map(work, every, each_held), strict=True):
-        heads[head] |= found.numbers
-        pairs += found.pairs
-        found_directions += found.directions
-        advance(1)
-    return pa.Table.from_pylist(heads, schema=HEADS), pa.concat_tables(pairs), pa.concat_tables(found_directions)
+    every = list(product(MATRICES, _together(run, scoring)))
+    work = partial(_matrices, vectors, first, usual, words, kept)
+    each_held = matrices_held(scoring.main.size, run, scoring.weights.n_terms)
+    found: dict[tuple[int, str], _Matrix] = {}
+    for (matrix, some), matrices in zip(every, workers.map(work, every, each_held), strict=True):
+        found |= {(head, matrix): each for head, each in zip(some, matrices, strict=True)}
+        advance(len(some))
+    ordered = [found[at] for at in product(range(run.n_owners), MATRICES)]
+    for (head, _), each in found.items():
+        heads[head] |= each.numbers
+    pairs = [table for each in ordered for table in each.pairs]
+    of_directions = [DIRECTIONS.empty_table(), *(table for each in ordered for table in each.directions)]
+    return pa.Table.from_pylist(heads, schema=HEADS), pa.concat_tables(pairs), pa.concat_tables(of_directions)
+
+
+def _together(run: Run, scoring: Scoring) -> list[range]:
+    """The heads of a place, in runs of those that are worked on together: they share keys and values. (Those of several
+    terms share none: each head's are of the rank of its own matrix.)
+    """
+    step = min(run.group, _TOGETHER) if scoring.weights.n_terms == 1 else 1
+    starts = ((start, start + run.group) for start in range(0, run.n_owners, run.group))
+    return [range(at, min(at + step, end)) for start, end in starts for at in range(start, end, step)]
 
 
 def head_squares(run: Run, scoring: Scoring) -> dict[str, Squares]:
@@ -124,11 +141,13 @@ def squares_held(scoring: Scoring, runs: Sequence[Run]) -> int:
     return 32 * d * (d + 4 * n_terms**2 * max((run.n_owners * run.size for run in runs), default=0))
 
 
-def matrix_held(V: int, m: int) -> int:
-    """About how many bytes a matrix of m terms takes: E P^T and E Q^T, in float64, for either ranking and as screened,
-    and tiles.
+def matrices_held(V: int, run: Run, n_terms: int) -> int:
+    """About how many bytes the heads that are worked on together take: E P^T of each of their sides, in float64; those
+    of one matrix as they are screened, and as they are made for that; and tiles.
     """
-    return 56 * V * m + (32 << 20)
+    m = run.size * n_terms
+    sides = 1 + (min(run.group, _TOGETHER) if n_terms == 1 else 1)
+    return (8 * sides + 16) * V * m + 64 * V + (32 << 20)
 
 
 @dataclass(frozen=True)
@@ -150,11 +169,19 @@ class _Vectors:
         return rows.to(self.space.embedding.device)
 
 
+class _Key(NamedTuple):
+    """Whose vectors one side of a matrix has: those of an owner of a ``kind``, by its number within the place."""
+
+    kind: str
+    owner: int
+
+
 class _Factors(NamedTuple):
     """P and Q of a matrix P^T Q (m x d each): of what is scored, and of the model's own vectors."""
 
     scored: tuple[torch.Tensor, torch.Tensor]
     own: tuple[torch.Tensor, torch.Tensor]
+    keys: tuple[_Key, _Key]
 
 
 @dataclass(frozen=True)
@@ -175,41 +202,81 @@ class _Place:
     def factors(self, head: int, matrix: str) -> _Factors:
         """Those of a head, by its number within the place."""
         run, (left, right) = self.run, self.sides(matrix)
-        shared = [head // run.group if kind in ("attn_key", "attn_value") else head for kind in MATRICES[matrix]]
+        owners = [head // run.group if kind in ("attn_key", "attn_value") else head for kind in MATRICES[matrix]]
+        has_terms = len(left.scored) > 1
 
         def both(of_left: list[torch.Tensor], of_right: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-            P, Q = left.owner(of_left, shared[0], run.size), right.owner(of_right, shared[1], run.size)
+            P, Q = left.owner(of_left, owners[0], run.size), right.owner(of_right, owners[1], run.size)
             return of_rank(*balanced(P, Q)) if len(of_left) > 1 else (P, Q)
 
         scored = both(left.scored, right.scored)
         is_own = left.scored is left.own and right.scored is right.own
-        return _Factors(scored, scored if is_own else both(left.own, right.own))
+        of_left, of_right = (
+            _Key(kind, head if has_terms else owner) for kind, owner in zip(MATRICES[matrix], owners, strict=True)
+        )
+        return _Factors(scored, scored if is_own else both(left.own, right.own), (of_left, of_right))
 
 
-def _matrix(
-    place: _Place, first: int, usual: Mapping[str, UsualPairs], words: Words, kept: Kept, of: tuple[int, str]
-) -> _Matrix:
-    """What is kept of one matrix, ``of`` a head (within its place) and by name."""
-    head, matrix = of
-    left, right = place.sides(matrix)
-    (P, Q), own = place.factors(head, matrix)
-    if left.space is right.space:
-        A, B = factors(left.space.embedding, [P, Q])
-    else:
-        (A,), (B,) = factors(left.space.embedding, [P]), factors(right.space.embedding, [Q])
-    mean, std = pair_moments(A, B)
-    name = matrix.lower()
-    sides = Factor(P, left.space, A), Factor(Q, right.space, B)
-    lists = Ranked(A, B, strongest_pairs(A, B, words, kept.pairs))
-    unusual = None
-    if matrix in usual:
-        A, B = usual[matrix].factors(A, B, Q.double() @ right.space.means)
-        unusual = Ranked(A, B, strongest_pairs(A, B, words, kept.pairs))
-    return _Matrix(
-        {f"{name}_norm": frobenius(*own), f"{name}_mean": mean, f"{name}_std": std},
-        [pair_rows(lists, unusual, words, first + head, matrix, side) for side in ("top", "bottom")],
-        list(_direction_rows(directions(*sides, kept.directions), first + head, matrix)),
-    )
+@dataclass(frozen=True)
+class _Scored:
+    """One side of a matrix: its vectors and the space that scores them, the products, and by token_z."""
+
+    rows: torch.Tensor
+    space: Space
+    side: Side
+    unusual: Side | None
+
+
+def _matrices(
+    place: _Place,
+    first: int,
+    usual: Mapping[str, UsualPairs],
+    words: Words,
+    kept: Kept,
+    of: tuple[str, range],
+) -> list[_Matrix]:
+    """What is kept of one matrix, ``of`` its name and of some heads (within the place)."""
+    matrix, heads = of
+    every = [place.factors(head, matrix) for head in heads]
+    known = _sides(place, matrix, every, usual.get(matrix))
+    found = []
+    for head, each in zip(heads, every, strict=True):
+        left, right = (known[key] for key in each.keys)
+        mean, std = pair_moments(left.side, right.side)
+        lists = Ranked(left.side, right.side, strongest_pairs(left.side, right.side, words, kept.pairs))
+        unusual = None
+        if left.unusual is not None and right.unusual is not None:
+            A, B = left.unusual.times(1 / root_mean_square(left.side, right.side)), right.unusual
+            unusual = Ranked(A, B, strongest_pairs(A, B, words, kept.pairs))
+        of_left, of_right = (Factor(one.rows, one.space, one.side.table) for one in (left, right))
+        name = matrix.lower()
+        found.append(
+            _Matrix(
+                {f"{name}_norm": frobenius(*each.own), f"{name}_mean": mean, f"{name}_std": std},
+                [pair_rows(lists, unusual, words, first + head, matrix, side) for side in ("top", "bottom")],
+                list(_direction_rows(directions(of_left, of_right, kept.directions), first + head, matrix)),
+            )
+        )
+    return found
+
+
+def _sides(place: _Place, matrix: str, every: Sequence[_Factors], usual: UsualPairs | None) -> dict[_Key, _Scored]:
+    """The sides of some heads by whose vectors they have: those that share a space in one product."""
+    spaces = [vectors.space for vectors in place.sides(matrix)]
+    distinct: dict[Space, dict[_Key, torch.Tensor]] = {space: {} for space in spaces}
+    for found in every:
+        for space, key, rows in zip(spaces, found.keys, found.scored, strict=True):
+            distinct[space].setdefault(key, rows)
+    known: dict[_Key, _Scored] = {}
+    for space, vectors in distinct.items():
+        tables = factors(space.embedding, list(vectors.values()))
+        for (key, rows), table in zip(vectors.items(), tables, strict=True):
+            side, unusual = Side(table), None
+            if usual is not None:
+                is_source = key.kind == MATRICES[matrix][0]
+                unusual = usual.source(side) if is_source else usual.target(side, rows.double() @ space.means)
+            known[key] = _Scored(rows, space, side, unusual)
+    return known
 
 
 def _direction_rows(found: list[Direction], row: int, matrix: str) -> Iterator[pa.Table]:

@@ -15,7 +15,7 @@ import torch
 from paramdex_builder.project.block import Tokens, order
 from paramdex_builder.project.readable import Readable
 from paramdex_builder.project.space import TokenRows
-from paramdex_builder.project.tokens import strongest_tokens, token_scores
+from paramdex_builder.project.tokens import strongest_by_both, strongest_tokens, token_scores
 from paramdex_builder.project.usual import Usual
 
 SIDES = {"top": 1, "bottom": -1}
@@ -51,11 +51,13 @@ class Lists:
 
 def lists(rows: torch.Tensor, space: TokenRows, unusual: Unusual | None, k: int) -> dict[str, Lists]:
     """The lists of the vectors ``rows`` (n x d) on both sides, of k tokens by each ranking (all V where V < k)."""
-    by_score = _strongest(rows, space, k)
     if unusual is None:
-        return {side: _by_score(found) for side, found in by_score.items()}
+        return {side: _by_score(found) for side, found in _strongest(rows, space, k).items()}
     beyond = unusual.usual.unusual(rows)
-    by_z = _strongest(beyond, unusual.rows, k)
+    if rows.any(dim=1).all() and beyond.any(dim=1).all():
+        by_score, by_z = strongest_by_both(rows, unusual.rows, unusual.usual.mean, k)
+    else:
+        by_score, by_z = _strongest(rows, space, k), _strongest(beyond, unusual.rows, k)
     found = {}
     for side, sign in SIDES.items():
         first, others = by_score[side], by_z[side]

@@ -9,6 +9,7 @@ import pyarrow as pa
 import torch
 
 from paramdex_builder.project.arithmetic import dot
+from paramdex_builder.project.pair_sides import Side
 from paramdex_builder.project.pairs import HeadPairs, Words
 
 PAIRS = pa.schema(
@@ -31,15 +32,15 @@ PAIRS = pa.schema(
 
 @dataclass(frozen=True)
 class Ranked:
-    """The strongest pairs of A B^T (A, B: V x m, float64) by side."""
+    """The strongest pairs of A B^T by side."""
 
-    A: torch.Tensor
-    B: torch.Tensor
+    A: Side
+    B: Side
     found: dict[str, HeadPairs]
 
     def values(self, source: torch.Tensor, target: torch.Tensor) -> np.ndarray:
         """What is stored of some pairs (n, float32)."""
-        stored: np.ndarray = (dot(self.A[source], self.B[target]).float() + 0.0).cpu().numpy()  # -0.0 is 0.0
+        stored: np.ndarray = (dot(self.A.take(source), self.B.take(target)).float() + 0.0).cpu().numpy()  # -0.0 is 0.0
         return stored
 
 

@@ -1,17 +1,7 @@
 """The scan of a head's matrix A B^T for its strongest pairs: few of its V x V scores are looked at, none is missed.
 
-**Balanced.** A M and B N have the same product A B^T wherever M N^T = 1. Of all such factors, the norms of
-A' = U sqrt(S) and B' = V sqrt(S) say most about the scores, where U S V^T is the singular value decomposition of A B^T.
-They come from Gram matrices of d_head x d_head: with A^T A = L L^T, B^T B = R R^T and U S V^T now the decomposition of
-L^T R, M = L^-T U sqrt(S) and N = R^-T V sqrt(S). The computed M and N need not be exact, as long as we know how far off
-they are. Take any M and N, and any L, R with A^T A <= L L^T, B^T B <= R R^T. Then the rows of A, B are a = L x, b = R y
-with ||x||, ||y|| at most 1, so
-
-    |<a M, b N> - <a, b>| <= ||L^T R - (L^T M) (R^T N)^T||
-
-To be sure of the <=, L L^T is made larger than the computed A^T A, by as much as that may be off; this also keeps L
-away from singular. The roundings of float64 in A M, B N, this bound and the score itself are added (``_rounding``). The
-sum is one number for all pairs, the ``gap``.
+**Balanced.** The rows a', b' of factors A M and B N are scanned, whose products are those of A and B but for one
+number, the ``gap`` (``balance``).
 
 **Best first.** Rows are sorted by the norms of a' and b' and cut into tiles. Tiles are visited in order of the largest
 |score| that they can have, that of their first row and column: ||a'|| ||b'|| + gap (Cauchy-Schwarz). Each side has a
@@ -46,7 +36,9 @@ from paramdex_builder.project.arithmetic import (
     gamma64,
     kth_largest,
 )
+from paramdex_builder.project.balance import balance
 from paramdex_builder.project.engines import Engine, full_float32
+from paramdex_builder.project.pair_sides import Side
 from paramdex_builder.work.workers import stop_if_unwanted
 
 TILE_ROWS, TILE_COLUMNS = 1024, 1024
@@ -57,6 +49,8 @@ CROWD = 16_384
 """At most so many pairs of a tile are scored one by one."""
 _BATCH = 256
 """So many pairs are scored together, or k where that is more: often enough to raise the threshold."""
+_SMALL = 2.0**-90
+"""What rows of smaller norms than this are off by is within UNDERFLOW."""
 _LARGEST = float(torch.finfo(torch.float32).max)
 _INFINITY = 0x7F80_0000
 """The bits of float32's infinity."""
@@ -157,46 +151,6 @@ class Search:
         return self.last is not None and (source, target) > self.last
 
 
-def balance(A: torch.Tensor, B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float]:
-    """(M, N, gap): M and N (r x r) of the balanced factors A M, B N, for A, B (V x r), and how far scores can be off.
-
-    Columns that are zero in A or in B add nothing, and are left out.
-    """
-    M, N = (torch.zeros(A.shape[1], A.shape[1], dtype=A.dtype, device=A.device) for _ in range(2))
-    gram_a, gram_b = A.T @ A, B.T @ B
-    used = ((gram_a.diag() > 0) & (gram_b.diag() > 0)).nonzero()
-    if not len(used):
-        return M, N, 0.0
-    (L, inverse_L), (R, inverse_R) = (_root(gram[used, used.T], len(A)) for gram in (gram_a, gram_b))
-    product = L.T @ R
-    U, S, Vt = torch.linalg.svd(product)
-    m, n = inverse_L @ (U * S.sqrt()), inverse_R @ (Vt.T * S.sqrt())
-    left, right = L.T @ m, R.T @ n
-    off = float((product - left @ right.T).norm())
-    M[used, used.T], N[used, used.T] = m, n
-    return M, N, 1.001 * (off + _rounding(len(used), *(float(X.norm()) for X in (L, R, m, n, left, right))))
-
-
-def _root(gram: torch.Tensor, V: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """L (r x r) with A^T A <= L L^T, and L^-T, from the computed A^T A of V rows."""
-    values, vectors = torch.linalg.eigh(gram)
-    # Sums of V terms, and the decomposition, which is off by a small multiple of r u ||A^T A||.
-    root = (values.clamp_min(0) + 2 * gamma64(V + 100 * len(gram)) * float(gram.trace())).sqrt()
-    return vectors * root, vectors / root
-
-
-def _rounding(r: int, L: float, R: float, M: float, N: float, left: float, right: float) -> float:
-    """What float64 loses in <a M, b N>, <a, b> and the bound of their difference, from Frobenius norms.
-
-    ||a|| <= L and ||b|| <= R, so a M is off by x = gamma_r L M and b N by y = gamma_r R N. So are ``left`` = L^T M and
-    ``right`` = R^T N, which but for that are at least ||a M|| and ||b N||; each error counts twice. <a, b> and L^T R
-    are off by gamma_r L R, and <a M, b N> and the product of left and right by gamma_r of their norms.
-    """
-    gamma = gamma64(r + 2)
-    x, y = gamma * L * M, gamma * R * N
-    return 4 * (gamma * (L * R + (left + x) * (right + y)) + x * right + y * left + x * y)
-
-
 @dataclass
 class Factor:
     """A factor X M, times 2^exponent so that no norm is over 1, with its rows sorted by norm."""
@@ -207,19 +161,28 @@ class Factor:
     norms: np.ndarray
     """At least the norms of the rows (V, float64), descending."""
     exponent: int
+    error: float = 0.0
+    """How far a row is off by its rounding, as a share of its norm, at most."""
 
     @classmethod
-    def of(cls, X: torch.Tensor, M: torch.Tensor, engine: Engine) -> Factor:
-        Y = X @ M
-        norms = torch.linalg.vector_norm(Y, dim=1)
-        exponent = -math.frexp(float(norms.max()))[1] - 1
-        rows, norms = engine.operand(Y.mul_(2.0**exponent)), norms * 2.0**exponent
-        upper = norms.float().nextafter(torch.tensor(torch.inf, device=X.device)).where(norms > 0, 0.0)
+    def of(cls, side: Side, M: torch.Tensor, longest: float, engine: Engine) -> Factor:
+        """That of a side, no row of which times M is longer than ``longest``. It is made some rows at a time."""
+        exponent, here = -math.frexp(longest)[1] - 1, side.device
+        M = M * 2.0**exponent
+        parts, (norms, errors) = [], torch.empty(2, len(side), dtype=torch.float64, device=here)
+        for part, rows in side.chunks():
+            balanced = rows @ M
+            parts.append(engine.operand(balanced))
+            torch.linalg.vector_norm(balanced, dim=1, out=norms[part])
+            off = balanced.sub_(engine.values(parts[-1], side.width))
+            torch.linalg.vector_norm(off, dim=1, out=errors[part])
+        share = float((errors / norms.clamp_min(_SMALL)).max())
+        upper = norms.float().nextafter(torch.tensor(torch.inf, device=here)).where(norms > 0, 0.0)
         # One sort of integers, by norm descending and by id.
-        order = ascending((_INFINITY - upper.view(torch.int32).long()) << 32 | torch.arange(len(X), device=X.device))
+        order = ascending((_INFINITY - upper.view(torch.int32).long()) << 32 | torch.arange(len(side), device=here))
         ids = order & 0xFFFF_FFFF
         sorted_norms = upper.index_select(0, ids).cpu().numpy().astype(np.float64)
-        return cls(rows.index_select(0, ids), ids, sorted_norms, exponent)
+        return cls(torch.cat(parts).index_select(0, ids), ids, sorted_norms, exponent, share)
 
     def norms_by_id(self) -> torch.Tensor:
         """The norms (V, float64), in order of the ids."""
@@ -257,22 +220,23 @@ def above(bounds: np.ndarray) -> np.ndarray:
 
 
 class Scan:
-    """The scan of A B^T (A, B: V x r, float64) for the k strongest pairs of different words, on both sides.
+    """The scan of A B^T (both sides V x r, float64) for the k strongest pairs of different words, on both sides.
 
     A and B are products of float32 matrices, or else so small that their Gram matrices are within float64's range.
     """
 
-    def __init__(self, A: torch.Tensor, B: torch.Tensor, words: Words, k: int, engine: Engine) -> None:
-        self.A, self.B, self.words, self.engine = A, B, words, engine
+    def __init__(self, A: torch.Tensor | Side, B: torch.Tensor | Side, words: Words, k: int, engine: Engine) -> None:
+        self.A, self.B, self.words, self.engine = Side.of(A), Side.of(B), words, engine
         self.bits = Bits(engine.score_dtype)
-        M, N, gap = balance(A, B)
-        self.left, self.right = Factor.of(A, M, engine), Factor.of(B, N, engine)
+        M, N, gap, longest = balance(self.A, self.B)
+        self.left = Factor.of(self.A, M, longest[0], engine)
+        self.right = Factor.of(self.B, N, longest[1], engine)
         self.exponent = self.left.exponent + self.right.exponent
         """Thresholds and stored scores are those of A and B; all other numbers here are times 2^exponent."""
         self.gap = math.ldexp(gap, self.exponent)
-        self.error = engine.error(A.shape[1])
-        self.searches = [Search(sign, k, TokenPairs.empty(A.device)) for sign in (1, -1)]
-        self.buffer = torch.empty(TILE_ROWS * TILE_COLUMNS, dtype=engine.score_dtype, device=A.device)
+        self.error = engine.error(self.A.width, self.left.error, self.right.error)
+        self.searches = [Search(sign, k, TokenPairs.empty(self.A.device)) for sign in (1, -1)]
+        self.buffer = torch.empty(TILE_ROWS * TILE_COLUMNS, dtype=engine.score_dtype, device=self.A.device)
 
     def run(self) -> list[Search]:
         """Find the pairs of both sides, top first."""
@@ -301,7 +265,7 @@ class Scan:
         """The stored scores of pairs."""
         step = 1024 if source.device.type == "cpu" else 1 << 16  # as many as stay in a core's cache
         parts = zip(torch.split(source, step), torch.split(target, step), strict=True)
-        return torch.cat([dot(self.A.index_select(0, s), self.B.index_select(0, t)).float() for s, t in parts])
+        return torch.cat([dot(self.A.take(s), self.B.take(t)).float() for s, t in parts])
 
     def _tiles(self) -> list[tuple[int, int, float, int, int]]:
         """(row, column, bound of the stored |score|, least source id, least target id) of tiles, best first."""
@@ -422,7 +386,7 @@ class Scan:
         if len(place) <= max(CROWD, 4 * search.k):
             self._wait(search, place // width + rows.start, place % width + columns.start)
             return
-        a, b = self.A[source], self.B[target]
+        a, b = self.A.take(source), self.B.take(target)
         exact, noise = search.sign * (a @ b.T), gamma64(a.shape[1]) * (a.abs() @ b.abs().T)
         stored, unsure = as_stored(exact, noise)
         needed = search.needs((exact + noise).float(), source[:, None], target) & ~same

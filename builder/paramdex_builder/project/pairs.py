@@ -17,9 +17,10 @@ import numpy as np
 import torch
 
 from paramdex_builder.project.arithmetic import gamma64
-from paramdex_builder.project.engines import Engine, SelectingEngine, engine_of
+from paramdex_builder.project.engines import Engine, PairSelecting, pair_engine_of
 from paramdex_builder.project.gpu_pairs import WaveScan
 from paramdex_builder.project.pair_scan import Scan, TokenPairs, Words
+from paramdex_builder.project.pair_sides import CHUNK, Side
 
 __all__ = [
     "HeadPairs",
@@ -33,9 +34,6 @@ __all__ = [
     "same_words",
     "strongest_pairs",
 ]
-
-_CHUNK = 1024
-"""Rows of E or of a factor that are worked on at a time."""
 
 
 def same_words(numbers: np.ndarray, device: torch.device) -> Words:
@@ -57,15 +55,15 @@ class HeadPairs:
 
 
 def strongest_pairs(
-    A: torch.Tensor, B: torch.Tensor, words: Words, k: int, engine: Engine | None = None
+    A: torch.Tensor | Side, B: torch.Tensor | Side, words: Words, k: int, engine: Engine | None = None
 ) -> dict[str, HeadPairs]:
-    """The k strongest pairs of A B^T (A, B: V x d_head, float64), overall and of different words, both sides.
+    """The k strongest pairs of A B^T (both sides V x d_head, float64), overall and of different words, both sides.
 
     A list is shorter where there are fewer pairs. Works on the device of ``A``. The result is the same on every device
     and with every ``engine``; without one, the fastest for the device is taken.
     """
-    engine = engine or engine_of(A.device)
-    scan = WaveScan(A, B, words, k, engine) if isinstance(engine, SelectingEngine) else Scan(A, B, words, k, engine)
+    engine = engine or pair_engine_of(A.device)
+    scan = WaveScan(A, B, words, k, engine) if isinstance(engine, PairSelecting) else Scan(A, B, words, k, engine)
     searches = scan.run()
     reachable = scan.reachable(words.source, words.target)
     source, target = words.source[reachable], words.target[reachable]
@@ -82,8 +80,8 @@ def factors(E: torch.Tensor, weights: Sequence[torch.Tensor]) -> list[torch.Tens
     """E P^T (V x m, float64) for each of the ``weights`` P (m x d), in one product: E is read once for all of them."""
     stacked = torch.cat([P.double() for P in weights]).T
     out = torch.empty(len(E), stacked.shape[1], dtype=torch.float64, device=E.device)
-    wide = torch.empty(_CHUNK, E.shape[1], dtype=torch.float64, device=E.device)
-    for some, products in zip(torch.split(E, _CHUNK), torch.split(out, _CHUNK), strict=True):
+    wide = torch.empty(CHUNK, E.shape[1], dtype=torch.float64, device=E.device)
+    for some, products in zip(torch.split(E, CHUNK), torch.split(out, CHUNK), strict=True):
         torch.mm(wide[: len(some)].copy_(some), stacked, out=products)
     return list(torch.split(out, [len(P) for P in weights], dim=1))
 
@@ -119,27 +117,17 @@ def of_rank(P: torch.Tensor, Q: torch.Tensor) -> tuple[torch.Tensor, torch.Tenso
     return tuple((A * root).T.contiguous().to(P.device) for A in (X @ U[:, :rank], Y @ Vt[:rank].T))
 
 
-def pair_moments(A: torch.Tensor, B: torch.Tensor) -> tuple[float, float]:
+def pair_moments(A: torch.Tensor | Side, B: torch.Tensor | Side) -> tuple[float, float]:
     """Mean and population standard deviation of all V^2 scores of A B^T, in closed form from two small Gram matrices.
 
     With A = 1 a^T + A', B = 1 b^T + B' (a, b the column means), the score <a_i, b_j> is <a, b> + <a, b'_j> + <a'_i, b>
     + <a'_i, b'_j>. The last three have mean 0 and are uncorrelated, so the variance is the sum of their mean squares.
     """
-    a, b = A.mean(0), B.mean(0)
-    cov_a, cov_b = _covariance(A, a), _covariance(B, b)
+    (a, cov_a), (b, cov_b) = Side.of(A).moments, Side.of(B).moments
     std = max(float(a @ cov_b @ a + b @ cov_a @ b + (cov_a * cov_b).sum()), 0.0) ** 0.5
     sizes = [float(mean @ mean + cov.trace()) ** 0.5 for mean, cov in ((a, cov_a), (b, cov_b))]
-    of_zero = 16 * gamma64(A.shape[1] + 1) * sizes[0] * sizes[1]  # what rounding leaves where all scores are equal
+    of_zero = 16 * gamma64(len(a) + 1) * sizes[0] * sizes[1]  # what rounding leaves where all scores are equal
     return float(a @ b), std if std > of_zero else 0.0
-
-
-def _covariance(A: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
-    """(A - mean)^T (A - mean) / V (d_head x d_head), for A (V x d_head)."""
-    total = torch.zeros(A.shape[1], A.shape[1], dtype=A.dtype, device=A.device)
-    for part in torch.split(A, _CHUNK):
-        centred = part - mean
-        total += centred.T @ centred
-    return total / len(A)
 
 
 def frobenius(P: torch.Tensor, Q: torch.Tensor) -> float:

@@ -23,8 +23,8 @@ from paramdex_builder.project.usual import Moments
 TOKENS = 20
 """The most tokens of a list that are compared."""
 DRAWS = 512
-_CHUNK = 128
-"""Lists whose tokens' rows are held at a time."""
+_CHUNK_BYTES = 1 << 20
+"""Bytes of tokens' rows in float64 that are held at a time on a processor: they stay in a core's cache."""
 
 
 def coherence(ids: torch.Tensor, rows: TokenRows) -> torch.Tensor:
@@ -35,7 +35,7 @@ def coherence(ids: torch.Tensor, rows: TokenRows) -> torch.Tensor:
     """
     k = ids.shape[1]
     found = []
-    for part in torch.split(ids, _CHUNK):
+    for part in torch.split(ids, max(1, _CHUNK_BYTES // (8 * k * rows.embedding.shape[1]))):
         centred = rows.embedding[part].double() - rows.means
         norm = centred.norm(dim=2, keepdim=True)
         unit = torch.where(norm > 0, centred / norm, 0.0)

@@ -33,6 +33,8 @@ class TokenRows:
     longest: float
     """Norm of the longest row."""
     factors: torch.Tensor | None = field(default=None, kw_only=True)
+    plain: TokenRows | None = field(default=None, kw_only=True)
+    """The rows e_t of the same embedding, where these are f_t e_t."""
 
     @property
     def size(self) -> int:
@@ -120,8 +122,8 @@ def make_space(embedding: torch.Tensor, device: torch.device, advance: Advance =
 
 
 def scaled(rows: TokenRows, factors: torch.Tensor) -> TokenRows:
-    """The rows f_t x_t of the ``embedding`` of some rows, for factors f (V, float64)."""
-    found = TokenRows(rows.embedding, rows.means, 0.0, factors=factors)
+    """The rows f_t e_t of some plain rows e_t, for factors f (V, float64)."""
+    found = TokenRows(rows.embedding, rows.means, 0.0, factors=factors, plain=rows)
     return replace(found, means=column_means(found), longest=longest_row(found))
 
 

@@ -12,7 +12,7 @@ over 1, and rounded to e' and w'. What that rounding costs is measured; it is le
     |t~ - t| <= b + u / (1 - u) |t~|,   b = ||e - c - e'|| + ||e'|| (||w - w'|| + gamma_d ||w'||) + UNDERFLOW
 
 An engine that selects, such as a GPU's tensor cores, does the next step as ``gpu_tokens`` explains. The other steps are
-the same.
+the same. Where vectors are ranked twice, what is screened for the second ranking is made of the first (``derived``).
 
 **Selected.** Tokens are taken in groups, and only the largest t~ of each group is looked at. Let theta be the k-th
 largest of those. It is at most the k-th largest of all t~, so k tokens certainly have t >= theta - b - u / (1 - u)
@@ -43,6 +43,7 @@ from paramdex_builder.project.block import (
     group_size,
     screen_of,
 )
+from paramdex_builder.project.derived import Derived, Second
 from paramdex_builder.project.engines import Engine, SelectingEngine, engine_of, full_float32
 from paramdex_builder.project.gpu_tokens import candidates
 from paramdex_builder.project.space import TokenRows
@@ -67,30 +68,54 @@ def strongest_tokens(rows: torch.Tensor, space: TokenRows, k: int, engine: Engin
     first, and has all V tokens where V < k. The result is the same on every device and with every ``engine``; without
     one, the fastest for the device is taken.
     """
+    return _strongest(rows, space, None, k, engine)[0]
+
+
+def strongest_by_both(
+    rows: torch.Tensor, unusual: TokenRows, mean: torch.Tensor, k: int, engine: Engine | None = None
+) -> list[dict[str, Tokens]]:
+    """As ``strongest_tokens``, twice: of the rows by the plain rows that ``unusual`` has factors for; and of the rows
+    less a ``mean`` (d, float64) by ``unusual``. Neither may have a row of zeros. On a processor the second is found in
+    what is screened for the first (``derived``).
+    """
+    assert unusual.plain is not None
+    engine = engine or engine_of(unusual.device)
+    if isinstance(engine, SelectingEngine):
+        beyond = rows.double() - mean
+        return [strongest_tokens(rows, unusual.plain, k, engine), strongest_tokens(beyond, unusual, k, engine)]
+    second = Second.of(unusual, mean, screen_of(unusual.plain, engine))
+    return _strongest(rows, unusual.plain, second, k, engine)
+
+
+def _strongest(
+    rows: torch.Tensor, space: TokenRows, second: Second | None, k: int, engine: Engine | None
+) -> list[dict[str, Tokens]]:
+    """The strongest tokens of every row, by ``space`` and by a ``second`` ranking."""
     E = space.embedding
     n, k = len(rows), min(k, len(E))
     engine = engine or engine_of(E.device)
     screen = screen_of(space, engine)
     selecting = engine if isinstance(engine, SelectingEngine) else None
     step = _selected_rows(k) if selecting else _scored_rows(screen)
-    buffer = _buffer(0 if selecting else n, screen)
-    sides = [
-        Tokens(*(torch.empty(n, k, dtype=dtype, device=E.device) for dtype in (torch.int64, torch.float32)))
-        for _ in range(2)
-    ]
+    buffers = [] if selecting else _buffers(n, screen, second)
+    rankings = [[_empty(n, k, E.device) for _ in range(2)] for _ in range(1 if second is None else 2)]
     for start in range(0, n, step):
         here = slice(start, start + step)
         W = rows[here].to(E.device).double()
-        found = _selected(selecting, W, space, screen, k) if selecting else _screened(W, space, screen, k, buffer)
-        for side, sign, own in zip(sides, (1, -1), found, strict=True):
-            side.ids[here], side.scores[here] = own.ids, own.scores * sign + 0.0  # + 0.0: -0.0 is 0.0
-    return {"top": sides[0], "bottom": sides[1]}
+        if selecting:
+            found = [_selected(selecting, W, space, screen, k)]
+        else:
+            found = _screened(W, space, screen, second, k, buffers)
+        for sides, own_sides in zip(rankings, found, strict=True):
+            for side, sign, own in zip(sides, (1, -1), own_sides, strict=True):
+                side.ids[here], side.scores[here] = own.ids, own.scores * sign + 0.0  # + 0.0: -0.0 is 0.0
+    return [{"top": top, "bottom": bottom} for top, bottom in rankings]
 
 
 def token_scores(rows: torch.Tensor, space: TokenRows, ids: torch.Tensor, engine: Engine | None = None) -> torch.Tensor:
     """The stored scores (n x m, float32) of some tokens ``ids`` (n x m, int64) of every row (n x d)."""
     engine = engine or engine_of(space.device)
-    screen, m = screen_of(space, engine), ids.shape[1]
+    screen, m = screen_of(space.plain or space, engine), ids.shape[1]
     found = torch.empty(ids.shape, device=space.device)
     for start in range(0, len(rows), _SCORED_ROWS):
         here = slice(start, start + _SCORED_ROWS)
@@ -101,14 +126,21 @@ def token_scores(rows: torch.Tensor, space: TokenRows, ids: torch.Tensor, engine
 
 
 def projection_held(V: int) -> int:
-    """About how many bytes a call of ``strongest_tokens`` takes on a processor, beside the rows and what is shared."""
-    return 2 * max(_BLOCK_BYTES, 4 * _BLOCK_ROWS[0] * V) + 3 * _SCORED_BYTES + 64 * _TOGETHER
+    """About how many bytes a call of ``strongest_by_both`` takes on a processor, beside the rows and what is shared:
+    the scores of a block by either ranking, and as much again.
+    """
+    return 3 * max(_BLOCK_BYTES, 4 * _BLOCK_ROWS[0] * V) + 3 * _SCORED_BYTES + 64 * _TOGETHER
 
 
 def projection_shared(V: int, d: int, stored: torch.dtype, engine: Engine) -> int:
     """About how many bytes all calls share with an ``engine``, beside an E (V x d) held in the dtype ``stored``."""
     vectors = 8 * V * d if doubled(V * d, stored, engine) else 0
-    return V * (engine.operand_dtype.itemsize * d + 16) + engine.score_dtype.itemsize * d * d + vectors
+    return screened_held(V, d, engine) + engine.score_dtype.itemsize * d * d + vectors
+
+
+def screened_held(V: int, d: int, engine: Engine) -> int:
+    """About how many bytes rows (V x d) take as they are screened on a processor."""
+    return V * (engine.operand_dtype.itemsize * d + 16)
 
 
 def _screened_rows(screen: Screen) -> int:
@@ -117,10 +149,16 @@ def _screened_rows(screen: Screen) -> int:
     return min(most, max(least, _BLOCK_BYTES // (len(screen.rows) * screen.engine.score_dtype.itemsize)))
 
 
-def _buffer(n: int, screen: Screen) -> torch.Tensor:
-    """Room for the screened scores of a block of up to n rows."""
+def _buffers(n: int, screen: Screen, second: Second | None = None) -> list[torch.Tensor]:
+    """Room for the screened scores of a block of up to n rows, by one ranking or by two."""
     size = min(n, _screened_rows(screen)) * len(screen.rows)
-    return torch.empty(size, dtype=screen.engine.score_dtype, device=screen.rows.device)
+    types = [screen.engine.score_dtype] + [torch.float32] * (second is not None)
+    return [torch.empty(size, dtype=dtype, device=screen.rows.device) for dtype in types]
+
+
+def _empty(n: int, k: int, device: torch.device) -> Tokens:
+    """Room for the k strongest tokens of n rows on one side."""
+    return Tokens(*(torch.empty(n, k, dtype=dtype, device=device) for dtype in (torch.int64, torch.float32)))
 
 
 def _scored_rows(screen: Screen) -> int:
@@ -134,35 +172,54 @@ def _selected_rows(k: int) -> int:
     return max(least, min(most, _SELECTED_BYTES // (32 * few_tokens(0, k))))
 
 
-def _screened(W: torch.Tensor, space: TokenRows, screen: Screen, k: int, buffer: torch.Tensor) -> list[Tokens]:
-    """The k strongest of some rows (n x d, float64), top and bottom, with sign times their scores.
+def _screened(
+    W: torch.Tensor, space: TokenRows, screen: Screen, second: Second | None, k: int, buffers: Sequence[torch.Tensor]
+) -> list[list[Tokens]]:
+    """The k strongest of some rows (n x d, float64), top and bottom, with sign times their scores; by both rankings
+    where there is a ``second``.
 
-    Rows are screened one block at a time, and the candidates of several blocks are scored together. ``buffer`` has room
-    for the screened scores of one block.
+    Rows are screened one block at a time, and the candidates of several blocks are scored together. Each of ``buffers``
+    has room for the screened scores of one block by one ranking.
     """
     group = group_size(len(space.embedding), k)
     n, step = len(W), _screened_rows(screen)
-    sides = [
-        Tokens(*(torch.empty(n, k, dtype=dtype, device=W.device) for dtype in (torch.int64, torch.float32)))
-        for _ in range(2)
-    ]
-    waiting: list[list[Candidates]] = []
+    rankings = [[_empty(n, k, W.device) for _ in range(2)] for _ in buffers]
+
+    def blocks(some: slice) -> list[Block]:
+        first = Block(W[some], space, screen)
+        return [first] if second is None else [first, Derived(first, second)]
+
+    waiting: list[list[list[Candidates]]] = []
     first = 0
     for start in range(0, n, step):
         stop_if_unwanted()
-        block = Block(W[start : start + step], space, screen)
-        end = start + len(block.W)
-        with full_float32():
-            bits, peaks = block.screened(group, buffer)
-        waiting.append([block.candidates(bits, peak, k, sign) for peak, sign in zip(peaks, (1, -1), strict=True)])
-        if end == n or sum(len(row) for left in waiting for row, _, _ in left) > _TOGETHER:
+        every = blocks(slice(start, start + step))
+        end = start + len(every[0].W)
+        waiting.append(_candidates(every, group, k, buffers))
+        if end == n or sum(len(row) for left in waiting for of in left for row, _, _ in of) > _TOGETHER:
             some = slice(first, end)
-            block = Block(W[some], space, screen) if len(waiting) > 1 else block
-            left = [_joined(of) for of in zip(*waiting, strict=True)]
-            for side, own in zip(sides, _scored(block, left, k), strict=True):
-                side.ids[some], side.scores[some] = own.ids, own.scores
+            every = blocks(some) if len(waiting) > 1 else every
+            for block, sides, *left in zip(every, rankings, *waiting, strict=True):
+                joined = [_joined(of) for of in zip(*left, strict=True)]
+                for side, own in zip(sides, _scored(block, joined, k), strict=True):
+                    side.ids[some], side.scores[some] = own.ids, own.scores
             waiting, first = [], end
-    return sides
+    return rankings
+
+
+def _candidates(every: Sequence[Block], group: int, k: int, buffers: Sequence[torch.Tensor]) -> list[list[Candidates]]:
+    """By each ranking of a block of rows the candidates of both sides."""
+    with full_float32():
+        screened = [every[0].screened(group, buffers[0])]
+        screened += [
+            block.from_first(screened[0][0], buffer)
+            for block, buffer in zip(every[1:], buffers[1:], strict=True)
+            if isinstance(block, Derived)
+        ]
+    return [
+        [block.candidates(bits, peak, k, sign) for peak, sign in zip(peaks, (1, -1), strict=True)]
+        for block, (bits, peaks) in zip(every, screened, strict=True)
+    ]
 
 
 def _joined(parts: Sequence[Candidates]) -> Candidates:
@@ -193,9 +250,9 @@ def _selected(engine: SelectingEngine, W: torch.Tensor, space: TokenRows, screen
     others = (~(left[0][2] & left[1][2])).nonzero().flatten()
     if len(others):
         step = _screened_rows(screen)
-        buffer = _buffer(len(others), screen)
+        buffers = _buffers(len(others), screen)
         for part in torch.split(others, step):
-            for side, found in zip(sides, _screened(W[part], space, screen, k, buffer), strict=True):
+            for side, found in zip(sides, _screened(W[part], space, screen, None, k, buffers)[0], strict=True):
                 side.ids[part], side.scores[part] = found.ids, found.scores
     return sides
 

@@ -30,6 +30,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from paramdex_builder.project.arithmetic import gamma64
+from paramdex_builder.project.pair_sides import Side
 from paramdex_builder.project.space import Space
 
 LEAST = 8
@@ -84,12 +85,22 @@ class UsualPairs:
             return None
         return cls(_usual(found.source, found.n, centre=False), _usual(found.target, found.n, centre=True))
 
-    def factors(self, A: torch.Tensor, B: torch.Tensor, mean: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """A', B' (V x m, float64) with A' B'^T = token_z of a head with the scores A B^T; ``mean`` (m) is that of B."""
-        B = B - mean
-        mean_square = float(((A.T @ A) * (B.T @ B)).sum()) / len(A) / len(B)
-        alpha, beta = (torch.where(each > 0, 1 / each, 0.0)[:, None] for each in (self.alpha, self.beta))
-        return A * alpha / (max(mean_square, 0.0) ** 0.5 or 1), B * beta
+    def source(self, A: Side) -> Side:
+        """The rows a_s / alpha_s."""
+        return Side(A.table, factors=_inverse(self.alpha))
+
+    def target(self, B: Side, mean: torch.Tensor) -> Side:
+        """The rows (b_t - mean) / beta_t; ``mean`` (m) is that of B."""
+        return Side(B.table, mean=mean, factors=_inverse(self.beta))
+
+    def sides(self, A: Side, B: Side, mean: torch.Tensor) -> tuple[Side, Side]:
+        """A', B' with A' B'^T = token_z of a head with the scores A B^T; ``mean`` (m) is that of B."""
+        return self.source(A).times(1 / root_mean_square(A, B)), self.target(B, mean)
+
+
+def root_mean_square(A: Side, B: Side) -> float:
+    """That of the scores A B^T of a head, each row less its mean; 1 where all of these are 0."""
+    return max(float((A.gram * B.moments[1]).sum()) / len(A), 0.0) ** 0.5 or 1.0
 
 
 def save_usual(path: Path, usual: Mapping[str, UsualPairs | None]) -> None:
@@ -105,6 +116,11 @@ def load_usual(path: Path, device: torch.device) -> dict[str, UsualPairs]:
     found = load_file(path, str(device))
     matrices = dict.fromkeys(name.partition("/")[0] for name in found)
     return {matrix: UsualPairs(found[f"{matrix}/alpha"], found[f"{matrix}/beta"]) for matrix in matrices}
+
+
+def _inverse(usual: torch.Tensor) -> torch.Tensor:
+    """1 over what is usual for each token; 0 where that is 0."""
+    return torch.where(usual > 0, 1 / usual, 0.0)
 
 
 def _usual(side: dict[Space, torch.Tensor], n: int, *, centre: bool) -> torch.Tensor:

@@ -14,7 +14,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cpu_engines import ENGINES
+from cpu_engines import ENGINES_OF_PAIRS as ENGINES
+from paramdex_builder.project import engines
 from paramdex_builder.project.arithmetic import (
     UNDERFLOW,
     Bits,
@@ -28,13 +29,15 @@ from paramdex_builder.project.arithmetic import (
 from paramdex_builder.project.engines import (
     BFLOAT16,
     FLOAT32,
+    INT8,
     INT16,
     TENSOR_CORES,
     Engine,
     engine_of,
     full_float32,
+    pair_engine_of,
 )
-from paramdex_builder.project.kernels import avx2
+from paramdex_builder.project.kernels import avx2, vnni
 
 CPU = torch.device("cpu")
 
@@ -189,6 +192,16 @@ def test_engine_of_processors(monkeypatch: pytest.MonkeyPatch, features: dict[st
     assert engine_of(CPU) == (FLOAT32 if expected == INT16 else expected)
     monkeypatch.delattr(torch.cpu, "get_capabilities")  # which older PyTorch has not
     assert engine_of(CPU) == FLOAT32
+
+
+def test_engine_of_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """int8 in place of bfloat16, and of nothing else, where there is a kernel for it."""
+    for engine in (BFLOAT16, FLOAT32):
+        monkeypatch.setattr(engines, "engine_of", lambda _, engine=engine: engine)
+        monkeypatch.setattr(vnni, "library", lambda: "a kernel")
+        assert pair_engine_of(CPU) == (INT8 if engine is BFLOAT16 else engine)
+        monkeypatch.setattr(vnni, "library", lambda: None)
+        assert pair_engine_of(CPU) == engine
 
 
 @pytest.mark.parametrize(

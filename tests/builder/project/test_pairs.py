@@ -18,12 +18,15 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 import oracle
-from cpu_engines import ENGINES, FASTEST
+from cpu_engines import ENGINES_OF_PAIRS as ENGINES
+from cpu_engines import FASTEST
 from paramdex.tour import demo_sources
 from paramdex_builder.project import pair_scan
 from paramdex_builder.project.arithmetic import dot
+from paramdex_builder.project.balance import balance
 from paramdex_builder.project.engines import BFLOAT16, FLOAT32
-from paramdex_builder.project.pair_scan import Factor, Scan, TokenPairs, above, balance
+from paramdex_builder.project.pair_scan import Factor, Scan, TokenPairs, above
+from paramdex_builder.project.pair_sides import Side
 from paramdex_builder.project.pairs import (
     HeadPairs,
     balanced,
@@ -319,7 +322,7 @@ def test_balanced_factors(V: int, d: int, skew: float, seed: int) -> None:
     draw = np.random.default_rng(seed)
     stretch = np.exp(draw.normal(size=d) * skew)
     A, B = torch.from_numpy(draw.normal(size=(V, d)) * stretch), torch.from_numpy(draw.normal(size=(V, d)) * stretch)
-    M, N, gap = balance(A, B)
+    M, N, gap, longest = balance(Side(A), Side(B))
     if skew < 9 and d <= V:
         gram_a, gram_b = (A @ M).T @ (A @ M), (B @ N).T @ (B @ N)
         assert torch.allclose(gram_a, gram_b, rtol=0, atol=1e-6 * float(gram_a.abs().max()))
@@ -327,7 +330,8 @@ def test_balanced_factors(V: int, d: int, skew: float, seed: int) -> None:
     assert float((A @ B.T - (A @ M) @ (B @ N).T).abs().max()) <= gap <= 1e-9 * float(A.norm() * B.norm())
     scan = Scan(A, B, same_words(np.arange(V), CPU), 1, FLOAT32)
     assert scan.gap == gap * 2.0**scan.exponent
-    for factor, X in ((scan.left, A @ M), (scan.right, B @ N)):
+    for factor, X, most in zip((scan.left, scan.right), (A @ M, B @ N), longest, strict=True):
+        assert float(X.norm(dim=1).max()) <= most
         norms = 2.0**factor.exponent * X.norm(dim=1)[factor.ids].numpy()
         assert (factor.norms >= norms * (1 - 1e-12)).all()
         assert (np.diff(factor.norms) <= 0).all()
@@ -394,6 +398,7 @@ def test_same_bytes_from_any_threads_tiles_and_engine(monkeypatch: pytest.Monkey
         for n_threads, rows, columns, engine in (
             (1, 512, 1024, BFLOAT16), (2, 512, 1024, BFLOAT16), (2, 512, 1024, FLOAT32), (2, 100, 333, BFLOAT16),
             (1, 7000, 7000, FLOAT32), (1, 512, 1024, FASTEST), (2, 512, 1024, FASTEST), (2, 100, 333, FASTEST),
+            (2, 512, 1024, ENGINES[-1]),
         ):  # fmt: skip
             torch.set_num_threads(n_threads)
             monkeypatch.setattr(pair_scan, "TILE_ROWS", rows)

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paramdex_builder.project.pair_rows import Ranked, pair_rows
+from paramdex_builder.project.pair_sides import Side
 from paramdex_builder.project.pairs import same_words, strongest_pairs
 from paramdex_builder.project.space import make_space
 from paramdex_builder.project.usual_pairs import (
@@ -65,7 +66,7 @@ def test_too_few_heads_and_tokens_without_scores() -> None:
     found = UsualPairs.of(summed([one] * LEAST))
     assert found is not None
     assert (found.alpha == 0).nonzero().tolist() == [[7]]
-    A, B = found.factors(E.double() @ P.T, E.double() @ Q.T, Q @ space.means)
+    A, B = (each[:] for each in found.sides(Side(E.double() @ P.T), Side(E.double() @ Q.T), Q @ space.means))
     assert not A[7].any()
     assert float((A @ B.T).square().mean()) > 0.1
 
@@ -91,7 +92,8 @@ def test_token_z_of_a_head() -> None:
     draw = np.random.default_rng(7)
     A, B = draw.normal(size=(2, 30, 3)) + 2
     usual = UsualPairs(*(torch.from_numpy(draw.uniform(0.2, 3, 30)) for _ in range(2)))
-    found = usual.factors(*(torch.from_numpy(each) for each in (A, B, B.mean(0))))
+    sides = (Side(torch.from_numpy(each)) for each in (A, B))
+    found = [each[:] for each in usual.sides(*sides, torch.from_numpy(B.mean(0)))]
     S = A @ B.T
     S -= S.mean(1, keepdims=True)
     expected = S / np.sqrt((S**2).mean()) / np.outer(usual.alpha, usual.beta)
@@ -107,9 +109,10 @@ def test_rows_are_those_of_both_rankings(V: int, k: int, coarse: bool, seed: int
         A, B = (2 * A).round() / 2, (2 * B).round() / 2
     words = same_words(draw.integers(0, max(1, V - 2), V), CPU)
     usual = UsualPairs(*(torch.from_numpy(draw.uniform(0.2, 3, V)) for _ in range(2)))
-    scaled = usual.factors(A, B, B.mean(0))
-    rankings = [Ranked(*each, strongest_pairs(*each, words, k)) for each in ((A, B), scaled)]
-    S, Z = ((a[:, None] * b[None]).sum(2).float().numpy() + 0.0 for a, b in ((A, B), scaled))
+    plain = Side(A), Side(B)
+    scaled = usual.sides(*plain, B.mean(0))
+    rankings = [Ranked(*each, strongest_pairs(*each, words, k)) for each in (plain, scaled)]
+    S, Z = ((a[:][:, None] * b[:][None]).sum(2).float().numpy() + 0.0 for a, b in (plain, scaled))
     different = words.number.numpy()[:, None] != words.number.numpy()[None]
     for side, sign in (("top", 1), ("bottom", -1)):
         rows = pair_rows(*rankings, words, 3, "QK", side).to_pylist()
@@ -128,7 +131,7 @@ def test_rows_are_those_of_both_rankings(V: int, k: int, coarse: bool, seed: int
 def test_rows_where_nothing_is_usual() -> None:
     A = torch.from_numpy(np.random.default_rng(0).normal(size=(6, 2)))
     words = same_words(np.arange(6), CPU)
-    lists = Ranked(A, A, strongest_pairs(A, A, words, 4))
+    lists = Ranked(Side(A), Side(A), strongest_pairs(A, A, words, 4))
     rows = pair_rows(lists, None, words, 0, "QK", "top").to_pylist()
     assert {row["token_z"] for row in rows} == {None} == {row["rank_token_z"] for row in rows}
 

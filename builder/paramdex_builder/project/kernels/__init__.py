@@ -1,1 +1,1 @@
-"""Compiled kernels: AVX2 for processors without bfloat16, Triton for GPUs."""
+"""Compiled kernels: AVX2 for processors without bfloat16, VNNI for pairs on those with it, Triton for GPUs."""

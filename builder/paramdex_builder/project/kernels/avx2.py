@@ -23,7 +23,6 @@ for every d below 2^28. The score becomes float32 once, and scales do not round.
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import math
 import os
 from collections.abc import Callable
@@ -33,6 +32,8 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
+
+from paramdex_builder.project.kernels.library import loaded
 
 Done = TypeVar("Done")
 LEAST = 2.0**-100
@@ -49,23 +50,21 @@ def library() -> ctypes.CDLL | None:
     """The compiled functions of this source; None where the installation has none, or the processor has no AVX2."""
     if not torch.backends.cpu.get_cpu_capability().startswith("AVX"):
         return None
-    try:
-        number = hashlib.sha256(_SOURCE.read_bytes()).hexdigest()[:16]
-        loaded = ctypes.CDLL(str(_SOURCE.with_name(f"avx2-{number}.so")))
-    except OSError:
+    found = loaded(_SOURCE)
+    if found is None:
         return None
     pointer, size = ctypes.c_void_p, ctypes.c_int64
-    loaded.paramdex_reaching.argtypes = [pointer, pointer, pointer, size, size, ctypes.c_int32, pointer, pointer]
-    loaded.paramdex_reaching.restype = size
-    loaded.paramdex_dots.argtypes = [pointer, pointer, pointer, pointer, size, size, pointer]
-    loaded.paramdex_dots.restype = None
-    loaded.paramdex_int16_pack.argtypes = [pointer, size, size, pointer]
-    loaded.paramdex_int16_pack.restype = None
-    loaded.paramdex_int16_scores.argtypes = [
+    found.paramdex_reaching.argtypes = [pointer, pointer, pointer, size, size, ctypes.c_int32, pointer, pointer]
+    found.paramdex_reaching.restype = size
+    found.paramdex_dots.argtypes = [pointer, pointer, pointer, pointer, size, size, pointer]
+    found.paramdex_dots.restype = None
+    found.paramdex_int16_pack.argtypes = [pointer, size, size, pointer]
+    found.paramdex_int16_pack.restype = None
+    found.paramdex_int16_scores.argtypes = [
         pointer, pointer, size, size, size, pointer, size, size, pointer, pointer, size, ctypes.c_int,
     ]  # fmt: skip
-    loaded.paramdex_int16_scores.restype = ctypes.c_int
-    return loaded
+    found.paramdex_int16_scores.restype = ctypes.c_int
+    return found
 
 
 def operand_error(d: int) -> float:
