@@ -25,6 +25,7 @@ SECTIONS = {
     "build": ("Building, and asking in-process", "run.py"),
     "kernels": ("The two kernels, on one core", "kernels.py"),
     "neighbors": ("Relating two models", "neighbors.py"),
+    "growth": ("An atlas that grows", "growth.py"),
     "lookups": ("Look-ups in a large atlas", "lookups.py"),
     "memory": ("Memory of a build", "memory.py"),
     "serve": ("The explorer under load", "serve.py demo.atlas"),
