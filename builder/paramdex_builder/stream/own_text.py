@@ -18,7 +18,7 @@ from paramdex_builder.work.progress import Advance, Progress
 from paramdex_builder.work.workers import one_thread_each, stop_if_unwanted
 from paramdex_schemas import CheckpointError
 
-BATCH = 27
+BATCH = 39
 """How many texts are written together: a quarter of those that a build asks for."""
 
 
