@@ -37,7 +37,7 @@ class EvaluateOptions:
     """parameters of each kind and layer whose strongest tokens are looked at, and pairs, at most"""
     heads: int = 32
     """heads of the model whose strongest pairs of tokens are looked at, at most; 0 leaves that out"""
-    texts: int = 96
+    texts: int = 144
     """texts of 128 tokens that a causal model writes itself, to fit what its layers read; 0 leaves that out"""
     other_model: str | None = None
     """another model, in whose embedding the words of a list are compared; without it that is left out"""

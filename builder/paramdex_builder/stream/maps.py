@@ -6,8 +6,9 @@ threads there are.
 
 A fit looks at each text by itself: of z and x it takes what is left when their means over the text are taken away (the
 within estimator of panel data, Mundlak 1978). What a text is about moves the states of all its tokens, and which tokens
-it has, so that tokens seem to say what only their texts do; with some hundred texts that is no small part of the noise.
-How well a map does is measured without that, over all tokens alike.
+it has, so that tokens seem to say what only their texts do. Without that, gates of SmolLM2-135M read with a mean
+correlation of 0.630 where they do with 0.634 (see RIDGE), which is what half again as many texts give. How well a map
+does is measured over all tokens alike.
 """
 
 from __future__ import annotations
@@ -28,8 +29,9 @@ from paramdex_schemas.progress import Progress
 
 RIDGE = 0.1
 """The share of the mean variance of z that the regression pays for leaving the diagonal map. Of 0.003 to 3, fitted on
-96 texts that the model wrote, it gives the highest mean correlation on film reviews, Shakespeare and Wikipedia for
-SmolLM2-135M (layers 1, 10, 20 and 29: 0.618; 0.613 with 0.01, 0.607 with 1). tiny-a has 0.700, and 0.709 with 0.003.
+144 texts that the model wrote, it gives gates the highest mean correlation on film reviews, Shakespeare and Wikipedia
+for SmolLM2-135M (layers 1, 10, 20 and 29: 0.634; 0.633 with 0.01, 0.620 with 1). Readers of tiny-a have 0.704 on film
+reviews, and 0.709 with 0.003.
 """
 PART = 8
 """How many texts are run together."""

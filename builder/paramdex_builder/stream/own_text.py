@@ -18,7 +18,7 @@ from paramdex_builder.work.workers import one_thread_each, stop_if_unwanted
 from paramdex_schemas import CheckpointError
 from paramdex_schemas.progress import Advance, Progress
 
-BATCH = 27
+BATCH = 39
 """How many texts are written together: a quarter of those that a build asks for."""
 
 

@@ -203,7 +203,7 @@ def relate(atlas: str, models: tuple[str, ...], **options: Any) -> None:
 @click.option(
     "--texts",
     type=click.IntRange(0),
-    default=96,
+    default=144,
     show_default=True,
     help="texts of 128 tokens for a causal model to write, from which it is fitted what its layers read; 0 for none",
 )

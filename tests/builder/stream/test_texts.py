@@ -66,7 +66,7 @@ def test_a_long_text_is_read_in_parts(encoder: Path) -> None:
 def test_what_a_reading_tells_of_its_text(compressed: bool, encoder: Path, tmp_path: Path) -> None:
     path = tmp_path / ("words.txt.xz" if compressed else "words.txt")
     drawn = random.Random(0)
-    raw = " ".join(f"word{drawn.randrange(38)}" for _ in range(4000)).encode()
+    raw = " ".join(f"word{drawn.randrange(38)}" for _ in range(6000)).encode()
     path.write_bytes(lzma.compress(raw) if compressed else raw)
     reading = make_reading(Checkpoint.open(str(encoder)), "expected", 60, path, Progress())
     assert reading.text == f"{path.name}, SHA-256 {hashlib.sha256(path.read_bytes()).hexdigest()[:12]}"
@@ -80,7 +80,7 @@ def test_texts_that_are_no_use(encoder: Path, tmp_path: Path) -> None:
     checkpoint = Checkpoint.open(str(encoder))
     path = tmp_path / "words.txt"
     path.write_text(in_order(90))
-    short = r"words\.txt.* is too short: it has about 90 tokens of .*bert, and 3,240 are needed; give a longer one"
+    short = r"words\.txt.* is too short: it has about 90 tokens of .*bert, and 4,680 are needed; give a longer one"
     with pytest.raises(BuildError, match=short):
         make_reading(checkpoint, "expected", 60, path, Progress())
     path.write_text(" \n")

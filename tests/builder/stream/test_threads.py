@@ -68,5 +68,5 @@ def test_other_families_with_one_and_three_threads(name: str, tmp_path: Path) ->
 def test_an_encoder_on_a_text(tmp_path: Path) -> None:
     folder = models.save_word_model(tmp_path / "model", 0, models.encoder)
     text = tmp_path / "words.txt"
-    text.write_text(" ".join(f"word{i * i % 37}" for i in range(4000)))
+    text.write_text(" ".join(f"word{i * i % 37}" for i in range(6000)))
     assert same(read(folder, 60, 1, text), read(folder, 60, 3, text))
