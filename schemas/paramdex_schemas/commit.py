@@ -16,8 +16,9 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
-from paramdex_schemas import AtlasError, atlas_files
+from paramdex_schemas import atlas_files
 from paramdex_schemas.contents import Contents, read_contents
+from paramdex_schemas.errors import AtlasError
 from paramdex_schemas.everything import script
 from paramdex_schemas.place import check_writable, find_place, staging_folder
 

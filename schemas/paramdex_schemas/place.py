@@ -13,7 +13,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from paramdex_schemas import BuildError, atlas_files
+from paramdex_schemas import atlas_files
+from paramdex_schemas.errors import BuildError
 
 _LOG = 4 << 20
 """Bytes of the database's log that do not grow with the model: larger tables bypass it."""

@@ -72,7 +72,9 @@ def test_what_a_reading_tells_of_its_text(compressed: bool, encoder: Path, tmp_p
     assert reading.text == f"{path.name}, SHA-256 {hashlib.sha256(path.read_bytes()).hexdigest()[:12]}"
     assert reading.n_tokens == FITTED * 30
     assert all(A.shape == (24, 24) and A.dtype == torch.float32 for A in reading.maps.values())
-    assert list(reading.maps) == ["ff_key/1", "attn_query+attn_key+attn_value/1"]
+    assert list(reading.maps) == [
+        f"{kinds}/{i}" for i in (0, 1) for kinds in ("ff_key", "attn_query+attn_key+attn_value")
+    ]
     assert all(float(each.nanmean()) > 0.3 for each in reading.reads.values())
 
 
