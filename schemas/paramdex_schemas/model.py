@@ -73,6 +73,7 @@ class Model:
     def ids(self, kind: str, place: Place | None = None, expert: int | None = None) -> Span:
         """The numbers [first, end) of the parameters of a kind, or of those in one place, or of one expert there.
 
+        >>> from paramdex_schemas.layout import Run
         >>> layout = Layout.number([Run("ff_key", None, layer, None, 1, 4, 1) for layer in (0, 1)])
         >>> Model(0, "m", "v", 9, 100, 0, layout).ids("ff_key", (None, 1))
         (104, 108)

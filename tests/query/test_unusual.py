@@ -160,7 +160,8 @@ def test_interrupted_query_is_an_interrupt(atlas: Atlas) -> None:
 
     database = atlas.fork().database
     database.connection = SimpleNamespace(execute=stopped, sql=stopped, extract_statements=lambda sql: [sql])
-    for ask in (database.rows, database.arrays, database.kept, database.table):
+    tables = database.of(atlas.models["bert"])
+    for ask in (tables.rows, tables.arrays, tables.kept, tables.table):
         with pytest.raises(KeyboardInterrupt):
             ask("SELECT 1")
 

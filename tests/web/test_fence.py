@@ -139,7 +139,7 @@ def test_an_explained_query_counts_no_hidden_row(client: TestClient, small_atlas
         "EXPLAIN ANALYZE (/* ) SELECT 1 -- */ FROM {} WHERE source = '{}')",
         "EXPLAIN ANALYZE FROM {} WHERE starts_with(source, '{}')",
     ):
-        for table in ("atlas.store.models", "store.models"):
+        for table in (f"{FILE}.store.models", "models"):
             said = []
             for guess in (source, "/nowhere"):
                 answer = client.get("/sql.json", params={"q": form.format(table, guess)})

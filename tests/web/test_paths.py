@@ -15,15 +15,13 @@ import paramdex
 from opened import change
 from web_helpers import data, server
 
-MODELS = ["models", "main.models", "store.models", "memory.models", "memory.main.models", "memory.store.models"]
+MODELS = ["models", "main.models", "memory.models", "memory.main.models"]
 """The names under which a visitor has the table of models."""
 FILE = [
-    "atlas.models",
-    "atlas.main.models",
-    "atlas.store.models",
-    '"atlas"."store"."models"',
-    "ATLAS.STORE.MODELS",
-    "Atlas.models",
+    '"models/gpt2-a".models',
+    '"models/gpt2-a".main.models',
+    '"models/gpt2-a".store.models',
+    '"models/gpt2-a"."store"."models"',
 ]
 """The names of the table in the file, which has the paths."""
 FORMS = [
@@ -92,7 +90,7 @@ def test_sql_does_not_tell_where_models_came_from(watched: TestClient, form: str
     for name in FILE:
         answer = watched.get("/sql.json", params={"q": form.format(name)})
         assert answer.status_code == 400
-        assert "without atlas before it" in answer.json()["error"]["message"]
+        assert "alone; it has the rows of all models" in answer.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("query", AROUND)

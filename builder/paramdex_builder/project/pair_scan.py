@@ -174,7 +174,7 @@ class Factor:
             balanced = rows @ M
             parts.append(engine.operand(balanced))
             torch.linalg.vector_norm(balanced, dim=1, out=norms[part])
-            off = balanced.sub_(engine.values(parts[-1], side.width))
+            off = balanced - engine.values(parts[-1], side.width)  # a new one: an operand may be the rows themselves
             torch.linalg.vector_norm(off, dim=1, out=errors[part])
         share = float((errors / norms.clamp_min(_SMALL)).max())
         upper = norms.float().nextafter(torch.tensor(torch.inf, device=here)).where(norms > 0, 0.0)

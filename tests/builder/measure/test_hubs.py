@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paramdex_builder.measure.hubs import HUBS, PAIRS, Baseline, pair_places, share, uniform
+from paramdex_builder.project.pair_sides import Side
 from paramdex_builder.project.pairs import same_words
 
 
@@ -54,7 +55,7 @@ def test_places_of_pairs_are_those_of_the_whole_matrix() -> None:
     words = same_words(numbers, torch.device("cpu"))
     for scale in (np.ones(60), rng.uniform(0.1, 3, size=60)):
         found = pair_places(
-            torch.tensor(A), torch.tensor(B), words, lambda a, b, s=scale: (a / torch.tensor(s)[:, None], b)
+            torch.tensor(A), torch.tensor(B), words, lambda _, b, s=scale: (Side.of(torch.tensor(A / s[:, None])), b)
         )
         scores = (A / scale[:, None]) @ B.T
         scores[numbers[:, None] == numbers] = -np.inf

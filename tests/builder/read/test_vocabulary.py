@@ -224,7 +224,6 @@ def test_table_columns(tmp_path: Path) -> None:
         "##2": (True, True),
     }
     assert [row["token_id"] for row in table] == list(range(len(table)))
-    assert len({row["vocabulary"] for row in table}) == 1
 
 
 def test_name_is_of_the_list_and_how_it_reads(tmp_path: Path) -> None:

@@ -65,10 +65,9 @@ def connect(atlas: Path, memory_mb: int) -> duckdb.DuckDBPyConnection:
         "memory_limit": f"{memory_mb}MB",
         "threads": "1",
     }
-    contents = read_contents(atlas)
-    connection = Everything(contents, settings).connection
-    known = {each.row[name] for each in contents.manifests.values() for name in ("source", "base")} - {None}
-    told = {source: public_source(source) for source in known}
+    connection = Everything(read_contents(atlas), settings).connection
+    known = connection.execute("SELECT source FROM models UNION SELECT base FROM models").fetchall()
+    told = {source: public_source(source) for (source,) in known if source is not None}
     # a table, not a view: DuckDB's statistics of it cannot tell what is in the file
     connection.execute(
         "CREATE TABLE told AS SELECT m.* REPLACE (map_extract_value(told, source) AS source, "
