@@ -36,8 +36,13 @@ def tensors(model_folders: dict[str, Path]) -> dict[str, dict[str, np.ndarray]]:
 def as_given(
     tensors: dict[str, dict[str, np.ndarray]], model: str, layer: int, place: str, w: np.ndarray
 ) -> np.ndarray:
-    """A vector that reads at a place as ``lens`` takes it: where no map is kept, with the norm's gain."""
-    return w if model == "gpt2-wide" else w * gains(tensors[model], PLACES[place], layer)
+    """A vector that reads at a place as ``lens`` takes it: where no map is kept, with the norm's gain, and less its
+    mean where the norm is a LayerNorm (rows in float32 have means of 1e-8, which their products with a mean show).
+    """
+    if model == "gpt2-wide":
+        return w
+    given = w * gains(tensors[model], PLACES[place], layer)
+    return given - given.mean() if model == "gpt2-a" else given
 
 
 def rows_of(result: object, what: str) -> list[dict]:
