@@ -93,6 +93,8 @@ class Connection:
         quoted = str(self.atlas / path).replace("'", "''")
         try:
             self.connection.execute(f"ATTACH '{quoted}' AS {name} (TYPE duckdb, READ_ONLY)")
+        except duckdb.InterruptException:
+            raise  # somebody stopped it, which says nothing of the file
         except duckdb.ConnectionException as error:
             raise self._failed(error) from error
         except duckdb.Error as error:

@@ -39,9 +39,9 @@ class Everything(Connection):
         """``settings`` are further settings of DuckDB. Raises AtlasError where a file cannot be read."""
         super().__init__(contents.atlas, settings)
         try:
-            for name, path in attached(contents).items():
-                self.attach(catalog(name), path, contents.tables(name))
             with self._failing():
+                for name, path in attached(contents).items():
+                    self.attach(catalog(name), path, contents.tables(name))
                 for view in views(contents):
                     self.connection.execute(view)
                 self.connection.execute("SET enable_external_access = false")
